@@ -1,1 +1,1 @@
-"""What happened: the log, its histories, splits, loading, small worlds."""
+"""Logs of events: preparation, histories, splits, batches and synthetic datasets."""

@@ -1,4 +1,4 @@
-"""Arrays written as they come: one .npy file, appended chunk by chunk, never whole in memory."""
+"""Writer of one .npy file chunk by chunk, without the whole array in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 class ArrayWriter:
-    """Appends chunks to an .npy file; the header gets its length on ``close``.
+    """Writer that appends chunks to an .npy file. ``close`` writes the final length into the header.
 
     Args:
         dtype: type of an entry: ``(np.float32, (3,))`` for chunks ``[n, 3]``, a plain one for chunks ``[n]``.
@@ -30,7 +30,7 @@ class ArrayWriter:
         np.lib.format.write_array_header_1_0(self._file, header)
 
     def append(self, chunk: NDArray[Any]) -> None:
-        """Add values at the end."""
+        """Append values at the end."""
         self._file.write(np.ascontiguousarray(chunk, self.dtype.base).data)
         self.length += len(chunk)
 
@@ -49,5 +49,5 @@ class ArrayWriter:
 
 
 def narrow(rows: int) -> Any:
-    """The smallest unsigned type that holds ids below ``rows``."""
+    """Return the smallest unsigned type that holds ids below ``rows``."""
     return np.min_scalar_type(max(rows - 1, 0))

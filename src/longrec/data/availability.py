@@ -1,4 +1,4 @@
-"""When each event became available: the column of the log that says so, and the histories that honor it.
+"""Availability of events: the column of a log that holds it, and the histories that respect it.
 
 An event that was told late enters no history before it was told. A log in which no event is late keeps no column, and
 its histories are contiguous.
@@ -22,7 +22,9 @@ from longrec.store.visibility import select_last_visible
 
 
 class AvailabilityFile:
-    """Writes the column of a log chunk by chunk; nothing where the schema names none, or no event is late.
+    """Writer of the availability column of a log.
+
+    It writes nothing if the schema names no such column or no event is late.
 
     Args:
         folder: of the prepared events.
@@ -40,7 +42,7 @@ class AvailabilityFile:
         self._rows = self._late = self._early = 0
 
     def append(self, chunk: pa.RecordBatch) -> None:
-        """Add a chunk. Null is the event's own time, and nothing is available before it happened."""
+        """Append a chunk. Null means the event's own time, and no event is available before it happened."""
         if self._writer is None:
             return
         times = chunk[TIME].to_numpy(zero_copy_only=False)
@@ -51,7 +53,7 @@ class AvailabilityFile:
         self._writer.append(np.maximum(available, times))
 
     def close(self) -> list[str]:
-        """Finish the file.
+        """Close the file.
 
         Returns:
             Warnings.
@@ -71,13 +73,13 @@ class AvailabilityFile:
 
 
 def list_event_types(folder: Path) -> dict[str, str]:
-    """Types of the columns of prepared events that come before the features: the item, and availability."""
+    """Return the types of the prepared event columns that precede the features: the item and the availability."""
     names = ("item", AVAILABLE)
     return {name: str(open_array(path).dtype) for name in names if (path := folder / f"{name}.npy").exists()}
 
 
 def select_available_events(folder: Path, lines: tuple[int, int] | None) -> NDArray[np.bool_] | bool:
-    """Which prepared events were available before the first line of a split by time; True where all are."""
+    """Return a mask of the events that were available before the first line of a split by time, or True for all."""
     path = folder / f"{AVAILABLE}.npy"
     return open_array(path) < lines[0] if lines is not None and path.exists() else True
 
@@ -89,7 +91,7 @@ def select_last_available(
     n: int,
     available: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The last ``n`` places of each range whose event was available strictly before a moment.
+    """Return the last ``n`` positions per range whose event was available strictly before a timestamp.
 
     Args:
         first, stop: int64 ``[B]`` ranges of places.
@@ -118,7 +120,7 @@ def select_last_available(
 
 
 def expand_ranges(first: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The places of ranges, end to end, and int64 offsets ``[B + 1]``.
+    """Return the positions of all ranges, concatenated, and int64 offsets ``[B + 1]``.
 
     >>> spans(np.array([3, 7]), np.array([2, 1]))
     (array([3, 4, 7]), array([0, 2, 3]))

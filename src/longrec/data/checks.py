@@ -1,4 +1,4 @@
-"""What a log's columns must hold for the features that read them: told with the row of the file, before any work."""
+"""Checks of a log's columns against the features that read them. Errors name the row of the file, before any work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from longrec.features.schema import Schema
 
 
 def check_values(log: Relation, schema: Schema) -> None:
-    """Refuse text among numbers, ids that would lose their zeros, and rows with another count of numbers.
+    """Refuse text among numbers, ids that would lose their zeros, and rows with a wrong count of numbers.
 
     Raises:
         DataError: with the column and the first row.
@@ -31,7 +31,7 @@ def check_values(log: Relation, schema: Schema) -> None:
 
 
 def warn_of_early_feedback(available_at: Mapping[str, str], early: Mapping[str, int], rows: int) -> list[str]:
-    """A sentence per column of moments of feedback that lie before their event, as skewed clocks write them.
+    """Return one sentence per column of feedback timestamps that lie before their event, as skewed clocks write them.
 
     Args:
         available_at: feature -> its column of moments.

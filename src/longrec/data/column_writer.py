@@ -1,4 +1,4 @@
-"""The files of a prepared log, filled chunk by chunk: flat columns of events, and columns of lists."""
+"""Writer of the files of a prepared log, chunk by chunk: flat columns of events and columns of lists."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from longrec.store.column_types import format_type
 
 
 class ColumnWriter:
-    """Appends chunks to ``events/NAME.npy`` and ``lists/NAME.*.npy`` below a folder; the first chunk opens a file."""
+    """Writer that appends chunks to ``events/NAME.npy`` and ``lists/NAME.*.npy``. The first chunk opens a file."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._writers: dict[str, ArrayWriter] = {}
 
     def event(self, name: str, values: NDArray[Any], dtype: Any) -> None:
-        """Add one value an event, or one row of numbers (values ``[n, W]``)."""
+        """Append one value per event, or one row of numbers (values ``[n, W]``)."""
         self._put(f"events/{name}", values, np.dtype((dtype, values.shape[1:])))
 
     def lists(self, name: str, column: Lists, rows: int) -> None:
-        """Add one list an event.
+        """Append one list per event.
 
         Args:
             rows: height of the table that the ids index.
@@ -40,12 +40,12 @@ class ColumnWriter:
             self._put(f"{path}.weights", column.weights, np.float32)
 
     def close(self) -> None:
-        """Give every file its length."""
+        """Close all files, which writes their lengths."""
         for writer in self._writers.values():
             writer.close()
 
     def event_types(self) -> dict[str, str]:
-        """Type of every event column written, by name."""
+        """Return the type of every written event column by name."""
         paths = (
             (path.removeprefix("events/"), writer) for path, writer in self._writers.items() if path[:6] == "events"
         )
@@ -58,7 +58,7 @@ class ColumnWriter:
 
 
 def check_same_lengths(one: tuple[str, NDArray[np.int64]], two: tuple[str, NDArray[np.int64]], where: str) -> None:
-    """Refuse list columns of one history whose lists differ in length; a column is its name and its offsets."""
+    """Refuse list columns of one history whose lists differ in length. A column is its name and its offsets."""
     odd = np.flatnonzero(np.diff(one[1]) != np.diff(two[1]))
     if len(odd):
         (first, mine), (second, other) = ((column, np.diff(offsets)[odd[0]]) for column, offsets in (one, two))
@@ -70,7 +70,7 @@ def check_same_lengths(one: tuple[str, NDArray[np.int64]], two: tuple[str, NDArr
 
 
 def cast_separated_text(flat: pa.Array, kind: pa.DataType, where: str) -> pa.Array:
-    """Separated text of numbers becomes numbers where the feature's own column has them."""
+    """Cast separated text to numbers if the feature's own column has numbers."""
     if pa.types.is_string(kind) or not (pa.types.is_string(flat.type) or pa.types.is_large_string(flat.type)):
         return flat
     try:

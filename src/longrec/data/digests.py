@@ -1,4 +1,4 @@
-"""What a prepared log, and the split of a log, depend on: one short name per content."""
+"""Digests of a prepared log and of a split: one short name per content."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RULES = 3
 
 
 def log_digest(config: DataConfig, schema: Schema, sources: str) -> str:
-    """What a prepared log depends on: sources, split and schema, less what is decided when a batch is made."""
+    """Return the digest of a prepared log: sources, split and schema without what is decided per batch."""
     schema_dict: dict[str, Any] = schema.model_dump(mode="json", exclude_unset=True)
     schema_dict.pop("label_delay", None)
     schema_dict["features"] = {
@@ -40,5 +40,5 @@ def log_digest(config: DataConfig, schema: Schema, sources: str) -> str:
 
 
 def split_digest(split: Split, sources: str) -> str:
-    """What tells one split of one log from another; logs prepared for different features may share it."""
+    """Return the digest of one split of one log. Logs prepared for different features may share it."""
     return sha256(f"{sources} {split.model_dump_json()}".encode()).hexdigest()[:16]

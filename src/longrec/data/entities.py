@@ -1,4 +1,4 @@
-"""Users and items of a log: their keys, and their raw columns joined by key."""
+"""Users and items of a log: their keys and their raw columns, joined by key."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MANY = 0.5
 
 
 class Entities:
-    """All users, or all items: the union of the log and of their own table, sorted by key.
+    """All users or all items: the union of the log and of their own table, sorted by key.
 
     Attributes:
         versions: of an own table with ``as_of``: what is read of it has an entry a version, all else one a key.
@@ -79,7 +79,7 @@ class Entities:
             )
 
     def _read_versions(self, own: Relation, as_of: str) -> Versions:
-        """The versions of the own table: since when each row holds."""
+        """Return the versions of the own table, with the timestamp from which each row holds."""
         time, where = self.schema.time, f"{own.where}: column {as_of!r}"
         if time is None:
             raise DataError(where, "as_of, but the schema names no time", "a time column", "leave as_of out")
@@ -97,7 +97,7 @@ class Entities:
         return Versions(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), read["since"].to_numpy())
 
     def _read(self, value: str, own: Relation) -> pa.Table:
-        """A value of every version, in the order of the versions, with the place of its key and its moment."""
+        """Return a value per version, in the order of the versions, with the position of its key and its timestamp."""
         own.con.register("_keys", pa.table({"key": self.keys.values, "place": np.arange(len(self.keys))}))
         key = f"{name(self.key)}::{self.log.key_type(self.key)}"
         versions_table = own.table(
@@ -108,23 +108,21 @@ class Entities:
         return versions_table
 
     def source(self, column: str) -> Relation:
-        """Where a column is read: the own table if it has it, else the log."""
+        """Return the relation that holds a column: the own table if it has it, else the log."""
         return self.own if self.own is not None and column in self.own.types else self.log
 
     def reads_own_table(self, feature: str) -> bool:
-        """Whether a feature reads its own table, besides the key."""
+        """Return whether a feature reads its own table besides the key."""
         if self.schema.features[feature].kind == "embedding":
             return False
         return any(c != self.key and self.source(c) is self.own for c in self.schema.columns(feature))
 
     def has_versions(self, feature: str) -> bool:
-        """Whether a feature has an entry a version."""
+        """Return whether a feature has one entry per version."""
         return self.versions is not None and self.reads_own_table(feature)
 
     def columns(self, features: list[str]) -> Iterator[tuple[str, pa.Array, pa.Array | None, str]]:
-        """Raw values of features, in the order of the keys (or of the versions): (feature, values, weights or None,
-        where).
-        """
+        """Yield raw values of features in the order of keys or versions: (feature, values, weights or None, where)."""
         for feature_name in features:
             feature = self.schema.features[feature_name]
             column = self.schema.column(feature_name)
@@ -153,7 +151,7 @@ class Entities:
         return values, where
 
     def _plain(self, column: str, feature: str, source: Relation, where: str) -> pa.Array:
-        """One value a key."""
+        """Return one value per key."""
         key = name(self.key)
         con = source.con
         con.register("_keys", pa.table({"key": self.keys.values, "place": np.arange(len(self.keys))}))
@@ -184,7 +182,7 @@ class Entities:
         owners: Callable[[NDArray[np.int64]], NDArray[Any]],
         timestamps: NDArray[np.int64],
     ) -> NDArray[np.int64] | None:
-        """How many training events read each version: ``[V]``, or None without versions.
+        """Count the training events that read each version: ``[V]``, or None without versions.
 
         Args:
             train: which events are.
@@ -203,7 +201,7 @@ class Entities:
     def fit(
         self, fitters: dict[str, EncoderFitter], counts: NDArray[np.int64], reads: NDArray[np.int64] | None = None
     ) -> None:
-        """Show the fitters of this entity's features every value, weighed by the training events that read it.
+        """Pass every value of this entity's features to the fitters, weighted by the training events that read it.
 
         Args:
             counts: training events of each key.
@@ -219,7 +217,7 @@ class Entities:
             add_values(fitters[feature], self.schema, feature, values, weight, where)
 
     def encode(self, fitted: FittedSchema) -> EntityTable:
-        """The encoded table, row 0 for an unknown key (and for a key without a version)."""
+        """Return the encoded table. Row 0 is for an unknown key and for a key without a version."""
         plain: dict[str, NDArray[Any] | Lists] = {}
         dated: dict[str, NDArray[Any] | Lists] = {}
         for feature, values, weights, where in self.columns(fitted.list_features(self.role)):
@@ -232,7 +230,7 @@ class Entities:
         return EntityTable(self.keys, plain, self.versions, dated)
 
     def warnings(self) -> list[str]:
-        """What the numbers measured on a log have to be read with, because of the moments of the own table."""
+        """Return the caveats that the timestamps of the own table put on results measured on the log."""
         features = [f for f in self.schema.features if self.schema.side(f) == self.role and self.reads_own_table(f)]
         if self.own_source is None or not features:
             return []
@@ -256,7 +254,7 @@ class Entities:
 def add_values(
     fitter: EncoderFitter, schema: Schema, feature: str, values: pa.Array, counts: NDArray[np.int64], where: str
 ) -> None:
-    """Give a fitter one chunk; several values a row count as often as their row."""
+    """Pass one chunk to a fitter. Several values per row count as often as their row."""
     if schema.features[feature].kind == "multi_id":
         values, offsets, _ = split_multi_values(schema.features[feature], values, where)
         counts = np.repeat(counts, np.diff(offsets))
@@ -264,5 +262,5 @@ def add_values(
 
 
 def _short_name(file: str) -> str:
-    """A file by its name, a pattern with its folder."""
+    """Return a file as its name, and a pattern with its folder."""
     return Path(file).name if not set("*?[") & set(Path(file).name) else "/".join(Path(file).parts[-2:])

@@ -1,4 +1,4 @@
-"""Users and items by themselves, as they stood at a moment: batches of no impression, for models that know one side.
+"""Batches of users or of items without an impression, as of a timestamp, for models that encode one side.
 
 Whatever belongs to the other side, or to an event or its candidate, reads as missing.
 """
@@ -22,7 +22,7 @@ from longrec.features.fields import Field
 
 
 def build_user_batch(log: Log, users: NDArray[np.int64], timestamp: int) -> Batch:
-    """Users with their histories strictly before a moment.
+    """Return a batch of users with their histories strictly before a timestamp.
 
     Args:
         users: int64 ``[B]`` rows of the log's user table.
@@ -47,7 +47,7 @@ def build_user_batch(log: Log, users: NDArray[np.int64], timestamp: int) -> Batc
 
 
 def build_item_batch(log: Log, items: NDArray[np.int64], timestamp: int) -> Batch:
-    """Items at a moment, for nobody in particular.
+    """Return a batch of items as of a timestamp, without a user.
 
     Args:
         items: int64 ``[B]`` rows of the log's item table.
@@ -60,7 +60,7 @@ def build_item_batch(log: Log, items: NDArray[np.int64], timestamp: int) -> Batc
 
 
 def _no_events(field: Field) -> torch.Tensor | Jagged:
-    """A column of no events."""
+    """Return a column without events."""
     if field.kind == "multi_id":
         weights = torch.zeros(0) if field.weighted else None
         return Jagged(torch.zeros(0, dtype=torch.int32), torch.zeros(1, dtype=torch.int64), weights)

@@ -1,4 +1,7 @@
-"""How the rows of files are laid out: ``rows`` of a source. Read by ``rows.py``, packed cells by ``packed.py``."""
+"""Format of the rows of files: ``rows`` of a source.
+
+``file_reader.py`` reads it, ``packed_cells.py`` parses packed cells.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ ValueT = Annotated[int | float | str, BeforeValidator(_plain)]
 
 
 class PackedCells(Strict):
-    """One cell that holds several features of every step: ``name:value#name:value;name:value#...``.
+    """Format of a cell that holds several features per step: ``name:value#name:value;name:value#...``.
 
     ``into`` gives each name its list column. A step that lacks a name, or its value, holds the default of that column
     (null unless given); an empty step is none; names in ``ignore`` are passed over; anything else is refused.
@@ -78,7 +81,7 @@ class FileFormat(Strict):
         return self
 
     def list_packed_columns(self) -> dict[str, str]:
-        """List column made of a packed one -> that one."""
+        """Return each list column that a packed column yields -> that packed column."""
         return {column: cell for cell, packed in self.packed.items() for column in packed.into.values()}
 
     def _text_faults(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Rows of files with a layout: read once, checked, and written as one Parquet file of typed columns.
+"""Reader of files with a declared format: it checks their rows and writes one Parquet file of typed columns.
 
 Text is read with the declared types alone: nothing is guessed from the values, so a log reads the same whatever is in
 it. Every later pass reads the Parquet file, column by column.
@@ -25,7 +25,7 @@ _INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT"
 
 
 class FileReader:
-    """One source with a layout, on its way into a Parquet file.
+    """Reader of one source with a declared format into a Parquet file.
 
     Args:
         con: the connection that reads.
@@ -88,7 +88,7 @@ class FileReader:
         return " UNION ALL ".join(queries)
 
     def _select_with_defaults(self, rows: str) -> str:
-        """SQL over files that know their types, defaults filled in."""
+        """Return SQL over typed files, with defaults filled in."""
         described = self.con.execute(f"DESCRIBE SELECT * FROM {rows}").fetchall()
         types = {row[0]: row[1] for row in described}
         askers = {column: "packed" for column in self.rows.packed}
@@ -133,7 +133,7 @@ class FileReader:
                 writer.close()
 
     def _chunks(self, sql: str) -> Iterator[pa.RecordBatch]:
-        """The rows with their packed columns taken apart; one chunk at least, be it empty."""
+        """Yield the rows with their packed columns parsed: at least one chunk, which may be empty."""
         done = 0
         with self.con.sql(sql).to_arrow_reader(_CHUNK) as reader:
             for batch in reader:
@@ -162,7 +162,7 @@ class FileReader:
         )
 
     def _locate_row(self, row: int) -> str:
-        """The file and the row in it, from 1, of a row of the whole source."""
+        """Return the file and the row in it, from 1, of a row of the whole source."""
         con = self.con.cursor()  # the first one is still reading
         for path in self._paths():
             count = con.execute(f"SELECT count(*) FROM {self._scan_file(con, path)}").fetchall()[0][0]

@@ -1,4 +1,4 @@
-"""What a prepared log was made of: contents of source files and results of queries, as one digest.
+"""Fingerprint of the sources of a prepared log: contents of files and results of queries, as one digest.
 
 The content of a file is hashed once. Its digest is kept beside the prepared logs with what the file system says of the
 file, and the file is read again only where that changed: a copy, a checkout or a new time stamp finds the log prepared
@@ -27,7 +27,7 @@ _RACY = 2_000_000_000
 
 
 def fingerprint(config: DataConfig, con: duckdb.DuckDBPyConnection, files: ContentIndex) -> str:
-    """A digest of the sources: path and content of every file, its part and its layout; the result of a query."""
+    """Return a digest of the sources: path, content, split and format of every file, and the result of a query."""
     sections: list[str] = []
     for source in (config.log, config.users, config.items):
         if source is None:
@@ -54,7 +54,7 @@ def fingerprint(config: DataConfig, con: duckdb.DuckDBPyConnection, files: Conte
 
 
 class ContentIndex:
-    """Digests of the contents of files, kept in ``files.json`` of a folder of prepared logs.
+    """Index of the content digests of files, kept in ``files.json`` of a folder of prepared logs.
 
     Losing an entry costs a reading of its file, no more: a damaged index is written anew, and of two processes that
     write at once either may win.
@@ -67,7 +67,7 @@ class ContentIndex:
         self._new: dict[str, dict[str, Any]] = {}
 
     def digest(self, path: Path) -> str:
-        """The digest of a file's content.
+        """Return the digest of a file's content.
 
         Raises:
             DataError: a file that cannot be read, or that changes meanwhile.
@@ -89,7 +89,7 @@ class ContentIndex:
         return str(entry["digest"])
 
     def check(self) -> None:
-        """Refuse files that changed since they were looked at: rows of two states would be mixed.
+        """Refuse files that changed since they were read: rows of two states would be mixed.
 
         Raises:
             DataError: with the file.
@@ -99,7 +99,7 @@ class ContentIndex:
                 raise DataError(str(path), "changed while it was read", "a file that stays as it is", "prepare again")
 
     def save(self, scratch: Path) -> None:
-        """Write what is new, over a copy in ``scratch``, a folder of the same file system.
+        """Write new entries, through a copy in ``scratch``, a folder of the same file system.
 
         The index only saves reading, so a folder that cannot be written, or a full disk, is none of its business.
         """
@@ -127,7 +127,7 @@ def _stat(path: Path) -> list[int]:
 
 
 def _is_complete(entry: Any) -> bool:
-    """Whether an entry is one: anything else in the file is damage."""
+    """Return whether an entry has all its fields. Anything else in the file is damage."""
     return (
         isinstance(entry, dict)
         and isinstance(entry.get("digest"), str)

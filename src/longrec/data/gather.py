@@ -1,4 +1,4 @@
-"""From rows of the log to a batch: one gather a column, nothing copied before."""
+"""Batches from rows of a log: one gather per column, nothing copied before."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from longrec.features.history_columns import HistoryEvents, build_history_column
 def gather(
     log: Log, rows: NDArray[np.int64], targets: Sequence[str] = (), available_before: int | None = None
 ) -> Batch:
-    """The batch of some rows: features at their moments, histories strictly before them.
+    """Return the batch of some rows: features as of their timestamps, histories strictly before them.
 
     Args:
         rows: int64 ``[B]`` places in the log, in any order.
@@ -88,7 +88,7 @@ def _gather_feature(
 def gather_history(
     log: Log, name: str, at: NDArray[np.int64], offsets: NDArray[np.int64], now: NDArray[np.int64]
 ) -> HistoryBatch:
-    """A history of given events, as each was known at a moment.
+    """Return a history of some events, each as available at a timestamp.
 
     Args:
         at: int64 ``[N]`` rows of the log.
@@ -126,7 +126,7 @@ def _gather_listed_history(log: Log, name: str, rows: NDArray[np.int64]) -> Hist
 
 
 def to_tensor(column: NDArray[Any] | Lists) -> Tensor | Jagged:
-    """int32 ids or float32 numbers as torch sees them; lists become jagged."""
+    """Return int32 ids or float32 numbers as a tensor, and lists as a jagged one."""
     if isinstance(column, Lists):
         weights = None if column.weights is None else torch.from_numpy(column.weights)
         return Jagged(_to_tensor(column.values), torch.from_numpy(column.offsets), weights)

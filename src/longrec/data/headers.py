@@ -1,4 +1,4 @@
-"""Columns of each file of a source, told by its header alone: the footer of Parquet, the schema of Arrow, a first line.
+"""Headers of the files of a source: the footer of Parquet, the schema of Arrow, the first line of text.
 
 Files are read together by the names of their columns, and a column that one file lacks would read as null in all of
 its rows. So the columns that are needed must be in every file, and of one kind.
@@ -34,12 +34,12 @@ class Header:
     kinds: dict[str, str]
 
     def kind(self, column: str) -> str | None:
-        """What a column holds, or None when the file lacks it; upper and lower case are the same to the reader."""
+        """Return the kind of values of a column, or None if the file lacks it. Names are compared without case."""
         return next((kind for name, kind in self.kinds.items() if name.lower() == column.lower()), None)
 
 
 def read_header(con: duckdb.DuckDBPyConnection, path: Path) -> Header:
-    """Read the columns of a file; none of its rows but the few that tell a text file's separator.
+    """Read the columns of a file, and of a text file the few rows that reveal its separator.
 
     Raises:
         DataError: a file that cannot be read, or of an unknown kind.
@@ -83,7 +83,7 @@ def _kind(kind: pa.DataType) -> str:
 
 
 def check_alike(where: str, headers: Iterable[Header], columns: Mapping[str, str]) -> None:
-    """Refuse a file that lacks a column which others have, or holds something else in it.
+    """Refuse a file that lacks a column which others have, or holds another kind of values in it.
 
     Args:
         where: the source, as a message names it.

@@ -1,4 +1,4 @@
-"""The join of a log with what an extractor left: for each sample what was known of its user or item at its moment.
+"""Join of a log with an extractor's knowledge: per sample the knowledge of its user or item as of its timestamp.
 
 Users and items are found by their own keys, so that knowledge extracted from one log serves another. Both sides of a
 sample read the same version: the newest that was published strictly before its moment.
@@ -23,7 +23,7 @@ Control = Literal["shuffled", "random"]
 
 
 class KnowledgeFeature:
-    """One vector feature of a log.
+    """One embedding feature of a log that is read from a knowledge store.
 
     Args:
         table: whose knowledge it is: user or item.
@@ -51,7 +51,7 @@ class KnowledgeFeature:
         self._versions: dict[int, NDArray[np.floating]] = {}
 
     def values(self, owners: NDArray[np.int64], timestamps: NDArray[np.int64]) -> NDArray[np.float32]:
-        """float32 ``[B, 1 + W]``: 1 and the vector; zeros where nothing was known.
+        """Return float32 ``[B, 1 + W]``: 1 and the vector, or zeros if no knowledge was available.
 
         Args:
             owners: ``[B]`` rows of the log's user (or item) table; row 0 is nobody.
@@ -65,8 +65,9 @@ class KnowledgeFeature:
         return knowledge
 
     def control(self, how: Control, seed: int = 0) -> KnowledgeFeature:
-        """The same feature emptied of what it tells, for controls: everybody gets the knowledge of somebody else
-        (the same one in every version), or noise of their own.
+        """Return a control of this feature without its information.
+
+        All get the knowledge of another entity (the same one in every version), or noise of their own.
         """
         other = object.__new__(KnowledgeFeature)
         other.__dict__.update(self.__dict__, _versions={})
@@ -78,7 +79,7 @@ class KnowledgeFeature:
         return other
 
     def _matrix(self, number: int) -> NDArray[np.floating]:
-        """``[1 + keys, 1 + W]`` of a version; half floats where the store keeps no more."""
+        """Return ``[1 + keys, 1 + W]`` of a version, in half floats if the store holds half floats."""
         if number not in self._versions:
             vectors = self.store.look_up(self._side, self._keys, np.array([number], np.int64))
             if self._noise is not None:

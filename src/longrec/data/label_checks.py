@@ -1,4 +1,4 @@
-"""Labels of a whole log: which there are, and whether a model can learn from them."""
+"""Checks of the labels of a log: how many there are, and whether a model can learn from them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check_labels(labels: NDArray[np.float32], codes: NDArray[np.int8], where: st
 
 
 def describe_label_delay(log: Log) -> str:
-    """What in the schema says how late labels come, as a message names it."""
+    """Return the setting of the schema that delays labels, as a message names it."""
     schema = log.schema
     if schema.label_available_at is not None:
         return f"available_at of features.{schema.label_available_at}"
@@ -56,7 +56,7 @@ def describe_label_delay(log: Log) -> str:
 
 
 def describe_exclusions(log: Log, split: str) -> str:
-    """Why rows of train or valid are left out, with how many of each."""
+    """Return the reasons why rows of train or valid are left out, with their counts."""
     excluded, what = log.excluded_rows(split), "valid or test" if split == "train" else "test"
     messages = []
     if excluded.unknown:
@@ -69,7 +69,7 @@ def describe_exclusions(log: Log, split: str) -> str:
 
 
 def check_window(log: Log) -> None:
-    """Refuse a training window in which too few labels were known to learn from.
+    """Refuse a training window in which too few labels were available to learn from.
 
     Raises:
         DataError: no label of train is left, or labels of one class.
@@ -90,7 +90,7 @@ def check_window(log: Log) -> None:
 
 
 def window_warnings(log: Log) -> list[str]:
-    """Sentences about labels that became known too late for what is measured on a log, for results to carry."""
+    """Return warnings about labels that became available too late for what is measured on a log."""
     messages, window = [], log.training_window
     if "valid" in log.excluded_counts and not len(log.rows_of("valid")):
         messages.append(

@@ -1,4 +1,4 @@
-"""The label under another name: features that alone tell the label of their own row, on a sample of training rows.
+"""Copies of the label among the features: features that alone predict the label of their own row, on a sample.
 
 A feature's rates of the label are learned from the rows of half of the users and measured on the other half, so that
 the identity of a user tells nothing, and the identity of an item what items honestly tell. An honest feature rarely
@@ -40,7 +40,7 @@ _NUMBERS = 32
 
 @dataclass(frozen=True)
 class LabelCopy:
-    """What one feature tells.
+    """Measurement of how well one feature predicts the label of its own row.
 
     Attributes:
         auc: of its rates of the label, learned on half of the users and measured on the other.
@@ -53,15 +53,17 @@ class LabelCopy:
     rows: int
 
     def phrase(self, label_name: str) -> str:
-        """What was found, in words."""
+        """Return the measurement as a phrase."""
         if self.auc >= AUC:
             return f"alone tells {label_name} of its own row (AUC {self.auc:.3f} on {self.rows:,} training rows)"
         return f"has a value that comes with {label_name} of its own row ({self.pure:.1%} of such rows)"
 
 
 def find_label_copies(log: Log) -> tuple[list[str], list[str]]:
-    """Sentences about features that tell the label or other feedback of their own row; and the feedback features that
-    tell the label as well as the label itself, which is fine unless they are known before it.
+    """Return warnings about features that reveal the label or other feedback of their own row, and copies of the label.
+
+    The second list holds feedback features that predict the label as well as the label itself. Those are fine unless
+    they are available before it.
     """
     sample = _Sample.of(log)
     if sample is None:
@@ -91,7 +93,7 @@ def find_label_copies(log: Log) -> tuple[list[str], list[str]]:
 
 
 def filter_warning(history: str, column: str, counts: NDArray[np.int64]) -> str:
-    """The sentence about a filter on a column that is not declared as feedback and tells the label; empty where none.
+    """Return the warning about a filter on an undeclared column that reveals the label, or an empty text.
 
     Args:
         counts: int64 ``[2, 2]`` training rows by whether the condition holds, and by label.
@@ -110,7 +112,7 @@ def filter_warning(history: str, column: str, counts: NDArray[np.int64]) -> str:
 
 
 def _pure(own: NDArray[Any], rest: NDArray[Any]) -> float:
-    """Share of the label among some rows, (without, with) it, where it gives the label away; else 0."""
+    """Return the share of the label among some rows, (without, with) it, if it reveals the label, else 0."""
     if own[1] < LEAST or own[1] < PURE * own.sum() or own[1] * (rest[0] + 1) < ODDS * (own[0] + 1) * rest[1]:
         return 0.0
     return float(own[1] / own.sum())
@@ -130,7 +132,7 @@ def _strength(copy: LabelCopy) -> float:
 
 @dataclass(frozen=True)
 class _Sample:
-    """Rows with labels of both classes, in two halves of the users.
+    """Sample of rows with labels of both classes, in two halves of the users.
 
     Attributes:
         rows: int64 ``[S]``, rising.
@@ -147,7 +149,7 @@ class _Sample:
 
     @classmethod
     def of(cls, log: Log) -> _Sample | None:
-        """A sample of the training rows; None where there are too few of a class."""
+        """Return a sample of the training rows, or None if a class has too few."""
         random = np.random.default_rng(0)
         # One row of each stretch, so that a large log is not read from end to end.
         stretch = max(len(log.labels) // _EXAMINED, 1)
@@ -169,11 +171,11 @@ class _Sample:
         return None
 
     def counts(self) -> NDArray[np.int64]:
-        """int64 ``[4]`` rows by half and label."""
+        """Return int64 ``[4]``: rows by half and label."""
         return np.bincount(2 * self.half + self.label, minlength=4)
 
     def relabel(self, ids: NDArray[Any]) -> _Sample | None:
-        """The same rows with another label: the highest of two values of a feedback feature."""
+        """Return the same rows with another label: the higher of two values of a feedback feature."""
         available = ids >= FIRST
         values = np.unique(ids[available])
         if len(values) != 2:
@@ -182,11 +184,11 @@ class _Sample:
         return sample if np.bincount(2 * sample.half + sample.label, minlength=4)[:4].min() >= LEAST else None
 
     def of_event(self, name: str) -> NDArray[Any]:
-        """``[S]`` values of a feature of the row."""
+        """Return ``[S]`` values of a feature of the row."""
         return self.log.events.columns[name].take(self.rows, axis=0)
 
     def plain(self) -> Iterator[tuple[str, list[NDArray[np.int64] | Lists]]]:
-        """Features that a model sees of the impression itself, each as columns of ids, and lists that rows bring."""
+        """Yield the features of the impression itself as columns of ids, then the lists of prejoined rows."""
         log, timestamps = self.log, self.log.timestamps.take(self.rows)
         owners = {"user": log.user(self.rows), "item": log.events.columns["item"].take(self.rows)}
         tables = {
@@ -211,7 +213,7 @@ class _Sample:
                 yield name, _columns(gather_lists(lists, self.rows))
 
     def measure(self, values: NDArray[np.int64] | Lists) -> LabelCopy | None:
-        """How well a column tells the label of its row; None where it has one value."""
+        """Return how well a column predicts the label of its row, or None if it has one value."""
         if isinstance(values, Lists):
             return self._measure_lists(values)
         distinct, index = np.unique(values, return_inverse=True)
@@ -226,7 +228,7 @@ class _Sample:
         return LabelCopy(auc, self._find_purest(counts), int(counts.sum()))
 
     def _find_purest(self, counts: NDArray[np.float64]) -> float:
-        """The largest share of the label in both halves, of one value or of all but the most frequent one."""
+        """Return the largest share of the label in both halves, of one value or of all but the most frequent one."""
         weighted = counts * self.weight[None, :, None]
         total, mode = weighted.sum(2), int(weighted.sum((0, 1)).argmax())
         # All but the most frequent value (as a rule the missing one) count as one value more.
@@ -260,7 +262,7 @@ class _Sample:
 
 
 def _columns(values: NDArray[Any] | Lists, label: NDArray[np.bool_] | None = None) -> list[NDArray[np.int64] | Lists]:
-    """Values as columns of ids: numbers fall into buckets, and the length of a list and its weights are columns too.
+    """Return values as columns of ids: bucketized numbers, and per list also its length and its weights.
 
     Args:
         label: of the rows; of many numbers a row those are looked at whose means differ most between its classes.
@@ -290,14 +292,17 @@ def _to_buckets(numbers: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _rates(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rate of the label of each value, from counts ``[2, V]`` without and with it."""
+    """Return the rate of the label per value, from counts ``[2, V]`` without and with it."""
     prior = counts[1].sum() / max(counts.sum(), 1)
     rates: NDArray[np.float64] = (counts[1] + _PRIOR * prior) / (counts.sum(0) + _PRIOR)
     return rates
 
 
 def _weighted_auc(score: NDArray[np.float64], counts: NDArray[np.float64]) -> float:
-    """AUC of scores ``[V]`` of values that stand for ``[2, V]`` rows without and with the label; ties count half."""
+    """Return the AUC of scores ``[V]`` of values that stand for ``[2, V]`` rows without and with the label.
+
+    Ties count half.
+    """
     _, index = np.unique(score, return_inverse=True)
     negative, positive = (np.bincount(index, own) for own in counts)
     below = np.cumsum(negative) - negative / 2

@@ -1,4 +1,4 @@
-"""Splits that do not run along time: which share of what a model learns lies later than what it is measured on."""
+"""Overlap in time of splits that do not run along time: the share of training rows later than measured rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMES = {"train": "training", "valid": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class LaterShare:
-    """Labelled rows of one part that lie at or after the first labelled row of another in time.
+    """Labeled rows of one split that lie at or after the first labeled row of another split in time.
 
     Attributes:
         part, than: the parts.
@@ -48,7 +48,7 @@ def find_later_shares(
     timestamps: NDArray[np.int64],
     offsets: NDArray[np.int64],
 ) -> tuple[list[LaterShare], list[str]]:
-    """The shares of a split, and a sentence about each.
+    """Return the shares of a split, and one sentence per share.
 
     Args:
         codes: the part of each row, as in ``split``.
@@ -68,7 +68,7 @@ def find_later_shares(
 
 
 def check_files(codes: NDArray[np.int8], times: NDArray[np.int64], step: bool, where: str) -> None:
-    """Refuse files of train, valid and test that overlap in time; equal times at a border overlap.
+    """Refuse files of train, valid and test that overlap in time. Equal times at a border overlap.
 
     Raises:
         DataError: with both spans in the message.
@@ -96,7 +96,7 @@ def later_shares(
     timestamps: NDArray[np.int64],
     offsets: NDArray[np.int64],
 ) -> list[LaterShare]:
-    """The shares above zero, each part against the one it may not know.
+    """Return the shares above zero, each split against the one whose rows must be later.
 
     Rows that are left out whatever the delay of the labels are not counted.
     """
@@ -119,7 +119,7 @@ def later_shares(
 
 
 def later_warnings(rule: Split, shares: list[LaterShare], step: bool) -> list[str]:
-    """One sentence per share, for whoever reads numbers measured on the split."""
+    """Return one sentence per share, for readers of numbers measured on the split."""
     return [
         f"split by {rule.by}: {_percent(one.share)} of the {_NAMES[one.split]} rows lie at or after the first "
         f"{_NAMES[one.than]} row ({describe_timestamp(one.first, step)}). The model learns from what other users "
@@ -135,5 +135,5 @@ UNTIMED = (
 
 
 def _percent(share: float) -> str:
-    """A share above zero, which never reads as zero."""
+    """Return a share above zero as text that never reads as zero."""
     return f"{share:.1%}" if share >= 0.001 else f"{100 * share:.1g}%"

@@ -1,4 +1,4 @@
-"""Batches of a log in a random order that (seed, epoch) alone decide, so that a run resumes exactly."""
+"""Batches of a log in a random order that depends on (seed, epoch) alone, so that a run resumes exactly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from longrec.features.batch import Batch
 
 
 class Loader:
-    """Batches of some rows of a log.
+    """Loader of batches of some rows of a log.
 
     The whole state of an epoch is its number and how many batches of it are done. Rows are drawn at random over
     the whole part; ``bucket_by_length`` instead groups rows of similar history length inside pools of 64 batches, which
@@ -51,7 +51,7 @@ class Loader:
         return -(-len(self.rows) // self.batch_size)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """int64 rows in the order of an epoch."""
+        """Return int64 rows in the order of an epoch."""
         if not self.shuffle:
             return self.rows
         random = np.random.default_rng([self.seed, epoch])
@@ -77,7 +77,7 @@ class Loader:
         return np.concatenate([head, sorted_rows[whole * self.batch_size :]])
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from batch ``start`` on."""
+        """Yield the batches of an epoch, from batch ``start`` on."""
         order = self.order(number)
         for at in range(start * self.batch_size, len(order), self.batch_size):
             yield gather(self.log, order[at : at + self.batch_size], self.targets, self.available_before)

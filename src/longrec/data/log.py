@@ -1,4 +1,4 @@
-"""The prepared log: memory-mapped events, users and items, and the histories that lie before each row.
+"""The prepared log: memory-mapped events, users and items, and the history before each row.
 
 A sample is an event row. Its history is a view: the last N events of the same user strictly before its moment.
 """
@@ -122,7 +122,7 @@ class Log:
         return log
 
     def _warn_of_early_copies(self, names: Sequence[str]) -> list[str]:
-        """A sentence per feedback feature that tells the label (``data/label_copies.py``) and is known before it."""
+        """Return one sentence per copy of the label (``data/label_copies.py``) that is available before the label."""
         rows = np.flatnonzero(~np.isnan(self.labels)) if names else np.zeros(0, np.int64)
         rows = rows[:: max(len(rows) // 1_000, 1)]
         messages, read = [], self.schema.histories.values()
@@ -153,7 +153,7 @@ class Log:
         self.fitted.tokens[name] = history.spec
 
     def read_knowledge(self, name: str, store: KnowledgeStore) -> None:
-        """Read the vector feature ``name`` from a store.
+        """Read the embedding feature ``name`` from a store.
 
         Raises:
             DataError: a store of other keys or another unit of time.
@@ -170,11 +170,11 @@ class Log:
         return len(self.labels)
 
     def fields(self) -> Fields:
-        """What a model gets to know."""
+        """Return the fields that a model reads."""
         return self.fitted.fields()
 
     def weight_of(self, column: str) -> NDArray[np.float32]:
-        """float32 ``[n]``: a column of sample weights.
+        """Return float32 ``[n]``: a column of sample weights.
 
         Raises:
             DataError: the log was prepared without it.
@@ -187,7 +187,7 @@ class Log:
         return self.weights[column]
 
     def rows_of(self, split: str) -> NDArray[np.int64]:
-        """int64 rows of the samples of train, valid or test, in the order of the log (by user, then time).
+        """Return int64 rows of the samples of train, valid or test, in the order of the log (by user, then time).
 
         Rows of train and valid whose label was not known in time are left out: see ``data/training_window.py``.
         """
@@ -198,7 +198,7 @@ class Log:
         return np.flatnonzero(chosen)
 
     def excluded_rows(self, split: str) -> ExcludedRows:
-        """The labelled rows of a part that ``rows_of`` leaves out, and why."""
+        """Return the labeled rows of a split that ``rows_of`` leaves out, and the reasons."""
         if split not in self._excluded:
             self._excluded[split] = (
                 ExcludedRows(np.zeros(0, np.int64)) if split == "test" else self._find_late_rows(split)
@@ -226,7 +226,7 @@ class Log:
 
     @cached_property
     def training_window(self) -> TrainingWindow:
-        """The moments before which labels must be known to train and to validate; found when it is asked for."""
+        """The timestamps before which labels must be available to train and to validate, computed on first use."""
         if self.manifest.get("lines"):
             first, second = self.manifest["lines"]
             counts = self.manifest["parts"]
@@ -238,7 +238,7 @@ class Log:
 
     @cached_property
     def excluded_counts(self) -> dict[str, dict[str, int]]:
-        """Labelled rows of train and valid that are left out, by reason; empty where there are none."""
+        """Labeled rows of train and valid that are left out, by reason. Empty if there are none."""
         excluded = {split: self.excluded_rows(split) for split in ("train", "valid")}
         return {
             split: {"label_not_known": out.unknown, "not_before_measured": out.later}
@@ -247,12 +247,14 @@ class Log:
         }
 
     def user(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64 user row of each row."""
+        """Return the int64 user row of each row."""
         return np.searchsorted(self.events.offsets, rows, side="right") - 1
 
     def label_time(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64 moment at which the label of each row became known: the label column's own ``available_at`` where some
-        feedback feature says it, else the event's time and its delay. Never before the event was available.
+        """Return the int64 timestamp at which the label of each row became available.
+
+        It is the label column's own ``available_at`` if some feedback feature names it, else the event's time plus its
+        delay. It is never before the event was available.
         """
         times, own = self.events.times.take(rows), self.schema.label_available_at
         if own is None:
@@ -261,7 +263,7 @@ class Log:
 
     @property
     def has_delayed_labels(self) -> bool:
-        """Whether a label may become known later than its event."""
+        """Whether a label may become available later than its event."""
         return (
             self.schema.label_available_at is not None
             or self.schema.longest_label_delay > 0
@@ -269,11 +271,11 @@ class Log:
         )
 
     def clamp_to_available(self, timestamps: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Moments of rows ``[B]``, raised to the moment at which each row's event became available."""
+        """Return timestamps of rows ``[B]``, raised to the timestamp at which each row's event became available."""
         return timestamps if self.available is None else np.maximum(timestamps, self.available.take(rows))
 
     def select_history(self, name: str, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The events of the history of each row: rows of the log ``[N]``, end to end, and offsets ``[B + 1]``.
+        """Return the events of the history of each row: concatenated rows of the log ``[N]`` and offsets ``[B + 1]``.
 
         Only events strictly before the row's moment that were also available strictly before it: ties and its own
         request are not among them.
@@ -287,7 +289,7 @@ class Log:
         timestamps: NDArray[np.int64],
         below: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The events of the history of each user at a moment; as ``select_history``.
+        """Return the events of the history of each user at a timestamp, as ``select_history`` does.
 
         Args:
             users: int64 ``[B]`` rows of the user table.
@@ -305,7 +307,7 @@ class Log:
         return at if kept is None else kept.take(at), offsets
 
     def compute_history_lengths(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64 ``[B]``: how many events the history of each row has."""
+        """Return int64 ``[B]``: the number of events in the history of each row."""
         last = self.schema.histories[name].max_length
         if self.available is None:
             first, stop = self._range(name, self.user(rows), self.timestamps.take(rows), rows)
@@ -316,7 +318,7 @@ class Log:
     def _range(
         self, name: str, users: NDArray[np.int64], timestamps: NDArray[np.int64], below: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """First and one-past-last place of all events before a moment, counted among those that pass the filter."""
+        """Return the start and end of all events before a timestamp, counted among those that pass the filter."""
         first = self.events.offsets[users]
         delay = compute_filter_delay(self.fitted, name)
         below = self.events.offsets[users + 1] if below is None else below
@@ -325,7 +327,7 @@ class Log:
         return (first, stop) if kept is None else (np.searchsorted(kept, first), np.searchsorted(kept, stop))
 
     def _select_filtered(self, name: str) -> NDArray[np.int64] | None:
-        """Rows of the events that pass the filter of a history; None where it has none."""
+        """Return the rows of the events that pass the filter of a history, or None without a filter."""
         if not self.schema.histories[name].where:
             return None
         if name not in self._filtered_rows:
@@ -334,13 +336,13 @@ class Log:
 
     @property
     def leak(self) -> str:
-        """Why models that read this log's stores know more than they should; empty where they do not."""
+        """Reason why models that read this log's stores see more than they should. Empty if they do not."""
         names = [name for name, info in self._read_stores().items() if assess_disclosure(info, self.schema).leaks]
         return f"written by a source that reads a store which leaks ({', '.join(names)})" if names else ""
 
     @property
     def column_delays(self) -> Mapping[str, Delay] | None:
-        """The earliest a model of this log, with its stores, can disclose each raw column; None if it is unknown."""
+        """Earliest time a model of this log, with its stores, can disclose each raw column. None if it is unknown."""
         return merge_column_delays(compute_column_delays(self.schema), self._read_stores().values())
 
     def _read_stores(self) -> dict[str, TokenInfo | KnowledgeInfo]:
@@ -349,12 +351,12 @@ class Log:
 
     @cached_property
     def sample_count(self) -> dict[str, int]:
-        """Samples of each part."""
+        """Number of samples per split."""
         return {split: len(self.rows_of(split)) for split in SPLITS}
 
 
 def _with_unit(schema: Schema, prepared: Schema) -> Schema:
-    """A schema with the unit of time that preparation found where the size of the numbers does not tell it."""
+    """Return a schema with the unit of time that preparation detected if the size of the numbers does not show it."""
     if schema.time is None or prepared.time is None or schema.time.unit != "auto":
         return schema
     return schema.model_copy(update={"time": schema.time.model_copy(update={"unit": prepared.time.unit})})

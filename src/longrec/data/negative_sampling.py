@@ -1,4 +1,4 @@
-"""Negative down-sampling: which rows with label 0 enter the loss."""
+"""Down-sampling of negatives: the rows with label 0 that enter the loss."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def sample_negatives(rows: NDArray[np.int64], label: NDArray[np.float32], rate: float, seed: int) -> NDArray[np.int64]:
-    """The rows that are kept: every positive, and each negative with probability ``rate``.
+    """Return the rows that are kept: every positive, and each negative with probability ``rate``.
 
     The seed and the number of a row decide alone, so that a row is kept or not whatever stands beside it and however
     often it is met.
@@ -22,7 +22,7 @@ def sample_negatives(rows: NDArray[np.int64], label: NDArray[np.float32], rate: 
 
 
 def _uniform(rows: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
-    """A number in [0, 1) of each row: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) of seed and row."""
+    """Return a number in [0, 1) per row: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) of seed and row."""
     x = _mix(rows.astype(np.uint64) + _mix(np.array([seed], np.uint64)))
     return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
 

@@ -1,4 +1,4 @@
-"""What a schema names and a log does not hold: values of filters, labels and vocabularies that never occur."""
+"""Checks for values that a schema names and a log lacks: values of filters, labels and vocabularies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CHUNK = 1_000_000
 
 
 class Filters:
-    """The ``where`` of every history, evaluated chunk by chunk; notes which of their values occur.
+    """The ``where`` of every history, evaluated chunk by chunk, with a record of the values that occur.
 
     Args:
         where: the log, as a message names it.
@@ -48,11 +48,11 @@ class Filters:
         }
 
     def columns(self) -> set[str]:
-        """Raw columns that filters read."""
+        """Return the raw columns that filters read."""
         return {column for own in self.histories.values() for column in own}
 
     def select_rows(self, history: str, chunk: pa.RecordBatch, labels: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """bool ``[n]``: which rows of a chunk pass the filter of a history.
+        """Return bool ``[n]``: the rows of a chunk that pass the filter of a history.
 
         Args:
             labels: ``[n]``, NaN for rows that are no training rows.
@@ -76,7 +76,7 @@ class Filters:
         return np.logical_and.reduce(masks)
 
     def warnings(self, con: duckdb.DuckDBPyConnection, rows: Path) -> list[str]:
-        """One sentence per value that no row has, and per undeclared column that tells the label of its own row.
+        """Return one sentence per value that no row has, and per undeclared column that reveals the label of its row.
 
         Args:
             rows: the Parquet file of the events, whose columns are called ``c.NAME``.
@@ -108,7 +108,7 @@ class Filters:
 
 
 def _label_counts(passing: NDArray[np.bool_], labels: NDArray[np.float32]) -> NDArray[np.int64]:
-    """int64 ``[2, 2]``: rows that have a label, by whether a condition holds and by label."""
+    """Return int64 ``[2, 2]``: labeled rows by whether a condition holds and by label."""
     labeled = ~np.isnan(labels)
     return np.bincount(2 * passing[labeled] + (labels[labeled] > 0.5), minlength=4).reshape(2, 2)
 
@@ -120,7 +120,7 @@ def _list_wanted(condition: Condition) -> list[Any]:
 
 
 def check_condition(label: Label, met: bool, con: duckdb.DuckDBPyConnection, rows: Path, where: str) -> None:
-    """Refuse a condition of the label that no row meets, with the values that there are.
+    """Refuse a condition of the label that no row meets, and list the values that occur.
 
     Args:
         met: whether any row meets it.
@@ -141,7 +141,7 @@ def check_condition(label: Label, met: bool, con: duckdb.DuckDBPyConnection, row
 
 
 def _count_values(con: duckdb.DuckDBPyConnection, rows: Path, column: str) -> list[tuple[Any, int]]:
-    """The most frequent values of a raw column, each with its count."""
+    """Return the most frequent values of a raw column, each with its count."""
     quoted = name(f"c.{column}")
     counted = f"SELECT {quoted}, count(*) AS n FROM read_parquet({literal(str(rows))}) WHERE {quoted} IS NOT NULL"
     return con.execute(f"{counted} GROUP BY 1 ORDER BY n DESC, 1 LIMIT 50").fetchall()
@@ -171,7 +171,7 @@ def _suggest_value(value: Any, values: list[tuple[Any, int]]) -> str:
 def vocabulary_warnings(
     fitted: FittedSchema, build: Path, tables: Iterable[Mapping[str, NDArray[Any] | Lists]]
 ) -> list[str]:
-    """One sentence per given vocabulary none of whose values occurs.
+    """Return one sentence per configured vocabulary whose values never occur.
 
     Args:
         build: folder of the prepared log, its columns written.
@@ -212,7 +212,7 @@ def _columns(
 
 
 def _occurs(column: NDArray[Any], last: int) -> bool:
-    """Whether an id of a known value stands in a column; ``last`` is the first id beyond them."""
+    """Return whether an id of a vocabulary value occurs in a column. ``last`` is the first id beyond them."""
     for start in range(0, len(column), _CHUNK):
         chunk = column[start : start + _CHUNK]
         if ((chunk >= FIRST) & (chunk < last)).any():

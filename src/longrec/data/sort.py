@@ -1,4 +1,4 @@
-"""The one big job: events checked and sorted by (user, time, order of the file) into a scratch Parquet file.
+"""Sorting of checked events by (user, time, order of the file) into a scratch Parquet file.
 
 Ties keep the order of the file. A bigger engine may write the same file; everything after reads only that.
 """
@@ -19,7 +19,7 @@ _DROP = "leave time.format out: timestamps need none"
 
 
 def event_columns(schema: Schema) -> dict[str, str]:
-    """Raw columns of the log that are needed besides user, item and time -> what asks for them."""
+    """Return the raw columns of the log that are needed besides user, item and time -> the setting that reads them."""
     needed = {schema.label.column: "the label"}
     if schema.request:
         needed.setdefault(schema.request, "the request")
@@ -39,7 +39,7 @@ def event_columns(schema: Schema) -> dict[str, str]:
 
 
 def timestamp_columns(schema: Schema) -> list[str]:
-    """Raw columns of the log that hold timestamps: the event's own, then those that say when something was known."""
+    """Return the raw columns that hold timestamps: the event's own, then those of availability."""
     if schema.time is None:
         return []
     available_at = [feature.available_at for feature in schema.features.values()]
@@ -48,7 +48,7 @@ def timestamp_columns(schema: Schema) -> list[str]:
 
 
 def chunk_rows(schema: Schema) -> int:
-    """Rows that are written and read together: fewer where every row carries its histories, ten times as wide."""
+    """Return the rows written and read together. Rows that carry their histories are ten times as wide, so fewer."""
     return 50_000 if schema.prejoined else 500_000
 
 
@@ -97,7 +97,7 @@ def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path)
 
 
 def _read_late_columns(log: Relation, schema: Schema, event: Timestamps | None) -> dict[str, Timestamps]:
-    """How the columns read that say when an event, or feedback, became known."""
+    """Return the readers of the columns with the availability of events or feedback."""
     if schema.time is None or event is None:
         return {}
     readers = {schema.time.column: event}

@@ -1,4 +1,4 @@
-"""The columns that a schema needs against those that the sources have, told by headers alone: no row is read.
+"""Checks of the columns that a schema needs against those of the sources, by headers alone.
 
 What is missed here is refused by ``prepare`` too; but that may come hours later.
 """
@@ -23,7 +23,7 @@ Need = tuple[str, str]
 
 
 def find_source_faults(config: DataConfig, schema: Schema) -> list[str]:
-    """One line per column that no source has, or that only some files of one have; and per source that cannot be read.
+    """Return one line per column that a source or some of its files lack, and per source that cannot be read.
 
     Args:
         config: with files that are there.
@@ -50,7 +50,7 @@ def find_source_faults(config: DataConfig, schema: Schema) -> list[str]:
 
 
 def sources(config: DataConfig) -> Iterator[tuple[str, Source]]:
-    """Log, users and items, as far as there are."""
+    """Yield the configured sources: log, users and items."""
     for role in ("log", "users", "items"):
         source: Source | None = getattr(config, role)
         if source is not None:
@@ -58,7 +58,7 @@ def sources(config: DataConfig) -> Iterator[tuple[str, Source]]:
 
 
 def columns_of(con: duckdb.DuckDBPyConnection, source: Source) -> list[str]:
-    """Names of the columns of a source, without reading it; a query is planned and not run.
+    """Return the column names of a source without reading it. A query is planned, not run.
 
     Raises:
         DataError: a source that cannot be read.
@@ -83,7 +83,7 @@ def columns_of(con: duckdb.DuckDBPyConnection, source: Source) -> list[str]:
 
 
 def row_needs(schema: Schema) -> list[Need]:
-    """What is read of the rows of the log."""
+    """Return the columns that are read of the rows of the log."""
     needs = [("data.schema.user", schema.user), ("data.schema.item", schema.item)]
     if schema.time is not None:
         needs.append(("data.schema.time", schema.time.column))
@@ -104,7 +104,7 @@ def row_needs(schema: Schema) -> list[Need]:
 
 
 def _config_needs(config: DataConfig, source: Source) -> list[Need]:
-    """What the data section itself names of the log."""
+    """Return the columns of the log that the data section itself names."""
     needs = [("data.split.column", config.split.column)] if config.split.column is not None else []
     needs += [("data.weights", column) for column in config.weights]
     if source.rows is not None and source.rows.columns is None:
@@ -117,7 +117,9 @@ def _config_needs(config: DataConfig, source: Source) -> list[Need]:
 def _entity_needs(
     schema: Schema, role: str, columns: Mapping[str, list[str]], of_log: list[Need], own_source: Source | None
 ) -> dict[str, list[Need]]:
-    """What features of users or items read: of their table where it has the column (or nobody has), else of the log."""
+    """Return the columns that features of users or items read: of their table if it has them or nobody has, else of the
+    log.
+    """
     key, table = getattr(schema, role), f"{role}s"
     of_log, own = list(of_log), [(f"data.schema.{role}", key)] if own_source is not None else []
     if own_source is not None and own_source.as_of is not None:
@@ -148,7 +150,7 @@ def _find_missing_columns(needs: list[Need], columns: list[str], named: str) -> 
 
 
 def _find_uneven_files(con: duckdb.DuckDBPyConnection, source: Source, needs: list[Need], location: str) -> list[str]:
-    """The fault of files that lack a column which others have."""
+    """Return the fault of files that lack a column which others have."""
     if source.query is not None or (source.rows is not None and source.rows.columns is not None):
         return []
     files = [path for own in group_files_by_split(source).values() for path in own]

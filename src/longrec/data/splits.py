@@ -1,4 +1,4 @@
-"""Train, valid and test: one small code a row (0, 1, 2)."""
+"""Train, valid and test: one small code per row (0, 1, 2)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SAMPLE = 100_000
 def compute_time_lines(
     split: Split, times: NDArray[np.int64], step: bool, where: str, time: TimeColumn | None = None
 ) -> tuple[int, int]:
-    """First moments of valid and of test.
+    """Return the first timestamps of valid and of test.
 
     Args:
         step: the log counts in steps.
@@ -63,7 +63,7 @@ def compute_time_lines(
 
 
 def select_rank(values: NDArray[np.int64], rank: int) -> int:
-    """The value that ``rank`` others come before in order: ``np.partition``, at half its time on long columns.
+    """Return the value with ``rank`` smaller ones: ``np.partition``, in half its time on long columns.
 
     A sample says between which two values it lies, and only what lies there is put in order.
     """
@@ -79,7 +79,7 @@ def select_rank(values: NDArray[np.int64], rank: int) -> int:
 
 
 def _parse_line(text: str, time: TimeColumn, where: str) -> int:
-    """A split line, read as the log's own timestamps are, or as ISO 8601 text."""
+    """Parse a split line as the log's own timestamps are, or as ISO 8601 text."""
     # Eight digits are a date of ISO 8601: as seconds they would lie in 1970.
     day = re.fullmatch("([0-9]{4})([0-9]{2})([0-9]{2})", text) if time.unit != "step" else None
     try:
@@ -93,7 +93,7 @@ def _parse_line(text: str, time: TimeColumn, where: str) -> int:
 
 
 def describe_timestamp(timestamp: int, step: bool) -> str:
-    """A moment as messages name it: ISO in UTC, or the number of a step.
+    """Return a timestamp as messages name it: ISO in UTC, or the number of a step.
 
     >>> show_moment(1_700_000_000_000, step=False), show_moment(12, step=True)
     ('2023-11-14T22:13:20Z', 'step 12')
@@ -104,14 +104,14 @@ def describe_timestamp(timestamp: int, step: bool) -> str:
 
 
 def split_by_time(times: NDArray[np.int64], lines: tuple[int, int]) -> NDArray[np.int8]:
-    """Codes of rows by their moment: rows of one request, which share it, are never parted."""
+    """Return codes of rows by their timestamp. Rows of one request share it, so they stay together."""
     return ((times >= lines[0]).astype(np.int8) + (times >= lines[1])).astype(np.int8)
 
 
 def summarize_splits(
     labels: NDArray[np.float32], codes: NDArray[np.int8], times: NDArray[np.int64], step: bool
 ) -> tuple[dict[str, dict[str, int]], dict[str, tuple[int, int]] | dict[str, tuple[str, str]]]:
-    """Per part the samples and how many are positive; and of each that has any the first and the last timestamp.
+    """Return samples and positives per split, and the first and last timestamp of each split with rows.
 
     Timestamps are ISO 8601 text, or steps.
     """
@@ -136,14 +136,17 @@ def summarize_splits(
 
 
 def split_by_user(split: Split, users: pa.Array) -> NDArray[np.int8]:
-    """Codes of users: a stable hash of the key against the shares."""
+    """Return codes of users: a stable hash of the key against the shares."""
     mixed = hash_keys(users) ^ np.uint64((split.seed * 0x9E3779B97F4A7C15) % 2**64)
     share = (hash_keys(pa.array(mixed.view(np.int64))) >> np.uint64(11)) / 2.0**53
     return ((share < split.valid + split.test).astype(np.int8) + (share < split.test)).astype(np.int8)
 
 
 def split_leave_one_out(offsets: NDArray[np.int64], sample: NDArray[np.bool_]) -> NDArray[np.int8]:
-    """Each user's last sample row is test, the one before valid; a user with fewer than three is all training."""
+    """Return codes: each user's last sample is test, the one before valid.
+
+    A user with fewer than three is all training.
+    """
     codes = np.zeros(len(sample), np.int8)
     rows = np.flatnonzero(sample)
     first, stop = np.searchsorted(rows, offsets[:-1]), np.searchsorted(rows, offsets[1:])
@@ -154,7 +157,7 @@ def split_leave_one_out(offsets: NDArray[np.int64], sample: NDArray[np.bool_]) -
 
 
 def split_by_column(column: pa.Array, where: str) -> NDArray[np.int8]:
-    """Codes from a text column.
+    """Return codes from a text column.
 
     Raises:
         DataError: another value than train, valid, test.
@@ -173,7 +176,7 @@ def split_by_column(column: pa.Array, where: str) -> NDArray[np.int8]:
 
 
 def warn_of_missing_splits(split: Split, samples: Mapping[str, int]) -> list[str]:
-    """One sentence per part without samples that makes a measurement worth less than it looks.
+    """Return one sentence per split without samples that weakens a measurement.
 
     Args:
         samples: labeled rows of each part.
@@ -190,7 +193,7 @@ def warn_of_missing_splits(split: Split, samples: Mapping[str, int]) -> list[str
 
 
 def warn_of_missing_validation(config: DataConfig) -> list[str]:
-    """The sentence of :func:`warn_of_missing_splits` where the config alone tells that no row will be validated on."""
+    """Return the sentence of :func:`warn_of_missing_splits` if the config alone implies that no row is validated on."""
     rule, valid = config.split, True
     if rule.by == "files":
         valid = config.log.splits is not None and config.log.splits.valid is not None
@@ -202,7 +205,7 @@ def warn_of_missing_validation(config: DataConfig) -> list[str]:
 
 
 def _valid_setting(split: Split) -> str:
-    """What to set for a split to have validation rows."""
+    """Return the setting that gives a split validation rows."""
     if split.by == "column":
         return f"write 'valid' into column {split.column!r} for some training rows"
     if split.by == "files":

@@ -1,4 +1,4 @@
-"""Words of SQL, and what DuckDB says in ours."""
+"""SQL literals and identifiers, and DuckDB errors as errors of this package."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from longrec.resources import resource_error
 
 
 def literal(text: str) -> str:
-    """A SQL string."""
+    """Return a SQL string."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def name(column: str) -> str:
-    """A SQL identifier."""
+    """Return a SQL identifier."""
     return '"' + column.replace('"', '""') + '"'
 
 
 def unreadable(where: str, error: duckdb.Error) -> LongRecError:
-    """A DuckDB error in our words: of the machine, where it says so, else of what was read."""
+    """Return a DuckDB error as an error of this package: of the machine if it says so, else of the source."""
     if (ordinary := resource_error(error, where)) is not None:
         return ordinary
     # What follows LINE quotes our own statement around the source.

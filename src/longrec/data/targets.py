@@ -1,4 +1,4 @@
-"""Further labels of impressions: feedback features with the values 0 and 1, for models that learn several at once.
+"""Further labels of impressions: feedback features with the values 0 and 1, for models with several tasks.
 
 A target is read as it stood when the training window ended: what became known later reads as missing. So a purchase
 counts inside its attribution window only, and never because somebody looked back from the test part. Targets are
@@ -25,7 +25,7 @@ _VALUES = {0: 0.0, 1: 1.0, "0": 0.0, "1": 1.0}
 def compute_targets(
     log: Log, rows: NDArray[np.int64], names: Sequence[str], available_before: int | None = None
 ) -> dict[str, Tensor]:
-    """The targets of some rows by feature, each float32 ``[B]``: NaN where the value was not known in time.
+    """Return the targets of some rows by feature, each float32 ``[B]``: NaN if the value was not available in time.
 
     Args:
         known_before: the moment before which a value must be known; default the end of the log's training window.
@@ -45,7 +45,7 @@ def compute_targets(
 def compute_target(
     log: Log, name: str, rows: NDArray[np.int64], before: int | NDArray[np.int64] | None = None
 ) -> NDArray[np.float32]:
-    """float32 ``[B]``: 0 or 1; NaN where the value is null, or was not known strictly ``before`` a moment.
+    """Return float32 ``[B]``: 0 or 1, or NaN if the value is null or was not available strictly ``before`` a timestamp.
 
     Args:
         before: one moment, or one per row; None for whatever became known in the end, which is what a finished model
@@ -61,14 +61,14 @@ def compute_target(
 
 
 def compute_available_at(log: Log, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """int64 ``[B]``: when a feedback feature of the rows became known; never before their events were available."""
+    """Return int64 ``[B]``: the time from which a feedback feature was available, never before its event was."""
     own, times = log.events.columns.get(f"known.{name}"), log.events.times.take(rows)
     since = np.maximum(own.take(rows), times) if own is not None else times + log.schema.available_after(name)
     return log.clamp_to_available(since, rows)
 
 
 def check_targets(log: Log, names: Sequence[str]) -> None:
-    """Refuse targets that a log cannot give, before anything is trained on them.
+    """Refuse targets that a log cannot provide, before training on them.
 
     Raises:
         ConfigError: no feedback feature of that name, other values than 0 and 1, or none known in the training window,
@@ -91,7 +91,7 @@ def check_targets(log: Log, names: Sequence[str]) -> None:
 
 
 def _fault(log: Log, name: str) -> str:
-    """Why a feature is no target; empty when it is one."""
+    """Return the reason why a feature is no target, or an empty text."""
     features = log.schema.features
     feedback = [name for name, feature in features.items() if feature.feedback and feature.kind == "id"]
     if name not in features:

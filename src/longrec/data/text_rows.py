@@ -25,7 +25,7 @@ _NUMBERS = {
 
 
 def read_text(rows: FileFormat, paths: list[Path], more: str = "") -> str:
-    """SQL that reads text files, every cell as text, an empty one as empty text."""
+    """Return SQL that reads text files, every cell as text, an empty one as empty text."""
     files = "[" + ", ".join(literal(str(path)) for path in paths) + "]"
     columns = "{" + ", ".join(f"{literal(column)}: 'VARCHAR'" for column in rows.columns or ()) + "}"
     quote = literal(rows.quote or "")
@@ -36,7 +36,7 @@ def read_text(rows: FileFormat, paths: list[Path], more: str = "") -> str:
 
 
 def select_typed(rows: FileFormat) -> str:
-    """The SELECT list that gives every column its type and its default; a bad number stops the query."""
+    """Return the SELECT list that casts every column and fills its default. A bad number stops the query."""
     return ", ".join(_typed_column(rows, column) for column in rows.columns or ())
 
 
@@ -79,7 +79,7 @@ def check_header(con: duckdb.DuckDBPyConnection, rows: FileFormat, path: Path) -
 
 
 def text_fault(con: duckdb.DuckDBPyConnection, rows: FileFormat, paths: list[Path]) -> LongRecError | None:
-    """The first fault of the first file that has one, None if none is found."""
+    """Return the first fault of the first file that has one, or None."""
     for path in paths:
         fault = _line_fault(con, rows, path) or _value_fault(con, rows, path)
         if fault is not None:

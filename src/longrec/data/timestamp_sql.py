@@ -1,4 +1,4 @@
-"""SQL of the rule for timestamps (``features/timestamp_grammar.py``): the same patterns, over whole columns."""
+"""SQL of the timestamp grammar (``features/timestamp_grammar.py``): the same patterns over whole columns."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _DAY = 86_400_000
 
 
 def matches(text: str, pattern: str) -> str:
-    """Whether a whole text has a pattern."""
+    """Return SQL that is true if a whole text has a pattern."""
     return f"regexp_full_match({text}, {literal(pattern)})"
 
 
 def floor_divided(value: str, divide: int) -> str:
-    """A whole number divided, rounded toward the past; the engine's ``//`` rounds toward zero."""
+    """Return SQL of floor division of a whole number. The engine's ``//`` rounds toward zero."""
     if divide == 1:
         return value
     return f"CASE WHEN {value} >= 0 THEN {value} // {divide} ELSE -((-{value} + {divide - 1}) // {divide}) END"
 
 
 def whole_sql(value: str, unit: str, low: int) -> str:
-    """Milliseconds of integers that fit 64 bits.
+    """Return SQL of the milliseconds of integers that fit 64 bits.
 
     Args:
         low: the smallest of them; none below zero makes cheaper SQL.
@@ -48,43 +48,43 @@ def whole_sql(value: str, unit: str, low: int) -> str:
 
 
 def double_sql(value: str, unit: str) -> str:
-    """Milliseconds of doubles, null for what is no finite number."""
+    """Return SQL of the milliseconds of doubles, null for numbers that are not finite."""
     times, divide = UNITS[unit]
     scaled = f"({value}::DOUBLE * {times}::DOUBLE / {divide}::DOUBLE)"
     return f"try_cast(floor({scaled} + abs({scaled}) * {EPSILON!r}::DOUBLE) AS BIGINT)"
 
 
 def decimal_sql(value: str, unit: str) -> str:
-    """Milliseconds of exact decimals of at most nine decimal places."""
+    """Return SQL of the milliseconds of exact decimals of at most nine decimal places."""
     times, divide = UNITS[unit]
     whole = f"floor({value}::DECIMAL(38, 9) * {times})::BIGINT"
     return f"({floor_divided(whole, divide)})"
 
 
 def number_text_sql(text: str, unit: str) -> str:
-    """Milliseconds of text of numbers."""
+    """Return SQL of the milliseconds of text of numbers."""
     return f"CASE WHEN {matches(text, PLAIN)} THEN {decimal_sql(text, unit)} ELSE {double_sql(text, unit)} END"
 
 
 def instant_sql(value: str, kind: str) -> str:
-    """Milliseconds of a column of timestamps or dates, with or without a zone; null for an infinite one."""
+    """Return SQL of the milliseconds of timestamps or dates, with or without a zone, null if infinite."""
     if kind.endswith("_NS"):
         return f"({floor_divided(f'epoch_ns({value})', 1_000_000)})"
     return f"({floor_divided(f'epoch_us({value})', 1_000)})"
 
 
 def fast_sql(text: str) -> str:
-    """Milliseconds of text that has the pattern ``FAST``; null where it names no day."""
+    """Return SQL of the milliseconds of text that has the pattern ``FAST``, null if it names no day."""
     return f"({floor_divided(f'epoch_us(try_cast({text} AS TIMESTAMPTZ))', 1_000)})"
 
 
 def iso_sql(text: str) -> str:
-    """Milliseconds of ISO 8601 text; null for any other."""
+    """Return SQL of the milliseconds of ISO 8601 text, null for any other."""
     return f"coalesce({', '.join(grammar_sql(text, one) for one in ISO)})"
 
 
 def grammar_sql(text: str, grammar: Grammar) -> str:
-    """Milliseconds of text by a grammar; null where it does not have its pattern, or names no day."""
+    """Return SQL of the milliseconds of text by a grammar, null if it does not match or names no day."""
     if grammar.width:
         digits = f"regexp_full_match({text}, '[0-9]+') AND length({text}) < {grammar.width}"
         text = f"CASE WHEN {digits} THEN lpad({text}, {grammar.width}, '0') ELSE {text} END"
@@ -95,7 +95,7 @@ def grammar_sql(text: str, grammar: Grammar) -> str:
 
 
 def in_range(timestamp: str) -> str:
-    """Whether milliseconds lie in the years 1 to 9999; null for null."""
+    """Return SQL that is true for milliseconds in the years 1 to 9999, null for null."""
     return f"{timestamp} BETWEEN {FIRST} AND {LAST}"
 
 

@@ -1,4 +1,4 @@
-"""Columns of timestamps: checked, and turned into SQL for whole milliseconds UTC or steps.
+"""Columns of timestamps: checks, and SQL for whole milliseconds UTC or steps.
 
 The rule is that of ``features/timestamp_grammar.py``. Here a whole column is looked at, so more can be refused than in
 one value: mixed units, floats that no longer tell timestamps apart, and numbers that are the digits of a calendar.
@@ -37,7 +37,7 @@ _DIGITS = " *[+-]?[0-9]{1,19} *"
 
 
 class Timestamps(NamedTuple):
-    """How a column reads.
+    """Reader of a column of timestamps.
 
     Attributes:
         sql: its whole milliseconds UTC, or its steps.
@@ -51,7 +51,7 @@ class Timestamps(NamedTuple):
 
 
 def read_timestamps(log: Relation, column: str, time: TimeColumn) -> Timestamps:
-    """SQL of a column of timestamps.
+    """Return the reader of a column of timestamps.
 
     Raises:
         DataError: a type or a value that is no timestamp, a unit that does not fit, values whose meaning is ambiguous.
@@ -111,7 +111,7 @@ class _Column:
         return DataError(self.where, f"the text {odd[:60]!r}{among}", expected, do)
 
     def _check_values(self, milliseconds_sql: str, value: str) -> Timestamps:
-        """Every value is read, and lies in the years 1 to 9999; one pass."""
+        """Check in one pass that every value is read and lies in the years 1 to 9999."""
         stats = f"SELECT count({value}), count({milliseconds_sql}), min({milliseconds_sql}), max({milliseconds_sql}) "
         stats += f"FROM {self.view}"
         every, read_count, low, high = self.log.row(stats) or (0, 0, None, None)
@@ -130,7 +130,7 @@ class _Column:
         return Timestamps(milliseconds_sql)
 
     def _numbers(self, value: str, kind: str, text: str | None = None) -> Timestamps:
-        """Timestamps of numbers; ``text`` is what they are written as, where that is more exact."""
+        """Return the reader of numbers. ``text`` is the text they are written as, if that is more exact."""
         # What is no finite number counts as null: refused as a time of an event, never as the moment feedback is known.
         real = kind in _FLOATS
         finite = f"WHERE try_cast({value} AS HUGEINT) IS NOT NULL" if real else ""
@@ -157,7 +157,7 @@ class _Column:
         return Timestamps(milliseconds_sql, unit_name, guess_unit(high) is None)
 
     def _whole(self, value: str, fractions: bool, low: int, high: int) -> Timestamps:
-        """Steps, or digits of a calendar: whole numbers alone."""
+        """Return the reader of steps or of digits of a calendar, which are whole numbers."""
         pattern = self.time.format
         if fractions:
             odd = self.log.one(f"SELECT {value}::VARCHAR FROM {self.view} WHERE {value} <> floor({value}) LIMIT 1")
@@ -172,7 +172,7 @@ class _Column:
         return Timestamps(f"try_cast({value} AS BIGINT)", "step")
 
     def _check_precise(self, value: str, kind: str, largest: float) -> None:
-        """Refuse floats that do not tell milliseconds apart, or no longer hold whole numbers exactly."""
+        """Refuse floats too coarse to separate milliseconds, or too large to hold whole numbers exactly."""
         bits = _FLOATS[kind]
         step = 2.0 ** (math.frexp(largest)[1] - bits)  # from one float to the next
         unit = self.time.unit
@@ -230,7 +230,7 @@ class _Column:
 
 
 def check_available_at(log: Relation, column: str, reader: Timestamps, event: Timestamps) -> None:
-    """Refuse a column of delays in place of timestamps.
+    """Refuse a column that holds delays instead of timestamps.
 
     Raises:
         DataError: small numbers beside events that lie elsewhere.
@@ -245,6 +245,6 @@ def check_available_at(log: Relation, column: str, reader: Timestamps, event: Ti
 
 
 def takes_format(log: Relation, column: str) -> bool:
-    """Whether a column is of a type that ``time.format`` reads: text or numbers."""
+    """Return whether a column is of a type that ``time.format`` reads: text or numbers."""
     kind = log.types[column]
     return not (kind.startswith("TIMESTAMP") or kind in ("DATE", '"NULL"'))

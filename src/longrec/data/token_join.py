@@ -1,4 +1,4 @@
-"""The join of a log with what another model left: for each sample the tokens of its user, strictly before its moment.
+"""Join of a log with token stores: per sample the tokens of its user, strictly before its timestamp.
 
 The join looks up; it never adds or repeats a row. Users are found by their own keys, so that a store written from
 one log serves another.
@@ -50,7 +50,7 @@ class TokenHistory:
     def columns(
         self, users: NDArray[np.int64], timestamps: NDArray[np.int64]
     ) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
-        """The columns of the samples' histories by field name, and offsets ``[B + 1]``.
+        """Return the columns of the samples' histories by field name, and offsets ``[B + 1]``.
 
         Args:
             users: int64 ``[B]`` rows of the log's user table.
@@ -60,12 +60,12 @@ class TokenHistory:
         return build_token_columns(self.spec, self.name, self.features, tokens, timestamps, self._gaps)
 
     def times(self, users: NDArray[np.int64], timestamps: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64 ``[N]``: moments of the impressions that ``columns`` tells of, in its order."""
+        """Return int64 ``[N]``: timestamps of the impressions in ``columns``, in the same order."""
         return read_visible_tokens(self.store, self._users.take(users), timestamps, self.max_length, ["visible"]).times
 
 
 def check_token_store(store: TokenStore, schema: Schema, key_type: pa.DataType, where: str) -> TokenSpec:
-    """What a token store holds, when it fits a log.
+    """Return the spec of a token store that fits a log.
 
     Raises:
         DataError: it names users otherwise, or counts time otherwise.
@@ -81,7 +81,7 @@ def check_token_store(store: TokenStore, schema: Schema, key_type: pa.DataType, 
 
 
 def check_disclosure(info: Provenance, schema: Schema, where: str, location: str, allowed: bool) -> list[str]:
-    """Warnings of reading a store.
+    """Return the warnings of reading a store.
 
     Raises:
         DataError: it discloses more than was known, and this is not allowed by name.

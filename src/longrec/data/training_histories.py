@@ -1,4 +1,4 @@
-"""What users did inside the training window: for models that learn something of it before the first step."""
+"""Histories inside the training window, for models that compute statistics before the first step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ _ROWS = 8_192
 
 
 def iterate_training_histories(log: Log, max_events: int = _MOST) -> Iterator[dict[str, HistoryBatch]]:
-    """Every event of the training part once, as histories of its user, oldest first: one row a user, piece by piece.
+    """Yield every event of the training split once, as histories of its user, oldest first.
+
+    There is one row per user, chunk by chunk.
 
     The events are those a history lets in, without its limit of length, as they were known when the window ended (for
     the user, where the split draws no line through all users).
@@ -61,5 +63,5 @@ def iterate_training_histories(log: Log, max_events: int = _MOST) -> Iterator[di
 
 
 def _last_timestamp(log: Log) -> int:
-    """The last moment of the training part; -1 where it is empty."""
+    """Return the last timestamp of the training split, -1 if it is empty."""
     return int(log.timestamps.take(np.flatnonzero(np.asarray(log.splits) == SPLITS["train"])).max(initial=-1))

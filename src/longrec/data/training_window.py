@@ -1,4 +1,4 @@
-"""The training window: which labels may train and validate, because they were known before anything is measured.
+"""The training window: labels may train and validate only if they were available before anything is measured.
 
 A label trains when it was known strictly before the first moment that is measured, and validates when it was known
 strictly before the first moment of test. Where the split runs along time, that moment is one line for all users. Where
@@ -19,7 +19,7 @@ from longrec.features.history_columns import NEVER
 
 @dataclass(frozen=True)
 class TrainingWindow:
-    """The moments before which a label must be known.
+    """The timestamps before which a label must be available.
 
     Attributes:
         train: int64 ``[users]`` (rows of the user table) or ``[1]`` for all: the end of training.
@@ -34,14 +34,14 @@ class TrainingWindow:
     first_test: int
 
     def end(self, split: str, users: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64 ``[users]`` or ``[1]``: the moment before which labels of a part must be known."""
+        """Return int64 ``[users]`` or ``[1]``: the timestamp before which labels of a split must be available."""
         ends = self.train if split == "train" else self.valid
         return ends if len(ends) == 1 else ends.take(users)
 
 
 @dataclass(frozen=True)
 class ExcludedRows:
-    """Labelled rows of one part that may not take part.
+    """Labeled rows of one split that are left out.
 
     Attributes:
         rows: int64, rising.
@@ -55,7 +55,7 @@ class ExcludedRows:
 
 
 def window_by_lines(lines: tuple[int, int], valid: int, test: int) -> TrainingWindow:
-    """The window of a split by time.
+    """Return the window of a split by time.
 
     Args:
         lines: first moments of valid and of test.
@@ -73,7 +73,7 @@ def window_of_rows(
     timestamps: NDArray[np.int64],
     offsets: NDArray[np.int64],
 ) -> TrainingWindow:
-    """The window of a split that rows tell one by one (by user, leave-one-out, by column, by files).
+    """Return the window of a split that is decided row by row (by user, leave-one-out, by column, by files).
 
     It is one line for all users where the parts follow each other in time, and one moment per user otherwise.
 

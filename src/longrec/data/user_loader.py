@@ -1,4 +1,4 @@
-"""Batches of consecutive rows of users, in an order of users that (seed, epoch) alone decide.
+"""Batches of consecutive rows of users, in an order of users that depends on (seed, epoch) alone.
 
 The log lies sorted by user and time, so a run of rows of one user is read as it stands. Users longer than
 ``rows_per_user`` are cut into runs; a run is never parted, and a batch holds whole runs. Earlier rows of the user may
@@ -21,7 +21,7 @@ from longrec.features.batch import Batch
 
 
 class UserLoader:
-    """Batches of some rows of a log, user by user.
+    """Loader of batches of some rows of a log, user by user.
 
     The whole state of an epoch is its number and how many batches of it are done. All epochs have the same number of
     batches. A batch holds ``batch_size`` rows give or take a run, and the rows of their context besides; not
@@ -73,7 +73,7 @@ class UserLoader:
         return self._batches
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        """Runs in the order of an epoch."""
+        """Return the runs in the order of an epoch."""
         if not self.shuffle:
             return np.arange(len(self._first))
         drawn = epoch // 2 if self.mirrored else epoch
@@ -81,21 +81,21 @@ class UserLoader:
         return order[::-1] if self.mirrored and epoch % 2 else order
 
     def _cuts(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where in the order of runs each batch begins and the last ends: a run belongs where its middle falls."""
+        """Return the boundaries of batches in the order of runs. A run belongs to the batch of its middle."""
         cost = self._cost[order]
         stop = np.cumsum(cost)
         batch = (2 * stop - cost) * self._batches // (2 * int(stop[-1]))
         return np.searchsorted(batch, np.arange(self._batches + 1))
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """int64 rows in the order of an epoch, without their context; inside a batch in the order of the log."""
+        """Return int64 rows in the order of an epoch without their context, in the order of the log inside a batch."""
         runs = self._order(epoch)
         cuts = self._cuts(runs) if len(runs) else runs
         batches = [self._counted(runs[low:high]) for low, high in pairwise(cuts)]
         return np.concatenate([np.zeros(0, np.int64), *batches])
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from batch ``start`` on."""
+        """Yield the batches of an epoch, from batch ``start`` on."""
         if not len(self.rows):
             return
         runs = self._order(number)
@@ -120,7 +120,7 @@ class UserLoader:
 
 
 def _runs(users: NDArray[np.int64], longest: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and one-past-last place of each run: users in as few parts of like length as ``longest`` allows.
+    """Return the start and end of each run: users in as few runs of similar length as ``longest`` allows.
 
     >>> _runs(np.array([3, 3, 3, 3, 3, 8]), 3)
     (array([0, 2, 5]), array([2, 5, 6]))
@@ -135,7 +135,7 @@ def _runs(users: NDArray[np.int64], longest: int) -> tuple[NDArray[np.int64], ND
 
 
 def _spans(first: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The numbers from each first to before each last, end to end.
+    """Return the numbers from each first to before each last, concatenated.
 
     >>> _spans(np.array([3, 7]), np.array([5, 8]))
     array([3, 4, 7])

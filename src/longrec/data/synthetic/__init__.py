@@ -1,4 +1,4 @@
-"""Small made-up logs whose answer is known: does a model find what is there to find, and nothing that is not?
+"""Synthetic datasets: small generated logs with a known Bayes-optimal AUC, to check what models learn.
 
 A world is an event log with a story, the true probability of every label, and the models that must solve it and
 that must not. A model has solved a world when its AUC on the test rows reaches nine tenths of the way from one half
@@ -71,12 +71,12 @@ RECIPES: dict[str, Recipe] = {
 
 
 def list_names() -> list[str]:
-    """The worlds there are."""
+    """Return the names of the synthetic datasets."""
     return sorted(RECIPES)
 
 
 def find_recipe(name: str) -> Recipe:
-    """Story and knobs of a world.
+    """Return the story and the parameters of a synthetic dataset.
 
     Raises:
         UnknownName: no world of that name.
@@ -87,7 +87,7 @@ def find_recipe(name: str) -> Recipe:
 
 
 def generate_dataset(name: str, /, users: int | None = None, seed: int = 0, **parameters: Any) -> SyntheticDataset:
-    """Make a world; the same arguments make the same world.
+    """Generate a synthetic dataset. The same arguments give the same dataset.
 
     Args:
         users: how many there are; default as many as the models need to learn it in a few seconds.
@@ -105,7 +105,7 @@ def generate_dataset(name: str, /, users: int | None = None, seed: int = 0, **pa
 
 
 def compute_splits(dataset: SyntheticDataset) -> NDArray[np.int8]:
-    """The part of each event, ``[events]``, as preparation will split the world: codes of ``splits.SPLITS``."""
+    """Return the split code of each event, ``[events]``, as preparation splits it: codes of ``splits.SPLITS``."""
     rule = parse(Split, dataset.split, dataset.name)
     if rule.by == "user":
         return splits.split_by_user(rule, dataset.log[dataset.schema["user"]].combine_chunks())
@@ -115,7 +115,7 @@ def compute_splits(dataset: SyntheticDataset) -> NDArray[np.int8]:
 
 
 def list_files(dataset: SyntheticDataset) -> list[str]:
-    """Names of the files of a world: its tables, then schemas and the jobs that read the world by them."""
+    """Return the file names of a synthetic dataset: its tables, then its schemas and the jobs that use them."""
     tables = [name for name, table in _tables(dataset).items() if table is not None]
     schemas = [dataset.name] if dataset.wide is None else [dataset.name, f"{dataset.name}_wide"]
     return [
@@ -125,7 +125,7 @@ def list_files(dataset: SyntheticDataset) -> list[str]:
 
 
 def write(dataset: SyntheticDataset, folder: str | Path) -> Path:
-    """Write a world as files that a job can name.
+    """Write a synthetic dataset as files that a job can name.
 
     The log, the items and the users (those there are) become ``log.parquet``, ``items.parquet``, ``users.parquet``,
     what is hidden ``truth.parquet``, the schemas ``<name>.schema.yaml`` and ``<name>_wide.schema.yaml``. Beside

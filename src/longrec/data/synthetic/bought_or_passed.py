@@ -1,4 +1,4 @@
-"""The world ``bought_or_passed``: what was done with a thing counts, not that it was there."""
+"""The dataset ``bought_or_passed``: the action on an item matters, not that the item was seen."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of a category that wa
 
 
 class BoughtOrPassed(Strict):
-    """Knobs of ``bought_or_passed``."""
+    """Parameters of ``bought_or_passed``."""
 
     users: int = Field(1_200, ge=1, description="users")
     seen: int = Field(4, ge=2, le=_CATEGORIES, multiple_of=2, description="categories that a user has seen")
@@ -35,7 +35,7 @@ class BoughtOrPassed(Strict):
 
 
 def make(parameters: BoughtOrPassed, random: np.random.Generator) -> SyntheticDataset:
-    """The world of some settings."""
+    """Generate the dataset for some parameters."""
     users, seen, shown = parameters.users, parameters.seen, parameters.shown
     items_by_category = CategorizedItems(_ITEMS, _CATEGORIES, random)
     seen_categories = choose_categories(_CATEGORIES, users, seen, random)

@@ -1,4 +1,4 @@
-"""The world ``co_action``: two things tell nothing apart, and all together."""
+"""The dataset ``co_action``: two ids predict nothing alone, and everything as a pair."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STORY = (
 
 
 class CoAction(Strict):
-    """Knobs of ``co_action``."""
+    """Parameters of ``co_action``."""
 
     users: int = Field(1_500, ge=1, description="users")
     side: Literal["history", "field"] = Field(
@@ -41,7 +41,7 @@ class CoAction(Strict):
 
 
 def make(parameters: CoAction, random: np.random.Generator) -> SyntheticDataset:
-    """The world of some settings."""
+    """Generate the dataset for some parameters."""
     users, kinds = parameters.users, parameters.kinds
     clicks = parameters.clicks if parameters.side == "history" else 0
     each = clicks + parameters.shown
@@ -103,7 +103,7 @@ def make(parameters: CoAction, random: np.random.Generator) -> SyntheticDataset:
 
 
 def _table(kinds: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """Signs ``[kinds, kinds]`` that sum to zero in every row and every column."""
+    """Return signs ``[kinds, kinds]`` that sum to zero in every row and every column."""
     signs = random.permutation(np.resize([-1, 1], kinds))
     one, other = random.permutation(kinds), random.permutation(kinds)
     return np.asarray(signs[(one[:, None] + other) % kinds], np.int64)

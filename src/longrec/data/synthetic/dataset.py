@@ -1,4 +1,4 @@
-"""What a small world is: a log with its story and its answer."""
+"""The synthetic dataset: a log with its story and its true probabilities."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SOLVED = 0.9  # of the way from chance to the oracle
 
 @dataclass(frozen=True, eq=False)
 class SyntheticDataset:
-    """A generated log with its answer.
+    """A generated log with its true probabilities.
 
     Attributes:
         name: what it is called.
@@ -57,7 +57,7 @@ class SyntheticDataset:
     truth: pa.Table | None = None
 
     def job(self, folder: str | Path, model: Mapping[str, Any], *, wide: bool = False, **fit: Any) -> dict[str, Any]:
-        """A config that trains a model on the world as ``write`` left it in ``folder``.
+        """Return a config that trains a model on the dataset that ``write`` wrote to ``folder``.
 
         Args:
             wide: read the log by the wide schema.
@@ -71,11 +71,11 @@ class SyntheticDataset:
         return {"data": data, "model": dict(model), "fit": {**self.fit, **fit}}
 
     def required_auc(self, bayes_auc: float) -> float:
-        """The AUC a model has to reach, given the AUC of the oracle on the same rows."""
+        """Return the AUC a model has to reach, from the AUC of the true probabilities on the same rows."""
         return 0.5 + SOLVED * (bayes_auc - 0.5)
 
     def true_probabilities(self) -> dict[str, NDArray[np.float64]]:
-        """The true probabilities ``[events]``: those of ``truth``, or ``true_probability`` alone."""
+        """Return the true probabilities ``[events]``: those of ``truth``, or ``true_probability`` alone."""
         columns = [
             name for name in (self.truth.column_names if self.truth is not None else ()) if name.startswith("p_")
         ]
@@ -86,7 +86,7 @@ class SyntheticDataset:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a world is made.
+    """Recipe of a synthetic dataset.
 
     Attributes:
         story: what goes on in it.

@@ -1,4 +1,4 @@
-"""The world ``drifting_interest``: what was liked last counts, and it moves on in steps."""
+"""The dataset ``drifting_interest``: the category liked last matters, and it changes in steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of the last category,
 
 
 class DriftingInterest(Strict):
-    """Knobs of ``drifting_interest``."""
+    """Parameters of ``drifting_interest``."""
 
     users: int = Field(2_000, ge=1, description="users")
     phases: int = Field(3, ge=2, le=_CATEGORIES, description="categories a user goes through")
@@ -35,7 +35,7 @@ class DriftingInterest(Strict):
 
 
 def make(parameters: DriftingInterest, random: np.random.Generator) -> SyntheticDataset:
-    """The world of some settings."""
+    """Generate the dataset for some parameters."""
     users, clicks = parameters.users, parameters.phases * parameters.stay
     each = clicks + parameters.shown
     items_by_category = CategorizedItems(_ITEMS, _CATEGORIES, random)

@@ -1,4 +1,4 @@
-"""The world ``frequent_queries``: many clicks of one kind say no more than one does."""
+"""The dataset ``frequent_queries``: many clicks of one kind carry no more information than one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 
 class FrequentQueries(Strict):
-    """Knobs of ``frequent_queries``."""
+    """Parameters of ``frequent_queries``."""
 
     users: int = Field(500, ge=1, description="users")
     clicked: int = Field(7, ge=1, lt=_CATEGORIES - 1, description="categories that a user has clicked a few times")
@@ -31,7 +31,7 @@ class FrequentQueries(Strict):
 
 
 def make(parameters: FrequentQueries, random: np.random.Generator) -> SyntheticDataset:
-    """The world of some settings."""
+    """Generate the dataset for some parameters."""
     users, clicked, shown = parameters.users, parameters.clicked, parameters.shown
     style = random.integers(0, 2, users)
     order = random.permuted(np.tile(np.arange(_CATEGORIES), (users, 1)), axis=1)

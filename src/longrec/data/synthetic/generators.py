@@ -1,4 +1,4 @@
-"""What many worlds are laid out of: items that fall into categories, and users with a past before their impressions."""
+"""Generators that several synthetic datasets share: items in categories, and users with histories and impressions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPLIT = {"by": "user", "valid": 0.1, "test": 0.3}
 
 
 class CategorizedItems:
-    """Items of some categories, as many of each, in mixed order.
+    """Items of some categories, equally many of each, in mixed order.
 
     Args:
         items: a multiple of ``categories``.
@@ -28,27 +28,27 @@ class CategorizedItems:
         self._items = np.argsort(self.category_of, kind="stable").reshape(categories, -1)
 
     def draw_items(self, category: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
-        """An item of each of some categories."""
+        """Draw an item per category."""
         items: NDArray[np.int64] = self._items[category, random.integers(0, self.each, category.shape)]
         return items
 
     def table(self) -> pa.Table:
-        """The items with their categories."""
+        """Return the items with their categories."""
         return pa.table({"item": np.arange(len(self.category_of)), "category": self.category_of})
 
 
 def choose_categories(categories: int, users: int, count: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """``[users, count]``: for every user some categories, none of them twice, in any order."""
+    """Return ``[users, count]``: distinct categories per user, in random order."""
     return random.permuted(np.tile(np.arange(categories), (users, 1)), axis=1)[:, :count]
 
 
 def draw_halves(count: int, users: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """``[users, count]``: for every user as many zeros as ones, in any order."""
+    """Return ``[users, count]``: equally many zeros and ones per user, in random order."""
     return random.permuted(np.tile(np.arange(count) % 2, (users, 1)), axis=1)
 
 
 def draw_labels(chance: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.int64]:
-    """A label by its probability."""
+    """Draw labels by their probabilities."""
     return (random.random(chance.shape) < chance).astype(np.int64)
 
 
@@ -59,7 +59,7 @@ def build_log(
     liked: NDArray[np.int64],
     chance: NDArray[np.float64],
 ) -> tuple[pa.Table, NDArray[np.float64]]:
-    """The log of users who have as many events each, impressions last, and the oracle of it.
+    """Return the log of users with equally many events, impressions last, and its true probabilities.
 
     Args:
         item, moment: ``[users, events]``; seconds since the beginning of the world.
@@ -84,7 +84,7 @@ def build_log(
 
 
 def build_schema(features: Mapping[str, Any], histories: Mapping[str, Any]) -> dict[str, Any]:
-    """The words of a schema whose label is ``liked``, with the item and its category beside some features."""
+    """Return a schema with the label ``liked`` and with the item and its category beside some features."""
     own = {"item": {"kind": "id"}, "category": {"kind": "id", "side": "item"}}
     return {
         "user": "user",

@@ -1,4 +1,4 @@
-"""The world ``late_correction``: a report that tells all, but too late."""
+"""The dataset ``late_correction``: a report that reveals the label, but too late."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _EVENTS = 10  # of one user
 
 
 class LateCorrection(Strict):
-    """Knobs of ``late_correction``."""
+    """Parameters of ``late_correction``."""
 
     users: int = Field(800, ge=1, description="users, 10 events each")
 
 
 def make(parameters: LateCorrection, random: np.random.Generator) -> SyntheticDataset:
-    """The world of some settings."""
+    """Generate the dataset for some parameters."""
     users = parameters.users
     n = users * _EVENTS
     label = random.integers(0, 2, n)

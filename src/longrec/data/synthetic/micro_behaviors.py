@@ -1,4 +1,4 @@
-"""The world ``micro_behaviors``: how a user goes about an item tells whether it is wanted."""
+"""The dataset ``micro_behaviors``: the order of actions on an item reveals whether it is wanted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of a category that is
 
 
 class MicroBehaviors(Strict):
-    """Knobs of ``micro_behaviors``."""
+    """Parameters of ``micro_behaviors``."""
 
     users: int = Field(800, ge=1, description="users")
     visited: int = Field(2, ge=2, le=_CATEGORIES, multiple_of=2, description="items that a user visits")
@@ -36,7 +36,7 @@ class MicroBehaviors(Strict):
 
 
 def make(parameters: MicroBehaviors, random: np.random.Generator) -> SyntheticDataset:
-    """The world of some settings."""
+    """Generate the dataset for some parameters."""
     users, visited, shown = parameters.users, parameters.visited, parameters.shown
     before = 2 * visited
     items_by_category = CategorizedItems(_ITEMS, _CATEGORIES, random)

@@ -1,4 +1,4 @@
-"""The world ``negative_feedback``: a dislike tells which of the things left unclicked were seen and not wanted."""
+"""The dataset ``negative_feedback``: a dislike reveals which unclicked items were seen and not wanted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ALOUD = 0.3  # chance that an item of the other style that is not clicked is di
 
 
 class NegativeFeedback(Strict):
-    """Knobs of ``negative_feedback``."""
+    """Parameters of ``negative_feedback``."""
 
     users: int = Field(1_400, ge=1, description="users")
     passed: int = Field(6, ge=2, lt=_CATEGORIES, multiple_of=2, description="categories that a user passed by")
@@ -31,7 +31,7 @@ class NegativeFeedback(Strict):
 
 
 def make(parameters: NegativeFeedback, random: np.random.Generator) -> SyntheticDataset:
-    """The world of some settings."""
+    """Generate the dataset for some parameters."""
     users, passed, clicked, shown = parameters.users, parameters.passed, parameters.clicked, parameters.shown
     n_history, each = passed + 1 + clicked, passed + 1 + clicked + shown
     order = random.permuted(np.tile(np.arange(_CATEGORIES), (users, 1)), axis=1)

@@ -1,4 +1,4 @@
-"""The world ``one_interest``: whom a user is, only the past clicks tell."""
+"""The dataset ``one_interest``: only earlier clicks reveal the interest of a user."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of the own category, 
 
 
 class OneInterest(Strict):
-    """Knobs of ``one_interest``."""
+    """Parameters of ``one_interest``."""
 
     users: int = Field(1_500, ge=1, description="users, 20 events each")
 
 
 def make(parameters: OneInterest, random: np.random.Generator) -> SyntheticDataset:
-    """The world of some settings."""
+    """Generate the dataset for some parameters."""
     users, each = parameters.users, _CLICKS + _SHOWN
     category_of = random.permutation(np.arange(_ITEMS) % _CATEGORIES)
     by_category = np.argsort(category_of, kind="stable").reshape(_CATEGORIES, -1)

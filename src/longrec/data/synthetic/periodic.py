@@ -1,4 +1,4 @@
-"""The world ``periodic``: what was wanted a day ago is wanted again."""
+"""The dataset ``periodic``: the category clicked a day ago is wanted again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SINCE, _BEFORE = (60, 9 * _HOUR), (40 * _HOUR, 400 * _HOUR)
 
 
 class Periodic(Strict):
-    """Knobs of ``periodic``."""
+    """Parameters of ``periodic``."""
 
     users: int = Field(800, ge=1, description="users")
     visits: int = Field(3, ge=2, le=_CATEGORIES, description="visits of a user, one of them a day ago")
@@ -40,7 +40,7 @@ class Periodic(Strict):
 
 
 def make(parameters: Periodic, random: np.random.Generator) -> SyntheticDataset:
-    """The world of some settings."""
+    """Generate the dataset for some parameters."""
     users, visits, shown = parameters.users, parameters.visits, parameters.shown
     clicks = visits * parameters.clicks
     items_by_category = CategorizedItems(_ITEMS, _CATEGORIES, random)

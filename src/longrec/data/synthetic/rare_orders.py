@@ -1,4 +1,4 @@
-"""The world ``rare_orders``: what is ordered is clicked on first, and clicks are many."""
+"""The dataset ``rare_orders``: orders follow clicks and are rare."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CLICKS, _ELSE = 0.5, 0.02  # chance of a click on an item that the town likes, 
 
 
 class RareOrders(Strict):
-    """Knobs of ``rare_orders``."""
+    """Parameters of ``rare_orders``."""
 
     users: int = Field(600, ge=1, description="users")
     towns: int = Field(12, ge=1, description="towns; all users of one like the same")
@@ -29,7 +29,7 @@ class RareOrders(Strict):
 
 
 def make(parameters: RareOrders, random: np.random.Generator) -> SyntheticDataset:
-    """The world of some settings."""
+    """Generate the dataset for some parameters."""
     kind_of = random.permutation(np.arange(parameters.items) % _KINDS)
     kinds = random.permuted(np.tile(np.arange(_KINDS), (parameters.towns, 1)), axis=1)
     likes = np.zeros((parameters.towns, _KINDS), bool)

@@ -1,4 +1,4 @@
-r"""The world ``rich_instances``: what tells of an impression lies in the many fields of an earlier one.
+r"""The dataset ``rich_instances``: the signal of an impression lies in the many fields of an earlier one.
 
 Every impression has ``fields`` wide fields. Hidden functions of a few of them are two coins, x and z in {-1, +1}, and a
 key; the rest is noise. The label is drawn by
@@ -45,7 +45,7 @@ Floats = NDArray[np.float64]
 
 
 class RichInstances(Strict):
-    """Knobs of ``rich_instances``."""
+    """Parameters of ``rich_instances``."""
 
     users: int = Field(400, ge=1, description="users; 4000 are enough to learn the fields in a pass or two")
     impressions: int = Field(48, ge=1, description="impressions a user")
@@ -98,7 +98,7 @@ class RichInstances(Strict):
 
 @dataclass(frozen=True)
 class _Timeline:
-    """When impressions are shown, all arrays ``[users * impressions]`` but ``first``.
+    """Timeline of the impressions. All arrays are ``[users * impressions]`` except ``first``.
 
     Attributes:
         times: seconds.
@@ -139,7 +139,9 @@ def _draw_timeline(parameters: RichInstances, random: np.random.Generator) -> _T
 
 
 def _sum_history(x: Ints, counted: NDArray[np.bool_], timeline: _Timeline, back: int) -> Ints:
-    """Sign of the sum of x over the rows counted of each row's moment ``back`` moments earlier; 0 without one."""
+    """Return the sign of the sum of x over the counted rows of the timestamp ``back`` timestamps earlier, 0 without
+    one.
+    """
     signs = np.sign(np.add.reduceat(np.where(counted, x, 0), timeline.first))
     return np.where(timeline.within >= back, signs[np.maximum(timeline.number - back, 0)], 0)
 
@@ -149,14 +151,14 @@ def _sigmoid(logit: Floats) -> Floats:
 
 
 def make(parameters: RichInstances, random: np.random.Generator) -> SyntheticDataset:
-    """The world of some settings."""
+    """Generate the dataset for some parameters."""
     rows = parameters.users * parameters.impressions
     timeline = _draw_timeline(parameters, random)
     wide = random.integers(0, parameters.values, (parameters.fields, rows), dtype=np.int16)
     hidden = random.permutation(parameters.fields)[: 2 * parameters.coin_fields + 1]
 
     def coin(fields: Ints) -> Ints:
-        """Which way most of some fields point; half of the values of a field point either way."""
+        """Return the majority vote of some fields. Half of the values of a field vote either way."""
         votes = np.resize([1, -1], parameters.values)
         return np.sign(sum(random.permutation(votes)[wide[n]] for n in fields))
 
@@ -197,7 +199,7 @@ def make(parameters: RichInstances, random: np.random.Generator) -> SyntheticDat
 
 
 def _chances(parameters: RichInstances, own: Ints, history: Ints) -> dict[str, Floats]:
-    """The chance that a label is 1, float64 ``[rows]``, to three who know all that there is to know of some parts.
+    """Return the probability that a label is 1, float64 ``[rows]``, given three sets of information.
 
     Args:
         own: x z of each row.
@@ -227,7 +229,7 @@ def _field_names(count: int) -> list[str]:
 
 
 def _schema(parameters: RichInstances, fields: Any) -> dict[str, Any]:
-    """The words of a schema that shows an event's wide ``fields``."""
+    """Return a schema that shows an event's wide ``fields``."""
     # A page is read whole, and nothing but it.
     last = parameters.page * parameters.back if parameters.signal == "together" else max(20, 2 * parameters.back)
     return {

@@ -1,4 +1,4 @@
-"""The world ``sessions``: how a visit ended tells what its clicks were worth."""
+"""The dataset ``sessions``: the outcome of a visit decides the value of its clicks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item whose visit went to t
 
 
 class Sessions(Strict):
-    """Knobs of ``sessions``."""
+    """Parameters of ``sessions``."""
 
     users: int = Field(1_200, ge=1, description="users")
     visits: int = Field(2, ge=1, le=_CATEGORIES // 2, description="visits to the till, and as many to the door")
@@ -38,7 +38,7 @@ class Sessions(Strict):
 
 
 def make(parameters: Sessions, random: np.random.Generator) -> SyntheticDataset:
-    """The world of some settings."""
+    """Generate the dataset for some parameters."""
     users, visits, length = parameters.users, 2 * parameters.visits, parameters.clicks + 1
     n_history = visits * length
     each = n_history + parameters.shown

@@ -1,4 +1,4 @@
-"""The world ``two_behaviors``: a click asks for more of a kind, an order for no more of it."""
+"""The dataset ``two_behaviors``: a click raises the interest in a category, an order ends it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of a clicked category
 
 
 class TwoBehaviors(Strict):
-    """Knobs of ``two_behaviors``."""
+    """Parameters of ``two_behaviors``."""
 
     users: int = Field(800, ge=1, description="users")
     categories: int = Field(8, ge=4, le=24, description="kinds of item")
@@ -31,7 +31,7 @@ class TwoBehaviors(Strict):
 
 
 def make(parameters: TwoBehaviors, random: np.random.Generator) -> SyntheticDataset:
-    """The world of some settings."""
+    """Generate the dataset for some parameters."""
     users, n_history = parameters.users, 2 * parameters.each * parameters.events
     category_of = random.permutation(np.arange(_ITEMS) % parameters.categories)
     own = choose_categories(parameters.categories, users, 2 * parameters.each, random)
@@ -70,7 +70,7 @@ def make(parameters: TwoBehaviors, random: np.random.Generator) -> SyntheticData
 
 
 def _draw_items(category_of: np.ndarray, category: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """An item of each category."""
+    """Draw an item per category."""
     order, counts = np.argsort(category_of, kind="stable"), np.bincount(category_of)
     first = np.cumsum(counts) - counts
     return order[first[category] + (random.random(category.shape) * counts[category]).astype(np.int64)]
