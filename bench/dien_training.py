@@ -1,9 +1,9 @@
-"""DIEN training side by side: LongRec and DeepCTR-Torch, histories cut at 100.
+"""Benchmark of DIEN training: LongRec and DeepCTR-Torch, histories cut at 100.
 
     python bench/dien_training.py [--rounds 3]
 
-The same generated log, clock and way of reading as ``din_training.py``; what differs between the two models is told
-in ``peers/deepctr_dien.py``.
+Log, clock and reading are those of ``din_training.py``. Differences between the two models are listed in
+``peers/deepctr_dien.py``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     for number in range(arguments.rounds):
         for arm in ARMS:
             result = arm.run("hundred", scenario.steps)
-            assert result is not None, f"{arm.name} gave no result"
+            assert result is not None, f"{arm.name} returned no result"
             runs[arm.name].append(result)
             print(f"round {number + 1}: {result}", flush=True)
     rate = {name: statistics.median(run["rows_per_cpu_second"] for run in own) for name, own in runs.items()}

@@ -1,7 +1,7 @@
-"""The house plan as a test: who may import whom, what a file may hold, what no file may do.
+"""Tests of the architecture: imports between packages, contents of files, and operations that no file may use.
 
-The checks are plain functions over a folder, so that the second half of this file can plant every
-fault in a small tree and see it found.
+The checks are plain functions over a folder, so that the second half of this file can plant every fault in a small
+tree and test that it is reported.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ TORCH_FREE = ("features.schema", "features.feature_encoders", "data.prepare", "m
 
 
 def files(package: Path) -> list[Path]:
-    """Every Python file of a package."""
+    """Return all Python files of a package."""
     return sorted(package.rglob("*.py"))
 
 
 def module_of(package: Path, path: Path) -> str:
-    """Dotted name inside the package: ``nn.fm``; a room's ``__init__`` is the room, the face's is ``__init__``."""
+    """Return the dotted name inside the package: ``nn.fm``, ``nn`` for its ``__init__``, ``__init__`` at the top."""
     components = list(path.relative_to(package).with_suffix("").parts)
     if components[-1] == "__init__" and len(components) > 1:
         components.pop()
@@ -59,7 +59,7 @@ def module_of(package: Path, path: Path) -> str:
 
 
 def imports(package: Path, path: Path) -> Iterator[tuple[int, str]]:
-    """(line, dotted name inside the package) of every import of the package itself, wherever it stands."""
+    """Yield (line, dotted name inside the package) of all imports of the package itself."""
     name = package.name
     here = [name, *path.relative_to(package).with_suffix("").parts]
     modules = {module_of(package, file) for file in files(package)}
@@ -77,13 +77,13 @@ def imports(package: Path, path: Path) -> Iterator[tuple[int, str]]:
             if dotted != name and not dotted.startswith(f"{name}."):
                 continue
             inside = dotted.removeprefix(name).lstrip(".")
-            while inside and inside not in modules and inside not in MAY_IMPORT:  # drop the names of things in files
+            while inside and inside not in modules and inside not in MAY_IMPORT:  # drop the names of objects in files
                 inside = inside.rpartition(".")[0]
             yield getattr(node, "lineno", 0), inside or "__init__"
 
 
 def called(node: ast.Call) -> str:
-    """The dotted name of what a call calls, or nothing when it has none."""
+    """Return the dotted name of the callee of a call. Empty if it has none."""
     components: list[str] = []
     target: ast.expr = node.func
     while isinstance(target, ast.Attribute):
@@ -93,14 +93,14 @@ def called(node: ast.Call) -> str:
 
 
 def import_faults(package: Path) -> list[str]:
-    """Imports against the table, and rooms the table does not know."""
+    """Return imports against the table, and packages that are not in the table."""
     faults = []
     for path in files(package):
         package_name = module_of(package, path).split(".")[0]
         if package_name in TOP:
             continue
         if package_name not in BASE and package_name not in MAY_IMPORT:
-            faults.append(f"{path.name}: {package_name} is no room of the house plan")
+            faults.append(f"{path.name}: {package_name} is no package of the architecture")
             continue
         allowed = BASE | {package_name} | MAY_IMPORT.get(package_name, set())
         for line, target in imports(package, path):
@@ -110,7 +110,7 @@ def import_faults(package: Path) -> list[str]:
 
 
 def cycle_faults(package: Path) -> list[str]:
-    """Files that import each other in a ring."""
+    """Return import cycles of files."""
     graph = {module_of(package, path): {t for _, t in imports(package, path)} for path in files(package)}
     state: dict[str, int] = {}
     faults: list[str] = []
@@ -131,13 +131,13 @@ def cycle_faults(package: Path) -> list[str]:
 
 
 def name_faults(package: Path) -> list[str]:
-    """Files and folders whose name says nothing."""
+    """Return files and folders with vague names."""
     names = {component for path in files(package) for component in path.relative_to(package).with_suffix("").parts}
     return [f"{name}: says nothing about what is inside" for name in sorted(names) if VAGUE.search(name)]
 
 
 def length_faults(package: Path) -> list[str]:
-    """Files longer than the house allows."""
+    """Return files that are longer than allowed."""
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files(package)}
     return [f"{path.relative_to(package)}: {n} lines, at most {LINES}" for path, n in lengths.items() if n > LINES]
 
@@ -153,7 +153,7 @@ def _safe_loader(node: ast.Call, tree: ast.Module) -> bool:
 
 
 def unsafe_faults(package: Path) -> list[str]:
-    """Whatever runs code found in a file or a string, and errors that vanish."""
+    """Return calls that run code from a file or a string, and errors that are swallowed."""
     faults = []
     for path in files(package):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -186,7 +186,7 @@ def unsafe_faults(package: Path) -> list[str]:
 
 
 def heir_faults(package: Path) -> list[str]:
-    """Models that inherit from another model: composition goes through nested configs."""
+    """Return models that inherit from another model. Models are composed through nested configs."""
     faults = []
     for path in sorted((package / "models").glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -204,7 +204,7 @@ def heir_faults(package: Path) -> list[str]:
 
 
 def path_faults(root: Path) -> list[str]:
-    """Text that names a folder of one machine."""
+    """Return lines that name a folder of one machine."""
     faults = []
     for folder, pattern in (
         ("src", "*"),
@@ -261,11 +261,11 @@ def test_no_torch_comes_with_the_command_line(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr or f"longrec {' '.join(arguments)} imports torch"
 
 
-# ---- planted faults: each check must find its own ----------------------------------------------------------------
+# ---- planted faults: each check must report its own --------------------------------------------------------------
 
 
 def plant(folder: Path, tree: dict[str, str]) -> Path:
-    """A small package named longrec with these files."""
+    """Write a small package named longrec with these files."""
     package = folder / "longrec"
     for name, text in tree.items():
         path = package / name
@@ -307,7 +307,7 @@ PLANTED = [
     (import_faults, "train/x.py", "from longrec import cli", "train may not import cli"),
     (import_faults, "train/x.py", "from longrec import train_it", "train may not import __init__"),
     (import_faults, "errors.py", "from longrec.features import batch", "errors may not import features.batch"),
-    (import_faults, "kitchen/x.py", "", "kitchen is no room"),
+    (import_faults, "kitchen/x.py", "", "kitchen is no package"),
     (cycle_faults, "nn/other.py", "from longrec.nn import fm", "cycle: nn.fm -> nn.other -> nn.fm"),
     (cycle_faults, "nn/other.py", "def f():\n    import longrec.nn.fm", "cycle: nn.fm -> nn.other -> nn.fm"),
     (name_faults, "nn/utils.py", "", "utils"),

@@ -1,4 +1,4 @@
-"""The command line: exit codes, messages of one screen, JSON beside every table, and no trace for a user's fault."""
+"""Tests of the command line: exit codes, messages of one screen, JSON output, and no trace for errors of users."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def write(folder: Path, **columns: object) -> None:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The message of a refusal: exit 2, on standard error, one screen, no trace."""
+    """Return the message of a refusal: exit 2, on standard error, one screen, no trace."""
     assert main(arguments) == 2
     said = capsys.readouterr()
     assert said.out == ""

@@ -1,13 +1,13 @@
-"""The incremental protocol: train on day d, test on day d + 1, plug knowledge in on some day, and watch the curve.
+"""Incremental protocol: train on day d, test on day d + 1, add knowledge on some day, and record the AUC per day.
 
 Arms of the comparison:
-    base        the ranker as it is, day after day
-    keep        the same ranker with knowledge plugged in on the day, weights and optimizer moments kept
-    shuffled    the same again, everybody with the knowledge of somebody else: it must gain nothing
-    random      the same again, with noise in place of knowledge: it must gain nothing either
-    concat      the ranker built anew with the knowledge among its inputs, trained on all days before the day
+    base        the ranker without knowledge, day by day
+    keep        the same ranker with knowledge added on the day, weights and optimizer state kept
+    shuffled    the same with the knowledge of another user for every user: it must gain nothing
+    random      the same with noise instead of knowledge: it must gain nothing
+    concat      a new ranker with the knowledge among its inputs, trained on all days before the day
 
-A plug that starts at zero shows no dip: on its first day ``keep`` scores as ``base``, before either learned that day.
+A plug starts at zero: on its first day ``keep`` has the scores of ``base``, before either trains on that day.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class Day:
     """One day of the protocol.
 
     Attributes:
-        number: of the day, from 0.
+        number: number of the day, from 0.
         rows: impressions with a label.
-        auc: of each arm on the day, before it learned it; None where it cannot be told.
-        share: how loud the knowledge was in ``keep`` (``KEEPPlug.shares``, the first plugged layer).
+        auc: AUC of each arm on the day, before it trained on it. None if the labels have one class.
+        share: share of the knowledge in ``keep`` (``KEEPPlug.shares``, the first plugged layer).
     """
 
     number: int
@@ -67,11 +67,11 @@ class Day:
 
 @dataclass
 class Curve:
-    """The days one after the other.
+    """Results of the days in order.
 
     Attributes:
-        plugged: the day on which knowledge came in.
-        arms: which were run.
+        plugged: day on which knowledge was added.
+        arms: arms of the study.
     """
 
     plugged: int
@@ -79,8 +79,9 @@ class Curve:
     days: list[Day] = field(default_factory=list)
 
     def gain(self, arm: str = "keep", first: int | None = None) -> float:
-        """Mean difference in AUC between an arm and base over the days from ``first`` on (by default the day after
-        plugging in); NaN where no day has both.
+        """Return the mean AUC difference between an arm and base over the days from ``first`` on.
+
+        ``first`` is by default the day after knowledge was added. NaN if no day has both.
         """
         first = self.plugged + 1 if first is None else first
         pairs = [(day.auc.get(arm), day.auc.get("base")) for day in self.days if day.number >= first]
@@ -88,7 +89,7 @@ class Curve:
         return float(np.mean(differences)) if differences else float("nan")
 
     def lines(self) -> list[list[str]]:
-        """A table of text: the head, then a line a day."""
+        """Return a text table: the head, then one line per day."""
         head = ["day", "rows", *self.arms, *(["|P(K)|/|a|"] if "keep" in self.arms else [])]
         body = []
         for day in self.days:
@@ -103,7 +104,7 @@ class Curve:
         lines = self.lines()
         widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
         rows = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines]
-        return "\n".join([*rows, f"* knowledge comes in; gain of keep since: {self.gain():+.4f} AUC a day"])
+        return "\n".join([*rows, f"* knowledge is added; gain of keep since: {self.gain():+.4f} AUC per day"])
 
 
 def run_incremental(
@@ -118,14 +119,14 @@ def run_incremental(
 ) -> Curve:
     """Run the protocol for a job whose model is ``keep_plug``.
 
-    Every day has one pass (``fit.epochs`` are not read). Labels are learned once they are known. Vocabularies are
+    Every day has one pass (``fit.epochs`` is ignored). Labels are used once they are available. Vocabularies are
     those of the training window of the job's split.
 
     Args:
-        plug_on: the day, from 0, at whose beginning knowledge comes in.
+        plug_on: day, from 0, at whose beginning knowledge is added.
         every: length of a day.
-        days: how many days; default all of the log.
-        arms: of ``ARMS``, base among them.
+        days: number of days. Default: all days of the log.
+        arms: arms from ``ARMS``, with base.
 
     Raises:
         ConfigError: another model, unknown arms, or a day outside the log.
@@ -162,7 +163,7 @@ def run_incremental(
 
 
 class _Protocol:
-    """The arms, day after day."""
+    """State of all arms, day by day."""
 
     def __init__(self, job: Job, log: Log, curve: Curve) -> None:
         self.job, self.log, self.curve = job, log, curve
@@ -179,7 +180,7 @@ class _Protocol:
         self.arms = {"base": _Learner(bare, log, job)}
 
     def day(self, block: Block) -> None:
-        """Plug in when it is the day; test; learn."""
+        """Add knowledge on its day, then test and train."""
         number = len(self.curve.days)
         if number == self.curve.plugged:
             self._plug_in()
@@ -222,7 +223,7 @@ class _Protocol:
 
 
 class _Learner:
-    """One arm: a model with its optimizers, on its log."""
+    """Arm: a model with its optimizers, on its log."""
 
     def __init__(self, model: Model, log: Log, job: Job) -> None:
         self.model, self.log, self.job = model, log, job
@@ -230,7 +231,7 @@ class _Learner:
         self.steps, self.passes = 0, 0
 
     def learn(self, rows: NDArray[np.int64], available_before: int | None) -> None:
-        """One pass over rows, with their further labels as far as they were known before a moment."""
+        """Train one pass over rows, with the further labels that were available before a timestamp."""
         if not len(rows):
             return
         fit = self.job.fit
@@ -254,7 +255,7 @@ class _Learner:
         self.passes += 1
 
     def auc(self, rows: NDArray[np.int64]) -> float | None:
-        """AUC on rows as the model is; None where the labels are of one class."""
+        """Return the AUC on rows with the current weights. None if the labels have one class."""
         labels = self.log.labels.take(rows)
         if not len(rows) or labels.min() == labels.max():
             return None
@@ -262,7 +263,7 @@ class _Learner:
         return float(metrics.auc(labels, scores))
 
     def share(self, rows: NDArray[np.int64]) -> float | None:
-        """``KEEPPlug.shares`` of the first plugged layer, over a batch of the rows."""
+        """Return ``KEEPPlug.shares`` of the first layer with knowledge, over a batch of the rows."""
         if not len(rows) or not isinstance(self.model, KEEPPlug):
             return None
         self.model.eval()

@@ -1,4 +1,4 @@
-"""The command ``longrec``: one function per command, no logic.
+"""Command line ``longrec``: one function per command, no logic.
 
 Exit code 0 on success, 2 for an error that the user can repair (with a message), 130 after an interrupt, 141 when the
 reader of the output has closed it, and 1 for an error of LongRec itself, whose trace goes to a file.

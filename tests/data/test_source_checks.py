@@ -165,7 +165,7 @@ def test_a_table_beyond_all_memory_is_reported_by_check_and_by_train(
     data = {"log": SOURCES["parquet"](tmp_path)}
     (fault_lines,) = faults(data, WHOLE | {"features": features})
     assert fault_lines.startswith(
-        "model: feature 'user': 2,000,000,002 x 64 numbers take 512 GB, the whole training at least"
+        "model: feature 'user': 2,000,000,002 x 64 numbers take 512 GB, the whole training takes at least"
     )
     assert "of memory that are available" in fault_lines
     with pytest.raises(ResourceError, match="2,000,000,002 x 64 numbers take 512 GB"):

@@ -1,4 +1,4 @@
-"""A small shop whose users like the items of their kind, as files with the config of a job beside them."""
+"""Fixtures: files of a small shop whose users like items of one kind, and the config of a job."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ JOB: dict[str, Any] = {
 
 
 def write_shop(folder: Path, users: int = 60, items: int = 80, events: int = 3_000, seed: int = 0) -> Path:
-    """Write events.parquet, items.parquet, shop.schema.yaml and din.yaml; the path of the config."""
+    """Write events.parquet, items.parquet, shop.schema.yaml and din.yaml, and return the path of the config."""
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     user, item = random.integers(0, users, events), random.integers(0, items, events)
@@ -69,25 +69,25 @@ def write_shop(folder: Path, users: int = 60, items: int = 80, events: int = 3_0
 
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The config of the shop; its log is prepared once for all tests."""
+    """Config of the shop, whose log is prepared once for all tests."""
     return write_shop(tmp_path_factory.mktemp("shop"))
 
 
 @pytest.fixture(scope="session")
 def domain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExtractReport]:
-    """The folder of the two domains (domains.py), and what was extracted from the wide one, a version a day."""
+    """Folder of the two domains (domains.py), and the report of the extractor of the wide one, one version per day."""
     folder = domains.write(tmp_path_factory.mktemp("domains"))
     return folder, extract(domains.extractor(folder), folder / "knowledge" / "v1", ["every=1d"], quiet=True)
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Callable[..., list[str]]:
-    """Overrides that put runs below the test's own folder: ``runs("fit.lr=1")``."""
+    """Overrides that put runs below the folder of the test: ``runs("fit.lr=1")``."""
     return lambda *overrides: [f"fit.runs={tmp_path / 'runs'}", *overrides]
 
 
 def same_run(one: Path, other: Path) -> None:
-    """Two run folders hold the same run, wall clock apart."""
+    """Assert that two run folders hold the same run, except for the clock."""
     for name in (
         "checkpoints/best/weights.safetensors",
         "checkpoints/last/weights.safetensors",
@@ -105,7 +105,7 @@ def same_run(one: Path, other: Path) -> None:
 
 
 def metric_lines(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without the wall clock."""
+    """Return the lines of metrics.jsonl without the clock."""
     return [
         {key: value for key, value in json.loads(line).items() if key != "seconds"}
         for line in (run / "metrics.jsonl").read_text().splitlines()
@@ -121,11 +121,11 @@ def timeless(path: Path) -> dict[str, object]:
 
 @pytest.fixture(scope="session")
 def same() -> Callable[[Path, Path], None]:
-    """Asserts that two run folders hold the same run, wall clock apart."""
+    """Function that asserts that two run folders hold the same run, except for the clock."""
     return same_run
 
 
 @pytest.fixture(scope="session")
 def lines() -> Callable[[Path], list[dict[str, Any]]]:
-    """Reads metrics.jsonl without the wall clock."""
+    """Function that reads metrics.jsonl without the clock."""
     return metric_lines

@@ -1,4 +1,4 @@
-"""Two domains of one world: every user likes one of two kinds of items. A wide log of all scenes tells which, by many
+"""Two domains, in which every user likes one of two kinds of items. A wide log of all scenes shows which, by many
 impressions with two labels; the narrow log of one scene has few of them, later, and no history.
 """
 
@@ -40,7 +40,7 @@ def write(folder: Path, users: int = 150, items: int = 50, events: int = 80, see
     user, item = np.repeat(np.arange(users), events), random.integers(0, items, n)
     taste, kind = random.permutation(np.arange(users) % 2), random.permutation(np.arange(items) % 2)
     fits = taste[user] == kind[item]
-    at = START + random.integers(0, DAYS * DAY // 60, n) * 60  # some moments are shared
+    at = START + random.integers(0, DAYS * DAY // 60, n) * 60  # some timestamps are shared
     columns = {
         "user": user + 10,
         "item": item + 1_000,
@@ -58,7 +58,7 @@ def write(folder: Path, users: int = 150, items: int = 50, events: int = 80, see
 
 
 def extractor(folder: Path, **model: Any) -> dict[str, Any]:
-    """The job of the extractor: all scenes, the last three days held out."""
+    """Return the job of the extractor: all scenes, without the last three days."""
     schema = {
         "user": "user",
         "item": "item",
@@ -78,7 +78,7 @@ def extractor(folder: Path, **model: Any) -> dict[str, Any]:
 
 
 def downstream(folder: Path, knowledge: Path | None, model: dict[str, Any] | None = None, **fit: Any) -> dict[str, Any]:
-    """The job of the narrow scene, with or without knowledge."""
+    """Return the job of the narrow scene, with or without knowledge."""
     features: dict[str, Any] = {name: {"kind": "id"} for name in ("user", "item")}
     features["kind"] = {"kind": "id", "side": "item"}
     if knowledge is not None:
@@ -95,7 +95,7 @@ def downstream(folder: Path, knowledge: Path | None, model: dict[str, Any] | Non
 
 
 def job(folder: Path, log: str, schema: dict[str, Any], model: dict[str, Any], **fit: Any) -> dict[str, Any]:
-    """A config; runs and prepared logs go below ``folder``."""
+    """Return a config whose runs and prepared logs go below ``folder``."""
     return {
         "data": {
             "log": str(folder / f"{log}.parquet"),

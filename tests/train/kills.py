@@ -42,7 +42,7 @@ def at_visit(number: int, real: Callable[..., Any], instead: Callable[..., Any])
 
 
 def half_file(tensors: Any, path: Path) -> None:
-    """A file of tensors, of which only the first half reached the disk."""
+    """Write only the first half of a file of tensors, and die."""
     saved(tensors, path)
     with open(path, "r+b") as file:
         file.truncate(path.stat().st_size // 2)
@@ -72,7 +72,7 @@ CALLS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
 
 
 def start_child(stop: str, **arguments: Any) -> int:
-    """Fork; train in the child, armed to die at a place. The process number."""
+    """Fork, and train in the child, which dies at a call. Return the process number."""
     process = os.fork()
     if process:
         return process
@@ -89,13 +89,13 @@ def start_child(stop: str, **arguments: Any) -> int:
 
 
 def count_lines(folder: Path) -> int:
-    """Lines of metrics.jsonl; -1 before the run folder is there."""
+    """Return the number of lines of metrics.jsonl. -1 before the run folder exists."""
     path = folder / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else -1 + folder.exists()
 
 
 def kill_at(stop: float, process: int, folder: Path, reference: Path, seconds: float) -> int:
-    """Kill a process when ``stop`` of its metrics are written, give or take the way to the next line."""
+    """Kill a process after the share ``stop`` of its metrics is written, up to one line."""
     wanted = stop * count_lines(reference)
     while count_lines(folder) < int(wanted):
         time.sleep(0.001)

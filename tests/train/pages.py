@@ -1,4 +1,4 @@
-"""A small log of pages: several candidates a request, moments shared by requests, feedback that comes late."""
+"""Small log of pages: several candidates per request, shared timestamps, delayed feedback."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FIT: dict[str, Any] = {"epochs": 1, "batch_size": 64, "lr": 0.01, "tensorboard":
 
 
 def make_pages(users: int = 30, requests: int = 12, seed: int = 0) -> dict[str, np.ndarray]:
-    """Columns of a log over ten days: requests of one to four candidates, half of whose moments another user shares."""
+    """Return the columns of a log over ten days with requests of one to four candidates and shared timestamps."""
     random = np.random.default_rng(seed)
     timestamp = START + random.integers(0, 240, (users, requests)) * (DAYS // 24)
     timestamp.sort(axis=1)
@@ -52,7 +52,7 @@ def make_pages(users: int = 30, requests: int = 12, seed: int = 0) -> dict[str, 
 
 
 def write(columns: dict[str, np.ndarray], path: Path) -> Path:
-    """The columns as a Parquet file, in the order of time."""
+    """Write the columns as a Parquet file in order of time."""
     order = np.argsort(columns["at"], kind="stable")
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({name: values[order] for name, values in columns.items()}), path)
@@ -60,7 +60,7 @@ def write(columns: dict[str, np.ndarray], path: Path) -> Path:
 
 
 def job(log: Path, folder: Path, model: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-    """A config that trains on a written log; ``changes`` go over the schema."""
+    """Return a config that trains on a written log. ``changes`` replace keys of the schema."""
     return {
         "data": {
             "log": str(log),

@@ -1,4 +1,4 @@
-"""Where the predictions of a new model start."""
+"""Tests of the base rate at which predictions of a new model start."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def move(model: Small, optimizers: dict[str, torch.optim.Optimizer], steps: int)
 
 
 def write_former_names(folder: Path) -> None:
-    """Give the file and the key of optimizer state the names that versions up to 0.4 wrote."""
+    """Rename the file and the key of optimizer state to those of versions up to 0.4."""
     (folder / "optimizer.safetensors").rename(folder / "optimiser.safetensors")
     content = json.loads((folder / "state.json").read_text())
     content["optimisers"] = content.pop("optimizers")
@@ -112,7 +112,7 @@ class Killed(BaseException):
 def test_a_folder_is_whole_whenever_its_writer_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
 ) -> None:
-    """Stop before every call that touches the disk, in turn; then look, and write again."""
+    """Stop before every call that writes to the disk, in turn. Then read, and write again."""
 
     def write(text: str) -> None:
         replace_folder(tmp_path / "a", lambda into: [(into / n).write_text(text) for n in "xy"])  # type: ignore[arg-type,return-value]
@@ -143,7 +143,7 @@ def test_a_folder_is_whole_whenever_its_writer_is_killed(
         patch.setattr(checkpoint, "sync", count(checkpoint.sync))
         try:
             write("new")
-            assert calls >= 10, "every moment was tried"
+            assert calls >= 10, "all calls were tried"
         except Killed:
             pass
     assert read() in ("old", "new")

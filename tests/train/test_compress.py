@@ -1,4 +1,4 @@
-"""Tokens are written by weights that had not seen what came later; the tests of the paper's notes by their numbers."""
+"""Tests of tokens: written by weights that have not seen later labels. Numbers are those of the notes on the paper."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def opened(config: dict[str, Any]) -> Log:
 
 
 def reading(config: dict[str, Any], store: Path, last: int = 6, of: list[str] = OF) -> Log:
-    """The log of a config with a history of the store's tokens."""
+    """Return the log of a config with a history of the tokens of a store."""
     schema = {
         **config["data"]["schema"],
         "histories": {"tokens": {"from": str(store), "features": of, "max_length": last}},
@@ -52,7 +52,7 @@ def lists(log: Log, rows: np.ndarray) -> HistoryBatch:
 
 
 def everything(store: Path) -> Tokens:
-    """All tokens of a store, in the order of their keys."""
+    """Return all tokens of a store in the order of their keys."""
     with TokenStore.open(store) as opened_store:
         chunks = [tokens for _, tokens in opened_store.scan()]
     columns = {
@@ -64,7 +64,7 @@ def everything(store: Path) -> Tokens:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """A log, and the tokens of a source in temporal order."""
+    """Config of a log, and the tokens of a source in temporal order."""
     folder = tmp_path_factory.mktemp("pages")
     config = pages.job(
         pages.write(pages.make_pages(), folder / "log.parquet"), folder, {**pages.IAT, "order": "temporal"}
@@ -88,7 +88,7 @@ ORDERS = {"temporal": {"order": "temporal"}, "user": {"order": "user", "labels":
     ],
 )
 def test_1_future_invariance(tmp_path: Path, order: str, mode: str, filter: str) -> None:
-    """Whatever happens at or after t, the tokens that a request at t reads are the same to the bit."""
+    """Events at or after t do not change the tokens that a request at t reads."""
     columns = pages.make_pages()
     if filter == "positive":  # some labels wait for days, while the source learns those of rows after them
         columns["seen_at"] += np.where(np.arange(len(columns["at"])) % 3 == 0, 4 * pages.DAYS, 0)
@@ -101,7 +101,7 @@ def test_1_future_invariance(tmp_path: Path, order: str, mode: str, filter: str)
     for name in ("item_id", "place", "price"):
         changed[name][later] = random.permutation(changed[name][later])
     changed["click"][later] = 1 - changed["click"][later]
-    # labels of earlier events that are known only at t or later may turn out otherwise too
+    # labels of earlier events that become available at t or later may change too
     unknown = ~later & (columns["seen_at"] >= t)
     assert unknown.any()
     changed["click"][unknown] = 1 - changed["click"][unknown]
@@ -121,7 +121,7 @@ def test_1_future_invariance(tmp_path: Path, order: str, mode: str, filter: str)
 
 
 def test_2_self_exclusion(written: tuple[dict[str, Any], Path]) -> None:
-    """No list holds the instance it is read for, nor any other of its request."""
+    """No list holds its own instance, or another instance of its request."""
     config, store_path = written
     log = reading(config, store_path, last=1_000)
     rows = np.arange(len(log))
@@ -149,7 +149,7 @@ def own_ids(log: Log) -> np.ndarray:
 
 
 def test_4_label_delay(written: tuple[dict[str, Any], Path]) -> None:
-    """A label that became known at or after the request's moment reads as not yet known, never as 0."""
+    """A label that becomes available at or after the request is read as not yet known, never as 0."""
     config, store_path = written
     log = reading(config, store_path, last=1_000)
     rows = np.arange(len(log))
@@ -168,7 +168,7 @@ def test_4_label_delay(written: tuple[dict[str, Any], Path]) -> None:
 
 
 def test_8_stream_equals_batch(tmp_path: Path) -> None:
-    """A temporal source that does not move writes the same tokens in blocks and in a stream."""
+    """A temporal source without training writes the same tokens in blocks and in a stream."""
     log = pages.write(pages.make_pages(), tmp_path / "log.parquet")
     model = {**pages.IAT, "order": "temporal", "base": {**pages.IAT["base"], "batch_norm": False}}
     config = pages.job(log, tmp_path, model)
@@ -197,7 +197,7 @@ def test_11_join_cardinality(written: tuple[dict[str, Any], Path]) -> None:
 
 
 def test_13_cross_version(written: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
-    """Versions of different scales in one list are refused unless a column tells them apart."""
+    """Versions of different scales in one list are refused without a column of versions."""
     config, store_path = written
     with TokenStore.open(store_path) as store:
         assert len(store.info.versions) == 4
@@ -224,7 +224,7 @@ def test_versions_are_standardized_by_earlier_rows_alone(written: tuple[dict[str
 
 
 def test_6_a_streaming_step_writes_the_current_rows_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What lies in the store stays as it is while the source learns from it and goes on writing."""
+    """Stored tokens do not change while the source trains on them and writes further ones."""
     log = pages.write(pages.make_pages(), tmp_path / "log.parquet")
     config = pages.job(log, tmp_path, {**pages.IAT, "order": "user"})
     times: list[tuple[int, int]] = []

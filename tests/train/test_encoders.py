@@ -1,4 +1,4 @@
-"""Encoders through the whole of training: runs, resumption, scores in user order."""
+"""Tests of encoders in training: runs, resuming, scores in user order."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SOURCES = {
 
 @pytest.fixture(scope="module")
 def source(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A source in user order."""
+    """Run of a source in user order."""
     runs = tmp_path_factory.mktemp("sources")
     return train(shop, [f"model={SOURCES['user']}", f"fit.runs={runs}", "fit.lr=0.003"], quiet=True)
 
@@ -53,7 +53,7 @@ def test_a_source_of_temporal_order_trains_as_a_ranker_does(shop: Path, runs: Ru
 def test_a_source_in_user_order_resumes_bit_by_bit(
     kind: str, shop: Path, runs: Runs, same: Same, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed inside the second pass; codebooks and the random numbers that restart codes come back too."""
+    """A kill in the second pass. Codebooks and the random numbers that restart codes are restored too."""
     overrides = runs(
         f"model={SOURCES[kind]}", "fit.epochs=2", "fit.val_checks_per_epoch=1", "fit.log_steps=1", "fit.max_steps=30"
     )
@@ -108,7 +108,7 @@ def test_scores_come_in_the_order_of_the_rows_and_do_not_depend_on_the_batch_siz
 
 
 def test_a_score_reads_context_from_every_split(source: Run) -> None:
-    """One row by itself, with the rows of its user before it, from the train part."""
+    """One row alone is scored with the earlier rows of its user from the train split."""
     model, log = source.model(), source.log()
     test = log.rows_of("test")
     row = test[np.flatnonzero(np.diff(log.user(test), prepend=-1))[3]]  # the first test row of its user

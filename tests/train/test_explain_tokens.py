@@ -1,4 +1,4 @@
-"""An explanation names the tokens behind a score: when, what was known of each, how much weight."""
+"""Tests of explanations: time, available columns and weight of the tokens behind a score."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ N, START = 120, 1_700_000_000
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A reader of tokens made by hand, over a log of three users."""
+    """Run of a reader of hand-written tokens, over a log of three users."""
     folder = tmp_path_factory.mktemp("explained")
     random = np.random.default_rng(0)
     user, at = np.arange(N) % 3, START + np.arange(N) * 60

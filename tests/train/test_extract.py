@@ -1,4 +1,4 @@
-"""Knowledge is written by weights that had not seen what came later; some tests by their numbers in the notes."""
+"""Tests of knowledge: written by weights that have not seen later labels. Numbers are those of the notes."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def opened(config: dict[str, Any]) -> Log:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Less of the two domains: enough for whatever is not about what was learned."""
+    """Smaller version of the two domains, for tests that do not depend on quality."""
     return domains.write(tmp_path_factory.mktemp("small"), users=30, events=40)
 
 
 class Watched:
-    """What an extractor learned before each version: rows of the log with the moments their labels became known."""
+    """Record of an extractor: training rows before each version, with the availability of their labels."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows: list[NDArray[np.int64]] = []
@@ -68,11 +68,11 @@ class Watched:
         monkeypatch.setattr(KnowledgeStore, "publish", note)
 
     def learned(self, version: int) -> NDArray[np.int64]:
-        """Rows that went into a version."""
+        """Return the training rows of a version."""
         return np.concatenate(self.rows[: self.versions[version]])
 
     def liked(self, version: int) -> NDArray[np.int64]:
-        """Rows whose second label went into a version."""
+        """Return the rows whose second label a version trained on."""
         return np.concatenate([rows[is_available] for rows, is_available in self.targets[: self.versions[version]]])
 
 
@@ -98,7 +98,7 @@ def test_versions_are_written_side_by_side(domain: Domain) -> None:
 
 
 def test_what_is_stored_is_what_the_extractor_knows_at_the_start_of_the_block(small: Path, tmp_path: Path) -> None:
-    """The last version, from the weights that the folder keeps."""
+    """The last version is reproduced by the weights in the folder."""
     written = extract(domains.extractor(small), tmp_path / "v1", ["every=3d", "codec=fp32"], quiet=True)
     log = opened(domains.extractor(small))
     model = artifact.load(tmp_path / "v1" / "source" / "model").eval()
@@ -119,7 +119,7 @@ def test_what_is_stored_is_what_the_extractor_knows_at_the_start_of_the_block(sm
 
 
 def test_4_time_leakage(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a version learned was known before the first downstream row that reads it; second labels too."""
+    """Labels of a version, also second labels, were available before the first downstream row that reads it."""
     watched = Watched(monkeypatch)
     extract(domains.extractor(small), tmp_path / "v1", ["every=2d", "learn=all"], quiet=True)
     wide = opened(domains.extractor(small))
@@ -141,7 +141,7 @@ def test_4_time_leakage(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_4_time_leakage_histories_end_with_the_version(domain: Domain) -> None:
-    """A user's later events change no knowledge written before them: cut the log, and the version is the same."""
+    """Later events of a user change no earlier version: with a shorter log the version is the same."""
     folder, written = domain
     log = opened(domains.extractor(folder))
     timestamp = log.events.times.min() + 5 * 86_400_000
@@ -180,7 +180,7 @@ def test_a_visibility_delay_delays_the_publication(small: Path, tmp_path: Path) 
 
 
 def test_users_nobody_has_met_yet_are_missing(small: Path, tmp_path: Path) -> None:
-    """A version knows the users who came before it, and all items."""
+    """A version holds the users with earlier events, and all items."""
     table = pq.read_table(small / "wide.parquet")
     late = (table["user"].to_numpy() % 3 == 0) & (table["at"].to_numpy() < domains.START + 7 * domains.DAY)
     pq.write_table(table.filter(pa.array(~late)), tmp_path / "wide.parquet")

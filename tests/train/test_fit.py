@@ -29,7 +29,7 @@ Lines = Callable[[Path], list[dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def straight(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run nobody disturbed."""
+    """Uninterrupted run."""
     runs = tmp_path_factory.mktemp("straight")
     return train(shop, ["name=straight", f"fit.runs={runs}"], quiet=True)
 
@@ -89,7 +89,7 @@ def test_the_same_seed_gives_the_same_run(straight: Run, shop: Path, runs: Runs,
 def test_a_stopped_run_resumes_bit_by_bit(
     straight: Run, shop: Path, runs: Runs, same: Same, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """Stop politely after a step: amid an epoch, after a validation, before and after the turn of an epoch."""
+    """Stop by a signal after a step: inside an epoch, after a validation, and around the end of an epoch."""
     steps = 0
     real = DIN.loss
 
@@ -154,7 +154,7 @@ def test_every_option_resumes_bit_by_bit(
 
 
 def raise_at(real: Callable[[loop.Loop], None], step: int) -> Callable[[loop.Loop], None]:
-    """What a crash looks like: no last checkpoint is written."""
+    """Simulated crash, which writes no last checkpoint."""
 
     def wrapped(self: loop.Loop) -> None:
         real(self)

@@ -1,4 +1,4 @@
-"""Stores are written whole or not at all."""
+"""Tests of atomic writes of stores."""
 
 from __future__ import annotations
 

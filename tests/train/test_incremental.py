@@ -40,7 +40,7 @@ def test_9_shuffled_and_random_controls_gain_nothing_and_knowledge_does(curve: C
 
 
 def test_every_day_is_tested_before_it_is_learned(domain: Domain, curve: Curve) -> None:
-    """A protocol that ends a day earlier says the same of the days before."""
+    """A protocol that ends a day earlier has the same results for the days before."""
     folder, written = domain
     config = domains.downstream(folder, Path(written.into))
     short = run_incremental(config, plug_on=4, days=6, arms=["base", "keep"], quiet=True)

@@ -1,4 +1,4 @@
-"""Runs killed with ``kill -9`` and resumed end bit by bit as the run nobody disturbed."""
+"""Tests of runs that are killed with ``kill -9`` and resumed: they end bit-identical to uninterrupted runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A canary for leaks: for half of the users labels are coins, so that whoever tells them has seen them."""
+"""Canary for leaks: half of the users have random labels, which only a leak can predict."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measure_leak(log: Path, folder: Path, tokens: Path, **history: Any) -> tuple[float, float, float]:
-    """AUC on the valid rows of the users whose labels are coins, and its interval."""
+    """Return the AUC with its interval on the valid rows of the users with random labels."""
     histories = {"tokens": {"from": str(tokens), "features": ["token", "time_gap"], "max_length": 4, **history}}
     model = {"name": "iat_reader", "base": pages.BASE, "adapt": 8, "width": 8, "query": 8}
     config = pages.job(log, folder, model, features=NARROW, histories=histories)
@@ -60,7 +60,7 @@ def source(log: Path, folder: Path, valid: float) -> dict[str, Any]:
 
 
 def test_5_checkpoint_leakage_canary(log: Path, tmp_path: Path) -> None:
-    """Tokens written forward in time tell nothing of a coin; those of a checkpoint over its own window tell it."""
+    """Tokens written forward in time carry no signal of random labels. Those of a checkpoint over its window do."""
     compress(source(log, tmp_path, 0.4), tmp_path / "honest", ["blocks=6", "first_slices=2", "epochs=4"], quiet=True)
     value, low, high = measure_leak(log, tmp_path / "honest-reader", tmp_path / "honest")
     assert low <= 0.5 <= high, (value, low, high)

@@ -1,4 +1,4 @@
-"""Memory is counted before anything is allocated: every model, every optimizer, and no random number is drawn."""
+"""Tests of the memory estimate: all models and optimizers, without allocations and random numbers."""
 
 from __future__ import annotations
 

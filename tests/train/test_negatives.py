@@ -1,4 +1,4 @@
-"""Negative down-sampling: what is dropped, and that scores are probabilities of all rows nevertheless."""
+"""Tests of negative down-sampling: dropped rows, and scores that are probabilities of all rows."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from longrec.train.sparse_optimizers import LazyAdagrad, LazyAdam, LazySGD, Roww
 
 
 class Two(Model):
-    """A table and a linear layer."""
+    """Model with a table and a linear layer."""
 
     Config = Strict
 

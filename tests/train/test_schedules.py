@@ -57,7 +57,7 @@ def test_transformer_rises_to_its_warmup_and_falls_like_the_root() -> None:
 
 
 def test_warm_up_times_schedule_for_dense_and_tables() -> None:
-    """The published burn-in: in a line from its rate to lr, then the fall begins."""
+    """The published burn-in: linear from its rate to lr, then the decay."""
     config = FitConfig(
         lr=0.1,
         embedding_lr=0.4,

@@ -1,4 +1,4 @@
-"""Warm starts know nothing of what their own run is measured on."""
+"""Tests that warm starts have not seen the labels of their own evaluation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SCHEMA: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten days, forty impressions a day."""
+    """Write a log of ten days with forty impressions per day."""
     random, n = np.random.default_rng(3), 400
     table = pa.table(
         {
@@ -50,7 +50,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def days(valid: int, test: int) -> dict[str, str]:
-    """A split whose lines lie at the beginning of days."""
+    """Return a split at the beginning of days."""
     return {"valid_from": _day(valid), "test_from": _day(test)}
 
 
@@ -120,7 +120,7 @@ def test_allowed_by_name_results_say_so(log: Path, late: Run) -> None:
 
 
 def test_a_shorter_delay_of_the_run_before_is_no_way_around(log: Path, early: Run) -> None:
-    """It trained on labels that nobody knew yet, as this run says."""
+    """It trained on labels that were not available yet by the delays of this run."""
     with pytest.raises(RunError, match="trained on labels known until 2023-11-21T00:00:00Z, and here valid and test"):
         fit(log, days(4, 5), early, label_delay="2d")
     assert "init_from" not in str(fit(log, days(6, 8), early, label_delay="2d").results["warnings"])
@@ -161,7 +161,7 @@ def test_without_a_line_only_the_same_split_starts(log: Path, early: Run, split:
 
 
 def test_runs_without_seen_labels_are_checked_by_their_log(log: Path, tmp_path: Path) -> None:
-    """Runs of version 0.3 learned every label of train, known or not, and kept no record of it."""
+    """Runs of version 0.3 trained on all labels of train, available or not, and have no record of it."""
     old = fit(log, days(7, 8), label_delay="12h")
     about = json.loads((old.folder / "log.json").read_text())
     del about[KEY]

@@ -1,4 +1,4 @@
-"""Models of several tasks through a run: what is learned of each label, what is written, what is printed and served."""
+"""Tests of models of several tasks in a run: training, files, tables and serving."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MODEL = {"name": "mmoe", "experts": 2, "expert": [8], "tower": [], "tasks": {"cl
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A small world with one more label, which is known hours later and never for one row in three."""
+    """Run on a synthetic dataset with a further label, delayed by hours and missing in one row of three."""
     folder = tmp_path_factory.mktemp("tasks")
     dataset = generate_dataset("rare_orders", users=60, towns=4, orders=0.8)
     rows = np.arange(len(dataset.log))

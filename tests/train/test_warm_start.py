@@ -35,13 +35,13 @@ Same = Callable[[Path, Path], None]
 
 @pytest.fixture(scope="module")
 def first(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run to start from."""
+    """Run to start from."""
     return train(shop, ["name=first", f"fit.runs={tmp_path_factory.mktemp('first')}", "fit.epochs=6"], quiet=True)
 
 
 @pytest.fixture(scope="module")
 def base(domain: Domain, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of the narrow domain without knowledge."""
+    """Run of the narrow domain without knowledge."""
     folder, _ = domain
     overrides = ["name=base", f"fit.runs={tmp_path_factory.mktemp('base')}"]
     return train(domains.downstream(folder, None), overrides, quiet=True)
@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_refused_before_there_is_a_folder(
 
 
 def test_other_vocabularies_are_refused_whatever_their_size(domain: Domain, base: Run, tmp_path: Path) -> None:
-    """As many users as before, under other names: every id means somebody else."""
+    """The same number of users under other names: every id has another meaning."""
     folder, _ = domain
     config = domains.downstream(folder, None)
     kinds = config["data"]["schema"]["features"]
@@ -185,7 +185,7 @@ def test_other_vocabularies_are_refused_whatever_their_size(domain: Domain, base
 
 
 def test_a_hash_means_the_same_whatever_was_counted(first: Run, shop: Path, runs: Runs) -> None:
-    """How many values the training window held is told of a hash, and changes no id."""
+    """The number of distinct values of a hash changes no id."""
     hashed = [f"data.schema.features.{name}={{kind: id, hash: 500}}" for name in ("user_id", "item_id")]
     quick = [*runs("fit.max_steps=1"), *hashed]
     earlier = train(shop, [*quick, "name=earlier", "data.split.test=0.88"], quiet=True)

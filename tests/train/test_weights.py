@@ -1,4 +1,4 @@
-"""Sample weights: prepared beside the rows, and used in losses and metrics alone."""
+"""Tests of sample weights: prepared with the rows, and used only in losses and metrics."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ N = 1_200
 
 
 def job(folder: Path, **columns: Any) -> dict[str, Any]:
-    """A log in which rows of weight 0 have the label turned round."""
+    """Write a log in which rows of weight 0 have inverted labels."""
     random = np.random.default_rng(3)
     item, flip = random.integers(0, 6, N), random.random(N) < 0.75
     y = (random.random(N) < np.where(item < 3, 0.8, 0.2)).astype(int)

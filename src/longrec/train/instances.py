@@ -19,7 +19,7 @@ NONE, NEGATIVE, POSITIVE = 0, 1, 2
 
 
 class Instances:
-    """All impressions of a log, by row.
+    """Impressions of a log, by row.
 
     Attributes:
         times: int64 timestamps of the impressions.
