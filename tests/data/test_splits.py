@@ -206,7 +206,7 @@ def test_every_labeled_row_is_in_one_split_or_left_out(
 
 
 def test_an_unknown_split(table: pa.Table, prepared: Callable[..., Log]) -> None:
-    with pytest.raises(UnknownName, match=r"no part named 'vaild'; did you mean 'valid'\?"):
+    with pytest.raises(UnknownName, match=r"no split named 'vaild'; did you mean 'valid'\?"):
         prepared(table, SCHEMA).rows_of("vaild")
 
 

@@ -317,7 +317,7 @@ def test_faults_are_reported(written: tuple[dict[str, Any], Path], tmp_path: Pat
         compress(config, tmp_path / "x", ["codek=fp16"])
     with pytest.raises(RunError, match="an encoder, such as iat"):
         compress({**config, "model": {"name": "fm"}}, tmp_path / "x", FEW)
-    with pytest.raises(RunError, match="init_from: .*runs/a, of a source that is trained anew"):
+    with pytest.raises(RunError, match="init_from: .*runs/a, of a source trained from scratch"):
         compress({**config, "fit": {**config["fit"], "init_from": "runs/a"}}, tmp_path / "x", FEW)
     with pytest.raises(ConfigError, match="no column 'lable'; did you mean 'label'"):
         reading(config, store_path, of=["token", "lable"]).fields()

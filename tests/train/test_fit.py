@@ -233,7 +233,7 @@ def test_a_split_of_one_class_is_refused_before_training(shop: Path, runs: Runs,
         config = yaml.safe_load(shop.read_text())
         config["data"] |= {"schema": schema, "log": str(tmp_path / f"{split}.parquet"), "folder": str(tmp_path / "p")}
         config["data"]["items"] = str(shop.parent / "items.parquet")
-        with pytest.raises(DataError, match=f"the {split} part: 300 samples that are all 1; expected both classes"):
+        with pytest.raises(DataError, match=f"the {split} split: 300 samples that are all 1; expected both classes"):
             train(config, runs(), quiet=True)
     assert not (tmp_path / "runs").exists()
     with pytest.raises(DataError, match="no sample in valid and none in test"):

@@ -180,7 +180,7 @@ def test_other_vocabularies_are_refused_whatever_their_size(domain: Domain, base
     config = domains.downstream(folder, None)
     kinds = config["data"]["schema"]["features"]
     kinds["user"] = {"kind": "id", "vocab": list(range(5_000, 5_150))}
-    with pytest.raises(RunError, match=r"feature 'user' has another encoding: its ids do not mean"):
+    with pytest.raises(RunError, match=r"feature 'user' has another encoding: its ids have another meaning"):
         train(config, [f"fit.runs={tmp_path / 'runs'}", f"fit.init_from={base.folder}"], quiet=True)
 
 

@@ -170,7 +170,7 @@ def compare(
 def write_predictions(model: Model, log: Log, job: Job, split: str, path: Path, *, quiet: bool = False) -> pa.Table:
     """Score a split, write its Parquet file atomically, and return the table."""
     if split not in SPLITS:
-        raise UnknownName("part", split, SPLITS)
+        raise UnknownName("split", split, SPLITS)
     rows = log.rows_of(split)
     if not len(rows):
         raise RunError(split, "no rows", "a split with samples", "check data.split")
