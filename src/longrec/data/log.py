@@ -192,7 +192,7 @@ class Log:
         Rows of train and valid whose label was not known in time are left out: see ``data/training_window.py``.
         """
         if split not in SPLITS:
-            raise UnknownName("part", split, SPLITS)
+            raise UnknownName("split", split, SPLITS)
         chosen = (self.splits == SPLITS[split]) & ~np.isnan(self.labels)
         chosen[self.excluded_rows(split).rows] = False
         return np.flatnonzero(chosen)
