@@ -89,7 +89,11 @@ def test_a_planted_leak_is_detected(runs: Runs, name: str, monkeypatch: pytest.M
     [
         (plants.future_weights, r"trained on labels known until 20\d\d.*begins at 20", "may have seen the labels"),
         (plants.weights_of_early_labels, "the labels that run has seen are unknown", "may have seen the labels"),
-        (plants.leaky_tokens, "tells more than was known: it leaks", "because allow_leak is set, although it leaks"),
+        (
+            plants.leaky_tokens,
+            "discloses more than was available: it leaks",
+            "because allow_leak is set, although it leaks",
+        ),
         (plants.tokens_of_other_delay, "took 'click' as available 0s after the event, and here", "allow_leak is set"),
     ],
 )

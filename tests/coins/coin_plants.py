@@ -256,9 +256,9 @@ def copied_task(config_dict: Config) -> None:
 
 
 COPIES: dict[str, tuple[Case, Change, str]] = {
-    "feature 'copied' alone tells the label": (case(), copied_label, "score"),
-    "history 'liked': its filter on column 'copied' alone tells the label": (case(), copied_filter, "score"),
-    "feature 'copied' alone tells the feedback 'echo'": (
+    "feature 'copied' alone predicts the label": (case(), copied_label, "score"),
+    "history 'liked': its filter on column 'copied' alone predicts the label": (case(), copied_filter, "score"),
+    "feature 'copied' alone predicts the feedback 'echo'": (
         case(label="at_once", echo="delay", tasks="shared_bottom"), copied_task, "score.echo",
     ),
 }  # fmt: skip

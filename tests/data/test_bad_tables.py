@@ -39,11 +39,11 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     ),
     "a split by days in steps": (
         under({"time": {"column": "t", "unit": "step"}}, {"split": {"test_days": 1}}),
-        r"a split by days; expected shares or moments",
+        r"a split by days; expected shares or timestamps",
     ),
     "a split at no moment": (
         under(data={"split": {"test_from": "soon"}}),
-        r"the moment 'soon'; expected an ISO date or time",
+        r"the timestamp 'soon'; expected an ISO date or time",
     ),
     # ---- several values
     "separated numbers": (
@@ -66,11 +66,11 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     # ---- users and items
     "an item twice": (
         table("items", {"item": [1, 2, 1], "x": [1, 2, 3]}),
-        r"table\.parquet: column 'item': 1 stands in 2 rows; expected one row a key\n  Remove the copies",
+        r"table\.parquet: column 'item': 1 is in 2 rows; expected one row per key\n  Remove the copies",
     ),
     "two versions of a moment": (
         table("items", {"item": [1, 2, 1], "x": [1, 2, 3], "since": [START] * 3}, as_of="since"),
-        r"table\.parquet: column 'since': 1 has 2 rows as of 16\d+; expected one row a key and moment\n  Remove the",
+        r"table\.parquet: column 'since': 1 has 2 rows as of 16\d+; expected one row per key and timestamp\n  Remove",
     ),
     "two versions of a millisecond": (
         table("items", {"item": [1, 1], "x": [1, 2], "since": [THEN, THEN + np.timedelta64(1, "us")]}, as_of="since"),

@@ -123,7 +123,7 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     ),
     "no label at all": (
         parquet_log(click=pa.array([None] * N, pa.int64())),
-        r"column 'click': no training row has a label; expected labelled rows before the split line",
+        r"column 'click': no training row has a label; expected labeled rows before the split line",
     ),
     "a label column of nothing": (parquet_log(click=pa.nulls(N)), r"column 'click': no training row has a label"),
     "a label that is not 0 or 1": (

@@ -83,7 +83,10 @@ def test_a_store_that_leaks_is_refused(reading: Callable[..., Log], allow: bool 
     with pytest.raises(DataError) as raised:
         reading(replace(INFO, leak="it saw its labels"), allow)
     message = str(raised.value)
-    assert "tokens tells more than was known: it leaks (it saw its labels); expected a store that does not" in message
+    assert (
+        "tokens discloses more than was available: it leaks (it saw its labels); expected a store that does not"
+        in message
+    )
     assert "histories.tokens.allow_leak: true reads it nevertheless, and the results say so" in message
 
 
@@ -233,7 +236,7 @@ def test_knowledge_is_held_to_the_same(
         (warning,) = prepared(TABLE, schema(features={"who": who})).warnings
         assert "features.who reads" in warning
         return
-    with pytest.raises(DataError, match=r"features.who: .*tells more than was known.*\n.*who.allow_leak: true"):
+    with pytest.raises(DataError, match=r"features.who: .*discloses more than was available.*\n.*who.allow_leak: true"):
         prepared(TABLE, schema(features={"who": who}))
 
 

@@ -143,7 +143,7 @@ LINE = "1,u,a,b,1\n"
         (f"{LINE}1,u,a,b,1,x\n", {}, r"train.txt, line 2: more than 5 cells in '1,u,a,b,1,x'"),
         (f'{LINE}1,"u,a,b,1\n', {}, r"train.txt, line 2: Value with unterminated quote found. The line is"),
         ("1;u;a;b;1\n", {}, r"train.txt, line 1: 1 of 5 cells in '1;u;a;b;1'"),
-        (LINE + LINE[:-1] + "\r\n", {}, r"train.txt: line ends or quotes that cannot be told; expected one kind"),
+        (LINE + LINE[:-1] + "\r\n", {}, r"train.txt: line ends or quotes that cannot be determined; expected one kind"),
         (LINE, {"header": True}, r"train.txt, line 1: the name '1' in the place of 'click'; expected a header that"),
         ("", {"header": True}, r"train.txt, line 1: no line; expected a header that names"),
     ],
@@ -222,7 +222,7 @@ def test_a_file_belongs_to_one_split(tmp_path: Path) -> None:
     data_config = write_files(tmp_path)
     files_by_split = {"train": str(tmp_path / "*.txt"), "test": str(tmp_path / "test.txt")}
     data_config = config(tmp_path, {"splits": files_by_split, "rows": LAYOUT}, split={"by": "files"})
-    with pytest.raises(DataError, match=r"test.txt: a file of train and of test; expected every file in one part"):
+    with pytest.raises(DataError, match=r"test.txt: a file of train and of test; expected every file in one split"):
         table(data_config, tmp_path)
 
 

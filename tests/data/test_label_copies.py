@@ -102,13 +102,13 @@ def test_copies_of_every_kind_are_named(prepared: Callable[..., Log]) -> None:
     assert named(log) == sorted(leaks)
     warnings = {warning.split("'")[1]: warning for warning in log.warnings}
     assert warnings["number"] == (
-        "feature 'number' alone tells the label of its own row (AUC 1.000 on "
-        f"{int((log.splits == 0).sum()):,} training rows), as what becomes known only after the event does; if it is "
+        "feature 'number' alone predicts the label of its own row (AUC 1.000 on "
+        f"{int((log.splits == 0).sum()):,} training rows), as a value does that is available only after the event; if it is "
         "such, mark it feedback: true, which keeps it to histories, or drop it"
     )
     assert "feature 'hashed' (column 'text') alone" in warnings["hashed"]
     assert "feature 'like' has a value that comes with the label of its own row (" in warnings["like"]
-    assert "feature 'bought' alone tells the feedback 'buy' of its own row (AUC 1.000" in warnings["bought"]
+    assert "feature 'bought' alone predicts the feedback 'buy' of its own row (AUC 1.000" in warnings["bought"]
 
 
 def test_honest_features_are_not(prepared: Callable[..., Log]) -> None:
@@ -219,4 +219,6 @@ def test_counts_of_a_filter_by_hand() -> None:
     assert "has a value" in filter_warning("h", "c", np.array([[9_000, 900], [1, 99]]))
     assert filter_warning("h", "c", np.array([[9_000, 900], [20, 99]])) == ""  # 83 % of such rows
     assert filter_warning("h", "c", np.array([[100, 900], [1, 99]])) == ""  # no more than the rest
-    assert LabelCopy(0.953, 0, 1_000).phrase("it") == "alone tells it of its own row (AUC 0.953 on 1,000 training rows)"
+    assert (
+        LabelCopy(0.953, 0, 1_000).phrase("it") == "alone predicts it of its own row (AUC 0.953 on 1,000 training rows)"
+    )

@@ -217,13 +217,13 @@ def test_a_file_without_rows(tmp_path: Path) -> None:
     ("packed", "says"),
     [
         ({"into": {}}, "log.rows.packed.seq.into: dictionary should have at least 1 item"),
-        ({"into": {"a": "x"}, "step": "::"}, "log.rows.packed.seq: the separators must tell apart: name ':'"),
-        ({"into": {"a": "x"}, "step": "#"}, "log.rows.packed.seq: the separators must tell apart: step '#'"),
+        ({"into": {"a": "x"}, "step": "::"}, "log.rows.packed.seq: the separators must differ: name ':'"),
+        ({"into": {"a": "x"}, "step": "#"}, "log.rows.packed.seq: the separators must differ: step '#'"),
         ({"into": {"a": "x"}, "name": ""}, "log.rows.packed.seq.name: string should have at least 1 character"),
         ({"into": {"a:b": "x"}}, "log.rows.packed.seq: the name 'a:b' holds the separator ':'"),
         ({"into": {"": "x"}}, "log.rows.packed.seq: the name '' is empty"),
         ({"into": {"a": "x", "b": "x"}}, "log.rows.packed.seq: into gives two names one column"),
-        ({"into": {"a": "x"}, "ignore": ["a"]}, "log.rows.packed.seq: 'a' stands in into and in ignore"),
+        ({"into": {"a": "x"}, "ignore": ["a"]}, "log.rows.packed.seq: 'a' is in into and in ignore"),
         ({"into": {"a": "x"}, "stp": "/"}, "log.rows.packed.seq.stp: unknown key; did you mean 'step'?"),
     ],
 )  # fmt: skip

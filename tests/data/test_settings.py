@@ -39,7 +39,7 @@ def test_timestamps_may_be_plain_numbers() -> None:
         ({"log": {}}, "log: needs exactly one of files, splits, query"),
         (
             {"log": {"files": "a", "as_of": "t"}},
-            "config: log.as_of: as_of is for users and items; the schema's time is the moment of an event",
+            "config: log.as_of: as_of is for users and items; the schema's time is the timestamp of an event",
         ),
         ({"log": "a", "items": {"files": "b", "as_off": "t"}}, "items.as_off: unknown key; did you mean 'as_of'?"),
         ({"log": "a", "item": "b"}, "item: unknown key; did you mean 'items'?"),
@@ -51,7 +51,7 @@ def test_timestamps_may_be_plain_numbers() -> None:
         ({"log": "a", "split": {"valid": 0.5, "test": 0.5}}, "split: valid 0.5 and test 0.5 leave nothing to train on"),
         ({"log": "a", "split": {"by": "column"}}, "split: column names the split column of a split by column"),
         ({"log": "a", "split": {"column": "x"}}, "split: a split by time takes no column"),
-        ({"log": "a", "split": {"test": 0.1, "test_days": 1}}, "split: shares, days and moments cannot be mixed"),
+        ({"log": "a", "split": {"test": 0.1, "test_days": 1}}, "split: shares, days and timestamps cannot be mixed"),
         ({"log": "a", "split": {"valid_from": "2026-01-01"}}, "split: say where test begins too"),
         ({"log": "a", "split": {"valid_days": 1}}, "split: say where test begins too"),
         ({"log": "a", "split": {"test": 1.5}}, "split.test: input should be less than 1, got 1.5"),

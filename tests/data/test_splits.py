@@ -78,7 +78,9 @@ def test_days_count_back_from_the_end_of_the_last_day() -> None:
     assert codes(times, step=False, valid_days=1, test_days=1) == [0, 0, 0, 1, 1, 2]
     assert codes(times, step=False, test_days=2) == [0, 0, 0, 2, 2, 2]
     assert codes(times, step=False, valid_days=0.5, test_days=1.5) == [0, 0, 0, 1, 2, 2]
-    with pytest.raises(DataError, match=r"^log: a split by days; expected shares or moments: this log counts in steps"):
+    with pytest.raises(
+        DataError, match=r"^log: a split by days; expected shares or timestamps: this log counts in steps"
+    ):
         codes(times, test_days=1)
 
 
@@ -94,12 +96,12 @@ def test_timestamps() -> None:
 
 @pytest.mark.parametrize("text", ["soon", "", "NaT", "now", "today", "2026-13-01", "12"])
 def test_what_is_no_timestamp(text: str) -> None:
-    with pytest.raises(DataError, match=rf"^log: the moment '{text}'; expected an ISO date or time, UTC"):
+    with pytest.raises(DataError, match=rf"^log: the timestamp '{text}'; expected an ISO date or time, UTC"):
         codes([0, 1], step=False, test_from=text)
 
 
 def test_a_step_is_a_whole_number() -> None:
-    with pytest.raises(DataError, match=r"^log: the moment '2026-01-02'; expected a whole number"):
+    with pytest.raises(DataError, match=r"^log: the timestamp '2026-01-02'; expected a whole number"):
         codes([0, 1], test_from="2026-01-02")
 
 

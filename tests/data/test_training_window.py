@@ -232,7 +232,9 @@ def test_further_labels_end_with_the_window_of_their_user(prepared: Prepared) ->
 def test_nothing_left_names_the_delay_and_the_ties(prepared: Prepared) -> None:
     table = pa.table({"user": [0] * 10, "item": [0] * 10, "t": range(10), "click": [0, 1] * 5})
     log = prepared(table, {**STEP, "label_delay": 9}, split={"valid_from": 6, "test_from": 8})
-    with pytest.raises(DataError, match=r"of 6 the label was not known before valid or test begins \(label_delay: 9\)"):
+    with pytest.raises(
+        DataError, match=r"of 6 the label was not available before valid or test begins \(label_delay: 9\)"
+    ):
         check_window(log)
     tied = pa.table({"user": [0] * 4 + [1] * 4, "item": [0] * 8, "t": [5] * 8, "click": [0, 1] * 4})
     with pytest.raises(
@@ -305,7 +307,7 @@ def test_files_that_overlap_are_refused_or_allowed_by_name(tmp_path: Path) -> No
 
 def test_rows_without_a_time_cannot_be_checked_and_say_so(tmp_path: Path) -> None:
     log = by_files(tmp_path / "untimed", {"train": [1, 5], "test": [5, 6]}, timed=False)
-    assert log.warnings[0].startswith("split by files: the schema names no time, so nobody can check")
+    assert log.warnings[0].startswith("split by files: the schema names no time, so it cannot be checked")
     assert log.sample_count == {"train": 2, "valid": 0, "test": 2}
 
 
@@ -319,7 +321,7 @@ def test_a_validation_without_rows_is_reported(prepared: Prepared) -> None:
     log = prepared(table, {**STEP, "label_delay": 3}, split={"valid_from": 6, "test_from": 8})
     (message,) = window_warnings(log)
     assert message.startswith(
-        "validation: every row is left out, of 2 the label was not known before test begins (label"
+        "validation: every row is left out, of 2 the label was not available before test begins (label"
     )
     assert window_warnings(prepared(table, STEP, split={"valid_from": 6, "test_from": 8})) == []
 

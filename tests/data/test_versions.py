@@ -230,8 +230,8 @@ def test_a_version_of_the_timestamp_or_later_reveals_no_coin(after: int, prepare
     static = prepared(log, COINS, items=pa.table({"item": np.arange(200), "ctr": means}))
     assert area(static) > 0.6
     assert static.warnings == [
-        "items.parquet has no as_of: feature ctr is taken as it stands in the file, for every impression; "
-        "where that changes with time, keep a row a version and name the column that dates it with as_of"
+        "items.parquet has no as_of: feature ctr is taken as it is in the file, for every impression; "
+        "where that changes with time, keep one row per version and name the column that dates it with as_of"
     ]
 
 
@@ -250,7 +250,7 @@ def test_only_a_table_that_some_feature_reads_is_reported(prepared: Callable[...
     }
     (warnings,) = prepared(log, both, items=items).warnings
     assert warnings.startswith(
-        "items.parquet has no as_of: features ctr, b are taken as they stand in the file, for every"
+        "items.parquet has no as_of: features ctr, b are taken as they are in the file, for every"
     )
 
 

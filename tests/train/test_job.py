@@ -129,7 +129,7 @@ def test_versions_need_a_time_and_a_column_of_their_own(shop: Path) -> None:
     ]
     assert "model: is required" in messages
     assert faults({"data": {"log": {"files": ["x"], "as_of": "t"}, "schema": overrides}, "model": "lr"}) == [
-        "data: log.as_of: as_of is for users and items; the schema's time is the moment of an event"
+        "data: log.as_of: as_of is for users and items; the schema's time is the timestamp of an event"
     ]
     job = read_job(shop, ["data.items={files: items.parquet, as_of: since}"])
     assert job.data.items is not None

@@ -1,6 +1,6 @@
 """Availability of events: the column of a log that holds it, and the histories that respect it.
 
-An event that was told late enters no history before it was told. A log in which no event is late keeps no column, and
+A late event enters no history before it became available. A log in which no event is late keeps no column, and
 its histories are contiguous.
 """
 
@@ -95,7 +95,7 @@ def select_last_available(
 
     Args:
         first, stop: int64 ``[B]`` ranges of places.
-        moments: int64 ``[B]``.
+        timestamps: int64 ``[B]``.
         available: int64, by place.
 
     Returns:

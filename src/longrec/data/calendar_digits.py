@@ -1,6 +1,6 @@
 """Detection of numbers that are the digits of a calendar, such as 14102100 for hour 0 of 2014-10-21.
 
-Read as seconds or milliseconds they would lie near 1970 or far ahead, in an order that is nearly right, without a word.
+Read as seconds or milliseconds they would lie near 1970 or far ahead, in a nearly right order, without an error.
 """
 
 from __future__ import annotations

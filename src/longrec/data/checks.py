@@ -34,13 +34,13 @@ def warn_of_early_feedback(available_at: Mapping[str, str], early: Mapping[str, 
     """Return one sentence per column of feedback timestamps that lie before their event, as skewed clocks write them.
 
     Args:
-        available_at: feature -> its column of moments.
-        early: feature -> how many of its moments lie before their event.
+        available_at: feature -> its column of timestamps.
+        early: feature -> how many of its timestamps lie before their event.
         rows: of the log.
     """
     return [
         f"features.{name}: {early[name]:,} of {rows:,} values of the column {column!r} (available_at) lie before "
-        "their own event. They count as known at the event; correct the column if its clock is wrong."
+        "their own event. They count as available at the event; correct the column if its clock is wrong."
         for name, column in available_at.items()
         if early[name]
     ]

@@ -25,9 +25,9 @@ from longrec.features.schema import Schema
 from longrec.features.vocabulary import Keys
 
 _STRETCH = 1_000_000
-"""Events whose versions are looked for at once."""
+"""Events whose versions are searched at once."""
 _MANY = 0.5
-"""A larger share of rows without a version is told."""
+"""A larger share of rows without a version gives a warning."""
 
 
 class Entities:
@@ -73,8 +73,8 @@ class Entities:
         if twice:
             raise DataError(
                 f"{own.where}: column {self.key!r}",
-                f"{twice[0]!r} stands in {twice[1]} rows",
-                "one row a key",
+                f"{twice[0]!r} is in {twice[1]} rows",
+                "one row per key",
                 "remove the copies; or give as_of, the column that says since when each row holds",
             )
 
@@ -91,7 +91,7 @@ class Entities:
         )
         if twice:
             message = f"{twice[0]!r} has {twice[2]} rows as of {twice[1]}"
-            raise DataError(where, message, "one row a key and moment", "remove the copies")
+            raise DataError(where, message, "one row per key and timestamp", "remove the copies")
         read = self._read("NULL", own)
         counts = np.bincount(read["place"].to_numpy() + 1, minlength=len(self.keys) + 1)
         return Versions(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), read["since"].to_numpy())
@@ -187,7 +187,7 @@ class Entities:
         Args:
             train: which events are.
             owners: from places of events to rows of this table.
-            moments: of all events.
+            timestamps: of all events.
         """
         if self.versions is None:
             return None
@@ -206,7 +206,7 @@ class Entities:
         Args:
             counts: training events of each key.
             reads: training events that read each version, where there are versions: one that only later events read
-                is not looked at.
+                is ignored.
         """
         names = [feature for feature in fitters if self.schema.side(feature) == self.role]
         for feature, values, _, where in self.columns([f for f in names if fitters[f].needs_data()]):
@@ -237,17 +237,15 @@ class Entities:
         named = ", ".join(map(_short_name, self.own_source.files or ())) or f"the query of {self.role}s"
         several, listed = len(features) > 1, ", ".join(features)
         if self.versions is None:
-            does = (
-                f"features {listed} are taken as they stand" if several else f"feature {listed} is taken as it stands"
-            )
-            do = "; where that changes with time, keep a row a version and name the column that dates it with as_of"
+            does = f"features {listed} are taken as they are" if several else f"feature {listed} is taken as it is"
+            do = "; where that changes with time, keep one row per version and name the column that dates it with as_of"
             return [f"{named} has no as_of: {does} in the file, for every impression{do if self.schema.time else ''}"]
         if self.share_without_version <= _MANY:
             return []
         does = f"features {listed} read" if several else f"feature {listed} reads"
         return [
             f"{named} has no version before {self.share_without_version:.0%} of the training rows, where {does} as "
-            f"missing; look at the moments in {self.own_source.as_of}"
+            f"missing; check the timestamps in {self.own_source.as_of}"
         ]
 
 

@@ -32,7 +32,7 @@ def build_user_batch(log: Log, users: NDArray[np.int64], timestamp: int) -> Batc
     """
     if log.schema.prejoined:
         message = "histories that lie in the rows of the log"
-        raise DataError(str(log.folder), message, "an event log, whose histories can be read at any moment")
+        raise DataError(str(log.folder), message, "an event log, whose histories can be read at any timestamp")
     timestamps = np.full(len(users), timestamp, np.int64)
     histories = {}
     for name in log.schema.histories:

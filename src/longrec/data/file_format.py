@@ -43,7 +43,7 @@ class PackedCells(Strict):
         marks = {"step": self.step, "feature": self.feature, "name": self.name}
         for (one, mark), (two, other) in permutations(marks.items(), 2):
             if mark in other:
-                raise ValueError(f"the separators must tell apart: {one} {mark!r} stands in {two} {other!r}")
+                raise ValueError(f"the separators must differ: {one} {mark!r} is contained in {two} {other!r}")
         for name in (*self.into, *self.ignore):
             contained = next((mark for mark in marks.values() if mark in name), None)
             if not name or contained:
@@ -54,7 +54,7 @@ class PackedCells(Strict):
             raise ValueError("into gives two names one column")
         both = sorted(set(self.into) & set(self.ignore))
         if both:
-            raise ValueError(f"{both[0]!r} stands in into and in ignore")
+            raise ValueError(f"{both[0]!r} is in into and in ignore")
         return self
 
 
@@ -96,7 +96,7 @@ class FileFormat(Strict):
         if self.quote is not None and len(self.quote.encode()) != 1:
             faults.append(f"quote must be one ASCII character, or null; got {self.quote!r}")
         elif self.quote is not None and self.quote in self.separator:
-            faults.append(f"quote {self.quote!r} stands in separator {self.separator!r}")
+            faults.append(f"quote {self.quote!r} is contained in separator {self.separator!r}")
         return faults
 
     def _name_faults(self) -> list[str]:
@@ -107,7 +107,7 @@ class FileFormat(Strict):
                 faults.append(f"packed: no column {cell!r} in columns")
             elif kind != "text":
                 faults.append(f"packed: column {cell!r} must be text, is {kind}")
-        # The engine that reads does not tell names apart by case.
+        # The engine does not distinguish names by case.
         taken: dict[str, str] = {}
         for column in self.columns or self.packed:
             if column.lower() in taken:

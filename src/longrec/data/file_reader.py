@@ -31,8 +31,8 @@ class FileReader:
         con: the connection that reads.
         rows: the layout.
         where: the source as errors name it.
-        files: the files of each part, in their order; one part without a name where there are no parts.
-        part: the column that names the part.
+        files: the files per split, in their order; under None without splits.
+        split_column: the column that names the split.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class FileReader:
         """Write the rows to ``target``.
 
         Args:
-            rows: the relation to read (Parquet, Arrow), part column included; None reads the text files.
+            rows: the relation to read (Parquet, Arrow), split column included; None reads the text files.
 
         Returns:
             SQL that reads what was written.

@@ -28,7 +28,7 @@ def gather(
     Args:
         rows: int64 ``[B]`` places in the log, in any order.
         targets: further labels to compute (``data/targets.py``); a batch that is only scored needs none.
-        known_before: the moment before which these must be known; default the end of the training window.
+        available_before: the timestamp before which these must be available; default the end of the training window.
     """
     users, timestamps = log.user(rows), log.timestamps.take(rows)
     owners = {"user": users, "item": log.events.columns["item"].take(rows)}

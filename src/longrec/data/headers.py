@@ -87,7 +87,7 @@ def check_alike(where: str, headers: Iterable[Header], columns: Mapping[str, str
 
     Args:
         where: the source, as a message names it.
-        columns: column -> what asks for it; those that no file has are somebody else's to refuse.
+        columns: column -> the setting that reads it; columns that no file has are refused elsewhere.
 
     Raises:
         DataError: with the file and the column.

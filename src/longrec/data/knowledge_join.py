@@ -1,7 +1,7 @@
 """Join of a log with an extractor's knowledge: per sample the knowledge of its user or item as of its timestamp.
 
 Users and items are found by their own keys, so that knowledge extracted from one log serves another. Both sides of a
-sample read the same version: the newest that was published strictly before its moment.
+sample read the same version: the newest that was published strictly before its timestamp.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class KnowledgeFeature:
         warnings: a sentence per reason to read what is measured on it with caution.
 
     Raises:
-        DataError: the store names users (or items) otherwise, counts time otherwise, or discloses more than was known.
+        DataError: the store names users (or items) otherwise, counts time otherwise, or discloses more than was
+            available.
     """
 
     def __init__(self, store: KnowledgeStore, schema: Schema, table: str, keys: Keys, where: str) -> None:
@@ -54,8 +55,8 @@ class KnowledgeFeature:
         """Return float32 ``[B, 1 + W]``: 1 and the vector, or zeros if no knowledge was available.
 
         Args:
-            owners: ``[B]`` rows of the log's user (or item) table; row 0 is nobody.
-            moments: int64 ``[B]``.
+            owners: ``[B]`` rows of the log's user (or item) table; row 0 is the unknown one.
+            timestamps: int64 ``[B]``.
         """
         knowledge = np.zeros((len(owners), self.width), np.float32)
         version = self.store.find_versions(timestamps)
@@ -72,7 +73,7 @@ class KnowledgeFeature:
         other = object.__new__(KnowledgeFeature)
         other.__dict__.update(self.__dict__, _versions={})
         if how == "shuffled":
-            # Rows are shuffled among themselves; nobody stays nobody.
+            # Row 0, the unknown one, stays in place.
             other._rows = np.concatenate([[0], 1 + np.random.default_rng(seed).permutation(len(self._keys))])
         else:
             other._noise = seed

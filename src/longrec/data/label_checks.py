@@ -25,12 +25,12 @@ def check_labels(labels: NDArray[np.float32], codes: NDArray[np.int8], where: st
     """Refuse a training window without labels, or with labels of one class.
 
     Args:
-        codes: the part of each row, as in ``split``.
+        codes: the split of each row, as in ``SPLITS``.
     """
     train = labels[(codes == splits.TRAIN) & ~np.isnan(labels)]
     if not len(train):
         raise DataError(
-            where, "no training row has a label", "labelled rows before the split line", "look at label and split"
+            where, "no training row has a label", "labeled rows before the split line", "look at label and split"
         )
     if train.min() == train.max():
         raise DataError(
@@ -61,7 +61,7 @@ def describe_exclusions(log: Log, split: str) -> str:
     messages = []
     if excluded.unknown:
         messages.append(
-            f"of {excluded.unknown:,} the label was not known before {what} begins ({describe_label_delay(log)})"
+            f"of {excluded.unknown:,} the label was not available before {what} begins ({describe_label_delay(log)})"
         )
     if excluded.later:
         messages.append(f"{excluded.later:,} lie at or after rows of the same user in {what}")
@@ -76,7 +76,7 @@ def check_window(log: Log) -> None:
     """
     excluded = log.excluded_rows("train")
     if not len(excluded.rows):
-        return  # ``prepare`` looked at the labels as they are
+        return  # ``prepare`` checked the labels as they are
     labels = log.labels.take(log.rows_of("train"))
     if len(labels) and labels.min() < labels.max():
         return
@@ -84,8 +84,8 @@ def check_window(log: Log) -> None:
     raise DataError(
         "the training window",
         f"{len(excluded.rows):,} rows are left out: {describe_exclusions(log, 'train')}; {rest}",
-        "labels of both classes that were known before the split",
-        "move the split later, split by time, or shorten the delay if labels are known sooner",
+        "labels of both classes that were available before the split",
+        "move the split later, split by time, or shorten the delay if labels are available sooner",
     )
 
 
@@ -103,6 +103,7 @@ def window_warnings(log: Log) -> list[str]:
         if late.any():
             messages.append(
                 f"training: a further {late.mean():.2%} of the training rows lie before the first test row with labels "
-                f"that became known only at or after it ({describe_label_delay(log)}); split by time to leave them out."
+                f"that became available only at or after it ({describe_label_delay(log)}); "
+                "split by time to leave them out."
             )
     return messages

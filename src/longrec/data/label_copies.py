@@ -1,9 +1,9 @@
 """Copies of the label among the features: features that alone predict the label of their own row, on a sample.
 
-A feature's rates of the label are learned from the rows of half of the users and measured on the other half, so that
-the identity of a user tells nothing, and the identity of an item what items honestly tell. An honest feature rarely
-reaches an AUC of .9; a copy of the label, of a later stage or of another task's label does, or has a value that
-nearly always comes with the label.
+A feature's rates of the label are learned from the rows of half of the users and measured on the other half. So the
+identity of a user predicts nothing, and the identity of an item predicts what it honestly does. An honest feature
+rarely reaches an AUC of .9. A copy of the label, of a later stage or of another task's label does, or has a value
+that nearly always comes with the label.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from longrec.features.fitted_schema import gather_lists
 MOST = 10_000
 """Sampled rows of each class; AUC does not depend on how many there are of each."""
 LEAST = 50
-"""Rows of each class, in each half, without which nothing is told."""
+"""Rows of each class, in each half, without which there is no warning."""
 AUC = 0.9
 """An honest feature alone stays below: the strongest of the public logs that were tried reaches .67."""
 COPY = 0.99
-"""Feedback tells the label as well as the label itself."""
+"""AUC from which feedback counts as a copy of the label."""
 ODDS = 50.0
 """How much more often a value comes with the label than other values do, where it gives the label away."""
 PURE = 0.9
@@ -55,7 +55,7 @@ class LabelCopy:
     def phrase(self, label_name: str) -> str:
         """Return the measurement as a phrase."""
         if self.auc >= AUC:
-            return f"alone tells {label_name} of its own row (AUC {self.auc:.3f} on {self.rows:,} training rows)"
+            return f"alone predicts {label_name} of its own row (AUC {self.auc:.3f} on {self.rows:,} training rows)"
         return f"has a value that comes with {label_name} of its own row ({self.pure:.1%} of such rows)"
 
 
@@ -105,9 +105,9 @@ def filter_warning(history: str, column: str, counts: NDArray[np.int64]) -> str:
         return ""
     phrase = LabelCopy(auc, pure, int(counts.sum())).phrase("the label")
     return (
-        f"history {history!r}: its filter on column {column!r} {phrase}, so which events pass tells labels before they "
-        f"are known; if the column is known only after the event, add a feature of it with feedback: true, so that the "
-        "filter waits, or filter by the label's own column"
+        f"history {history!r}: its filter on column {column!r} {phrase}, so the events that pass reveal labels before "
+        f"they are available; if the column is available only after the event, add a feature of it with feedback: "
+        "true, so that the filter waits, or filter by the label's own column"
     )
 
 
@@ -121,8 +121,8 @@ def _pure(own: NDArray[Any], rest: NDArray[Any]) -> float:
 def _sentence(name: str, columns: tuple[str, ...], copy: LabelCopy, label_name: str) -> str:
     of = "" if columns in ((), (name,)) else f" (column {', '.join(map(repr, columns))})"
     return (
-        f"feature {name!r}{of} {copy.phrase(label_name)}, as what becomes known only after the event does; if it is "
-        "such, mark it feedback: true, which keeps it to histories, or drop it"
+        f"feature {name!r}{of} {copy.phrase(label_name)}, as a value does that is available only after the event; "
+        "if it is such, mark it feedback: true, which keeps it to histories, or drop it"
     )
 
 
@@ -162,7 +162,7 @@ class _Sample:
         some = [rows if len(rows) <= MOST else random.choice(rows, MOST, replace=False) for rows in classes]
         rows = np.sort(np.concatenate(some))
         users = log.user(rows).astype(np.uint64)
-        # Neighbouring users may have been numbered by what they did: a hash parts them.
+        # Users may be numbered by their behavior: a hash separates neighbors.
         half = ((users * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)).astype(np.int64) & 1
         for halves in (half, random.integers(0, 2, len(rows))):
             sample = cls(log, rows, log.labels.take(rows) > 0.5, halves, weight)
@@ -209,7 +209,7 @@ class _Sample:
                 values = self.of_event(name)
             yield name, _columns(values, self.label)
         for name, lists in log.lists.items():
-            if name not in log.schema.features:  # what rows bring of their users' past
+            if name not in log.schema.features:  # prejoined histories
                 yield name, _columns(gather_lists(lists, self.rows))
 
     def measure(self, values: NDArray[np.int64] | Lists) -> LabelCopy | None:
@@ -265,7 +265,7 @@ def _columns(values: NDArray[Any] | Lists, label: NDArray[np.bool_] | None = Non
     """Return values as columns of ids: bucketized numbers, and per list also its length and its weights.
 
     Args:
-        label: of the rows; of many numbers a row those are looked at whose means differ most between its classes.
+        label: of the rows; of many numbers per row only those whose means differ most between its classes are used.
     """
     if isinstance(values, Lists):
         lengths = np.diff(values.offsets)
@@ -287,7 +287,7 @@ def _to_buckets(numbers: NDArray[Any]) -> NDArray[np.int64]:
     if len(distinct) <= _BUCKETS:
         return index.astype(np.int64)
     edges = np.unique(np.quantile(numbers, np.arange(1, _BUCKETS) / _BUCKETS))
-    # Numbers that stand on an edge, such as the one for a missing value, are a bucket of their own.
+    # Numbers on an edge, such as the one for a missing value, are a bucket of their own.
     return np.searchsorted(edges, numbers, side="left") + np.searchsorted(edges, numbers, side="right")
 
 

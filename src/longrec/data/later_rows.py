@@ -23,9 +23,9 @@ class LaterShare:
     """Labeled rows of one split that lie at or after the first labeled row of another split in time.
 
     Attributes:
-        part, than: the parts.
-        share: of the rows of the part that are not left out (``data/training_window.py``).
-        first: the first moment of the other part.
+        split, than: the two splits.
+        share: of the rows of the split that are not left out (``data/training_window.py``).
+        first: the first timestamp of the other split.
     """
 
     split: str
@@ -51,8 +51,8 @@ def find_later_shares(
     """Return the shares of a split, and one sentence per share.
 
     Args:
-        codes: the part of each row, as in ``split``.
-        times, moments: when the event happened, and when its features are taken.
+        codes: the split of each row, as in ``SPLITS``.
+        times, timestamps: time of the event, and time as of which its features are taken.
         offsets: int64 ``[users + 1]``.
 
     Raises:
@@ -129,8 +129,8 @@ def later_warnings(rule: Split, shares: list[LaterShare], step: bool) -> list[st
 
 
 UNTIMED = (
-    "split by {by}: the schema names no time, so nobody can check that training rows lie before test rows. Name the "
-    "time column in the schema, or read the numbers with that in mind."
+    "split by {by}: the schema names no time, so it cannot be checked that training rows lie before test rows. "
+    "Name the time column in the schema, or read the numbers with that in mind."
 )
 
 

@@ -1,6 +1,6 @@
 """The prepared log: memory-mapped events, users and items, and the history before each row.
 
-A sample is an event row. Its history is a view: the last N events of the same user strictly before its moment.
+A sample is an event row. Its history is a view: the last N events of the same user strictly before its timestamp.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FORMAT = "longrec-log-1"
 _ROWS = 65_536
 """Rows whose histories are held at once when only their lengths are wanted."""
 _CHUNK = 1 << 21
-"""Rows that are looked at together."""
+"""Rows that are processed together."""
 
 
 class Log:
@@ -48,7 +48,7 @@ class Log:
         events: all events, sorted by (user row, time); a row is a place in it.
         labels: float32 ``[n]``, NaN where the row is no sample.
         splits: int8 ``[n]``: 0 train, 1 valid, 2 test.
-        timestamps: int64 ``[n]``: the moment a row's features are taken at (the start of its request).
+        timestamps: int64 ``[n]``: the time as of which a row's features are taken (the start of its request).
         available: int64 ``[n]``: from when on each event could be read, never before its own time; None where every
             event was available at once.
         tokens: where the token histories are read.
@@ -135,9 +135,9 @@ class Log:
             )
             if (self.clamp_to_available(available_at, rows) < self.label_time(rows)).any():
                 messages.append(
-                    f"feature {name!r} tells the label as well as the label itself and is known before it, so "
-                    "histories that read it tell labels early; give it the delay of the label (available_after), "
-                    "or drop it"
+                    f"feature {name!r} predicts the label as well as the label itself and is available before "
+                    "it, so histories that read it reveal labels early; give it the delay of the label "
+                    "(available_after), or drop it"
                 )
         return messages
 
@@ -189,7 +189,7 @@ class Log:
     def rows_of(self, split: str) -> NDArray[np.int64]:
         """Return int64 rows of the samples of train, valid or test, in the order of the log (by user, then time).
 
-        Rows of train and valid whose label was not known in time are left out: see ``data/training_window.py``.
+        Rows of train and valid whose label was not available in time are left out: see ``data/training_window.py``.
         """
         if split not in SPLITS:
             raise UnknownName("split", split, SPLITS)
@@ -207,7 +207,7 @@ class Log:
 
     def _find_late_rows(self, split: str) -> ExcludedRows:
         ends = self.training_window.train if split == "train" else self.training_window.valid
-        # What lies before a line is known before it, where labels come without delay and no request crosses the line.
+        # Labels without delay are available before a line if their row is, unless a request crosses the line.
         early = (
             bool(self.manifest.get("lines")) and not self.has_delayed_labels and self.timestamps is self.events.times
         )
@@ -277,7 +277,7 @@ class Log:
     def select_history(self, name: str, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the events of the history of each row: concatenated rows of the log ``[N]`` and offsets ``[B + 1]``.
 
-        Only events strictly before the row's moment that were also available strictly before it: ties and its own
+        Only events strictly before the row's timestamp that were also available strictly before it: ties and its own
         request are not among them.
         """
         return self.select_history_at(name, self.user(rows), self.timestamps.take(rows), rows)
@@ -293,8 +293,8 @@ class Log:
 
         Args:
             users: int64 ``[B]`` rows of the user table.
-            moments: int64 ``[B]``.
-            below: int64 ``[B]``: rows at or after which nothing is looked for, where they are known.
+            timestamps: int64 ``[B]``.
+            below: int64 ``[B]``: rows at or after which no event is selected, if given.
         """
         first, stop = self._range(name, users, timestamps, below)
         kept, last = self._select_filtered(name), self.schema.histories[name].max_length

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 def sample_negatives(rows: NDArray[np.int64], label: NDArray[np.float32], rate: float, seed: int) -> NDArray[np.int64]:
     """Return the rows that are kept: every positive, and each negative with probability ``rate``.
 
-    The seed and the number of a row decide alone, so that a row is kept or not whatever stands beside it and however
-    often it is met.
+    Only the seed and the number of a row decide, so that the decision depends neither on other rows nor on how often
+    the row is read.
 
     Args:
         rows: int64 ``[n]`` of the log.

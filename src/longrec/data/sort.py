@@ -56,7 +56,7 @@ def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path)
     """Write the sorted events: ``_user _item _time`` (``_moment``, ``_available``) beside the raw columns.
 
     Returns:
-        The schema, with the unit of times that count from about zero, which their size does not tell.
+        The schema, with the unit of times that count from about zero, which their size does not reveal.
 
     Raises:
         DataError: null users or times, ids that are none, times that are none or ambiguous.

@@ -21,9 +21,9 @@ TRAIN, VALID, TEST = 0, 1, 2
 SPLITS = {"train": TRAIN, "valid": VALID, "test": TEST}
 _DAY = 86_400_000
 _CHUNK = 200_000
-"""Rows that are looked at together."""
+"""Rows that are processed together."""
 _SAMPLE = 100_000
-"""Values that tell about where a rank lies."""
+"""Values of the sample that locates a rank."""
 
 
 def compute_time_lines(
@@ -33,12 +33,12 @@ def compute_time_lines(
 
     Args:
         step: the log counts in steps.
-        time: how the log's timestamps read, for lines given as moments.
+        time: how the log's timestamps read, for lines given as timestamps.
 
-    A share is a share of the rows along the global time line; rows of one moment stay together, on the later side.
+    A share is a share of the rows along the global time line; rows of one timestamp stay together, on the later side.
 
     Raises:
-        DataError: moments that are none, out of order, or days asked of a log in steps.
+        DataError: invalid timestamps, timestamps out of order, or days for a log in steps.
     """
     last, time = int(times.max()), time or TimeColumn(column="", unit="step" if step else "auto")
     if split.test_from is not None:
@@ -51,7 +51,7 @@ def compute_time_lines(
         return valid, test
     if split.test_days is not None:
         if step:
-            raise DataError(where, "a split by days", "shares or moments: this log counts in steps")
+            raise DataError(where, "a split by days", "shares or timestamps: this log counts in steps")
         test = (last // _DAY + 1) * _DAY - round(split.test_days * _DAY)
         return test - round((split.valid_days or 0) * _DAY), test
     n = len(times)
@@ -89,7 +89,7 @@ def _parse_line(text: str, time: TimeColumn, where: str) -> int:
         return read_timestamp(text, time.unit) if timestamp is None else timestamp
     except TimestampError as bad:
         expected = bad.expected if time.unit == "step" else "an ISO date or time, UTC unless it names an offset"
-        raise DataError(where, f"the moment {text!r}", expected) from None
+        raise DataError(where, f"the timestamp {text!r}", expected) from None
 
 
 def describe_timestamp(timestamp: int, step: bool) -> str:
@@ -179,7 +179,7 @@ def warn_of_missing_splits(split: Split, samples: Mapping[str, int]) -> list[str
     """Return one sentence per split without samples that weakens a measurement.
 
     Args:
-        samples: labeled rows of each part.
+        samples: labeled rows per split.
     """
     if not samples["valid"]:
         what = "the split has no validation rows, so training cannot stop early or keep a best checkpoint: the weights "

@@ -1,7 +1,7 @@
 """Further labels of impressions: feedback features with the values 0 and 1, for models with several tasks.
 
-A target is read as it stood when the training window ended: what became known later reads as missing. So a purchase
-counts inside its attribution window only, and never because somebody looked back from the test part. Targets are
+A target is read as of the end of the training window: a value that became available later reads as missing. So a
+purchase counts only inside its attribution window, and never because it was read from the test split. Targets are
 computed when a batch is made, of the features that the model learns from and no other.
 """
 
@@ -28,7 +28,7 @@ def compute_targets(
     """Return the targets of some rows by feature, each float32 ``[B]``: NaN if the value was not available in time.
 
     Args:
-        known_before: the moment before which a value must be known; default the end of the log's training window.
+        available_before: the timestamp before which a value must be available; default the end of the training window.
 
     Raises:
         ConfigError: a name that is no target.
@@ -48,7 +48,7 @@ def compute_target(
     """Return float32 ``[B]``: 0 or 1, or NaN if the value is null or was not available strictly ``before`` a timestamp.
 
     Args:
-        before: one moment, or one per row; None for whatever became known in the end, which is what a finished model
+        before: one timestamp, or one per row; None for the final value, which is what a finished model
             is measured on.
     """
     encoder = log.fitted.encoders[name]
@@ -71,8 +71,8 @@ def check_targets(log: Log, names: Sequence[str]) -> None:
     """Refuse targets that a log cannot provide, before training on them.
 
     Raises:
-        ConfigError: no feedback feature of that name, other values than 0 and 1, or none known in the training window,
-            or one of them alone.
+        ConfigError: no feedback feature of that name, other values than 0 and 1, or no value available in the training
+            window, or one of them alone.
     """
     faults = [f"model: the target {name!r} {fault}" for name in names if (fault := _fault(log, name))]
     if not faults:
@@ -82,10 +82,12 @@ def check_targets(log: Log, names: Sequence[str]) -> None:
             values = np.unique(labels[~np.isnan(labels)])
             if not len(values):
                 faults.append(
-                    f"model: the target {name!r} has no training row where it was known before the split line"
+                    f"model: the target {name!r} has no training row where it was available before the split line"
                 )
             elif len(values) < 2:
-                faults.append(f"model: the target {name!r} is {values[0]:g} in every training row where it was known")
+                faults.append(
+                    f"model: the target {name!r} is {values[0]:g} in every training row where it was available"
+                )
     if faults:
         raise ConfigError("config", faults)
 

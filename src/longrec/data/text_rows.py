@@ -98,7 +98,7 @@ def _line_fault(con: duckdb.DuckDBPyConnection, rows: FileFormat, path: Path) ->
         if "invalid state" in str(error):
             return DataError(
                 str(path),
-                "line ends or quotes that cannot be told",
+                "line ends or quotes that cannot be determined",
                 f"one kind of line end in a file, and cells quoted by {rows.quote or 'nothing'}",
                 "write the file again, or set rows.quote",
             )
@@ -120,7 +120,7 @@ def _line_fault(con: duckdb.DuckDBPyConnection, rows: FileFormat, path: Path) ->
         what, do = f"more than {cells} in {shown}", "mend the line; a cell that holds the separator must be quoted"
     elif kind == "INVALID ENCODING":
         what, do = f"bytes that are not UTF-8 in {shown}", "write the file as UTF-8"
-    expected = f"{cells} between separators {rows.separator!r}, one a column of rows.columns"
+    expected = f"{cells} between separators {rows.separator!r}, one per column of rows.columns"
     return DataError(f"{path}, line {line}", what, expected, do)
 
 

@@ -101,7 +101,7 @@ def in_range(timestamp: str) -> str:
 
 def _milliseconds(grammar: Grammar) -> str:
     def number(name: str, default: str = "0") -> str:
-        # A group that took no part is empty text.
+        # A group that did not match is empty text.
         return f"coalesce(try_cast(p.{name} AS BIGINT), {default})" if name in grammar.names else default
 
     if "year" in grammar.names:

@@ -1,7 +1,7 @@
 """Columns of timestamps: checks, and SQL for whole milliseconds UTC or steps.
 
-The rule is that of ``features/timestamp_grammar.py``. Here a whole column is looked at, so more can be refused than in
-one value: mixed units, floats that no longer tell timestamps apart, and numbers that are the digits of a calendar.
+The rule is that of ``features/timestamp_grammar.py``. Here a whole column is read, so more can be refused than in
+one value: mixed units, floats that no longer separate timestamps, and numbers that are the digits of a calendar.
 """
 
 from __future__ import annotations
@@ -126,12 +126,12 @@ class _Column:
             odd = self.log.one(
                 f"SELECT {value}::VARCHAR FROM {self.view} WHERE NOT {sql.in_range(milliseconds_sql)} LIMIT 1"
             )
-            raise DataError(self.where, f"the time {odd!r}", "a moment of the years 1 to 9999")
+            raise DataError(self.where, f"the time {odd!r}", "a timestamp in the years 1 to 9999")
         return Timestamps(milliseconds_sql)
 
     def _numbers(self, value: str, kind: str, text: str | None = None) -> Timestamps:
         """Return the reader of numbers. ``text`` is the text they are written as, if that is more exact."""
-        # What is no finite number counts as null: refused as a time of an event, never as the moment feedback is known.
+        # A number that is not finite counts as null: refused as the time of an event, never as that of feedback.
         real = kind in _FLOATS
         finite = f"WHERE try_cast({value} AS HUGEINT) IS NOT NULL" if real else ""
         low, high = self.log.row(f"SELECT min({value}), max({value}) FROM {self.view} {finite}") or (None, None)
@@ -204,7 +204,7 @@ class _Column:
                 where,
                 f"times in mixed units: {low} reads as {ends[0] or 'near 1970'}, {high} as {ends[1] or 'near 1970'}",
                 "one unit in the whole column",
-                "bring them to one unit; set time.unit: step if these are plain counters",
+                "convert them to one unit; set time.unit: step if these are plain counters",
             )
         if unit != "auto" and ends[1] is not None and ends[1] != unit:
             raise DataError(
@@ -226,7 +226,7 @@ class _Column:
                 "set time.unit if that is right, time.format where the digits are those of a date, or time.unit: step",
             )
         if first < FIRST or last > LAST:
-            raise DataError(where, f"values from {low} to {high} {unit_name}", "moments of the years 1 to 9999")
+            raise DataError(where, f"values from {low} to {high} {unit_name}", "timestamps in the years 1 to 9999")
 
 
 def check_available_at(log: Relation, column: str, reader: Timestamps, event: Timestamps) -> None:
@@ -239,7 +239,7 @@ def check_available_at(log: Relation, column: str, reader: Timestamps, event: Ti
         raise DataError(
             f"{log.where}: column {column!r}",
             "times near 1970 beside events that are not",
-            "the timestamp from which on the value is known",
+            "the timestamp from which the value is available",
             "a delay in seconds is no timestamp: add it to the time of the event, or set available_after",
         )
 

@@ -34,7 +34,7 @@ class TokenHistory:
         warnings: a sentence per reason to read what is measured on these tokens with caution.
 
     Raises:
-        DataError: the store names users otherwise, counts time otherwise, or discloses more than was known.
+        DataError: the store names users otherwise, counts time otherwise, or discloses more than was available.
     """
 
     def __init__(self, store: TokenStore, schema: Schema, name: str, keys: Keys, where: str) -> None:
@@ -44,7 +44,7 @@ class TokenHistory:
         self.store, self.name, self.spec = store, name, store.info.spec()
         self.features, self.max_length = history.features, history.max_length
         self._gaps = partial(compute_time_gaps, per_second=1 if store.info.unit == "step" else 1_000)
-        # Row 0 of the user table is nobody.
+        # Row 0 of the user table is the unknown user.
         self._users = np.concatenate([[0], compute_key_numbers(keys.values)])
 
     def columns(
@@ -54,7 +54,7 @@ class TokenHistory:
 
         Args:
             users: int64 ``[B]`` rows of the log's user table.
-            moments: int64 ``[B]``.
+            timestamps: int64 ``[B]``.
         """
         tokens = read_visible_tokens(self.store, self._users.take(users), timestamps, self.max_length)
         return build_token_columns(self.spec, self.name, self.features, tokens, timestamps, self._gaps)
@@ -84,12 +84,12 @@ def check_disclosure(info: Provenance, schema: Schema, where: str, location: str
     """Return the warnings of reading a store.
 
     Raises:
-        DataError: it discloses more than was known, and this is not allowed by name.
+        DataError: it discloses more than was available, and this is not allowed by name.
     """
     disclosure = assess_disclosure(info, schema)
     if disclosure.leaks and not allowed:
         do = f"{REMEDY}; {where}.allow_leak: true reads it nevertheless, and the results say so"
         raise DataError(
-            where, f"{location} tells more than was known: {disclosure.summary}", "a store that does not", do
+            where, f"{location} discloses more than was available: {disclosure.summary}", "a store that does not", do
         )
     return disclosure.list_warnings(where, location)

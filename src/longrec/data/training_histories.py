@@ -14,9 +14,9 @@ from longrec.features.batch import HistoryBatch
 from longrec.features.history_columns import NEVER, compute_filter_delay
 
 _MOST = 1_000_000
-"""Events of a piece, unless one user has more."""
+"""Events of a chunk, unless one user has more."""
 _ROWS = 8_192
-"""Rows of a piece where each row brings histories of its own."""
+"""Rows of a chunk of a prejoined log."""
 
 
 def iterate_training_histories(log: Log, max_events: int = _MOST) -> Iterator[dict[str, HistoryBatch]]:
@@ -24,10 +24,10 @@ def iterate_training_histories(log: Log, max_events: int = _MOST) -> Iterator[di
 
     There is one row per user, chunk by chunk.
 
-    The events are those a history lets in, without its limit of length, as they were known when the window ended (for
+    The events are those a history lets in, without its limit of length, as available when the window ended (for
     the user, where the split draws no line through all users).
-    Histories of tokens are left out. Where rows bring histories of their own there is one row a training row, and an
-    event is met as often as it is listed.
+    Histories of tokens are left out. A prejoined log gives one row per training row, and an
+    event appears as often as it is listed.
     """
     if log.schema.prejoined:
         rows = log.rows_of("train")
@@ -54,7 +54,7 @@ def iterate_training_histories(log: Log, max_events: int = _MOST) -> Iterator[di
                 own = own & (log.available[start:stop] < now)
             at = start + np.flatnonzero(own)
             bounds = np.searchsorted(at, offsets[low : high + 1]).astype(np.int64)
-            # Where nothing is measured later no line ends the window: then its last moment does.
+            # If nothing is measured later, the window ends after its last timestamp.
             now_or_last = np.where(now == NEVER, last + 1, now)
             chunk[name] = gather_history(
                 log, name, at, bounds, now_or_last if len(now_or_last) == 1 else now_or_last[own]

@@ -1,9 +1,9 @@
 """The training window: labels may train and validate only if they were available before anything is measured.
 
-A label trains when it was known strictly before the first moment that is measured, and validates when it was known
-strictly before the first moment of test. Where the split runs along time, that moment is one line for all users. Where
-it does not, each user has a moment of its own: that of the user's first row in valid or test (in test). Rows of one
-user that are tied with that row, or later, or whose label was not known at it, are then left out.
+A label trains if it was available strictly before the first measured timestamp. It validates if it was available
+strictly before the first timestamp of test. If the split runs along time, that timestamp is one line for all users.
+Otherwise each user has its own: that of the user's first row in valid or test (in test). Rows of one user that are
+tied with that row, or later, or whose label was not available at it, are then left out.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class TrainingWindow:
     Attributes:
         train: int64 ``[users]`` (rows of the user table) or ``[1]`` for all: the end of training.
         valid: the same of validation; ``NEVER`` where nothing is measured later.
-        first_measured: first moment of valid and test together; ``NEVER`` where both are empty.
-        first_test: first moment of test; ``NEVER`` where it is empty.
+        first_measured: first timestamp of valid and test together; ``NEVER`` if both are empty.
+        first_test: first timestamp of test; ``NEVER`` if it is empty.
     """
 
     train: NDArray[np.int64]
@@ -45,7 +45,7 @@ class ExcludedRows:
 
     Attributes:
         rows: int64, rising.
-        unknown: how many lie before the end of the window, with a label that became known only later.
+        unknown: how many lie before the end of the window, with a label that became available only later.
         later: how many lie at or after it themselves.
     """
 
@@ -58,8 +58,8 @@ def window_by_lines(lines: tuple[int, int], valid: int, test: int) -> TrainingWi
     """Return the window of a split by time.
 
     Args:
-        lines: first moments of valid and of test.
-        valid, test: how many labelled rows each has; an empty part ends nothing.
+        lines: first timestamps of valid and of test.
+        valid, test: number of labeled rows of each; an empty split ends nothing.
     """
     measured = lines[0] if valid else lines[1] if test else NEVER
     tested = lines[1] if test else NEVER
@@ -75,12 +75,12 @@ def window_of_rows(
 ) -> TrainingWindow:
     """Return the window of a split that is decided row by row (by user, leave-one-out, by column, by files).
 
-    It is one line for all users where the parts follow each other in time, and one moment per user otherwise.
+    It is one line for all users if the splits follow each other in time, and one timestamp per user otherwise.
 
     Args:
-        codes: the part of each row, as in ``split``.
-        labelled: which rows are samples.
-        times, moments: when the event happened, and when its features are taken.
+        codes: the split of each row, as in ``SPLITS``.
+        labeled: mask of the rows that are samples.
+        times, timestamps: time of the event, and time as of which its features are taken.
         offsets: int64 ``[users + 1]``.
     """
 

@@ -1,8 +1,8 @@
 """Batches of consecutive rows of users, in an order of users that depends on (seed, epoch) alone.
 
-The log lies sorted by user and time, so a run of rows of one user is read as it stands. Users longer than
+The log is sorted by user and time, so a run of rows of one user is contiguous. Users longer than
 ``rows_per_user`` are cut into runs; a run is never parted, and a batch holds whole runs. Earlier rows of the user may
-stand before a run (``context``): they are there to be looked back at, and their loss does not count.
+precede a run (``context``): the run attends to them, and their loss does not count.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class UserLoader:
         batch_size: rows a batch; at least the longest run.
         shuffle: visit users at random; False keeps the order of the log (for prediction).
         rows_per_user: longest run.
-        loss_rows: those of ``rows`` whose loss counts; default all. The others stand there to be looked back at.
-        context: rows of the log, of any part, put before each run; fewer where the user has fewer.
+        loss_rows: those of ``rows`` whose loss counts; default all. The others are context.
+        context: rows of the log, of any split, put before each run; fewer where the user has fewer.
         mirrored: every second epoch goes backwards through the runs of the epoch before.
-        targets, known_before: further labels to compute, as ``gather``.
+        targets, available_before: further labels to compute, as ``gather``.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class UserLoader:
         begins = log.events.offsets[log.user(first_rows)]
         self._from = np.maximum(first_rows - context, begins)
         self._context = first_rows - self._from
-        # Rows that are there to be looked back at have no loss: they make no batch of training fuller. In prediction,
-        # where a short run may stand behind a long context, all rows count, since all of them take memory.
+        # Context rows have no loss, so they do not fill a batch of training. In prediction,
+        # where a short run may follow a long context, all rows count, since all of them take memory.
         self._cost = self._last - self._first + (0 if shuffle else self._context)
         total, longest = int(self._cost.sum()), int(self._cost.max(initial=1))
         # At least the longest run fits a batch, so that none is ever empty.
