@@ -393,8 +393,8 @@ def test_metrics_count_events(shop: Shop, tmp_path: Path) -> None:
         text = far._call("GET", "/metrics").decode()  # type: ignore[attr-defined]
     assert 'longrec_requests_total{route="/events",status="200"} 2' in text
     assert 'longrec_requests_total{route="/events",status="404"} 1' in text
-    assert 'longrec_events_total{told="new",feedback="none"} 1' in text
-    assert 'longrec_events_total{told="again",feedback="some"} 1' in text
+    assert 'longrec_events_total{occurrence="new",feedback="none"} 1' in text
+    assert 'longrec_events_total{occurrence="again",feedback="some"} 1' in text
 
 
 def test_rankings_go_on_while_events_are_kept(shop: Shop, tmp_path: Path) -> None:

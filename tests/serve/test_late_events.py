@@ -88,7 +88,7 @@ class Story:
         said = self.service.record(orjson.dumps({**event, "allow_unknown": True}))
         key = (user, item, at)
         old, dwell_time = self.event_rows.get(key), {} if "dwell" not in feedback else {"dwell_known": said.recorded_at}
-        row = {**(old or {}), **(context or {}), **feedback, **dwell_time, "told": said.visible}
+        row = {**(old or {}), **(context or {}), **feedback, **dwell_time, "recorded_at": said.visible}
         row["click"] = row.pop("label", row.get("click"))
         if old is not None and any(n in old and old[n] != v for n, v in {**(context or {}), **feedback}.items()):
             self.changed[user] = self.now
@@ -175,15 +175,15 @@ def test_the_next_log_sees_what_the_server_saw(shop: token_shop.TokenShop, seed:
         for _ in range(40):
             story.step(draw, users, items)
         story.replay()
-        columns["told"] = [None] * len(columns["at"])
+        columns["recorded_at"] = [None] * len(columns["at"])
         # events of one timestamp are ordered as in the server
         for user, item, at in sorted(story.event_rows):
             row = {**story.event_rows[user, item, at], "user_id": user, "item_id": item, "at": at}
             for name, values in columns.items():
                 values.append(row.get(name))
         columns["dwell_known"] = [to_milliseconds(value) for value in columns["dwell_known"]]
-        columns["told"] = [to_milliseconds(value) for value in columns["told"]]
-        schema = {**SCHEMA, "time": {**SCHEMA["time"], "available_at": "told"}}
+        columns["recorded_at"] = [to_milliseconds(value) for value in columns["recorded_at"]]
+        schema = {**SCHEMA, "time": {**SCHEMA["time"], "available_at": "recorded_at"}}
         log = token_shop.open_log(tmp_path / "next", columns, schema)
         compared = 0
         for _, at, user, _ in story.answers:
@@ -228,9 +228,9 @@ def test_a_further_version_is_read_from_when_it_was_recorded(story: Story) -> No
     assert seen == {"seen": 1, "liked": 1, "top": 1}
     story.record(user, 104, first, {"label": 1, "stars": 1.0}, foot)
     again = story.event_rows[user, 104, first]
-    assert to_milliseconds(again["told"]) == story.now
+    assert to_milliseconds(again["recorded_at"]) == story.now
     story.record(user, 104, first, {"label": 1, "stars": 1.0}, foot)  # and recording this again changes nothing
-    assert story.event_rows[user, 104, first]["told"] == again["told"]
+    assert story.event_rows[user, 104, first]["recorded_at"] == again["recorded_at"]
     story.replay()
     assert count_events(story.service, user, story.now) == seen
     assert read_last_token(story.service, user, story.now).vectors.tobytes() == token.vectors.tobytes()
@@ -256,9 +256,9 @@ def test_late_feedback_passes_a_filter_from_then_on(story: Story) -> None:
     at = story.now
     story.record(user, 101, at, {}, context)
     story.now += 60 * MINUTE
-    visible = story.event_rows[user, 101, at]["told"]
+    visible = story.event_rows[user, 101, at]["recorded_at"]
     story.record(user, 101, at, {"stars": 4.0}, None)
-    assert story.event_rows[user, 101, at]["told"] == visible
+    assert story.event_rows[user, 101, at]["recorded_at"] == visible
     assert count_events(story.service, user, story.now) == {"seen": 1, "liked": 0, "top": 0}
     assert count_events(story.service, user, story.now + 1) == {"seen": 1, "liked": 1, "top": 0}
 
@@ -274,13 +274,13 @@ def test_an_event_of_the_bundle_recorded_again_is_read_as_before_until_then(
         for timestamp in (at, at + 1, at + 10 * MINUTE, NOW):
             story.rank("u1", timestamp)
         story.record("u1", item, at, {}, context)  # as in the bundle
-        assert to_milliseconds(story.event_rows["u1", item, at]["told"]) == at
+        assert to_milliseconds(story.event_rows["u1", item, at]["recorded_at"]) == at
         live = story.service._state.live  # type: ignore[union-attr]
         assert len(live.backend) == 0  # type: ignore[union-attr]
         story.replay()
         before = story.service.answer(story.answers[-1][0].replace(str(NOW).encode(), str(NOW + 1).encode()))
         story.record("u1", item, at, {}, {**context, "place": "top" if context["place"] != "top" else "foot"})
-        assert to_milliseconds(story.event_rows["u1", item, at]["told"]) == NOW
+        assert to_milliseconds(story.event_rows["u1", item, at]["recorded_at"]) == NOW
         story.replay()
         assert story.service.answer(story.answers[-1][0].replace(str(NOW).encode(), str(NOW + 1).encode())) != before
 
@@ -288,8 +288,8 @@ def test_an_event_of_the_bundle_recorded_again_is_read_as_before_until_then(
 def test_a_bundle_carries_when_its_events_became_available(shop: token_shop.TokenShop, tmp_path: Path) -> None:
     """Histories read from the events of a bundle, with a live store and without, equal those of the log."""
     columns = raw_events()
-    columns["told"] = [at + (n % 4) * 20 * token_shop.DAY // 24 for n, at in enumerate(columns["at"])]
-    schema = {**SCHEMA, "time": {**SCHEMA["time"], "available_at": "told"}}
+    columns["recorded_at"] = [at + (n % 4) * 20 * token_shop.DAY // 24 for n, at in enumerate(columns["at"])]
+    schema = {**SCHEMA, "time": {**SCHEMA["time"], "available_at": "recorded_at"}}
     log = token_shop.open_log(tmp_path, columns, schema)
     events = _select_history(log.fitted, log.events)
     assert AVAILABLE in events.columns
@@ -367,8 +367,8 @@ def test_an_interrupted_copy_is_repeated(shop: token_shop.TokenShop, tmp_path: P
 def test_tokens_are_visible_from_when_their_event_was(tmp_path: Path) -> None:
     """The token that compress writes for a late event is visible when the event is, like one written online."""
     columns = token_shop.events(200)
-    columns["told"] = [at + (n % 3) * 7 * token_shop.DAY // 2 for n, at in enumerate(columns["at"])]
-    schema = {**token_shop.SCHEMA, "time": {**token_shop.SCHEMA["time"], "available_at": "told"}}
+    columns["recorded_at"] = [at + (n % 3) * 7 * token_shop.DAY // 2 for n, at in enumerate(columns["at"])]
+    schema = {**token_shop.SCHEMA, "time": {**token_shop.SCHEMA["time"], "available_at": "recorded_at"}}
     job = token_shop.make_job(tmp_path, columns, schema)
     compress(job, tmp_path / "tokens", ["blocks=2", "first_slices=1"], quiet=True)
     log = token_shop.open_log(tmp_path, columns, schema)

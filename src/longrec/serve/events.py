@@ -44,8 +44,7 @@ class EventResponse:
         instance: name of its token.
         visible: time from which the last recorded version is visible, in the format of requests. A log stores it as
             ``available_at``.
-        recorded_at: time of the call, from which its feedback is available unless the schema says later. ``told`` in
-            the JSON.
+        recorded_at: time of the call, from which its feedback is available unless the schema says later.
         replaced: True if the event was recorded before.
         has_feedback: True if it came with feedback.
         new_user, new_item: True if the ranker's log does not contain them.
@@ -71,7 +70,7 @@ class EventResponse:
                 "at": self.at,
                 "instance": str(self.instance),  # JSON readers of some languages are limited to 53 bits
                 "visible": self.visible,
-                "told": self.recorded_at,
+                "recorded_at": self.recorded_at,
                 "replaced": self.replaced,
                 "unknown": {"user": self.new_user, "item": self.new_item},
             }

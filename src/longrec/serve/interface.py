@@ -153,7 +153,9 @@ class Client(ABC):
         answer = parse_response(self._request("/events", _encode_body(event), again=at is not None))
         unknown = answer["unknown"]
         instance, is_new = int(answer["instance"]), (unknown["user"], unknown["item"])
-        return RecordedEvent(answer["at"], instance, answer["visible"], answer["replaced"], *is_new, answer["told"])
+        return RecordedEvent(
+            answer["at"], instance, answer["visible"], answer["replaced"], *is_new, answer["recorded_at"]
+        )
 
     def infer(self, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Run the program on its own named inputs (see ``metadata``) and return float32 probabilities ``[C]``.

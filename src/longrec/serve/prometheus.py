@@ -91,7 +91,7 @@ class ServerMetrics:
         ]
         for (occurrence, feedback), count in zip(EVENTS, cells[_RECORDED:].tolist()):
             if count:
-                lines.append(f'longrec_events_total{{told="{occurrence}",feedback="{feedback}"}} {count:.0f}')
+                lines.append(f'longrec_events_total{{occurrence="{occurrence}",feedback="{feedback}"}} {count:.0f}')
         return "\n".join(lines) + "\n"
 
     def _sum_counters(self) -> NDArray[np.float64]:
