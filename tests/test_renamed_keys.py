@@ -112,10 +112,10 @@ def test_a_run_folder_with_former_keys_is_read(tmp_path: Path) -> None:
 
 
 def test_a_former_key_on_the_command_line_is_refused(tmp_path: Path) -> None:
-    words = ["fit.optimiser=adam", "data.schema.histories.seen.last=5", "evaluate.replicates=20"]
+    overrides = ["fit.optimiser=adam", "data.schema.histories.seen.last=5", "evaluate.replicates=20"]
     schema = {"user": "u", "item": "i", "label": "y", "features": {"u": {"kind": "id"}}, "histories": {"seen": {}}}
     with pytest.raises(ConfigError) as raised:
-        read_job({"data": {"log": "a.parquet", "schema": schema}, "model": "lr"}, words)
+        read_job({"data": {"log": "a.parquet", "schema": schema}, "model": "lr"}, overrides)
     for line in ("fit.optimiser: is called optimizer now", "seen.last: is called max_length now", "n_resamples: 20"):
         assert any(line in fault for fault in raised.value.faults), line
 

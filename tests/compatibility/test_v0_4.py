@@ -119,8 +119,8 @@ def test_an_interrupted_run_is_resumed(shop: Path) -> None:
 def test_a_warm_start_takes_an_old_run(shop: Path, tmp_path: Path) -> None:
     config = open_run(shop / "runs/din").config.to_yaml().replace("init_from: null", f"init_from: {shop / 'runs/din'}")
     (tmp_path / "again.yaml").write_text(config.replace("name: din\n", "name: again\n", 1))
-    words = [f"fit.runs={tmp_path}", "fit.max_steps=1", "fit.allow_future_weights=true"]
-    assert longrec.train(tmp_path / "again.yaml", words, quiet=True).metrics["auc"].value is not None
+    overrides = [f"fit.runs={tmp_path}", "fit.max_steps=1", "fit.allow_future_weights=true"]
+    assert longrec.train(tmp_path / "again.yaml", overrides, quiet=True).metrics["auc"].value is not None
 
 
 def test_the_config_of_a_run_is_no_config_of_a_user(shop: Path, tmp_path: Path) -> None:

@@ -89,14 +89,14 @@ def ragged(
     features = {field.name: values(field, rows, generator) for field in fields.features}
     label = torch.randint(0, 2, (rows,), generator=generator).float()
     users = torch.randint(0, 1 + rows // 8, (rows,), generator=generator)
-    moments = 1_000 * torch.randint(0, rows, (rows,), generator=generator)
-    label_times = moments + 1_500 * torch.randint(0, 3, (rows,), generator=generator)
+    timestamps = 1_000 * torch.randint(0, rows, (rows,), generator=generator)
+    label_times = timestamps + 1_500 * torch.randint(0, 3, (rows,), generator=generator)
     targets = {}
     for name in TARGETS:
         drawn = torch.randint(0, 3, (rows,), generator=generator).float()
         # Whatever has the label has done all else, as a conversion takes a click.
         targets[name] = torch.where(drawn == 2, torch.nan, drawn.maximum(label))
-    own = {"label": label, "users": users, "timestamps": moments, "label_time": label_times}
+    own = {"label": label, "users": users, "timestamps": timestamps, "label_time": label_times}
     return Batch(rows, features, histories, **own, task_labels=targets)
 
 

@@ -216,6 +216,6 @@ def test_clicks_reveal_an_interest(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"base": "dien"}], ids=str)
-@pytest.mark.parametrize("world", ["frequent_queries", "one_interest"])
-def test_both_bases_solve_both_datasets(settings: dict[str, Any], world: str, tmp_path: Path) -> None:
-    assert solves(synthetic.generate_dataset(world), {"name": "dhan", **settings}, tmp_path)
+@pytest.mark.parametrize("dataset", ["frequent_queries", "one_interest"])
+def test_both_bases_solve_both_datasets(settings: dict[str, Any], dataset: str, tmp_path: Path) -> None:
+    assert solves(synthetic.generate_dataset(dataset), {"name": "dhan", **settings}, tmp_path)

@@ -289,15 +289,15 @@ def test_user_order_keeps_what_a_later_row_needs_and_temporal_order_does_not() -
     fields = Fields((Field("bit", "id", 4), Field("noise", "id", 8)), {})
     random = torch.Generator().manual_seed(0)
 
-    def world(users: int = 24, length: int = 8) -> Batch:
+    def build_batch(users: int = 24, length: int = 8) -> Batch:
         n = users * length
         bit = torch.randint(2, 4, (n,), generator=random, dtype=torch.int32)
         noise = torch.randint(2, 8, (n,), generator=random, dtype=torch.int32)
-        moments = torch.arange(n) % length * 60_000
+        timestamps = torch.arange(n) % length * 60_000
         label = (bit.roll(1) == 3).float()
-        counts = moments > 0
+        counts = timestamps > 0
         features = {"bit": bit, "noise": noise}
-        return Batch(n, features, label=label, users=torch.arange(n) // length, timestamps=moments, loss_mask=counts)
+        return Batch(n, features, label=label, users=torch.arange(n) // length, timestamps=timestamps, loss_mask=counts)
 
     def error(order: str) -> float:
         torch.manual_seed(0)
@@ -306,13 +306,13 @@ def test_user_order_keeps_what_a_later_row_needs_and_temporal_order_does_not() -
         for parameter in model.tables():
             parameter.data.normal_(std=0.3, generator=random)
         for _ in range(100):
-            loss = model.loss(world())
+            loss = model.loss(build_batch())
             optimizer.zero_grad()
             loss.backward()
             for parameter in model.tables():
                 parameter.grad = parameter.grad.to_dense()
             optimizer.step()
-        return float(model.eval().loss(world()).detach())
+        return float(model.eval().loss(build_batch()).detach())
 
     assert error("user") < 0.3
     assert error("temporal") > 0.65

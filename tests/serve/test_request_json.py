@@ -64,9 +64,9 @@ def test_what_is_no_json_is_a_400(body: bytes) -> None:
         ({"candidate": [1]}, "body", "the unknown key 'candidate'", "user, candidates"),
     ],
 )
-def test_another_form_is_a_422_with_its_path(change: dict[str, Any], where: str, found: str, expected: str) -> None:
+def test_another_form_is_a_422_with_its_path(change: dict[str, Any], where: str, actual: str, expected: str) -> None:
     error = catch_error(orjson.dumps(GOOD | change))
-    assert (error.status, error.where, error.found) == (422, where, found)
+    assert (error.status, error.where, error.found) == (422, where, actual)
     assert expected in error.expected
 
 

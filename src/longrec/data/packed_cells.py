@@ -25,9 +25,9 @@ class InvalidCell(Exception):
         found, expected: as in an error.
     """
 
-    def __init__(self, row: int, step: int, found: str, expected: str) -> None:
-        super().__init__(f"row {row}, step {step}: {found}; expected {expected}")
-        self.row, self.step, self.found, self.expected = row, step, found, expected
+    def __init__(self, row: int, step: int, actual: str, expected: str) -> None:
+        super().__init__(f"row {row}, step {step}: {actual}; expected {expected}")
+        self.row, self.step, self.actual, self.expected = row, step, actual, expected
 
 
 def unpack(cells: pa.Array, packed: PackedCells, fill: Mapping[str, str]) -> dict[str, pa.ListArray]:
@@ -113,10 +113,10 @@ def _fault(feature: str, name: str, packed: PackedCells, seen: set[str]) -> tupl
     count, valid_names = feature.count(packed.name), [*packed.into, *packed.ignore]
     if count != 1:
         shown = repr(feature if len(feature) <= 60 else feature[:57] + "...")
-        found = f"{shown}, with {f'{count} separators' if count else 'no separator'} {packed.name!r}"
+        actual = f"{shown}, with {f'{count} separators' if count else 'no separator'} {packed.name!r}"
         if not feature:
-            found = f"nothing beside a separator {packed.feature!r}"
-        return found, f"name{packed.name}value between separators {packed.feature!r}"
+            actual = f"nothing beside a separator {packed.feature!r}"
+        return actual, f"name{packed.name}value between separators {packed.feature!r}"
     if name not in valid_names:
         near = nearest(name, valid_names)
         hint = f" (did you mean {near!r}?)" if near else ""
