@@ -205,7 +205,7 @@ def _process_free() -> int | None:
 def format_bytes(count: float) -> str:
     """Format a number of bytes for people.
 
-    >>> in_bytes(999), in_bytes(64_000_000_000)
+    >>> format_bytes(999), format_bytes(64_000_000_000)
     ('999 B', '64 GB')
     """
     for unit in ("B", "kB", "MB", "GB", "TB"):

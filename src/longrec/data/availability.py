@@ -122,7 +122,7 @@ def select_last_available(
 def expand_ranges(first: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the positions of all ranges, concatenated, and int64 offsets ``[B + 1]``.
 
-    >>> spans(np.array([3, 7]), np.array([2, 1]))
+    >>> expand_ranges(np.array([3, 7]), np.array([2, 1]))
     (array([3, 4, 7]), array([0, 2, 3]))
     """
     offsets = np.concatenate([[0], np.cumsum(lengths)])

@@ -95,7 +95,7 @@ def _parse_line(text: str, time: TimeColumn, where: str) -> int:
 def describe_timestamp(timestamp: int, step: bool) -> str:
     """Return a timestamp as messages name it: ISO in UTC, or the number of a step.
 
-    >>> show_moment(1_700_000_000_000, step=False), show_moment(12, step=True)
+    >>> describe_timestamp(1_700_000_000_000, step=False), describe_timestamp(12, step=True)
     ('2023-11-14T22:13:20Z', 'step 12')
     """
     if step:

@@ -36,7 +36,7 @@ def is_remote(location: str | Path) -> bool:
 def mask_password(location: str | Path) -> str:
     """Return a location without its password.
 
-    >>> shown("redis://ann:secret@host/0/shop")
+    >>> mask_password("redis://ann:secret@host/0/shop")
     'redis://host/0/shop'
     """
     return re.sub(r"//[^/@]*@", "//", str(location))

@@ -83,7 +83,7 @@ def _describe_delay(at: Delay, schema: Schema) -> str:
 def format_span(milliseconds: int) -> str:
     """Format a duration in the syntax of a config.
 
-    >>> span(60_000), span(90_000), span(0)
+    >>> format_span(60_000), format_span(90_000), format_span(0)
     ('1m', '90s', '0s')
     """
     unit = next((unit for unit, size in _SPANS.items() if milliseconds and milliseconds % size == 0), "s")

@@ -61,7 +61,7 @@ def join_keys(keys: Sequence[pa.Array]) -> pa.Array:
     Args:
         keys: int64 or string keys ``[n]``.
 
-    >>> joined([pa.array([7, 8]), pa.array(["a", None])]).to_pylist()
+    >>> join_keys([pa.array([7, 8]), pa.array(["a", None])]).to_pylist()
     ['7\\x1fa', None]
     """
     texts = [key.cast(pa.string()) for key in keys]
@@ -112,7 +112,7 @@ def select_inner_maps(
     Raises:
         DataError: a key without a map.
 
-    >>> inside, row = inner_maps(pa.array(["a^x:1|b^y:2", "a^x:3"]), pa.array(["b", "a"]), "|", "^", "x")
+    >>> inside, row = select_inner_maps(pa.array(["a^x:1|b^y:2", "a^x:3"]), pa.array(["b", "a"]), "|", "^", "x")
     >>> inside.to_pylist(), row.tolist()
     (['y:2', 'x:3'], [0, 1])
     """
@@ -145,7 +145,7 @@ def look_up_values(
     Raises:
         DataError: a pair without a value.
 
-    >>> looked_up(pa.array(["a:1,b:2", "a:1", None]), pa.array(["b", "b", "a"]), ",", ":", "x").to_pylist()
+    >>> look_up_values(pa.array(["a:1,b:2", "a:1", None]), pa.array(["b", "b", "a"]), ",", ":", "x").to_pylist()
     ['2', None, None]
     """
     flat, offsets = flatten(maps, separator, where)

@@ -53,7 +53,7 @@ def compute_time_since_previous(
     """Compute ids of the time since the previous event of the history, in the buckets of ``compute_time_gaps``. The
     first event of a history has id 0 (missing).
 
-    >>> time_since_previous(np.array([0, 0, 7_000, 9_000]), np.array([0, 3, 4])).tolist()
+    >>> compute_time_since_previous(np.array([0, 0, 7_000, 9_000]), np.array([0, 3, 4])).tolist()
     [0, 2, 5, 0]
     """
     gaps = np.zeros(len(times), np.int64)
@@ -68,7 +68,7 @@ def compute_session_recency(times: NDArray[np.int64], offsets: NDArray[np.int64]
 
     Events of the newest session have id 2. A session ends if the next event is more than ``gap`` later.
 
-    >>> session_recency(np.array([0, 1800, 3601, 5]), np.array([0, 3, 4]), 1800).tolist()
+    >>> compute_session_recency(np.array([0, 1800, 3601, 5]), np.array([0, 3, 4]), 1800).tolist()
     [3, 3, 2, 2]
     """
     new = np.zeros(len(times), np.int64)

@@ -37,7 +37,7 @@ def decode_value(encoder: Encoder, value: Any) -> Any:
     """Return a raw value that an encoder maps to ``value``. None for a missing value, and for every value of a hash or
     a cross.
 
-    >>> raw_value(BucketEncoder((10.0, 20.0)), 3)
+    >>> decode_value(BucketizedEncoder((10.0, 20.0)), 3)
     10.0
     """
     if isinstance(encoder, NumericEncoder):

@@ -13,7 +13,7 @@ _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 def parse_duration(value: Any) -> int:
     """Convert a duration such as ``90s``, ``1h`` or ``250ms`` to milliseconds. A number without a unit is seconds.
 
-    >>> duration("1h")
+    >>> parse_duration("1h")
     3600000
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):

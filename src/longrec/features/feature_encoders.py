@@ -164,7 +164,7 @@ class BucketizedEncoder:
 def compute_log_square(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Compute the discretization of the Criteo contest: floor(ln(v)^2) for v > 2, else v - 2 (rounded down).
 
-    >>> log_square(np.array([100.0, 2.0, 0.0])).tolist()
+    >>> compute_log_square(np.array([100.0, 2.0, 0.0])).tolist()
     [21.0, 0.0, -2.0]
     """
     large = values > 2

@@ -45,7 +45,7 @@ def compute_labels(label: Label, array: pa.Array, where: str) -> NDArray[np.floa
 def encode_labels(labels: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     """Encode available labels to the ids of the side column, uint8 ``[n]``.
 
-    >>> label_ids(np.array([1.0, 0.0, np.nan])).tolist()
+    >>> encode_labels(np.array([1.0, 0.0, np.nan])).tolist()
     [2, 1, 0]
     """
     return np.where(np.isnan(labels), NONE, np.where(labels > 0.5, POSITIVE, NEGATIVE)).astype(np.uint8)

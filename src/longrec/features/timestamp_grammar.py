@@ -259,7 +259,7 @@ def to_milliseconds(value: int, unit: str) -> int:
 def format_timestamp(timestamp: int) -> str:
     """Format milliseconds UTC as ISO 8601 text.
 
-    >>> timestamp_text(1_000_000_000_250)
+    >>> format_timestamp(1_000_000_000_250)
     '2001-09-09T01:46:40.250Z'
     """
     when = _EPOCH + timedelta(milliseconds=timestamp)

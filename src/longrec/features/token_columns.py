@@ -71,7 +71,7 @@ class TokenSpec:
 def format_token_field(history: str, column: str) -> str:
     """Format the field name of a token column. Two stores never share an embedding table.
 
-    >>> token_field("tokens", "label"), token_field("tokens", "time_gap")
+    >>> format_token_field("tokens", "label"), format_token_field("tokens", "time_gap")
     ('tokens.label', 'time_gap')
     """
     return column if column == TIME_GAP else f"{history}.{column}"

@@ -21,7 +21,7 @@ _CHUNK = 1 << 22
 def format_type(dtype: np.dtype[Any]) -> str:
     """Return the text form of a column type, as manifests store it.
 
-    >>> type_text(np.dtype(np.int64)), type_text(np.dtype((np.float16, (32,))))
+    >>> format_type(np.dtype(np.int64)), format_type(np.dtype((np.float16, (32,))))
     ('int64', 'float16[32]')
     """
     return str(dtype.base) + (f"[{dtype.shape[0]}]" if dtype.shape else "")
@@ -75,7 +75,7 @@ def get_array_type(array: NDArray[Any]) -> np.dtype[Any]:
 def find_narrowest_type(low: int, high: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the smallest integer type that holds all of ``low..high``, at most ``dtype``.
 
-    >>> narrowest(0, 255, np.dtype(np.int64)), narrowest(-1, 255, np.dtype(np.int64))
+    >>> find_narrowest_type(0, 255, np.dtype(np.int64)), find_narrowest_type(-1, 255, np.dtype(np.int64))
     (dtype('uint8'), dtype('int16'))
     """
     for narrow in _NARROW:

@@ -101,7 +101,8 @@ def mask_newest_versions(
 ) -> NDArray[np.bool_]:
     """Return the mask of visible entries without every version whose next version is visible too.
 
-    >>> newest(np.array([True, True, True, False]), np.array([5, 5, 6, 6]), np.array([7, 8, 7, 8])).tolist()
+    >>> times, ids = np.array([5, 5, 6, 6]), np.array([7, 8, 7, 8])
+    >>> mask_newest_versions(np.array([True, True, True, False]), times, ids).tolist()
     [False, True, True, False]
     """
     if len(times) < 2:
@@ -127,7 +128,7 @@ def select_last_visible(seen: NDArray[np.bool_], offsets: NDArray[np.int64], n: 
         seen: ``[N]``, visible entries of all users, concatenated.
         offsets: int64 ``[users + 1]``.
 
-    >>> last_seen(np.array([True, True, False, True, True]), np.array([0, 3, 5]), 1)
+    >>> select_last_visible(np.array([True, True, False, True, True]), np.array([0, 3, 5]), 1)
     array([1, 4])
     """
     total = np.concatenate([np.zeros(1, np.int64), np.cumsum(seen)])
