@@ -170,7 +170,7 @@ def main() -> None:
     sections.append(
         "Estimated floor of this machine (matrix products of the ragged, split form and its activations' traffic, mean "
         f"length 24): {floor():,.0f} rows a CPU-second. AUC is of one seed after one epoch. torch-rechub attends once "
-        "a field without a mask, always with batch normalisation; FuxiCTR's table holds only the items that occur."
+        "a field without a mask, always with batch normalization; FuxiCTR's table holds only the items that occur."
     )
     machine.write("din_training", "\n\n".join(sections))
 

@@ -116,7 +116,7 @@ def test_an_invalid_cell_is_reported_with_its_row_and_step(cell: str, step: int,
     with pytest.raises(InvalidCell) as raised:
         unpack(pa.array(["", "item_id:5;;item_id:6", cell, "oops"], pa.string()), PLAIN, {})
     assert (raised.value.row, raised.value.step) == (2, step)
-    assert re.search(message, raised.value.found)
+    assert re.search(message, raised.value.actual)
     assert expected in raised.value.expected
 
 

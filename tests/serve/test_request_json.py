@@ -48,7 +48,7 @@ def test_what_is_no_json_is_a_400(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "where", "found", "expected"),
+    ("change", "where", "actual", "expected"),
     [
         ({"user": 1.5}, "user", "a value of type number", "whole number or text"),
         ({"user": True}, "user", "a value of type true or false", "whole number or text"),

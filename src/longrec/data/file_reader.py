@@ -156,7 +156,7 @@ class FileReader:
         shown = cell if len(cell) <= 80 else cell[:77] + "..."
         return DataError(
             f"{self._locate_row(before + invalid.row)}, column {column!r}, step {invalid.step}",
-            invalid.found,
+            invalid.actual,
             invalid.expected,
             f"mend the cell, or correct rows.packed.{column}; the cell is {shown!r}",
         )
