@@ -50,7 +50,7 @@ BRITISH = re.compile(
     re.IGNORECASE,
 )
 FORMER = re.compile(
-    r"optimiser\.safetensors|optimisers\"|normalised_entropy|standardised\"|^ +\"(?:\w+)\": \"\w+\",$|renamed_\\w+"
+    r"optimiser\.safetensors|optimisers\"|normalised_entropy|standardised\"|^ +\"(?:\w+)\": \"\w+\",$|renamed_\w+"
 )
 """Lines that hold a stored name, or a former key beside its present name."""
 KEYS = frozenset(
@@ -65,7 +65,7 @@ OF_ERRORS = "found"
 """What an error found, one of the four parts of a message: a parameter and an attribute in ``errors.py``."""
 QUOTING = (
     "test_forbidden_terms.py",
-    "test_renamed_\\w+.py",
+    "test_renamed_keys.py",
     "test_v0_4.py",
     "test_renames.py",
     "0019-one-vocabulary.md",
