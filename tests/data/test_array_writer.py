@@ -1,4 +1,4 @@
-"""Arrays written as they come."""
+"""Arrays written chunk by chunk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An event that was told late enters nothing before it was told: histories, labels, fits, tables of the past."""
+"""A late event enters nothing before it is available: histories, labels, fits, training histories."""
 
 from __future__ import annotations
 

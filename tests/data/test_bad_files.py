@@ -1,4 +1,4 @@
-"""A source that cannot be read, or lacks a column, is told by a DataError and leaves no file behind."""
+"""A source that cannot be read, or lacks a column, raises a DataError and leaves no file behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filters, splits, lists and tables that do not fit are told by a DataError and leave no file behind."""
+"""Filters, splits, lists and tables that do not fit raise a DataError and leave no file behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An id, time, number or label that cannot be used is told by a DataError and leaves no file behind."""
+"""An id, time, number or label that cannot be used raises a DataError and leaves no file behind."""
 
 from __future__ import annotations
 

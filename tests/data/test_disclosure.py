@@ -1,4 +1,4 @@
-"""A store that tells more than a schema says was known is refused, or allowed by name and told."""
+"""A store that discloses more than was available is refused, or allowed by name with a warning."""
 
 from __future__ import annotations
 

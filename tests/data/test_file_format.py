@@ -1,4 +1,4 @@
-"""Text files with declared rows: types, defaults, numbers of rows, parts, and every line that does not fit."""
+"""Text files with declared rows: types, defaults, numbers of rows, splits, and every line that does not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which prepared log is found again: that of the same contents, whatever the file system says of them."""
+"""Reuse of prepared logs: same contents, same log, whatever the file system reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every tensor of a batch against a slow oracle: plain loops over plain rows."""
+"""Every tensor of a batch against a slow reference: plain loops over plain rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The label under another name: what gives the label of its own row away is named, what is honestly strong is not."""
+"""Copies of the label: features that reveal the label of their own row are named, honest strong ones are not."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def test_copies_of_every_kind_are_named(prepared: Callable[..., Log]) -> None:
     warnings = {warning.split("'")[1]: warning for warning in log.warnings}
     assert warnings["number"] == (
         "feature 'number' alone predicts the label of its own row (AUC 1.000 on "
-        f"{int((log.splits == 0).sum()):,} training rows), as a value does that is available only after the event; if it is "
-        "such, mark it feedback: true, which keeps it to histories, or drop it"
+        f"{int((log.splits == 0).sum()):,} training rows), as a value does that is available only after the event; "
+        "if it is such, mark it feedback: true, which keeps it to histories, or drop it"
     )
     assert "feature 'hashed' (column 'text') alone" in warnings["hashed"]
     assert "feature 'like' has a value that comes with the label of its own row (" in warnings["like"]

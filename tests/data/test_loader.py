@@ -1,4 +1,4 @@
-"""Batches: every row once an epoch, in an order that seed and epoch alone decide."""
+"""Batches: every row once per epoch, in an order that depends on seed and epoch alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values that a schema names and no row has are told: of filters and labels."""
+"""Warnings about values that a schema names and no row has: of filters and labels."""
 
 from __future__ import annotations
 

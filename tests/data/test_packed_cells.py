@@ -1,4 +1,4 @@
-"""PackedCells sequences, against a slow reader of one cell, and cell by cell where one does not read as packed."""
+"""Packed sequences against a slow reader of one cell, and cell by cell if one does not parse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing that happens at or after a moment changes what a sample of that moment is shown. Not by one bit."""
+"""Nothing that happens at or after a timestamp changes a sample of that timestamp, to the bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MovieLens-1M as a user would get it; the network is played by the tests."""
+"""MovieLens-1M as users download it, with the network replaced by the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The world of rich instances: it is drawn as it says, its tell is in the wide fields, and nowhere else."""
+"""The dataset rich_instances: it is drawn as described, and its signal is in the wide fields and nowhere else."""
 
 from __future__ import annotations
 
@@ -146,15 +146,15 @@ def test_bayes_aucs_are_apart() -> None:
         ({"values": 5}, "values: must be even, got 5"),
         ({"coin_fields": 2}, "coin_fields: must be odd, got 2"),
         ({"fields": 6, "coin_fields": 3}, "fields: 7 are hidden"),
-        ({"keys": 9, "values": 8}, "keys: one field of 8 values tells the key, got 9 keys"),
+        ({"keys": 9, "values": 8}, "keys: one field of 8 values gives the key, got 9 keys"),
         ({"signal": "never"}, "signal: must be one of 'last' or 'together'; got 'never'"),
-        ({"signal": "together", "page": 48}, "impressions: 48 a user leave none with a past"),
-        ({"signal": "last", "back": 48}, "impressions: 48 a user leave none with a past"),
+        ({"signal": "together", "page": 48}, "impressions: 48 per user leave none with a history"),
+        ({"signal": "last", "back": 48}, "impressions: 48 per user leave none with a history"),
         ({"noise": 1.5}, "noise: input should be less than or equal to 1"),
     ],
 )
 def test_a_bad_parameter_is_reported(parameters: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigError, match="world rich_instances: 1 fault") as caught:
+    with pytest.raises(ConfigError, match="synthetic dataset rich_instances: 1 fault") as caught:
         generate_dataset("rich_instances", **parameters)
     assert says in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""What a killed preparation leaves behind is swept away by the next one; what is in use stays."""
+"""The leftovers of a killed preparation are removed by the next one, folders in use are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worlds: who must solve them does, who must not does not, and a careless join is caught."""
+"""Synthetic datasets: models that must solve them do, models that must not do not, and a leaky join is caught."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_dataset_is_written_as_files_of_a_job(name: str, tmp_path: Path) -> No
 
 
 def test_an_unknown_dataset() -> None:
-    with pytest.raises(UnknownName, match=r"no world named 'one_interst'; did you mean 'one_interest'\?"):
+    with pytest.raises(UnknownName, match=r"no synthetic dataset named 'one_interst'; did you mean 'one_interest'\?"):
         generate_dataset("one_interst")
 
 

@@ -1,4 +1,4 @@
-"""``longrec synthetic``: what there is, what one can turn, and files that can be trained on."""
+"""``longrec synthetic``: the list of datasets, their parameters, and files that can be trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model may learn of before its first step: the training window, all of it, once, and nothing else."""
+"""Training histories: all events of the training window, each once, and nothing else."""
 
 from __future__ import annotations
 

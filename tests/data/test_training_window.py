@@ -1,4 +1,4 @@
-"""Which labels train and validate: by hand, split by split."""
+"""Labels that train and validate: by hand, split by split."""
 
 from __future__ import annotations
 

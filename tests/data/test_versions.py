@@ -1,4 +1,4 @@
-"""Tables with versions: every feature comes from the newest version strictly before its moment."""
+"""Tables with versions: every feature comes from the newest version strictly before its timestamp."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Given vocabularies beside a log: of every owner and kind of column, offline and in a request."""
+"""Configured vocabularies beside a log: of every owner and kind of column, offline and in a request."""
 
 from __future__ import annotations
 

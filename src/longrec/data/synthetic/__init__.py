@@ -1,9 +1,8 @@
 """Synthetic datasets: small generated logs with a known Bayes-optimal AUC, to check what models learn.
 
-A world is an event log with a story, the true probability of every label, and the models that must solve it and
-that must not. A model has solved a world when its AUC on the test rows reaches nine tenths of the way from one half
-to the AUC of the true probabilities (``SyntheticDataset.required_auc``). Each world has a
-file here, and a line in ``RECIPES``.
+A dataset is an event log with a story, the true probability of every label, the models that must solve it and those
+that must not. A model has solved it if its AUC on the test rows reaches nine tenths of the way from one half to the AUC
+of the true probabilities (``SyntheticDataset.required_auc``). Each dataset has a file here and a line in ``RECIPES``.
 """
 
 from __future__ import annotations
@@ -79,10 +78,10 @@ def find_recipe(name: str) -> Recipe:
     """Return the story and the parameters of a synthetic dataset.
 
     Raises:
-        UnknownName: no world of that name.
+        UnknownName: no dataset of that name.
     """
     if name not in RECIPES:
-        raise UnknownName("world", name, RECIPES)
+        raise UnknownName("synthetic dataset", name, RECIPES)
     return RECIPES[name]
 
 
@@ -91,16 +90,18 @@ def generate_dataset(name: str, /, users: int | None = None, seed: int = 0, **pa
 
     Args:
         users: how many there are; default as many as the models need to learn it in a few seconds.
-        knobs: settings of that world, by the names in ``find_recipe(name).settings``.
+        parameters: parameters of that dataset, by the names in ``find_recipe(name).settings``.
 
     Raises:
-        UnknownName: no world of that name.
-        ConfigError: a knob that the world has not, or a value that it cannot have.
+        UnknownName: no dataset of that name.
+        ConfigError: a parameter that the dataset does not have, or a value that it does not accept.
     """
     recipe = find_recipe(name)
     if not isinstance(seed, int) or seed < 0:
-        raise ConfigError(f"world {name}", [f"seed: must be a whole number, 0 or more, got {seed!r}"])
-    settings = parse(recipe.settings, parameters if users is None else {**parameters, "users": users}, f"world {name}")
+        raise ConfigError(f"synthetic dataset {name}", [f"seed: must be a whole number, 0 or more, got {seed!r}"])
+    settings = parse(
+        recipe.settings, parameters if users is None else {**parameters, "users": users}, f"synthetic dataset {name}"
+    )
     return recipe.make(settings, np.random.default_rng(seed))
 
 
@@ -109,7 +110,7 @@ def compute_splits(dataset: SyntheticDataset) -> NDArray[np.int8]:
     rule = parse(Split, dataset.split, dataset.name)
     if rule.by == "user":
         return splits.split_by_user(rule, dataset.log[dataset.schema["user"]].combine_chunks())
-    assert rule.by == "time", f"{dataset.name}: no world is split by {rule.by}"
+    assert rule.by == "time", f"{dataset.name}: no dataset is split by {rule.by}"
     times = dataset.log[dataset.schema["time"]["column"]].to_numpy()
     return splits.split_by_time(times, splits.compute_time_lines(rule, times, False, dataset.name))
 

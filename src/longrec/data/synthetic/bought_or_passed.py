@@ -20,7 +20,7 @@ from longrec.data.synthetic.generators import (
 STORY = (
     "A user has seen a few categories, bought of one half of them and passed the other half; an impression is of one "
     "of them, and liked when the category was bought. As many were bought as passed, and each was there as often: "
-    "whoever sums up the categories and what was done, each for itself, knows nothing. Only the two together tell."
+    "sums of the categories and of the actions, each by itself, predict nothing. Only the two together do."
 )
 _CATEGORIES, _ITEMS = 8, 240
 _LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of a category that was bought, and of another

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from longrec.config import Strict
 
-START = 1_735_689_600  # 2025-01-01 in seconds UTC: when every world begins
-SOLVED = 0.9  # of the way from chance to the oracle
+START = 1_735_689_600  # 2025-01-01 in seconds UTC: start of every dataset
+SOLVED = 0.9  # of the way from chance to the Bayes-optimal AUC
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,22 +22,22 @@ class SyntheticDataset:
     """A generated log with its true probabilities.
 
     Attributes:
-        name: what it is called.
-        story: what goes on in it, in a few sentences.
+        name: its name.
+        story: its story, in a few sentences.
         log: events by user and time, so that row n is row n of the prepared log too.
         items: table of items by key, or None.
         users: table of users by key, or None.
-        schema: the words of a schema file.
-        split: the words of ``data.split``.
+        schema: the content of a schema file.
+        split: the content of ``data.split``.
         true_probability: float64 ``[events]``, aligned with the log: the true probability that the label is 1,
-            given what the schema shows of the event and all that is hidden in the user and in the past; NaN where there
-            is no label.
-        must: model sections (``{"name": "din"}``) that have to solve the world.
-        must_not: model sections that cannot, by the way the world is made.
-        fit: what to train them with.
-        leak: a schema that reads the same log carelessly, where the world is about a leak: read so, the label shows.
-        wide: a schema that reads more columns of the same log, where the world is about what a narrow one cannot see.
-        truth: what is hidden, one row an event, aligned with the log, where the world keeps it. A column ``p_...`` is
+            given what the schema shows of the event and all that is hidden in the user and in the history; NaN
+            without a label.
+        must: model sections (``{"name": "din"}``) that have to solve the dataset.
+        must_not: model sections that cannot, by construction.
+        fit: settings to train them with.
+        leak: a schema that reads the same log with a leak, for datasets about a leak.
+        wide: a schema that reads more columns of the same log, for datasets about hidden columns.
+        truth: hidden values, one row per event, aligned with the log, if the dataset has them. A column ``p_...`` is
             the true probability of the label given some of it.
     """
 
@@ -61,7 +61,7 @@ class SyntheticDataset:
 
         Args:
             wide: read the log by the wide schema.
-            fit: laid over the settings of the world.
+            fit: overrides of the dataset's settings.
         """
         folder = Path(folder)
         tables = [name for name in ("log", "items", "users") if getattr(self, name) is not None]
@@ -89,9 +89,9 @@ class Recipe:
     """Recipe of a synthetic dataset.
 
     Attributes:
-        story: what goes on in it.
-        settings: its knobs; ``users`` is one of them, with as many as the models need to learn it in seconds.
-        make: the world of some settings.
+        story: its story.
+        settings: its parameters; ``users`` is one, with as many as the models need to learn it in seconds.
+        make: function that generates the dataset for some parameters.
     """
 
     story: str

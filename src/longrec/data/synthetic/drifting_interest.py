@@ -19,7 +19,7 @@ from longrec.data.synthetic.generators import (
 STORY = (
     "Interests move on. A user clicks through a few categories, each for a while and each as often as the others; an "
     "impression is liked when it is of the category of the last click. Every category in a history is there as often, "
-    "so whoever sums the past up, however weighted by the candidate, knows nothing: only the order tells."
+    "so any weighted sum over the history predicts nothing: only the order does."
 )
 _CATEGORIES, _ITEMS = 12, 240
 _LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of the last category, and of another

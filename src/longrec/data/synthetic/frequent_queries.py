@@ -13,7 +13,7 @@ STORY = (
     "Every user likes plain or fancy things. In each category that a user has clicked, all clicks are of one style, "
     "most often the user's own; but one category, clicked more often than all others together, comes in one style "
     "only, whatever the user likes. What is shown is of a category without clicks, so that all categories have to be "
-    "heard, each once: whoever counts clicks hears the loudest alone."
+    "read, each once: a count of clicks reads the most frequent one only."
 )
 _CATEGORIES, _EACH = 24, 10  # items of one category and style
 _OWN = 0.85  # chance that the clicks of a category are of the user's style

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from longrec.data.synthetic.dataset import START
 
 SPLIT = {"by": "user", "valid": 0.1, "test": 0.3}
-"""Users of the test part are others than those of the training part."""
+"""Users of the test split are not in the training split."""
 
 
 class CategorizedItems:
@@ -62,8 +62,8 @@ def build_log(
     """Return the log of users with equally many events, impressions last, and its true probabilities.
 
     Args:
-        item, moment: ``[users, events]``; seconds since the beginning of the world.
-        done: a column, and what it says of every event of the past ``[users, past]``; of impressions it says "shown".
+        item, seconds: ``[users, events]``; seconds since the start of the dataset.
+        done: a column and its values for the events of the history ``[users, history]``; impressions have "shown".
         liked, chance: ``[users, shown]``, the label and its true probability.
     """
     users, events = item.shape

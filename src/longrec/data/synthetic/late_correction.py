@@ -13,7 +13,8 @@ from longrec.data.synthetic.dataset import START, Recipe, SyntheticDataset
 
 STORY = (
     "Labels are coins. The report of an event is amended once the user's next event has happened, and then "
-    "says how that one ended. Read as it was known at the time, it tells nothing; read as it stands now, all."
+    "says how that one ended. Read as it was available at the time, it predicts nothing. Read as it is now, it "
+    "predicts all."
 )
 _EVENTS = 10  # of one user
 

@@ -21,7 +21,7 @@ STORY = (
     "A user visits a few items, each of a category of its own, and on each reads the comments and looks at the "
     "pictures. Who reads first wants it, who looks first does not; an impression is of one of these categories, and "
     "liked when the item was wanted. Every category and every kind of event is there as often, and each with each: "
-    "only the order of the events on one item tells."
+    "only the order of the events on one item predicts the label."
 )
 _CATEGORIES, _ITEMS = 8, 240
 _LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of a category that is wanted, and of another

@@ -10,8 +10,8 @@ from longrec.config import Strict
 from longrec.data.synthetic.dataset import START, Recipe, SyntheticDataset
 
 STORY = (
-    "Every user likes one category, which nothing tells but the items clicked before. Users of the test "
-    "part are new, so whoever cannot read histories knows nothing of them."
+    "Every user likes one category, which nothing reveals but the items clicked before. Users of the test "
+    "split are new, so a model that reads no histories cannot predict their labels."
 )
 _CLICKS, _SHOWN = 12, 8  # events of one user: clicks first, then impressions
 _CATEGORIES, _ITEMS = 6, 240
@@ -31,7 +31,7 @@ def make(parameters: OneInterest, random: np.random.Generator) -> SyntheticDatas
     by_category = np.argsort(category_of, kind="stable").reshape(_CATEGORIES, -1)
     interest = np.repeat(random.integers(0, _CATEGORIES, users), each)
     shown = np.tile(np.arange(each) >= _CLICKS, users)
-    # A past click is of the own category three times in four, an impression every other time.
+    # A click is of the own category three times in four, an impression every other time.
     own = random.random(users * each) < np.where(shown, 0.5, 0.75)
     other = (interest + random.integers(1, _CATEGORIES, users * each)) % _CATEGORIES
     category = np.where(own, interest, other)

@@ -19,8 +19,8 @@ from longrec.data.synthetic.generators import (
 STORY = (
     "Days are alike: what a user clicked about a day ago is liked now, and what was clicked since then or before is "
     "not. A few visits, each of a category of its own, lie anywhere before and after the one of the day ago: it is the "
-    "newest as often as the oldest, and each category is there as often. Only the time that passed tells it from the "
-    "others; order tells nothing, and neither do sums."
+    "newest as often as the oldest, and each category is there as often. Only the elapsed time separates it from the "
+    "others; neither the order nor sums do."
 )
 _CATEGORIES, _ITEMS = 8, 240
 _LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of the day before, and of another

@@ -10,7 +10,7 @@ from longrec.config import Strict
 from longrec.data.synthetic.dataset import START, Recipe, SyntheticDataset
 
 STORY = (
-    "Users of a town like a few kinds of item, which nothing tells of an item but who clicks on it. One click in so "
+    "Users of a town like a few kinds of item, which nothing reveals of an item but its clicks. One click in so "
     "many becomes an order, of whatever it is. The label is the order, with too few of them to learn the kinds "
     "from; the click, a feedback of the same impression, has enough."
 )

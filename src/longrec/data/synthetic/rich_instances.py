@@ -3,18 +3,18 @@ r"""The dataset ``rich_instances``: the signal of an impression lies in the many
 Every impression has ``fields`` wide fields. Hidden functions of a few of them are two coins, x and z in {-1, +1}, and a
 key; the rest is noise. The label is drawn by
 
-    P(y_i = 1) = sigmoid(own * x_i z_i + strength * c_i * past_i)
+    P(y_i = 1) = sigmoid(own * x_i z_i + strength * c_i * h_i)
 
-with c_i in {-1, +1} the category of the item, which everybody knows, and past_i in {-1, 0, +1} the sign of the sum of
-x_j over impressions of the moment ``back`` moments earlier: over all of them (``signal: last``: one impression, now and
-then two), or over those whose key is the one that impression i wants (``signal: together``: pages of ``page``
-impressions, so that several have to be read together). It is 0 where there is none, or as many for as against.
+with c_i in {-1, +1} the category of the item, which every model reads, and h_i in {-1, 0, +1} the sign of the sum of
+x_j over impressions of the timestamp ``back`` timestamps earlier: over all of them (``signal: last``: one impression,
+now and then two), or over those whose key is the one that impression i wants (``signal: together``: pages of ``page``
+impressions, so that several have to be read together). It is 0 without one, or if as many are for as against.
 
-The wide schema shows the fields of an impression; the narrow one, ``schema``, does not, but it has the user's past
-ids, labels and times. These tell nothing at all: z is fair and independent, so y_j says nothing of x_j; and every
-moment is read by one later moment alone, so no other label speaks of it, neither to a history nor to a table of users
-who were trained on. What is left to a narrow model is to be told x_j (and the key) by another model that saw the
-fields of impression j: tokens. A model whose tokens serve its own label need only keep x_j z_j, never x_j.
+The wide schema shows the fields of an impression. The narrow one, ``schema``, does not, but it has the ids, labels and
+times of the user's history. These predict nothing: z is fair and independent, so y_j is independent of x_j. Every
+timestamp is read by one later timestamp only, so no other label depends on it, neither in a history nor in a table of
+users who were trained on. A narrow model can only receive x_j (and the key) from another model that read the fields of
+impression j: as tokens. A model whose tokens serve its own label need only keep x_j z_j, never x_j.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from longrec.config import Strict
 from longrec.data.synthetic.dataset import START, Recipe, SyntheticDataset
 
 STORY = (
-    "What a user likes next is written in the many fields of an earlier impression, and only there: past items, "
-    "labels and times are noise to whoever reads the narrow schema. A model of the wide schema sees the fields of an "
+    "What a user likes next depends on the many fields of an earlier impression, and on nothing else: earlier items, "
+    "labels and times are noise under the narrow schema. A model of the wide schema reads the fields of an "
     "impression, and can tell a later one of them by a token."
 )
 _ITEMS = 200
-_STEP = 17  # between the items of one moment: prime to their number, so that they differ
-# Seconds between two moments. The time_gap of the last moment is one bucket, that of the one before another.
+_STEP = 17  # between the items of one timestamp: prime to their number, so that they differ
+# Seconds between two timestamps. The time_gap of the last timestamp is one bucket, that of the one before another.
 _GAP = (34_000, 57_000)
 
 Ints = NDArray[np.int64]
@@ -55,15 +55,13 @@ class RichInstances(Strict):
         1, ge=1, description="fields behind each of the coins x and z, odd: more are harder to find"
     )
     own: float = Field(2.0, ge=0, description="weight of the event's own fields, x z, in its label")
-    strength: float = Field(2.5, ge=0, description="weight of the past in the label")
+    strength: float = Field(2.5, ge=0, description="weight of the history in the label")
     signal: Literal["last", "together"] = Field(
-        "last", description="what of the past counts: an impression, or those of a page whose key is wanted"
+        "last", description="which part of the history counts: an impression, or those of a page whose key is wanted"
     )
-    back: int = Field(1, ge=1, description="how many moments earlier the impressions that count lie")
-    ties: float = Field(
-        0.05, ge=0, lt=1, description="share of impressions at the very moment of the one before (last)"
-    )
-    page: int = Field(8, ge=2, le=_ITEMS, description="impressions shown at one moment (together)")
+    back: int = Field(1, ge=1, description="how many timestamps earlier the impressions that count lie")
+    ties: float = Field(0.05, ge=0, lt=1, description="share of impressions at the timestamp of the one before (last)")
+    page: int = Field(8, ge=2, le=_ITEMS, description="impressions shown at one timestamp (together)")
     keys: int = Field(2, ge=2, description="keys, one of which every impression wants")
     noise: float = Field(0.0, ge=0, le=1, description="share of labels that are coins whatever else is true")
 
@@ -89,10 +87,10 @@ class RichInstances(Strict):
                 f"got {self.fields}"
             )
         if self.keys > self.values:
-            raise ValueError(f"keys: one field of {self.values} values tells the key, got {self.keys} keys")
+            raise ValueError(f"keys: one field of {self.values} values gives the key, got {self.keys} keys")
         shown = self.page if self.signal == "together" else 1
         if self.impressions <= self.back * shown:
-            raise ValueError(f"impressions: {self.impressions} a user leave none with a past to be told of")
+            raise ValueError(f"impressions: {self.impressions} per user leave none with a history")
         return self
 
 
@@ -102,10 +100,10 @@ class _Timeline:
 
     Attributes:
         times: seconds.
-        number: the moment of each row, counted from 0 over all users.
-        within: the moment of each row, counted from 0 within its user.
-        place: of each row among those of its moment, from 0.
-        first: the first row of each moment.
+        number: the timestamp of each row, counted from 0 over all users.
+        within: the timestamp of each row, counted from 0 within its user.
+        position: of each row among those of its timestamp, from 0.
+        first: the first row of each timestamp.
     """
 
     times: Ints
@@ -121,11 +119,11 @@ def _draw_timeline(parameters: RichInstances, random: np.random.Generator) -> _T
     pace = 1
     if parameters.signal == "together":
         new[:] = np.arange(each) % parameters.page == 0
-        pace = 1 << (parameters.page.bit_length() - 1)  # a power of two keeps moments apart in time_gap
+        pace = 1 << (parameters.page.bit_length() - 1)  # a power of two keeps timestamps apart in time_gap
     else:
         new[:, 1:] = random.random((users, each - 1)) >= parameters.ties
     gaps = np.where(new, random.integers(*_GAP, (users, each)) * pace, 0)
-    # Users come in over the first quarter of the time line, so that at any moment histories differ in length.
+    # Users come in over the first quarter of the time line, so that at any time histories differ in length.
     gaps[:, 0] = random.integers(0, max(int(gaps.sum(1).mean()) // 4, 1), users)
     within = np.cumsum(new, 1) - 1
     began = np.maximum.accumulate(np.where(new, np.arange(each), 0), 1)
@@ -203,11 +201,11 @@ def _chances(parameters: RichInstances, own: Ints, history: Ints) -> dict[str, F
 
     Args:
         own: x z of each row.
-        past: c past of each row.
+        history: c h of each row.
 
     Returns:
-        ``p_narrow``: who knows the past, but not the fields of the event; ``p_own``: who knows these fields, but not
-        the past; ``p_wide``: who knows both, the chance that labels are drawn by.
+        ``p_narrow``: given the history, but not the fields of the event; ``p_own``: given these fields, but not the
+        history; ``p_wide``: given both, the probability that labels are drawn by.
     """
 
     def chance(own: Any, history: Any) -> Floats:

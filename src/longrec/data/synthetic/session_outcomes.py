@@ -21,8 +21,8 @@ from longrec.data.synthetic.generators import (
 
 STORY = (
     "A user comes by several times. A visit is about one category, and one of its clicks goes to the till or to the "
-    "door; what is shown later is liked when the visit about its category went to the till. Every past holds as many "
-    "tills as doors and every category as often, so whoever does not know which clicks belong together knows nothing."
+    "door; what is shown later is liked when the visit about its category went to the till. Every history holds as "
+    "many tills as doors and every category as often, so without the bounds of the visits nothing can be predicted."
 )
 _CATEGORIES, _EACH = 12, 20  # of things; items of one category
 _LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item whose visit went to the till, and of another
@@ -72,7 +72,7 @@ def make(parameters: Sessions, random: np.random.Generator) -> SyntheticDataset:
         must=({"name": "dsin", "session_events": length},),
         must_not=({"name": "pooling"}, {"name": "din"}, {"name": "bst"}, {"name": "deepfm"}),
         fit={"epochs": 4, "batch_size": 128, "lr": 1e-2, "embedding_lr": 5e-2, "patience": 0},
-        # Given time DIN solves it too where it is told the visit of a click: there are few, which it learns by heart.
+        # Given time DIN solves it too where it reads the visit of a click: there are few, which it memorizes.
         wide=build_schema({}, {"clicks": {**history, "features": ["category", "session_recency"]}}),
     )
 

@@ -13,7 +13,7 @@ from longrec.data.synthetic.generators import SPLIT, build_log, build_schema, ch
 STORY = (
     "A user clicks on items of some categories and orders items of others, as many of each and in any order. What was "
     "clicked on is still wanted, what was ordered is at home: an impression is liked when its category is among the "
-    "clicks. Every item shown is of one or the other, so whoever reads clicks and orders as one history knows nothing."
+    "clicks. Every item shown is of one or the other, so clicks and orders read as one history predict nothing."
 )
 _ITEMS = 240
 _LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of a clicked category, and of an ordered one
