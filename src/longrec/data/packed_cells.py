@@ -20,9 +20,9 @@ class InvalidCell(Exception):
     """Error of a cell that does not parse as packed.
 
     Attributes:
-        row: its place in the chunk.
+        row: its index in the chunk.
         step: which step of the cell, from 1, empty ones counted.
-        found, expected: as in an error.
+        actual, expected: found and expected of the error.
     """
 
     def __init__(self, row: int, step: int, actual: str, expected: str) -> None:
