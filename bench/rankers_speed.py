@@ -168,7 +168,7 @@ def one(name: str, work: Path, steps: int) -> dict[str, Any]:
         if isinstance(module, Model) and module.needs_training_window:
             module.fit_statistics(iterate_training_histories(log))
     flops, speed = count_flops(model, log), measure_flops()
-    tables = {id(table) for table in model.tables()}
+    tables = {id(table) for table in model.embedding_parameters()}
     sizes = {True: 0, False: 0}
     for parameter in model.parameters():
         sizes[id(parameter) in tables] += parameter.numel()

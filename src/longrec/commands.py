@@ -1,4 +1,4 @@
-"""Commands of the command line as plain functions, each of which joins packages and holds no logic of its own."""
+"""Commands of the command line as plain functions, each of which only connects other packages."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_what_a_model_gets_to_know(log: Log) -> None:
     assert (fields["words"].kind, fields["words"].weighted) == ("multi_id", True)
     assert (fields["price"].kind, fields["price_id"].kind, fields["both"].rows) == ("numeric", "id", 1002)
     assert (fields["seen"].owner, fields["seen"].dim, fields["seen"].rows) == ("brand", 6, fields["brand"].rows)
-    assert [field.name for field in log.fields().pairs("past")] == ["item", "brand", "both", "price_id"]
+    assert [field.name for field in log.fields().target_columns("past")] == ["item", "brand", "both", "price_id"]
 
 
 def test_shared_ids_are_kept_once(log: Log) -> None:

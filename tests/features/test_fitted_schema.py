@@ -154,7 +154,7 @@ def test_fields_describe_the_inputs_of_a_model() -> None:
     assert stars == Field("stars", "id", 8, feedback=True)
     assert gap == Field("time_gap", "id", 42)
     assert build_fitted().get_not_yet_id("stars") == 7
-    assert fields.pairs("rated") == (movie, genres)
+    assert fields.target_columns("rated") == (movie, genres)
 
 
 def test_the_entry_of_somebody_unknown() -> None:

@@ -62,7 +62,7 @@ ITEMS = EntityTable(
 def test_feedback_reads_as_not_yet_until_strictly_after_it_becomes_available() -> None:
     events = HistoryEvents(
         times=np.array([0, 8_000, 10_000, 17_999, 18_000, 19_000]),
-        items=np.array([1, 2, 0, 2, 1, 1]),
+        item_rows=np.array([1, 2, 0, 2, 1, 1]),
         values={
             "page": np.array([2, 3, 2, 3, 2, 3]),
             "click": np.array([2, 3, 4, 5, 2, 3], np.uint8),

@@ -365,9 +365,9 @@ def test_fields_know_pairs_and_tables() -> None:
     )
     page, rating = Field("page", "id", 3), Field("rating", "id", 8, feedback=True)
     fields = Fields((user, movie, genres, page), {"a": (rating, genres, page, movie), "b": (movie,)})
-    assert fields.pairs("a") == (genres, movie)
-    assert fields.pairs("b") == (movie,)
-    assert fields.tables() == (user, movie, genres, page, rating)
+    assert fields.target_columns("a") == (genres, movie)
+    assert fields.target_columns("b") == (movie,)
+    assert fields.distinct_fields() == (user, movie, genres, page, rating)
 
 
 CANDIDATE: dict[str, Any] = {

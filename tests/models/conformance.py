@@ -83,7 +83,7 @@ class Case:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.ndim > 1 else 0.3))
-            for table in model.tables():
+            for table in model.embedding_parameters():
                 table.add_(torch.randn_like(table) * 0.4)
             model.train()
             for seed in range(6):
@@ -184,7 +184,7 @@ def check_what_is_explained_fits_the_histories(case: Case) -> None:
 def check_every_parameter_gets_a_gradient(case: Case) -> None:
     model = case.lively().train()
     model.loss(ragged(300)).backward()
-    tables = {id(table) for table in model.tables()}
+    tables = {id(table) for table in model.embedding_parameters()}
     for name, parameter in model.named_parameters():
         grad = parameter.grad
         assert grad is not None, f"{name} gets no gradient"
@@ -438,12 +438,12 @@ def check_settings_are_described(case: Case) -> None:
 
 def check_only_touched_rows_move(case: Case) -> None:
     model = case.lively().train()
-    before = [table.detach().clone() for table in model.tables()]
-    optimizer = LazyAdam(model.tables(), lr=0.1, l2=0.01)
+    before = [table.detach().clone() for table in model.embedding_parameters()]
+    optimizer = LazyAdam(model.embedding_parameters(), lr=0.1, l2=0.01)
     model.loss(ragged(6)).backward()
-    touched = [table.grad._indices()[0].unique() for table in model.tables()]
+    touched = [table.grad._indices()[0].unique() for table in model.embedding_parameters()]
     optimizer.step()
-    for table, old, rows in zip(model.tables(), before, touched, strict=True):
+    for table, old, rows in zip(model.embedding_parameters(), before, touched, strict=True):
         moved = (table != old).any(1).nonzero().squeeze(1)
         assert len(moved) > 0
         assert set(moved.tolist()) <= set(rows.tolist())
@@ -451,9 +451,9 @@ def check_only_touched_rows_move(case: Case) -> None:
 
 def check_learns(case: Case) -> None:
     model, batch = case.build(), ragged(64)
-    tables = {id(table) for table in model.tables()}
+    tables = {id(table) for table in model.embedding_parameters()}
     dense = [parameter for parameter in model.parameters() if id(parameter) not in tables]
-    optimizers = [LazyAdam(model.tables(), lr=0.03), torch.optim.AdamW(dense, lr=0.01)]
+    optimizers = [LazyAdam(model.embedding_parameters(), lr=0.03), torch.optim.AdamW(dense, lr=0.01)]
 
     def of_label() -> float:  # a loss may have parts that nothing in this batch tells
         with torch.no_grad():

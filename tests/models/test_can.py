@@ -132,7 +132,7 @@ def test_both_sides_and_the_base_have_tables_of_their_own() -> None:
     model, batch = can({**SMALL, "base": {"name": "din"}}), ragged(9, fields=FEW)
     three = [model.base.embeddings.table("item"), model.weights.table("item"), model.inputs.table("item")]
     assert len({table.data_ptr() for table in three}) == 3
-    assert {id(table) for table in three} <= {id(table) for table in model.tables()}
+    assert {id(table) for table in three} <= {id(table) for table in model.embedding_parameters()}
     base = model.base.interact(batch)
     before = model.co_actions(batch)
     with torch.no_grad():

@@ -20,7 +20,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Fields
 from longrec.models.core.base import bce_loss, build
-from longrec.models.dfn import DFN, _External, _Internal
+from longrec.models.dfn import DFN, _Internal, _UnclickedAttention
 from longrec.nn.linear import Linear
 from longrec.nn.segments import Segments
 
@@ -41,8 +41,8 @@ def inner_of(model: DFN, role: str) -> _Internal:
     return cast(_Internal, model.inner[role])
 
 
-def outer_of(model: DFN, role: str) -> _External:
-    return cast(_External, model.outer[role])
+def outer_of(model: DFN, role: str) -> _UnclickedAttention:
+    return cast(_UnclickedAttention, model.outer[role])
 
 
 def feedback(model: DFN, batch: Batch) -> dict[str, Tensor]:
@@ -72,7 +72,7 @@ def internal(inner: _Internal, q: Tensor, events: Tensor) -> tuple[Tensor, Tenso
     return x.mean(0), torch.stack(weights).mean(0)[-1, :-1]
 
 
-def external(outer: _External, f: Tensor, u: Tensor) -> Tensor:
+def external(outer: _UnclickedAttention, f: Tensor, u: Tensor) -> Tensor:
     """sum_i softmax_i(MLP([q; x; q - x; q * x])) x_i of one row; q - x is folded into the weights of q and x."""
     q, unit = f if outer.project is None else outer.project.weight @ f, outer.unit
     first, scores = unit.first, []

@@ -30,7 +30,7 @@ def test_equation_3_position_by_position(settings: dict[str, object]) -> None:
     for row in range(9):
         inputs = [vectors[row] for vectors in embedded.features.values()]
         for history, unit in zip(FIELDS.histories, model.units):
-            paired = [field.name for field in FIELDS.pairs(history)]
+            paired = [field.name for field in FIELDS.target_columns(history)]
             alone = [field.name for field in FIELDS.histories[history] if field.name not in paired]
             q = torch.cat([embedded.features[name][row] for name in paired])
             columns = embedded.histories[history]

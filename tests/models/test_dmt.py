@@ -137,7 +137,10 @@ def test_d_what_is_served_reads_no_bias_field() -> None:
     assert torch.equal(model(without), served), "it is not even looked for"
     assert not torch.allclose(model.train().logits(other), model.logits(batch))
     model.loss(batch).backward()
-    assert all(parameter.grad is not None and parameter.grad.is_sparse for parameter in model.bias_embeddings.tables())
+    assert all(
+        parameter.grad is not None and parameter.grad.is_sparse
+        for parameter in model.bias_embeddings.embedding_parameters()
+    )
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.bias.parameters())
 
 

@@ -107,8 +107,8 @@ def test_the_conversion_after_a_click_is_learned_though_no_row_is_left_out() -> 
     fields = Fields((Field("item", "id", 6, side="item"),), {})
     model = build({"name": "esmm", "click": "click", "mlp": [16], "batch_norm": False, "init_std": 1.0}, fields)
     assert isinstance(model, ESMM)
-    dense = [p for p in model.parameters() if not any(p is table for table in model.tables())]
-    optimizers = [LazyAdam(model.tables(), lr=0.02), torch.optim.Adam(dense, lr=0.02)]
+    dense = [p for p in model.parameters() if not any(p is table for table in model.embedding_parameters())]
+    optimizers = [LazyAdam(model.embedding_parameters(), lr=0.02), torch.optim.Adam(dense, lr=0.02)]
     for _ in range(150):
         model.loss(batch).backward()
         for optimizer in optimizers:

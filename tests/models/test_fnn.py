@@ -53,8 +53,10 @@ def test_b_embeddings_are_trained_in_the_second_stage() -> None:
     model, batch = fnn({}), ragged(9)
     from_fm(model)
     model.loss(batch).backward()
-    assert {id(table) for table in model.fm.tables()} == {id(table) for table in model.tables()}
-    for table in model.tables():
+    assert {id(table) for table in model.fm.embedding_parameters()} == {
+        id(table) for table in model.embedding_parameters()
+    }
+    for table in model.embedding_parameters():
         assert table.grad is not None
         assert table.grad.to_dense().abs().sum() > 0
     assert model.fm.bias.grad is not None

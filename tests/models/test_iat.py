@@ -303,13 +303,13 @@ def test_user_order_keeps_what_a_later_row_needs_and_temporal_order_does_not() -
         torch.manual_seed(0)
         model = build({"name": "iat", "order": order, "width": 8, "layers": 1, "base": {"name": "lr"}}, fields)
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01)
-        for parameter in model.tables():
+        for parameter in model.embedding_parameters():
             parameter.data.normal_(std=0.3, generator=random)
         for _ in range(100):
             loss = model.loss(build_batch())
             optimizer.zero_grad()
             loss.backward()
-            for parameter in model.tables():
+            for parameter in model.embedding_parameters():
                 parameter.grad = parameter.grad.to_dense()
             optimizer.step()
         return float(model.eval().loss(build_batch()).detach())

@@ -76,7 +76,7 @@ def test_6_stop_gradient(settings: dict[str, Any], rows: int) -> None:
     tokens = batch.histories["tokens"].columns["tokens.token"]
     assert isinstance(tokens, Tensor)
     kept, before = tokens.clone(), model.inputs[0].adapt.weight.detach().clone()
-    tables = model.tables()
+    tables = model.embedding_parameters()
     in_tables = {id(table) for table in tables}
     optimizers = [LazyAdam(tables), torch.optim.AdamW([p for p in model.parameters() if id(p) not in in_tables])]
     model.loss(batch).backward()
@@ -250,7 +250,7 @@ def accuracy(settings: dict[str, Any]) -> float:
     """Share of right signs on new users after 50 steps of the usual optimizers."""
     model = Case("iat_reader", settings).build(fields=PLANTED)
     assert isinstance(model, IATReader)
-    tables = model.tables()
+    tables = model.embedding_parameters()
     in_tables = {id(table) for table in tables}
     dense = [parameter for parameter in model.parameters() if id(parameter) not in in_tables]
     optimizers = [LazyAdam(tables, lr=0.01), torch.optim.AdamW(dense, lr=0.01)]

@@ -45,7 +45,7 @@ def test_the_equations_row_by_row(settings: dict[str, Any]) -> None:
             start, stop = batch.histories[history].offsets[row : row + 2].tolist()
             events = {field.name: embedded.histories[history][field.name][start:stop] for field in columns}
             pooled += [events[field.name].sum(0) / max(stop - start, 1) for field in columns]
-            names = [field.name for field in FIELDS.pairs(history)]
+            names = [field.name for field in FIELDS.target_columns(history)]
             q = torch.cat([embedded.features[name][row] for name in names])
             order = [*names, *(field.name for field in columns if field.name not in names)]
             s = torch.zeros(unit.first.key)

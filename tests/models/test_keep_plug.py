@@ -268,7 +268,7 @@ def test_it_says_of_itself_what_its_base_says() -> None:
     din, lr_like = plugged(), plugged({"base": {"name": "deepfm"}})
     assert din.reads_history
     assert not lr_like.reads_history
-    assert din.interaction == din.base.interaction
+    assert din.interaction_width == din.base.interaction_width
     batch = ragged(9)
     assert torch.equal(din.explain(batch)["seen"], din.base.explain(batch)["seen"])
     assert [field.name for field in din.base.fields.features] == [field.name for field in BARE.features]

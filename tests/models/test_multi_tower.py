@@ -158,9 +158,9 @@ def test_a_candidate_that_was_seen_before_is_learned_by_attention_only() -> None
     for din in ("attention", "nothing"):
         torch.manual_seed(0)
         model = build({"name": "multi_tower", "embedding_dim": 8, "din": {} if din == "nothing" else None}, fields)
-        tables = {id(table) for table in model.tables()}
+        tables = {id(table) for table in model.embedding_parameters()}
         dense = torch.optim.Adam([p for p in model.parameters() if id(p) not in tables], lr=0.02)
-        lazy = LazyAdam(model.tables(), lr=0.1)
+        lazy = LazyAdam(model.embedding_parameters(), lr=0.1)
         for one in batches if din == "attention" else batches[:10]:
             model.loss(one).backward()
             for optimizer in (dense, lazy):

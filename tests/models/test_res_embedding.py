@@ -345,6 +345,6 @@ def test_chunks_are_read_one_after_the_other() -> None:
 def test_writing_forward_in_time_is_refused_whoever_holds_it() -> None:
     """There is no training window yet from which a graph could be drawn."""
     held = build({"name": "can", "base": {"name": "res_embedding"}}, FEW)
-    with pytest.raises(RunError, match="res_embedding, which learns from"):
+    with pytest.raises(RunError, match="res_embedding, which fits statistics"):
         refuse_training_window(held, "compress")
     refuse_training_window(build({"name": "din"}, FEW), "compress")

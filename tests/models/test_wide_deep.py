@@ -49,7 +49,9 @@ def test_wide_parameters_are_of_the_linear_model_only_and_sparse_where_tables() 
     names = {name.split(".")[0] for name, parameter in model.named_parameters() if id(parameter) in wide}
     others = {name.split(".")[0] for name, parameter in model.named_parameters() if id(parameter) not in wide}
     assert (names, others) == ({"wide", "crosses", "bias"}, {"embeddings", "deep"})
-    assert {id(table) for table in model.crosses.tables()} <= {id(table) for table in model.tables()}
+    assert {id(table) for table in model.crosses.embedding_parameters()} <= {
+        id(table) for table in model.embedding_parameters()
+    }
 
 
 def test_the_hash_is_the_same_in_every_process_and_spreads() -> None:

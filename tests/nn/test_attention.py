@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.attention import FirstLayer, TargetAttention, _FirstLayerFunction
 from longrec.nn.segments import Segments
 
@@ -74,7 +74,7 @@ def test_it_starts_as_a_layer_over_the_concatenation_starts() -> None:
 
 @pytest.mark.parametrize("softmax", [False, True])
 @pytest.mark.parametrize("activation", ["relu", "dice", "prelu", "sigmoid"])
-def test_the_unit_equals_a_loop_over_rows_and_positions(activation: Name, softmax: bool) -> None:
+def test_the_unit_equals_a_loop_over_rows_and_positions(activation: ActivationName, softmax: bool) -> None:
     torch.manual_seed(0)
     unit, own = TargetAttention(3, 5, [6, 4], activation, softmax).eval(), segments(LENGTHS)
     q_BQ, k_NK = torch.randn(4, 3), torch.randn(9, 5)

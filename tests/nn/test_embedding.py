@@ -76,9 +76,9 @@ def test_weights_that_cancel_make_no_nan() -> None:
 
 def test_one_table_a_name_shared_by_impression_and_history() -> None:
     embeddings = Embeddings(FIELDS, histories=True)
-    names = {field.name for field in FIELDS.tables()}
+    names = {field.name for field in FIELDS.distinct_fields()}
     assert len(list(embeddings.parameters())) == len(names) == 13
-    assert len(embeddings.tables()) == 10  # all but the two numeric fields and the embedding
+    assert len(embeddings.embedding_parameters()) == 10  # all but the two numeric fields and the embedding
 
 
 def test_only_the_impression_without_histories() -> None:
@@ -168,7 +168,7 @@ def test_fields_that_share_a_table() -> None:
     embeddings = lively(SHARING, dim=4)
     assert len(list(embeddings.parameters())) == 2
     assert embeddings.table("looked") is embeddings.table("bought") is embeddings.table("brand")
-    assert [len(table) for table in embeddings.tables()] == [9]
+    assert [len(table) for table in embeddings.embedding_parameters()] == [9]
     ids = {"brand": torch.tensor([2, 3]), "looked": torch.tensor([3, 0]), "size": torch.randn(2, 3)}
     history = HistoryBatch({"bought": torch.tensor([2, 2, 8])}, torch.tensor([0, 3, 3]))
     embedded = embeddings(Batch(2, ids, {"past": history}))

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from longrec.nn.activation import Name
-from longrec.nn.experts import CGC, PLE, Form, Gates, MLPs, MMoE, SharedBottom, Towers
+from longrec.nn.activation import ActivationName
+from longrec.nn.experts import CGC, Form, Gates, MLPs, MMoELayer, PLELevels, SharedBottom, Towers
 from longrec.nn.mlp import MLP
 
 
@@ -38,7 +38,7 @@ def test_networks_side_by_side_are_networks_apart(apart: bool, rows: int) -> Non
 
 
 @pytest.mark.parametrize("activation", ["tanh", "dice", "prelu"])
-def test_units_are_normalized_each_for_itself(activation: Name) -> None:
+def test_units_are_normalized_each_for_itself(activation: ActivationName) -> None:
     torch.manual_seed(0)
     many, one = MLPs(5, [7], 2, Form(activation, batch_norm=True)), MLP(5, [7], activation, batch_norm=True)
     x = torch.randn(64, 5)
@@ -73,7 +73,7 @@ def test_gates_weigh_experts_with_a_softmax() -> None:
 
 def test_one_expert_makes_mmoe_a_shared_bottom() -> None:
     torch.manual_seed(0)
-    mmoe, shared, x = MMoE(5, 3, 1, [7, 4]), SharedBottom(5, 3, [7, 4]), torch.randn(9, 5)
+    mmoe, shared, x = MMoELayer(5, 3, 1, [7, 4]), SharedBottom(5, 3, [7, 4]), torch.randn(9, 5)
     with torch.no_grad():
         for mine, other in zip(shared.bottom.layers, mmoe.experts.layers, strict=True):
             weight = other.product.weight
@@ -87,7 +87,7 @@ def test_one_expert_makes_mmoe_a_shared_bottom() -> None:
 def test_gates_mix_after_the_experts_and_not_before() -> None:
     """An average of experts' weights, or of their inputs, would be another model."""
     torch.manual_seed(0)
-    mmoe, x = MMoE(5, 2, 3, [4]), torch.randn(8, 5)
+    mmoe, x = MMoELayer(5, 2, 3, [4]), torch.randn(8, 5)
     outputs = torch.stack([one_of(mmoe.experts, index, x, nn.ReLU()) for index in range(3)], 1)
     weights = mmoe.gates.weights(x)
     expected = torch.einsum("bke,beh->bkh", weights, outputs)
@@ -118,7 +118,7 @@ def test_a_level_of_ple_by_hand(first: bool) -> None:
 
 def test_levels_of_ple_follow_each_other() -> None:
     torch.manual_seed(0)
-    ple, x = PLE(5, 2, 2, 3, [6, 4], levels=3), torch.randn(8, 5)
+    ple, x = PLELevels(5, 2, 2, 3, [6, 4], levels=3), torch.randn(8, 5)
     h = x
     for level in ple.levels:
         h = level(h)
@@ -130,11 +130,11 @@ def test_levels_of_ple_follow_each_other() -> None:
 
 def test_experts_of_a_task_hear_nothing_of_another_in_one_level() -> None:
     torch.manual_seed(0)
-    ple = PLE(5, 2, 2, 1, [4], levels=1)
+    ple = PLELevels(5, 2, 2, 1, [4], levels=1)
     ple(torch.randn(8, 5))[:, 0].sum().backward()
     heard = ple.levels[0].experts.layers[0].product.weight.grad.abs().sum(1).view(5, 4).sum(1) > 0
     assert heard.tolist() == [True, True, False, False, True]
-    deep = PLE(5, 2, 2, 1, [4], levels=2)
+    deep = PLELevels(5, 2, 2, 1, [4], levels=2)
     deep(torch.randn(8, 5))[:, 0].sum().backward()
     heard = deep.levels[0].experts.layers[0].product.weight.grad.abs().sum(1).view(5, 4).sum(1) > 0
     assert heard.tolist() == [True] * 5, "through the gate of the shared experts"

@@ -3,14 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.mlp import MLP
 
 
 @pytest.mark.parametrize("rows", [5, 800])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_layers_follow_each_other(rows: int, activation: Name, batch_norm: bool) -> None:
+def test_layers_follow_each_other(rows: int, activation: ActivationName, batch_norm: bool) -> None:
     torch.manual_seed(0)
     mlp, x = MLP(6, [8, 4], activation, batch_norm=batch_norm, outputs=2).train(), torch.randn(rows, 6)
     h = x

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from longrec.errors import LongRecError
 from longrec.pipeline.candidates import Candidates, merge
 from longrec.pipeline.rank import RankStage
-from longrec.pipeline.stage import Pipeline, Query
+from longrec.pipeline.stage import Pipeline, RankQuery
 
-QUERY = Query(user=1, timestamp=0)
+QUERY = RankQuery(user=1, timestamp=0)
 
 
 def make_candidates(keys: list[int] | list[str], source: str = "request") -> Candidates:
@@ -36,13 +36,13 @@ def test_rank_refuses_scores_that_do_not_fit() -> None:
 
 
 def test_a_pipeline_runs_in_order_and_times_every_stage() -> None:
-    def half(candidates: Candidates, query: Query) -> np.ndarray:
+    def half(candidates: Candidates, query: RankQuery) -> np.ndarray:
         return np.where(candidates.rows % 2 == 0, 1.0, 0.0)
 
     class Cut:
         name = "cut"
 
-        def __call__(self, candidates: Candidates, query: Query) -> Candidates:
+        def __call__(self, candidates: Candidates, query: RankQuery) -> Candidates:
             return candidates.take(np.arange(2))
 
     outcome = Pipeline([RankStage(half, "prerank"), Cut(), RankStage(lambda c, q: -c.rows)])(
@@ -50,8 +50,8 @@ def test_a_pipeline_runs_in_order_and_times_every_stage() -> None:
     )
     assert outcome.candidates.keys.tolist() == ["b", "d"]
     assert outcome.candidates.list_origins() == ["request", "request"]
-    assert list(outcome.seconds) == ["prerank", "cut", "rank"]
-    assert all(seconds >= 0 for seconds in outcome.seconds.values())
+    assert list(outcome.stage_seconds) == ["prerank", "cut", "rank"]
+    assert all(seconds >= 0 for seconds in outcome.stage_seconds.values())
     with pytest.raises(ValueError, match="distinct names"):
         Pipeline([Cut(), Cut()])
 

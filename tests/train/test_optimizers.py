@@ -29,7 +29,7 @@ class Two(Model):
         self.table = nn.Parameter(torch.arange(12.0).reshape(4, 3) / 10)
         self.linear = nn.Linear(3, 1)
 
-    def tables(self) -> list[nn.Parameter]:
+    def embedding_parameters(self) -> list[nn.Parameter]:
         return [self.table]
 
     def loss(self, batch: Batch) -> torch.Tensor:

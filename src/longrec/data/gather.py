@@ -99,7 +99,7 @@ def gather_history(
     own = set(log.schema.histories[name].features).intersection(list_event_columns(log.fitted))
     events = HistoryEvents(
         times=log.events.times.take(at),
-        items=columns["item"].take(at),
+        item_rows=columns["item"].take(at),
         values={column: columns[column].take(at) for column in own},
         available_at={column: columns[f"known.{column}"].take(at) for column in own if f"known.{column}" in columns},
         offsets=offsets,

@@ -96,7 +96,7 @@ class Bundle:
     """An opened, verified bundle.
 
     Attributes:
-        store: past events, None if the model reads none or if requests contain them.
+        store: past events. None if the model reads none, or if requests contain them.
     """
 
     path: Path
@@ -118,7 +118,7 @@ class Bundle:
         return (self.path / DIGEST).read_text().split()[0]
 
     def resolve_store(self, location: str) -> str:
-        """Return the path or address of a store that the manifest names.
+        """Return the path or address of a store from its location in the manifest.
 
         Raises:
             BundleError: a folder outside the bundle.

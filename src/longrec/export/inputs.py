@@ -67,7 +67,7 @@ class Input(msgspec.Struct, frozen=True):
 
 
 def rename_input(name: str) -> str:
-    """Return the present name of an input. Programs of earlier versions hold former names of computed columns."""
+    """Return the present name of an input. Bundles of earlier versions have former names of computed columns."""
     group, dot, column = name.rpartition(".")
     return group + dot + RENAMED_COLUMNS.get(column, column) if group.startswith("h.") else name
 

@@ -1,6 +1,6 @@
-"""Raw columns of a request: its time, its context and its candidates, and their encoding.
+"""Encoding of the raw columns of a request (its time, context and candidates) with the encoders fitted in training.
 
-The encoders are the fitted ones of training. For them a request is a table of one row.
+The context is encoded as a table of one row, and the candidates as a table of one row per candidate.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def format_request_time(fitted: FittedSchema, timestamp: int) -> str | int | Non
 
 
 def list_context_columns(fitted: FittedSchema) -> dict[str, list[str]]:
-    """Return the raw columns that a request's context must contain, each with the event features that it holds.
+    """Return the raw columns that a request's context must contain, each with the features that are read from it.
 
     Feedback is not yet available and the calendar follows from the timestamp, so neither is required. A column of
-    weights has an empty list, because it belongs to the feature of its values. So have the columns of a cross or a
-    lookup. The key of the user is in every request anyway.
+    weights has an empty list, because it belongs to the feature of its values. The same holds for the columns of a
+    cross or a lookup. The key of the user is left out, because every request contains it.
     """
     schema = fitted.schema
     columns: dict[str, list[str]] = {}
@@ -48,7 +48,7 @@ def list_context_columns(fitted: FittedSchema) -> dict[str, list[str]]:
 
 
 def list_candidate_columns(fitted: FittedSchema) -> dict[str, list[str]]:
-    """Return the raw columns that a request must contain per candidate, each with the candidate features that it holds.
+    """Return the raw columns that a request must contain per candidate, each with the features that are read from it.
 
     Keys are in every request. Event columns that a cross or a lookup of the candidate reads are in the context.
     """
@@ -173,7 +173,7 @@ def encode_calendar(fitted: FittedSchema, timestamp: int) -> dict[str, NDArray[n
 
 
 def encode_list(fitted: FittedSchema, column: str, values: Sequence[Any], where: str) -> NDArray[np.int32]:
-    """Encode the past values of a pre-joined history column as ids.
+    """Encode the values of a pre-joined history column as ids.
 
     Raises:
         DataError: values of the wrong type.

@@ -1,7 +1,7 @@
 """Copies of token stores and of knowledge stores for a bundle: current, compacted, without files of writers.
 
-A store may be written to while it is copied. The copy is then the state of the store at some time during copying, or
-copying is repeated.
+A store may be written to while it is copied. The copy is then the state of the store at some time during copying. If
+the files do not fit together, copying is repeated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from longrec.store.token_store import TokenStore
 
 _TRIES = 5
 _LEFT_OUT = shutil.ignore_patterns("source", "lock", ".*", "*.new", "*.new.npy", "*.damaged")
-"""Files that are not copied: the source that wrote the store, and files of an active writer."""
+"""Files that are not copied: the model that wrote the store, and files of an active writer."""
 
 Store = TypeVar("Store", TokenStore, KnowledgeStore)
 
@@ -43,7 +43,7 @@ def mask_password(location: str | Path) -> str:
 
 
 def copy_tokens(store: TokenStore, into: Path) -> None:
-    """Copy a token store that is a folder.
+    """Copy a token store that is a folder. A copy of a store that changed meanwhile is repeated.
 
     Raises:
         BundleError: it changed during every attempt.
@@ -52,7 +52,7 @@ def copy_tokens(store: TokenStore, into: Path) -> None:
 
 
 def copy_knowledge(store: KnowledgeStore, into: Path) -> None:
-    """Copy a folder of knowledge.
+    """Copy a knowledge store. A copy of a store that changed meanwhile is repeated.
 
     Raises:
         BundleError: it changed during every attempt.
@@ -71,14 +71,15 @@ def copy_knowledge(store: KnowledgeStore, into: Path) -> None:
 def copy_stores(
     stores: Mapping[str, Store], root: Path, folder: str, copy: Callable[[Store, Path], None]
 ) -> dict[str, str]:
-    """Copy stores by the names of their readers: a shared store once, a remote store not at all.
+    """Copy stores into a bundle: a shared store once, a remote store not at all.
 
     Args:
+        stores: store of each history or feature.
         root: folder of the bundle.
         folder: folder inside it.
 
     Returns:
-        The location of each: inside the bundle, or its address.
+        The location of each store: its folder inside the bundle, or its address.
     """
     locations: dict[str, str] = {}
     seen: dict[str, str] = {}

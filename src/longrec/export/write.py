@@ -1,4 +1,7 @@
-"""Export of a trained model and its prepared log as a bundle, which is checked before it gets its name."""
+"""Export of a trained model and its prepared log as a bundle.
+
+The bundle is written to a temporary folder, checked there, and renamed to its path only if all checks pass.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +39,11 @@ from longrec.store.token_store import TokenStore
 
 @dataclass(frozen=True)
 class ExternalStores:
-    """Stores that other models wrote and this one reads.
+    """Stores that other models wrote and that the exported model reads.
 
     Attributes:
-        tokens: store of each history of tokens.
-        knowledge: store of each vector feature.
+        tokens: store of each token history.
+        knowledge: store of each feature of kind ``embedding``.
     """
 
     tokens: Mapping[str, TokenStore] = field(default_factory=dict)
@@ -69,13 +72,13 @@ def export(
         golden: requests with offline scores, see ``offline.build_golden_request``.
         replay: the online path, ``longrec.serve.service.replay`` or
             ``longrec.serve.online_source.replay`` (``export`` may not import ``serve``).
-        fitted: schema of the trained model. Default that of the log, which serves schemas that differ in widths,
-            pooling and history lengths.
-        name: name of the model in URLs. Default that of its file.
+        fitted: schema of the trained model. It may differ from the schema of the log in widths, pooling and history
+            lengths. Default: the schema of the log.
+        name: name of the model in URLs. Default: the name of its file.
         source: origin for the manifest: run, revision, date.
         overwrite: replace an existing bundle.
-        external_stores: stores of the schema's histories of tokens and vector features, copied into the bundle.
-        encoder: facts about an encoder, None for a ranker.
+        external_stores: stores of the schema's token histories and ``embedding`` features, copied into the bundle.
+        encoder: description of an encoder. None for a ranker.
 
     Raises:
         BundleError: an existing folder, a schema that is not the model's, a model that cannot be traced, or scores

@@ -1,4 +1,4 @@
-"""Inputs of a model after fitting a schema: names, table sizes, widths."""
+"""Inputs of a model, as a fitted schema defines them: names, table sizes, widths."""
 
 from __future__ import annotations
 
@@ -40,16 +40,17 @@ TOKEN, VERSION = "token", "version"
 
 @dataclass(frozen=True)
 class Field:
-    """One input of a model, after encoding.
+    """An encoded feature, or an encoded column of a history, as a model reads it.
 
     Attributes:
-        rows: number of rows of the embedding table, reserved rows included. 0 for numbers.
-        dim: width set in the schema. None: the model decides.
+        kind: ``numeric`` is one number, ``numbers`` several, ``embedding`` a stored vector.
+        rows: number of rows of the embedding table, reserved rows included. 0 without a table.
+        dim: width of the embeddings, as set in the schema. None: the model decides.
         side: owner of the value. In a request for one user only item fields differ between candidates. Columns of the
             candidate count as item fields.
         feedback: available only after its event. The last row of the table means "not yet available".
-        width: count of numbers of an ``embedding`` or of ``numbers``. 0 for other kinds.
-        slots: equal blocks of a vector (several tokens of one instance).
+        width: size of the value of an ``embedding`` or of ``numbers``. 0 for other kinds.
+        slots: number of equal blocks in the vector of a token history (several tokens per event).
         share: field whose embedding table it uses. Empty: its own. Both have the same ``rows`` and ``dim``.
         computed_by: model that computes it for its base model. Empty for a field of the schema.
     """
@@ -80,12 +81,12 @@ class Fields:
     features: tuple[Field, ...]
     histories: dict[str, tuple[Field, ...]]
 
-    def pairs(self, history: str) -> tuple[Field, ...]:
-        """Return the columns of a history that also describe the candidate: the query of target attention."""
+    def target_columns(self, history: str) -> tuple[Field, ...]:
+        """Return the columns of a history that are also item features, as inputs of target attention."""
         own = {field.name for field in self.features if field.side == "item"}
         return tuple(field for field in self.histories[history] if field.name in own)
 
-    def tables(self) -> tuple[Field, ...]:
+    def distinct_fields(self) -> tuple[Field, ...]:
         """Return every distinct field, impression fields first. Each has an embedding table unless it shares one."""
         seen = {field.name: field for field in self.features}
         for columns in self.histories.values():

@@ -1,4 +1,4 @@
-"""Columns of a history as available at a timestamp: one function for training and for serving."""
+"""Point-in-time history columns, shared by training and serving."""
 
 from __future__ import annotations
 
@@ -26,46 +26,47 @@ NEVER = np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class HistoryEvents:
-    """Events of histories, N positions, any number of users.
+    """Events of one history at N positions, for any number of users.
 
     Attributes:
         times: int64 ``[N]`` timestamp of each event.
-        items: rows of the item table ``[N]``.
+        item_rows: ``[N]`` row of the item table of each event.
         values: encoded event features by name ``[N]``.
         available_at: int64 timestamps ``[N]`` at which a feedback feature with ``available_at`` became available.
         offsets: int64 ``[B + 1]`` of the histories. None: all events belong to one history.
     """
 
     times: NDArray[np.int64]
-    items: NDArray[Any]
+    item_rows: NDArray[Any]
     values: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     available_at: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     offsets: NDArray[np.int64] | None = None
 
 
 def build_history_columns(
-    fitted: FittedSchema, name: str, items: EntityTable, events: HistoryEvents, now: NDArray[np.int64]
+    fitted: FittedSchema, name: str, item_table: EntityTable, events: HistoryEvents, timestamps: NDArray[np.int64]
 ) -> dict[str, NDArray[Any] | Lists]:
-    """Build the columns of history ``name`` as available strictly before ``now``.
+    """Build the columns of history ``name`` as available strictly before a timestamp.
 
-    Items with versions are read at the timestamp of the impression, not of the event. Items of a history and candidates
-    thus read one table, and a store holds only the item of an event.
+    Items with versions are read as of the timestamp of the impression, not of the event. Items of a history and
+    candidates thus read the same version of a table, and a store holds only the item of an event.
 
     Args:
-        events: events before ``now``, already truncated and filtered.
-        now: int64 ``[N]`` (or ``[1]``), the timestamp of the impression that reads the history.
+        item_table: features of the items.
+        events: events before the timestamp, already truncated and filtered.
+        timestamps: int64 ``[N]`` (or ``[1]``), timestamp of the impression that the history belongs to.
 
     Returns:
         int32 ids ``[N]`` per column, or lists over N for a multi_id item feature.
     """
     schema = fitted.schema
     columns: dict[str, NDArray[Any] | Lists] = {}
-    history, of_items = schema.histories[name], items.as_of(events.items, now)
+    history, of_items = schema.histories[name], item_table.as_of(events.item_rows, timestamps)
     for column in history.features:
         if column in COMPUTED:
             offsets = np.array([0, len(events.times)]) if events.offsets is None else events.offsets
             columns[column] = compute_column(
-                column, now, events.times, offsets, schema.per_second, schema.delay(history.session_gap)
+                column, timestamps, events.times, offsets, schema.per_second, schema.delay(history.session_gap)
             )
         elif schema.side(column) == "item":
             columns[column] = of_items[column]
@@ -77,7 +78,7 @@ def build_history_columns(
                     if column in events.available_at
                     else events.times + schema.available_after(column)
                 )
-                is_available = available_at < now
+                is_available = available_at < timestamps
                 if not is_available.all():
                     values = np.where(is_available, values, fitted.get_not_yet_id(column))
             columns[column] = values
@@ -93,7 +94,7 @@ def list_event_columns(fitted: FittedSchema) -> list[str]:
 
 
 def compute_filter_delay(fitted: FittedSchema, name: str) -> int:
-    """Compute the delay after which history ``name`` may contain an event. A filter on feedback adds its delay."""
+    """Compute the delay after which history ``name`` may contain an event, the delay of the feedback in its filter."""
     schema = fitted.schema
     delays = [0]
     for column in schema.histories[name].where:

@@ -1,4 +1,4 @@
-"""Keys: a set of 64-bit integers or strings, each with an index.
+"""Key sets: distinct 64-bit integers or strings, each with an index.
 
 One class is used for vocabularies, users and items, offline for whole columns and online for one request.
 """
@@ -22,7 +22,7 @@ _FEW = 4_096
 
 
 def cast_keys(array: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
-    """Cast ids to int64 or string without loss. Nulls stay null.
+    """Cast keys to int64 or string without loss. Nulls stay null.
 
     Floats that are all whole numbers are cast to integers, since some tools write a column of integers with nulls as
     floats, with NaN for null.

@@ -1,4 +1,4 @@
-"""An imported configuration as a folder: config.yaml, schema.yaml and NOTES.md."""
+"""Writer of an imported config as a folder: config.yaml, schema.yaml and NOTES.md."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONFIG, SCHEMA, NOTES = "config.yaml", "schema.yaml", "NOTES.md"
 
 
 def write(imported: ImportedConfig, into: str | Path) -> list[Path]:
-    """Write the folder, which may exist but must hold none of the three files.
+    """Write the folder. It may exist, but must contain none of the three files.
 
     Returns:
         The files.

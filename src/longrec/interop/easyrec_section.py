@@ -1,7 +1,7 @@
 """One message of a configuration as typed values, with a record of the fields that were read.
 
-A field that is never read is not carried. Each such field is noted at the end, whatever its status in the table, so
-that a conversion that forgets a field cannot drop it in silence.
+A field that is never read is not converted (its status is ``not carried``). Each such field is noted at the end,
+whatever its status in the table, so that a conversion that forgets a field cannot drop it in silence.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WHOLE = 2**63
 
 @dataclass(frozen=True, order=True)
 class Note:
-    """One line about one field that is carried with a difference or not carried."""
+    """A remark on one field that could not be converted exactly."""
 
     position: Position
     field: str

@@ -1,7 +1,8 @@
 """The rules of EasyRec's feature generator (fg.json), converted to a schema.
 
     imported = read("fg.json")
-    imported.features, imported.notes  # the features by name; fields that are carried with a difference or not carried
+    imported.features  # features by name
+    imported.notes  # fields that are converted with changes, or not converted
 
 Training and serving compute the rules from the raw columns of a row, so that the generator is not needed.
 """
@@ -33,10 +34,10 @@ class ImportedGenerator:
     """A converted fg.json. Paths in it are ``Path`` objects until it is written.
 
     Attributes:
-        source: the file.
+        source: path of the imported file.
         schema: the whole schema.
         rows: settings that the schema needs below ``data.log.rows``: packed cells, and the row number.
-        notes: keys that are carried with a difference or not carried, in the order of the file.
+        notes: keys that are converted with changes, or not converted, in the order of the file.
         choices: how user, item and label were chosen, one line each.
     """
 
@@ -126,7 +127,7 @@ class _Reader:
         return ImportedGenerator(self.path, schema, rows, tuple(sorted(self.reading.notes)), tuple(choices))
 
     def _read_entries(self) -> tuple[list[Entry], list[tuple[Entry, list[Entry]]]]:
-        """Return features, and sequences with the features of a step, and note those that are not carried."""
+        """Return features, and sequences with the features of a step. Note those that are not converted."""
         features = self.top.get("features")
         if not isinstance(features, list) or not features:
             self.top.fault("features", "is missing or no list; expected the features")
@@ -150,7 +151,7 @@ class _Reader:
         return entries, sequences
 
     def _read_entry(self, path: tuple[str | int, ...], one: Any) -> Entry | None:
-        """Return a feature of a kind that is carried, else None."""
+        """Return a feature of a kind that can be converted, else None."""
         kind = one.get("feature_type") if isinstance(one, dict) else ""
         if isinstance(kind, str) and kind in KINDS and kind != "sequence" and kind != "the file":
             return Entry(self.reading, self.document, kind, path)

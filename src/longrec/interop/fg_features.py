@@ -320,7 +320,10 @@ class Features:
         return settings | (self._convert_dim(entry) if entry.has("embedding_dim", "embedding_dimension") else {})
 
     def _read_normalizer(self, entry: Entry) -> tuple[str, dict[str, float]]:
-        """Return the method of ``normalizer`` and its settings. ``normalizer_fn`` is a name only."""
+        """Return the method of ``normalizer`` and its settings.
+
+        Of ``normalizer_fn`` the file holds only the name of a function, so only logarithms are converted.
+        """
         function = entry.get("normalizer_fn")
         if function in _LOG:
             return "log1p", {}

@@ -14,7 +14,7 @@ from longrec.interop.fg import ImportedGenerator
 
 
 def write(imported: ImportedGenerator, into: str | Path) -> list[Path]:
-    """Write the folder, which may exist but must hold none of the files.
+    """Write the folder. It may exist, but must contain none of the files.
 
     Returns:
         The files.

@@ -25,7 +25,7 @@ class Histories:
         self.packed: dict[str, dict[str, Any]] = {}
 
     def add(self, sequence: Entry, steps: list[Entry]) -> None:
-        """Add a sequence. A feature of its steps is carried if a feature of the candidate reads the same column."""
+        """Add a sequence. A feature of its steps is converted if a feature of the candidate reads the same column."""
         name = re.sub(r"[^\w-]", "_", sequence.get("sequence_name", default=""))
         column = sequence.get("sequence_column", default=name) or name
         if not name:

@@ -49,7 +49,7 @@ def read(path: Path) -> JsonDocument:
 
 
 def parse(text: str, where: str) -> JsonDocument:
-    """Parse text. ``where`` names it in faults."""
+    """Parse JSON text. ``where`` is its location in faults."""
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:

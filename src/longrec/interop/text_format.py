@@ -113,7 +113,7 @@ def read(path: str | Path) -> Message:
 
 
 def parse(text: str, where: str = "config") -> Message:
-    """Parse text format. ``where`` names the file in faults.
+    """Parse text format. ``where`` is the location of the file in faults.
 
     Raises:
         ConfigError: the first fault, with its line and column.

@@ -1,4 +1,4 @@
-"""Warnings for metrics whose values show that a model is worse than no model."""
+"""Warnings for metrics whose values show that a model is worse than a constant prediction."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from longrec.metrics.interval import Interval
 __all__ = ["PCOC_BOUNDS", "metric_warnings"]
 
 PCOC_BOUNDS = (0.8, 1.25)
-"""Bounds of PCOC for a calibrated model: a quarter too much, and its inverse."""
+"""Bounds of PCOC for a calibrated model: 25 % too many predicted positives, and the inverse ratio."""
 
 
 def metric_warnings(
     metrics: Mapping[str, Interval], split: str, run: str = "", not_probabilities: Collection[str] = ()
 ) -> tuple[str, ...]:
-    """Return one sentence per metric worse than without a model, with its value, meaning and advice.
+    """Return one sentence per metric that is worse than a constant prediction, with its value, meaning and advice.
 
     The value decides. The sentence notes an interval that reaches across the bound.
 

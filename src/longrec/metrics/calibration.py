@@ -33,7 +33,7 @@ def log_loss(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None
     Args:
         label: ``[N]`` of 0 and 1; one class is allowed.
         score: ``[N]`` probabilities, or any finite numbers with ``logits=True``.
-        weight: ``[N]`` not negative; ones when None.
+        weight: ``[N]`` not negative. None: ones.
 
     Raises:
         DataError: a column that cannot be used, or a probability outside [0, 1].
@@ -60,7 +60,7 @@ def row_log_loss(label: Floats, score: Floats) -> Floats:
 
 
 def entropy(rate: float) -> float:
-    """Return the entropy of a coin with this rate, in nats.
+    """Return the entropy of a Bernoulli variable with probability ``rate``, in nats.
 
     >>> round(entropy(0.5), 4)  # ln 2
     0.6931
@@ -138,8 +138,8 @@ def calibration_curve(
     Args:
         label: ``[N]`` of 0 and 1.
         score: ``[N]`` probabilities.
-        bins: 10 to 20 is usual.
-        weight: ``[N]`` not negative, of the means in each bin; ones when None. Rows of weight 0 are skipped.
+        bins: number of bins, 10 to 20 is usual.
+        weight: ``[N]`` not negative, for the means in each bin. None: ones. Rows of weight 0 are skipped.
 
     Raises:
         DataError: a column that cannot be used, or a probability outside [0, 1].
@@ -170,7 +170,15 @@ def ece(label: ArrayLike, score: ArrayLike, bins: int = BINS, weight: ArrayLike 
     Noise alone makes it positive: a perfectly calibrated score on n rows per bin has about
     0.8 sqrt(q (1 - q) / n). Naeini et al., AAAI 2015; equal-mass bins as in Roelofs et al., AISTATS 2022.
 
-    Args, Raises: as :func:`calibration_curve`.
+    Args:
+        label: ``[N]`` of 0 and 1.
+        score: ``[N]`` probabilities.
+        bins: number of bins, 10 to 20 is usual.
+        weight: ``[N]`` not negative. None: ones.
+
+    Raises:
+        ConfigError: if ``bins`` is below 1.
+        DataError: if a column cannot be used, or a probability is outside [0, 1].
 
     >>> round(ece([0, 0, 1, 1], [0.1, 0.1, 0.4, 0.6], bins=2), 3)  # (|0.1 - 0| + |0.5 - 1|) / 2
     0.3

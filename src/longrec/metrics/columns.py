@@ -1,4 +1,4 @@
-"""Validation of the inputs of metrics: columns of one length, with messages a user can act on."""
+"""Validation of the inputs of metrics: columns of equal length, with messages a user can act on."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def coverage(items: ArrayLike, catalog: int) -> float:
 
 
 def gini(exposure: ArrayLike) -> float:
-    r"""Return the concentration of exposure: 0 when all items are shown equally often, near 1 when one takes all.
+    r"""Return the concentration of exposure: 0 when all items are shown equally often, near 1 when one item gets all.
 
         G = sum_i (2 i - n - 1) x_i / (n sum_i x_i)        x sorted, i = 1..n
 
@@ -77,12 +77,12 @@ def novelty(popularity: ArrayLike) -> float:
 
 
 def intra_list_diversity(vectors: ArrayLike, group: ArrayLike) -> float:
-    r"""Return the mean over lists of the mean cosine distance between two of its items.
+    r"""Return the mean pairwise cosine distance within each list, averaged over lists.
 
         1 - (|sum_i u_i|^2 - sum_i |u_i|^2) / (n (n - 1))        u_i = v_i / |v_i|
 
-    which needs no pairs: O(N D). A zero vector has distance 1 to every vector. Lists of one item have no pair and are
-    skipped. Ziegler et al., WWW 2005.
+    It is computed without forming the pairs, in O(N D). A zero vector has distance 1 to every vector. Lists of one item
+    have no pair and are skipped. Ziegler et al., WWW 2005.
 
     Args:
         vectors: ``[N, D]`` vector of each recommended item.
@@ -91,7 +91,7 @@ def intra_list_diversity(vectors: ArrayLike, group: ArrayLike) -> float:
     Raises:
         DataError: wrong shapes, values that are not finite, or no list of two items.
 
-    >>> intra_list_diversity([[1, 0], [0, 1], [2, 0], [3, 0]], [1, 1, 2, 2])  # 1 apart, 0 apart
+    >>> intra_list_diversity([[1, 0], [0, 1], [2, 0], [3, 0]], [1, 1, 2, 2])  # distances 1 and 0
     0.5
     """
     v_ND = np.asarray(vectors, np.float64)

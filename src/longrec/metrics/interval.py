@@ -18,7 +18,7 @@ _FORMER_NAMES = {"normalised_entropy": "normalized_entropy"}
 
 
 def rename_metric(key: str) -> str:
-    """Return the present name of a metric, with its task where it has one. Results of earlier versions hold others.
+    """Return the present name of a metric, with its task if it has one. Results of earlier versions have former names.
 
     >>> rename_metric("normalised_entropy.bought")
     'normalized_entropy.bought'

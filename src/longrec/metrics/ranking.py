@@ -28,7 +28,8 @@ def ndcg_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) 
         k: cut, at least 1. All rows of a list shorter than ``k`` count.
 
     Raises:
-        DataError: a negative grade, nothing relevant in any list, or a column that cannot be used.
+        ConfigError: if ``k`` is below 1.
+        DataError: if a grade is negative, nothing is relevant in any list, or a column cannot be used.
 
     >>> round(ndcg_at_k([1, 0, 0], [0.1, 0.9, 0.5], [7, 7, 7], k=3), 4)  # found at rank 3: 1 / log2(4)
     0.5
@@ -42,7 +43,17 @@ def ndcg_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) 
 
 
 def hit_rate_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> float:
-    """Return the share of lists with a relevant item among the first ``k``. Args, Raises: as :func:`ndcg_at_k`.
+    """Return the share of lists with a relevant item among the first ``k``.
+
+    Args:
+        relevance: ``[N]`` grades, not negative. An item with a grade above 0 is relevant.
+        score: ``[N]`` finite numbers.
+        group: ``[N]`` the list (or user) of each row.
+        k: cut, at least 1. All rows of a list shorter than ``k`` count.
+
+    Raises:
+        ConfigError: if ``k`` is below 1.
+        DataError: if a grade is negative, nothing is relevant in any list, or a column cannot be used.
 
     >>> hit_rate_at_k([1, 0, 0, 1], [0.9, 0.1, 0.8, 0.2], [1, 1, 2, 2], k=1)
     0.5
@@ -54,9 +65,19 @@ def hit_rate_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: i
 
 
 def recall_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> float:
-    """Return the mean share of a list's relevant items among its first ``k``. Args, Raises: as :func:`ndcg_at_k`.
+    """Return the mean share of a list's relevant items among its first ``k``.
 
     Relevant items that are not in the list do not count.
+
+    Args:
+        relevance: ``[N]`` grades, not negative. An item with a grade above 0 is relevant.
+        score: ``[N]`` finite numbers.
+        group: ``[N]`` the list (or user) of each row.
+        k: cut, at least 1. All rows of a list shorter than ``k`` count.
+
+    Raises:
+        ConfigError: if ``k`` is below 1.
+        DataError: if a grade is negative, nothing is relevant in any list, or a column cannot be used.
 
     >>> recall_at_k([1, 1, 0], [0.9, 0.1, 0.5], [7, 7, 7], k=2)
     0.5
@@ -70,9 +91,17 @@ def recall_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int
 
 
 def mrr(relevance: ArrayLike, score: ArrayLike, group: ArrayLike) -> float:
-    """Return the mean of 1 / rank of the first relevant item. Args, Raises: as :func:`ndcg_at_k`.
+    """Return the mean reciprocal rank: 1 / rank of the first relevant item, averaged over lists.
 
     Voorhees, TREC-8 1999.
+
+    Args:
+        relevance: ``[N]`` grades, not negative. An item with a grade above 0 is relevant.
+        score: ``[N]`` finite numbers.
+        group: ``[N]`` the list (or user) of each row.
+
+    Raises:
+        DataError: if a grade is negative, nothing is relevant in any list, or a column cannot be used.
 
     >>> mrr([1, 0, 0, 1], [0.9, 0.1, 0.8, 0.2], [1, 1, 2, 2])  # ranks 1 and 2
     0.75

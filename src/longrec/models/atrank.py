@@ -44,7 +44,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.bucketed_attention import BucketedAttention
 from longrec.nn.embedding import EmbeddedBatch, Embeddings
 from longrec.nn.linear import Linear
@@ -66,7 +66,7 @@ class ATRankConfig(Strict):
     hidden: Width = Field(32, description="Hidden units of the network after an attention.")
     prediction: Literal["dot", "mlp"] = Field("dot", description="The paper's product and bias, or a network.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of prediction: mlp.")
-    mlp_activation: Name = Field("relu", description="Activation of prediction: mlp.")
+    mlp_activation: ActivationName = Field("relu", description="Activation of prediction: mlp.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
@@ -108,11 +108,11 @@ class ATRank(Ranker):
         self.biases, self.top = None, None
         if config.prediction == "dot":
             self.biases, self.bias = Embeddings(fields, width=1, std=0.0), nn.Parameter(torch.zeros(1))
-            self.interaction = config.width + len(fields.features)
+            self.interaction_width = config.width + len(fields.features)
         else:
             inputs = sum(width[field.name] for field in fields.features) + 2 * config.width
             self.top = MLP(inputs, config.mlp, config.mlp_activation, config.dropout, outputs=1)
-            self.interaction = self.top.width
+            self.interaction_width = self.top.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """Return the elementwise product of user and candidate and the field biases, or the last hidden layer."""

@@ -44,7 +44,7 @@ from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.bucketed_attention import BucketedAttention
 from longrec.nn.embedding import Embeddings
 from longrec.nn.mlp import MLP
@@ -68,7 +68,7 @@ class BSTConfig(Strict):
     position: Literal["time", "concat", "add"] = Field("time", description="Elapsed time alone, or also a position.")
     max_positions: Width = Field(128, description="Distinct positions, counted back from the candidate.")
     mlp: tuple[Width, ...] = Field((1024, 512, 256), min_length=1, description="Hidden units of the top MLP.")
-    mlp_activation: Name = Field("leaky_relu", description="Activation of the top MLP.")
+    mlp_activation: ActivationName = Field("leaky_relu", description="Activation of the top MLP.")
     dropout: float = Field(0.2, ge=0, lt=1, description="Dropout rate of blocks and top MLP.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
@@ -97,7 +97,7 @@ class BST(Ranker):
             self.paths[f"path_{history}"] = path
             top += path.width
         self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, outputs=1)
-        self.interaction = self.top.width
+        self.interaction_width = self.top.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """Return the last hidden layer of the top MLP."""

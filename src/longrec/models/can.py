@@ -51,7 +51,7 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
 from longrec.models.core.base import BaseSection, Model, Ranker, build_base, name_of
-from longrec.nn.activation import Name, make_activation
+from longrec.nn.activation import ActivationName, make_activation
 from longrec.nn.embedding import Embeddings
 from longrec.nn.mlp import MLP
 from longrec.nn.segments import Segments
@@ -80,7 +80,7 @@ class CANConfig(Strict):
     )
     outputs: Literal["all", "last"] = Field("all", description="Layers of the unit that are returned.")
     mlp: tuple[Width, ...] = Field((64,), description="Hidden units of the MLP over base and co-actions.")
-    activation: Name = Field("relu", description="Activation of that MLP.")
+    activation: ActivationName = Field("relu", description="Activation of that MLP.")
     init_std: float = Field(0.1, gt=0, description="Standard deviation of the initial embeddings of both sides.")
 
 
@@ -115,8 +115,10 @@ class CAN(Ranker):
         self.weights = Embeddings(weights, std=config.init_std)
         self.inputs = Embeddings(inputs, histories=True, std=config.init_std)
         self.units = len(self.pairs) * config.orders * self.unit.outputs
-        self.join = MLP(self.base.interaction + self.units, config.mlp, config.activation, outputs=1, last_bias=False)
-        self.interaction = self.base.interaction + self.units
+        self.join = MLP(
+            self.base.interaction_width + self.units, config.mlp, config.activation, outputs=1, last_bias=False
+        )
+        self.interaction_width = self.base.interaction_width + self.units
 
     def warm_start_prefix(self, other: Model) -> str:
         """Return the prefix of the base for a ranker without co-actions."""
@@ -128,7 +130,7 @@ class CAN(Ranker):
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """Return the logit of each row (equation 5)."""
-        return self.base.head(h_BH[:, : self.base.interaction]) + self.join(h_BH).squeeze(1)
+        return self.base.head(h_BH[:, : self.base.interaction_width]) + self.join(h_BH).squeeze(1)
 
     def output_biases(self) -> Sequence[Tensor]:
         """Return the output biases of the base."""
@@ -165,7 +167,7 @@ class CAN(Ranker):
 class Unit(nn.Module):
     """Equation 2 with weights as an argument."""
 
-    def __init__(self, widths: Sequence[int], bias: bool, activation: Name, every: bool) -> None:
+    def __init__(self, widths: Sequence[int], bias: bool, activation: ActivationName, every: bool) -> None:
         super().__init__()
         self.shapes, self.bias, self.every = list(pairwise(widths)), bias, every
         self.sizes = [size for i, o in self.shapes for size in ((i * o, o) if bias else (i * o,))]
@@ -260,7 +262,7 @@ def pairs_of(pairs: Sequence[tuple[str, str]] | None, fields: Fields) -> list[Pa
 
 
 def _same_type(history: str, fields: Fields) -> list[Pair]:
-    shared = [field.name for field in fields.pairs(history) if field.kind in ("id", "multi_id")]
+    shared = [field.name for field in fields.target_columns(history) if field.kind in ("id", "multi_id")]
     if shared:
         return [(name, history, name) for name in shared]
     items = [field.name for field in fields.features if field.side == "item" and field.kind == "id"]

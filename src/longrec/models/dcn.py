@@ -30,7 +30,7 @@ from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.cross import CrossNetwork
 from longrec.nn.embedding import Embeddings
 from longrec.nn.linear import Linear
@@ -45,7 +45,7 @@ class DCNConfig(Strict):
     embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     cross_layers: int = Field(3, ge=1, description="Layers of the cross network.")
     mlp: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units of the deep network.")
-    activation: Name = Field("relu", description="Activation of the deep network.")
+    activation: ActivationName = Field("relu", description="Activation of the deep network.")
     batch_norm: bool = Field(True, description="Batch normalization in the deep network.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the deep network.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
@@ -63,8 +63,8 @@ class DCN(Ranker):
         width = sum(self.embeddings.widths.values())
         self.cross = CrossNetwork(width, config.cross_layers)
         self.deep = MLP(width, config.mlp, config.activation, config.dropout, config.batch_norm)
-        self.interaction = width + self.deep.outputs
-        self.last = Linear(self.interaction, 1)
+        self.interaction_width = width + self.deep.outputs
+        self.last = Linear(self.interaction_width, 1)
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """Return the outputs of the cross network and the deep network."""

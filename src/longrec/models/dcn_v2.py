@@ -37,7 +37,7 @@ from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
-from longrec.nn.activation import Name, make_activation
+from longrec.nn.activation import ActivationName, make_activation
 from longrec.nn.embedding import Embeddings
 from longrec.nn.linear import Linear, linear
 from longrec.nn.mlp import MLP
@@ -59,7 +59,7 @@ class DCNV2Config(Strict):
         "stacked", description="Deep network after the crosses, or beside."
     )
     mlp: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units of the deep network.")
-    activation: Name = Field("relu", description="Activation of the deep network.")
+    activation: ActivationName = Field("relu", description="Activation of the deep network.")
     batch_norm: bool = Field(True, description="Batch normalization in the deep network.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the deep network.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
@@ -81,8 +81,8 @@ class DCNV2(Ranker):
         width = sum(self.embeddings.widths.values())
         self.cross = nn.ModuleList(_layer(width, config) for _ in range(config.cross_layers))
         self.deep = MLP(width, config.mlp, config.activation, config.dropout, config.batch_norm)
-        self.interaction = self.deep.outputs + (width if config.structure == "parallel" else 0)
-        self.last = Linear(self.interaction, 1)
+        self.interaction_width = self.deep.outputs + (width if config.structure == "parallel" else 0)
+        self.last = Linear(self.interaction_width, 1)
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """Return the output of the deep network, and in the parallel structure that of the cross network."""
@@ -128,7 +128,7 @@ class Cross(nn.Module):
 class CrossMixture(nn.Module):
     """Equation 3: the experts together are one matrix down to K R numbers and one back up."""
 
-    def __init__(self, width: int, rank: int, experts: int, gate: str, activation: Name) -> None:
+    def __init__(self, width: int, rank: int, experts: int, gate: str, activation: ActivationName) -> None:
         super().__init__()
         self.experts, self.rank, self.softmax = experts, rank, gate == "softmax"
         self.down = Linear(width, experts * rank, bias=False)

@@ -32,7 +32,7 @@ from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker, find_common_width
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.embedding import Embeddings
 from longrec.nn.interactions import bi_interaction
 from longrec.nn.mlp import MLP
@@ -45,7 +45,7 @@ class DeepFMConfig(Strict):
 
     embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     mlp: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units of the MLP.")
-    activation: Name = Field("relu", description="Activation of the MLP.")
+    activation: ActivationName = Field("relu", description="Activation of the MLP.")
     batch_norm: bool = Field(True, description="Batch normalization in the MLP.")
     dropout: float = Field(0.2, ge=0, lt=1, description="Dropout rate of the MLP.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
@@ -67,7 +67,7 @@ class DeepFM(Ranker):
         self.deep = MLP(
             inputs, config.mlp, config.activation, config.dropout, config.batch_norm, outputs=1, last_bias=False
         )
-        self.interaction = len(fields.features) + width + self.deep.width
+        self.interaction_width = len(fields.features) + width + self.deep.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """Return the first-order weights, the elementwise products of all pairs, and the last hidden layer."""
@@ -78,7 +78,7 @@ class DeepFM(Ranker):
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """Return the sum of both components."""
         assert self.deep.last is not None
-        fm = self.interaction - self.deep.width
+        fm = self.interaction_width - self.deep.width
         return self.bias + h_BH[:, :fm].sum(1) + self.deep.last(h_BH[:, fm:]).squeeze(1)
 
     def output_biases(self) -> Sequence[Tensor]:

@@ -50,7 +50,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker, compute_mean_loss, find_common_width
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.attention import TargetAttention
 from longrec.nn.bucketed_attention import BucketedAttention
 from longrec.nn.embedding import EmbeddedBatch, Embeddings
@@ -84,7 +84,7 @@ class DFNConfig(Strict):
     max_positions: Width = Field(64, description="Number of distinct positions, counted back from the candidate.")
     attention: tuple[Width, ...] = Field((32,), min_length=1, description="Hidden units of the external attention.")
     mlp: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units of the MLP.")
-    activation: Name = Field("relu", description="Activation of the MLP.")
+    activation: ActivationName = Field("relu", description="Activation of the MLP.")
     batch_norm: bool = Field(True, description="Batch normalization in the MLP.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the MLP.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
@@ -109,7 +109,7 @@ class DFN(Ranker):
         self.role = _assign_roles(config, fields)
         self.targets = (config.dislike,) if config.dislike else ()
         read = Fields(fields.features, {name: fields.histories[name] for name in self.role.values()})
-        width = find_common_width(Fields(read.tables(), {}), config.embedding_dim, "dfn")
+        width = find_common_width(Fields(read.distinct_fields(), {}), config.embedding_dim, "dfn")
         self.embeddings = Embeddings(read, width=width, histories=True, std=config.init_std)
         self.first_order = Embeddings(Fields(fields.features, {}), width=1, std=0.0)
         self.bias = nn.Parameter(torch.zeros(1))
@@ -127,13 +127,13 @@ class DFN(Ranker):
         for role in ("clicks", "dislikes"):
             if role in self.role and "unclicks" in self.role:
                 unclicked = key[self.role["unclicks"]]
-                self.outer[role] = _External(key[self.role[role]], unclicked, config.attention)
+                self.outer[role] = _UnclickedAttention(key[self.role[role]], unclicked, config.attention)
                 inputs += unclicked
         inputs += width * len(fields.features)
         self.deep = MLP(
             inputs, config.mlp, config.activation, config.dropout, config.batch_norm, outputs=1, last_bias=False
         )
-        self.interaction = len(fields.features) + width + self.deep.width
+        self.interaction_width = len(fields.features) + width + self.deep.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """Return the first-order weights, the elementwise products of all pairs, and the last hidden layer."""
@@ -147,11 +147,11 @@ class DFN(Ranker):
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """Return the sum of all terms."""
         assert self.deep.last is not None
-        fm = self.interaction - self.deep.width
+        fm = self.interaction_width - self.deep.width
         return self.bias + h_BH[:, :fm].sum(1) + self.deep.last(h_BH[:, fm:]).squeeze(1)
 
     def output_biases(self) -> Sequence[Tensor]:
-        """Return the bias of the sum. A dislike has none of its own."""
+        """Return the bias of the sum. The logit of a dislike has no separate bias."""
         return [self.bias]
 
     def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
@@ -234,8 +234,11 @@ class _Internal(nn.Module):
         return total_BK / (1 + lengths_B).unsqueeze(1), attention.restore_positions(w)
 
 
-class _External(nn.Module):
-    """Attention of the mean of one history to the unclicked events."""
+class _UnclickedAttention(nn.Module):
+    """Attention from the summary of one history (clicks or dislikes) to the unclicked events.
+
+    Shapes: Q width of that summary, K width of an unclicked event.
+    """
 
     def __init__(self, query: int, key: int, widths: tuple[int, ...]) -> None:
         super().__init__()
@@ -243,7 +246,7 @@ class _External(nn.Module):
         self.unit = TargetAttention(key, key, widths, softmax=True)
 
     def forward(self, f_BQ: Tensor, e_UK: Tensor, segments: Segments) -> Tensor:
-        """Return the pooled events ``[B, K]``. 0 for a row without unclicked events."""
+        """Return the pooled unclicked events ``[B, K]``. They are 0 for a row without such events."""
         pooled: Tensor = self.unit(f_BQ if self.project is None else self.project(f_BQ), e_UK, segments)
         return pooled
 

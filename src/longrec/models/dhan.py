@@ -45,7 +45,7 @@ from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.attention import TargetAttention
 from longrec.nn.embedding import Embeddings
 from longrec.nn.groups import Groups, choose_group_columns
@@ -68,9 +68,9 @@ class DHANConfig(Strict):
     group_attention: tuple[Width, ...] = Field(
         (80, 40), min_length=1, description="Hidden units of the attention on groups."
     )
-    activation: Name = Field("relu", description="Activation inside both attentions.")
+    activation: ActivationName = Field("relu", description="Activation inside both attentions.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
-    mlp_activation: Name = Field("relu", description="Activation of the top MLP.")
+    mlp_activation: ActivationName = Field("relu", description="Activation of the top MLP.")
     batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the top MLP.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
@@ -100,7 +100,7 @@ class DHAN(Ranker):
             self.paths[f"path_{history}"] = path
             top += path.width
         self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
-        self.interaction = self.top.width
+        self.interaction_width = self.top.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """Return the last hidden layer of the top MLP."""

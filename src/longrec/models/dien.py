@@ -50,7 +50,7 @@ from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker, bce_loss
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.attention import TargetAttention
 from longrec.nn.embedding import EmbeddedBatch, Embeddings
 from longrec.nn.linear import Linear
@@ -76,7 +76,7 @@ class DIENConfig(Strict):
     aux_weight: float = Field(1.0, ge=0, description="Weight of the auxiliary loss; 0 disables it.")
     aux: tuple[Width, ...] = Field((100, 50), min_length=1, description="Hidden units of the auxiliary network.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
-    mlp_activation: Name = Field("dice", description="Activation of the top MLP.")
+    mlp_activation: ActivationName = Field("dice", description="Activation of the top MLP.")
     batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the top MLP.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
@@ -107,7 +107,7 @@ class DIEN(Ranker):
             self.paths[f"path_{history}"] = _Path(self.queries.query_widths[history], key, common or key, config)
             top += key + common + config.hidden
         self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
-        self.interaction = self.top.width
+        self.interaction_width = self.top.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """Return the last hidden layer of the top MLP."""

@@ -50,10 +50,10 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker, find_unknown_names
 from longrec.models.core.multi_task import Tasks, TasksConfig
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.bucketed_attention import BucketedAttention
 from longrec.nn.embedding import Embeddings
-from longrec.nn.experts import Form, MMoE, Towers
+from longrec.nn.experts import Form, MMoELayer, Towers
 from longrec.nn.length_buckets import find_empty_rows
 from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
@@ -81,7 +81,7 @@ class DMTConfig(TasksConfig):
     experts: Width = Field(4, description="Number of experts.")
     expert: tuple[Width, ...] = Field((128,), min_length=1, description="Hidden units of an expert.")
     tower: tuple[Width, ...] = Field((64,), description="Hidden units of the network of each task.")
-    activation: Name = Field("relu", description="Activation of all networks.")
+    activation: ActivationName = Field("relu", description="Activation of all networks.")
     batch_norm: bool = Field(True, description="Batch normalization in experts and towers.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate, except for the bias.")
     bias: tuple[str, ...] = Field((), description="Features of the bias, which enters logits in training alone.")
@@ -114,14 +114,14 @@ class DMT(Ranker):
         self.tasks = Tasks.of(config)
         self.targets, count = self.tasks.targets, len(self.tasks.names)
         form = Form(config.activation, config.dropout, config.batch_norm)
-        self.experts = MMoE(inputs, count, config.experts, config.expert, form)
+        self.experts = MMoELayer(inputs, count, config.experts, config.expert, form)
         self.towers = Towers(self.experts.width, config.tower, count, form)
         self.bias_embeddings: Embeddings | None = None
         if bias.features:
             self.bias_embeddings = Embeddings(bias, config.embedding_dim, std=config.init_std)
             self.bias = MLP(sum(self.bias_embeddings.widths.values()), config.bias_mlp, config.activation, outputs=1)
         # A model built on this one would lose the bias, so it cannot be a base then.
-        self.interaction = 0 if bias.features else count * self.experts.width
+        self.interaction_width = 0 if bias.features else count * self.experts.width
 
     def forward(self, batch: Batch) -> Float[Tensor, " B"]:
         """Return the logit for ranking."""
@@ -254,7 +254,7 @@ def _split_bias(names: tuple[str, ...], fields: Fields) -> tuple[Fields, Fields]
     """
     faults = find_unknown_names("model.bias", names, [field.name for field in fields.features])
     for history in fields.histories:
-        shared = [field.name for field in fields.pairs(history)]
+        shared = [field.name for field in fields.target_columns(history)]
         if shared and set(shared) <= set(names):
             columns = ", ".join(shared)
             faults.append(f"model.bias: takes {columns}, all that the history {history} shares with a candidate")

@@ -55,7 +55,7 @@ from longrec.features.batch import Batch
 from longrec.features.fields import SESSION_RECENCY, SESSION_RECENCY_ROWS, Fields
 from longrec.features.fields import Field as Column
 from longrec.models.core.base import Ranker
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.embedding import RESERVED, EmbeddedBatch, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.lstm import LSTM
@@ -88,7 +88,7 @@ class DSINConfig(Strict):
     lstm: Width | None = Field(None, description="Units of each recurrence; by default as many as its inputs.")
     merge: Literal["sum", "concat"] = Field("sum", description="How the states of both recurrences are merged.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
-    mlp_activation: Name = Field("relu", description="Activation of the top MLP.")
+    mlp_activation: ActivationName = Field("relu", description="Activation of the top MLP.")
     batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
@@ -130,7 +130,7 @@ class DSIN(Ranker):
             self.paths[f"path_{history}"] = path
             top += path.width
         self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
-        self.interaction = self.top.width
+        self.interaction_width = self.top.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """Return the last hidden layer of the top MLP."""

@@ -42,7 +42,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.embedding import Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
@@ -65,7 +65,7 @@ class DSTNConfig(Strict):
     fusion: Fusion = Field("interactive", description="Pooling of the events of a history.")
     attention: Width = Field(128, description="Hidden units of the attention; not used by pooling.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the MLP.")
-    activation: Name = Field("relu", description="Activation of the MLP.")
+    activation: ActivationName = Field("relu", description="Activation of the MLP.")
     batch_norm: bool = Field(True, description="Batch normalization in the MLP.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the MLP.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
@@ -128,7 +128,7 @@ class DSTN(Ranker):
         self.mlp = MLP(
             inputs, config.mlp, config.activation, config.dropout, config.batch_norm, outputs=1, last_gain=_LAST_GAIN
         )
-        self.interaction = self.mlp.width
+        self.interaction_width = self.mlp.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """Return the last hidden layer of the MLP."""

@@ -44,7 +44,7 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
 from longrec.models.core.multi_task import Tasks, TasksConfig
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.embedding import EmbeddedBatch, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.lstm import LSTM
@@ -63,7 +63,7 @@ class DUPNConfig(TasksConfig):
     attention: tuple[Width, ...] = Field((64,), min_length=1, description="Hidden units of the attention.")
     candidate: bool = Field(False, description="Use the candidate in the attention too.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the MLP of every task.")
-    mlp_activation: Name = Field("relu", description="Activation of these MLPs.")
+    mlp_activation: ActivationName = Field("relu", description="Activation of these MLPs.")
     batch_norm: bool = Field(True, description="Batch normalization in these MLPs.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of these MLPs.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
@@ -109,7 +109,7 @@ class DUPN(Ranker):
             MLP(inputs, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
             for _ in self.tasks.names
         )
-        self.interaction = cast(MLP, self.tops[0]).width
+        self.interaction_width = cast(MLP, self.tops[0]).width
 
     def forward(self, batch: Batch) -> Float[Tensor, " B"]:
         """Return the logit for ranking."""

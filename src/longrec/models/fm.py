@@ -51,7 +51,7 @@ class FM(Ranker):
         self.embeddings = Embeddings(fields, width, std=config.init_std)
         self.first_order = Embeddings(fields, width=1, std=0.0)
         self.bias = nn.Parameter(torch.zeros(1))
-        self.interaction = len(fields.features) + width
+        self.interaction_width = len(fields.features) + width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """Return the weight of every field, and the elementwise products of all pairs."""

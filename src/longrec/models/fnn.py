@@ -37,7 +37,7 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Model, Ranker, build, name_of
 from longrec.models.fm import FM
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.mlp import MLP
 
 Width = Annotated[int, Field(ge=1)]
@@ -48,7 +48,7 @@ class FNNConfig(Strict):
 
     embedding_dim: Width = Field(16, description="Embedding width of fields without `dim`, as in the fm.")
     mlp: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units.")
-    activation: Name = Field("tanh", description="Activation of the hidden layers.")
+    activation: ActivationName = Field("tanh", description="Activation of the hidden layers.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of every layer.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
@@ -66,7 +66,7 @@ class FNN(Ranker):
         widths = self.fm.embeddings.widths.values()
         inputs = 1 + sum(1 + width for width in list(widths)[: len(fields.features)])
         self.deep = MLP(inputs, config.mlp, config.activation, config.dropout, outputs=1)
-        self.interaction = self.deep.width
+        self.interaction_width = self.deep.width
 
     def warm_start_prefix(self, other: Model) -> str:
         """Return the prefix of the factorization machine for a run of ``fm``."""

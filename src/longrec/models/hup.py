@@ -56,7 +56,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import TIME_SINCE_PREVIOUS, Fields
 from longrec.models.core.base import Ranker, bce_loss
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.embedding import RESERVED, EmbeddedBatch, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.lstm import LSTM
@@ -82,7 +82,7 @@ class HUPConfig(Strict):
     category: str | None = Field(None, description="Id column of categories; by default another one.")
     aux_weight: float = Field(0.1, ge=0, description="Weight of the cosines; 0 disables them.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
-    mlp_activation: Name = Field("relu", description="Activation of the top MLP.")
+    mlp_activation: ActivationName = Field("relu", description="Activation of the top MLP.")
     batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the top MLP.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
@@ -130,7 +130,7 @@ class HUP(Ranker):
         self.top = MLP(
             top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1, last_gain=_LAST_GAIN
         )
-        self.interaction = self.top.width
+        self.interaction_width = self.top.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """Return the last hidden layer of the top MLP."""
@@ -321,11 +321,13 @@ def _units(config: HUPConfig, fields: Fields) -> dict[str, list[str]]:
     units: dict[str, list[str]] = {}
     fitting: list[str] = []
     for history in fields.histories:
-        ids = sorted((field for field in fields.pairs(history) if field.kind == "id"), key=lambda field: -field.rows)
+        ids = sorted(
+            (field for field in fields.target_columns(history) if field.kind == "id"), key=lambda field: -field.rows
+        )
         names = [field.name for field in ids]
         fitting += names
         item = config.item if config.item in names else next((n for n in names if n != config.category), None)
-        own = [field.name for field in fields.pairs(history) if field.name in names and field.name != item]
+        own = [field.name for field in fields.target_columns(history) if field.name in names and field.name != item]
         category = config.category if config.category in own else next(iter(own), None)
         units[history] = [name for name in (item, category) if name is not None]
     choices = ", ".join(dict.fromkeys(fitting)) or "none"

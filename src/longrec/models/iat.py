@@ -53,7 +53,7 @@ from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import BaseSection, ContextInstances, Encoder, UserOrder, bce_loss, build_base
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.causal import CausalTransformer
 from longrec.nn.mlp import MLP, Layer
 from longrec.nn.quantize import ResidualQuantizer
@@ -84,7 +84,7 @@ class IATConfig(Strict):
     width: Width = Field(64, description="Width of a token.")
     slots: Width = Field(1, description="Tokens per instance.")
     decoder: Width = Field(128, description="Hidden units between the token and the head.")
-    activation: Name = Field("gelu", description="Activation of the token and of the decoder.")
+    activation: ActivationName = Field("gelu", description="Activation of the token and of the decoder.")
     layers: Width = Field(2, description="Layers of SIT.")
     heads: Width = Field(2, description="Attention heads of SIT.")
     sit_width: int = Field(0, ge=0, description="Width inside SIT; 0 for the width of a token.")
@@ -127,8 +127,8 @@ class IAT(Encoder):
         self.base = build_base(config.base, fields, "model.base")
         self.reads_history, self.order_matters = self.base.reads_history, self.base.order_matters
         self.width, self.slots = config.slots * config.width, config.slots
-        self.compressor = Layer(self.base.interaction, self.width, config.activation, 0.0, False)
-        self.decoder = MLP(self.width, [config.decoder], config.activation, outputs=self.base.interaction)
+        self.compressor = Layer(self.base.interaction_width, self.width, config.activation, 0.0, False)
+        self.decoder = MLP(self.width, [config.decoder], config.activation, outputs=self.base.interaction_width)
         self.quantizer = None
         if config.codes is not None:
             book, weights = config.codes, config.codes.model_dump(include={"decay", "commitment", "entropy"})

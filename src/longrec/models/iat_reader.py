@@ -49,7 +49,7 @@ from longrec.features.batch import Batch
 from longrec.features.fields import TIME_GAP, Fields
 from longrec.features.fields import Field as Column
 from longrec.models.core.base import BaseSection, Ranker, build_base
-from longrec.nn.activation import Name, make_activation
+from longrec.nn.activation import ActivationName, make_activation
 from longrec.nn.embedding import EmbeddedBatch, Embeddings
 from longrec.nn.length_buckets import find_empty_rows, split_rows
 from longrec.nn.linear import Linear
@@ -87,7 +87,9 @@ class IATReaderConfig(Strict):
     )
     adapt: Width = Field(64, description="Width of an adapted token.")
     side_dim: Width = Field(16, description="Width of each column of side information.")
-    activation: Name = Field("relu", description="Activation of the adaptation and of the compressed request.")
+    activation: ActivationName = Field(
+        "relu", description="Activation of the adaptation and of the compressed request."
+    )
     embedding_dim: Width = Field(16, description="Width of the embeddings of the branch, of all fields.")
     base_dim: int | None = Field(
         None, ge=1, description="Width of the branch's output inside the ranker; by default as other features."
@@ -145,7 +147,7 @@ class IATReader(Ranker):
             self.defaults.append(nn.Parameter(torch.zeros(config.width)))
         self.base = build_base(config.base, self._base_fields(), "model.base")
         self.order_matters = config.read in ("transformer", "longer") or self.base.order_matters
-        self.user_order, self.interaction = self.base.user_order, self.base.interaction
+        self.user_order, self.interaction_width = self.base.user_order, self.base.interaction_width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """Return the representation of every row by the ranker, with the branch's output among its features."""

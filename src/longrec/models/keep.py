@@ -43,10 +43,10 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Encoder
 from longrec.models.core.multi_task import Tasks, Weights
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.attention import TargetAttention
 from longrec.nn.embedding import EmbeddedBatch, Embeddings
-from longrec.nn.experts import PLE, Form, MMoE, Towers
+from longrec.nn.experts import Form, MMoELayer, PLELevels, Towers
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
 from longrec.nn.segments import Segments
@@ -63,7 +63,7 @@ class KEEPConfig(Strict):
     both: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units of MLP_b; the last are K_uv.")
     attention: tuple[Width, ...] = Field((80, 40), min_length=1, description="Hidden units of the activation unit.")
     softmax: bool = Field(False, description="Normalize the attention over each history.")
-    activation: Name = Field("relu", description="Activation of the MLPs.")
+    activation: ActivationName = Field("relu", description="Activation of the MLPs.")
     batch_norm: bool = Field(True, description="Batch normalization in the MLPs.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the MLPs.")
     tasks: Weights = Field(
@@ -115,7 +115,7 @@ class KEEP(Encoder):
         self.tasks = Tasks(config.tasks, config.label_weight)
         self.targets = self.tasks.targets
         width = self.embeddings.widths
-        pairs = {history: [field.name for field in fields.pairs(history)] for history in fields.histories}
+        pairs = {history: [field.name for field in fields.target_columns(history)] for history in fields.histories}
         self.queries = {history: names for history, names in pairs.items() if names}
         self.keys = {history: [field.name for field in columns] for history, columns in fields.histories.items()}
         self.units = nn.ModuleList()
@@ -129,13 +129,13 @@ class KEEP(Encoder):
         self.user = self._mlp(of["user"] + pooled, config.user)
         self.item = self._mlp(of["item"], config.item)
         self.both = self._mlp(self.user.width + self.item.width + attended + of["context"], config.both)
-        self.experts: MMoE | PLE | None = None
+        self.experts: MMoELayer | PLELevels | None = None
         inputs, labels, (n, widths) = self.both.width, len(self.tasks.names), (config.experts, config.expert)
         form = Form(config.activation, config.dropout)
         if config.sharing == "mmoe":
-            self.experts = MMoE(inputs, labels, n, widths, form)
+            self.experts = MMoELayer(inputs, labels, n, widths, form)
         elif config.sharing == "ple":
-            self.experts = PLE(inputs, labels, n, n, widths, 1, form)
+            self.experts = PLELevels(inputs, labels, n, n, widths, 1, form)
         self.heads = Linear(inputs, labels) if self.experts is None else Towers(self.experts.width, (), labels)
         self.widths = (self.user.width, self.item.width, self.both.width)
         self.width = sum(self.widths)

@@ -41,7 +41,7 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
 from longrec.models.core.base import BaseSection, Model, Ranker, build, build_base, name_of
-from longrec.nn.activation import Name, make_activation
+from longrec.nn.activation import ActivationName, make_activation
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP, Layer
 
@@ -60,7 +60,7 @@ class KEEPPlugConfig(Strict):
     )
     hidden: float = Field(2.0, gt=0, description="Hidden units of P, as a multiple of the width of the knowledge.")
     linear: bool = Field(False, description="P is one matrix, without a hidden layer.")
-    activation: Name = Field("relu", description="Activation of the hidden layer of P.")
+    activation: ActivationName = Field("relu", description="Activation of the hidden layer of P.")
     gate: Literal["none", "glu"] = Field("none", description="Learned gate on P's output.")
     norm: Literal["layer", "none"] = Field("layer", description="Layer normalization of the knowledge before P.")
     zero_init: bool = Field(True, description="Initialize the output of P with zero: plugging in changes no score.")
@@ -81,7 +81,7 @@ class KEEPPlug(Ranker):
         self.knowledge = _knowledge(config.knowledge, fields)
         self.base = build_base(config.base, without(fields, self.knowledge), "model.base")
         self.reads_history, self.order_matters = self.base.reads_history, self.base.order_matters
-        self.user_order, self.interaction = self.base.user_order, self.base.interaction
+        self.user_order, self.interaction_width = self.base.user_order, self.base.interaction_width
         widths = {field.name: field.width - 1 for field in fields.features if field.name in self.knowledge}
         # Knowledge is standardized, so a default of deviation 1 has the scale of knowledge.
         self.defaults = nn.ParameterList(nn.Parameter(torch.randn(widths[name])) for name in self.knowledge)

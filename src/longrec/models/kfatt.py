@@ -51,7 +51,7 @@ from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import SESSION_RECENCY, Fields
 from longrec.models.core.base import Ranker
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.bucketed_attention import BucketedAttention
 from longrec.nn.embedding import EmbeddedBatch, Embeddings
 from longrec.nn.groups import Groups, choose_group_columns
@@ -78,7 +78,7 @@ class KFAttConfig(Strict):
     attention: Width = Field(32, description="Width of a head's query and keys.")
     hidden: Width = Field(32, description="Hidden units of the networks of mu_q, s_q and s'_m.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
-    activation: Name = Field("relu", description="Activation of the top MLP.")
+    activation: ActivationName = Field("relu", description="Activation of the top MLP.")
     batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the top MLP.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
@@ -115,7 +115,7 @@ class KFAtt(Ranker):
                 )
             top += value
         self.top = MLP(top, config.mlp, config.activation, config.dropout, config.batch_norm, outputs=1)
-        self.interaction = self.top.width
+        self.interaction_width = self.top.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B W"]:
         """Return the last hidden layer of the top MLP."""

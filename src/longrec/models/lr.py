@@ -2,7 +2,7 @@ r"""LR: Predicting Clicks: Estimating the Click-Through Rate for New Ads.
 
 Richardson, Dominowska, Ragno, WWW 2007. https://doi.org/10.1145/1242572.1242643
 
-Logistic regression: each value of each field has one weight, and the weights of a row add up to its logit:
+LR is logistic regression: each value of each field has one weight, and the weights of a row add up to its logit:
 
     logit = w_0 + sum_i w_i x_i                                                     (section 4)
 
@@ -36,7 +36,7 @@ class LRConfig(Strict):
 
 
 class LR(Ranker):
-    """Bias and one weight per value."""
+    """Logistic regression: a bias and one weight per value."""
 
     Config = LRConfig
 
@@ -44,7 +44,7 @@ class LR(Ranker):
         super().__init__(config, fields)
         self.first_order = Embeddings(fields, width=1, std=0.0)
         self.bias = nn.Parameter(torch.zeros(1))
-        self.interaction = len(fields.features)
+        self.interaction_width = len(fields.features)
 
     def interact(self, batch: Batch) -> Float[Tensor, "B F"]:
         """Return the weight of every field."""

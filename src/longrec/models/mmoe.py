@@ -2,16 +2,17 @@ r"""MMoE: Modeling Task Relationships in Multi-task Learning with Multi-gate Mix
 
 Ma, Zhao, Yi, Chen, Hong, Chi, KDD 2018. https://doi.org/10.1145/3219819.3220007
 
-Tasks share experts rather than one bottom, and each task mixes them by its own gate: related tasks use the same
-experts, unrelated tasks use others.
+Tasks share several experts instead of one shared bottom, and each task mixes them by its own gate: related tasks use
+the same experts, unrelated tasks use others.
 
     y_k    = h^k(f^k(x))                                               (eq. 6)
     f^k(x) = sum_i g^k(x)_i f_i(x)                                     (eq. 7)
     g^k(x) = softmax(W_gk x)                                           (eq. 8)
 
-x are all fields of the impression and the mean of each history. With ``base``, x is the last hidden layer of any other
-ranker and its logit, so that all parameters of the base are used. Without ``tasks`` the
-schema's label is the only task. The loss is the weighted sum of the cross entropies, each over its labeled rows.
+x is the concatenation of all fields of the impression and the mean of each history. With ``base``, x is the last hidden
+layer of another ranker, concatenated with that ranker's logit. The logit is one more input, so that the ranker's output
+layer is trained too. Without ``tasks`` the schema's label is the only task. The loss is the weighted sum of the cross
+entropies, each over its labeled rows.
 
 Departures from the paper
     - four experts by default, of one layer as in the paper; one expert has no gate and is a shared bottom;
@@ -57,5 +58,5 @@ class MMoE(BottomRanker):
     def __init__(self, config: MMoEConfig, fields: Fields) -> None:
         super().__init__(config, fields, Tasks.of(config))
         count = len(self.tasks.names)
-        shared = experts.MMoE(self.bottom.width, count, config.experts, config.expert, config.form)
+        shared = experts.MMoELayer(self.bottom.width, count, config.experts, config.expert, config.form)
         self.set_layers(shared, experts.Towers(shared.width, config.tower, count, config.form))

@@ -47,7 +47,7 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
-from longrec.nn.activation import BatchNorm, Name
+from longrec.nn.activation import ActivationName, BatchNorm
 from longrec.nn.attention import TargetAttention
 from longrec.nn.embedding import EmbeddedBatch, Embeddings
 from longrec.nn.linear import Linear
@@ -67,7 +67,7 @@ class Layers(Strict):
     """Hidden layers of one MLP of the model."""
 
     mlp: tuple[Width, ...] = Field((128, 64), description="Hidden units; empty for the identity.")
-    activation: Name = Field("relu", description="Activation of the hidden layers.")
+    activation: ActivationName = Field("relu", description="Activation of the hidden layers.")
     batch_norm: bool = Field(True, description="Batch normalization in the hidden layers.")
     dropout: Shares = Field((0.0,), description="Dropout rate: one, or one per layer.")
 
@@ -180,7 +180,7 @@ class MultiTower(Ranker):
             self.din[_key(history)] = attention
             width += attention.width
         self.final = config.final.build(width, outputs=1)
-        self.interaction = self.final.width
+        self.interaction_width = self.final.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """Return the last hidden layer of the final MLP."""

@@ -60,7 +60,7 @@ class PLE(BottomRanker):
     def __init__(self, config: PLEConfig, fields: Fields) -> None:
         super().__init__(config, fields, Tasks.of(config))
         count = len(self.tasks.names)
-        shared = experts.PLE(
+        shared = experts.PLELevels(
             self.bottom.width, count, config.own, config.experts, config.expert, config.levels, config.form
         )
         self.set_layers(shared, experts.Towers(shared.width, config.tower, count, config.form))

@@ -39,7 +39,7 @@ from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker, find_common_width
-from longrec.nn.activation import BatchNorm, Name, make_activation
+from longrec.nn.activation import ActivationName, BatchNorm, make_activation
 from longrec.nn.embedding import Embeddings
 from longrec.nn.linear import Linear, linear
 from longrec.nn.mlp import MLP
@@ -56,7 +56,7 @@ class PNNConfig(Strict):
     mlp: tuple[Width, ...] = Field(
         (128, 64), min_length=1, description="Hidden units; the first number is that of the product layer."
     )
-    activation: Name = Field("relu", description="Activation of the product layer and the MLP.")
+    activation: ActivationName = Field("relu", description="Activation of the product layer and the MLP.")
     batch_norm: bool = Field(True, description="Batch normalization in the product layer and the MLP.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of every layer.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
@@ -95,7 +95,7 @@ class PNN(Ranker):
         self.activation = make_activation(config.activation, units)
         self.dropout = nn.Dropout(config.dropout)
         self.deep = MLP(units, config.mlp[1:], config.activation, config.dropout, config.batch_norm, outputs=1)
-        self.interaction = self.deep.width
+        self.interaction_width = self.deep.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """Return the output of the product layer and the hidden layers after it."""

@@ -30,7 +30,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.embedding import Embeddings
 from longrec.nn.mlp import MLP
 from longrec.nn.segments import Pool, Segments
@@ -44,7 +44,7 @@ class PoolingConfig(Strict):
     embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     pool: Pool = Field("mean", description="Pooling of the events of a history.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the MLP.")
-    activation: Name = Field("relu", description="Activation of the MLP.")
+    activation: ActivationName = Field("relu", description="Activation of the MLP.")
     batch_norm: bool = Field(True, description="Batch normalization in the MLP.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the MLP.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
@@ -69,7 +69,7 @@ class Pooling(Ranker):
         read = [*fields.features, *(field for columns in fields.histories.values() for field in columns)]
         inputs = sum(width[field.name] for field in read)
         self.mlp = MLP(inputs, config.mlp, config.activation, config.dropout, config.batch_norm, outputs=1)
-        self.interaction = self.mlp.width
+        self.interaction_width = self.mlp.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """Return the last hidden layer."""

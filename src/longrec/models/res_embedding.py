@@ -21,7 +21,7 @@ Departures from the paper
       and its score in (4) is taken as a scaled inner product;
     - all events of a history are edges of the graph: for a graph of clicks alone, give the model a history of clicks
       (``where``);
-    - only the rows of R in a batch are penalized, each once;
+    - only the rows of R in a batch are penalized, each of them one time per batch;
     - in evaluation and in an exported program E is one table, computed when training stops, so that a look-up costs
       the same as in the base.
 
@@ -99,7 +99,7 @@ class ResEmbedding(Ranker):
         self.graph = InterestGraph(self.item, plain.table(self.item.name).shape, config)
         self.base.embeddings = CenteredEmbeddings(plain, self.item, self.graph)
         self.reads_history, self.order_matters = self.base.reads_history, self.base.order_matters
-        self.user_order, self.interaction = self.base.user_order, self.base.interaction
+        self.user_order, self.interaction_width = self.base.user_order, self.base.interaction_width
 
     def warm_start_prefix(self, other: Model) -> str:
         """Return the prefix of the base: its item table becomes the residuals."""
@@ -319,7 +319,7 @@ def _item(name: str | None, fields: Fields) -> Column:
     Raises:
         ConfigError: no such field, or no candidate for the default.
     """
-    ids = [field for field in fields.tables() if field.kind == "id"]
+    ids = [field for field in fields.distinct_fields() if field.kind == "id"]
     met = {field.owner for columns in fields.histories.values() for field in columns if field.kind == "id"}
     if name is not None:
         candidates = [field for field in ids if field.owner in met] if fields.histories else ids
@@ -329,7 +329,7 @@ def _item(name: str | None, fields: Fields) -> Column:
         choices = ", ".join(field.name for field in candidates) or "none"
         where = "an id that a history holds" if fields.histories else "an id of the schema"
         raise ConfigError("schema", [f"model.item: {name!r} is not {where}; ids: {choices}"])
-    paired = [field for history in fields.histories for field in fields.pairs(history) if field.kind == "id"]
+    paired = [field for history in fields.histories for field in fields.target_columns(history) if field.kind == "id"]
     items = paired or [field for field in fields.features if field.side == "item" and field.kind == "id"]
     if items:
         return max(items, key=lambda field: field.rows)

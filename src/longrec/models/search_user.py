@@ -50,7 +50,7 @@ from longrec.features.batch import Batch
 from longrec.features.duration import Duration, parse_duration
 from longrec.features.fields import TIME_GAP, Fields
 from longrec.models.core.base import Ranker, find_unknown_names
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.embedding import RESERVED, EmbeddedBatch, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
@@ -87,7 +87,7 @@ class SearchUserConfig(Strict):
     quarter: Duration = Field("90d", description="Length of the newest segment.")
     segment_events: Width = Field(50, description="Events per segment with `segment_by: position`.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
-    mlp_activation: Name = Field("relu", description="Activation of the top MLP.")
+    mlp_activation: ActivationName = Field("relu", description="Activation of the top MLP.")
     batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
@@ -138,7 +138,7 @@ class SearchUser(Ranker):
             self.paths[f"path_{name}"] = _Path(query_width, key, by_time[name], config)
         top = sum(width[field.name] for field in fields.features) + len(fields.histories) * config.width
         self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
-        self.interaction = self.top.width
+        self.interaction_width = self.top.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """Return the last hidden layer of the top MLP."""

@@ -50,7 +50,7 @@ from longrec.config import Strict
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import TIME_GAP, TIME_SINCE_PREVIOUS, Fields
 from longrec.models.core.base import Ranker
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.embedding import Embeddings
 from longrec.nn.linear import Linear, linear
 from longrec.nn.mlp import MLP
@@ -72,7 +72,7 @@ class TiSSAConfig(Strict):
     newest: int = Field(12, ge=1, le=39, description="The newest slice reaches back 2 to this many seconds (or steps).")
     heads: Width = Field(8, description="Heads of the attention among slices.")
     mlp: tuple[Width, ...] = Field((128,), min_length=1, description="Hidden units of the top MLP.")
-    mlp_activation: Name = Field("relu", description="Activation of the top MLP.")
+    mlp_activation: ActivationName = Field("relu", description="Activation of the top MLP.")
     batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the top MLP.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
@@ -106,7 +106,7 @@ class TiSSA(Ranker):
             self.paths[f"path_{history}"] = path
         top = sum(width[field.name] for field in fields.features) + config.hidden * len(self.paths)
         self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
-        self.interaction = self.top.width
+        self.interaction_width = self.top.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """Return the last hidden layer of the top MLP."""

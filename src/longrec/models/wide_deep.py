@@ -33,7 +33,7 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.embedding import RESERVED, Embeddings
 from longrec.nn.mlp import MLP
 
@@ -50,7 +50,7 @@ class WideDeepConfig(Strict):
         100_000, ge=1, le=2**31 - 3, description="Weights of each cross; pairs are hashed into them."
     )
     mlp: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units of the deep component.")
-    activation: Name = Field("relu", description="Activation of the deep component.")
+    activation: ActivationName = Field("relu", description="Activation of the deep component.")
     batch_norm: bool = Field(True, description="Batch normalization in the deep component.")
     dropout: float = Field(0.2, ge=0, lt=1, description="Dropout rate of the deep component.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
@@ -75,7 +75,7 @@ class WideDeep(Ranker):
         self.deep = MLP(
             inputs, config.mlp, config.activation, config.dropout, config.batch_norm, outputs=1, last_bias=False
         )
-        self.interaction = len(fields.features) + len(config.crosses) + self.deep.width
+        self.interaction_width = len(fields.features) + len(config.crosses) + self.deep.width
 
     def wide_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the linear component. No other component uses them."""
@@ -90,7 +90,7 @@ class WideDeep(Ranker):
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """Return the sum of both components."""
         assert self.deep.last is not None
-        wide = self.interaction - self.deep.width
+        wide = self.interaction_width - self.deep.width
         return self.bias + h_BH[:, :wide].sum(1) + self.deep.last(h_BH[:, wide:]).squeeze(1)
 
     def output_biases(self) -> Sequence[Tensor]:

@@ -1,4 +1,4 @@
-"""Activations by name, each written so that it exports well.
+"""Activations by name, in forms that ONNX runs efficiently.
 
 Shapes: N rows or positions, H width.
 """
@@ -11,13 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Name = Literal["relu", "prelu", "dice", "sigmoid", "tanh", "gelu", "leaky_relu", "elu", "selu", "swish", "linear"]
+ActivationName = Literal[
+    "relu", "prelu", "dice", "sigmoid", "tanh", "gelu", "leaky_relu", "elu", "selu", "swish", "linear"
+]
 
 _LEAK = 0.2
 """Slope of ``leaky_relu`` below zero, as in TensorFlow."""
 
 
-def make_activation(name: Name, width: int) -> nn.Module:
+def make_activation(name: ActivationName, width: int) -> nn.Module:
     """Return the activation module of a layer of ``width`` units."""
     if name == "prelu":
         return PReLU(width)
@@ -84,7 +86,7 @@ class Dice(nn.Module):
 class PReLU(nn.Module):
     """``relu(x) - w relu(-x)``: ``nn.PReLU`` without its operator, which onnxruntime runs several times slower.
 
-    Written ``w x + (1 - w) relu(x)``: the same function in fewer passes over memory.
+    Computed as ``w x + (1 - w) relu(x)``: the same function in fewer passes over memory.
     """
 
     def __init__(self, width: int) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from longrec.nn import gemm
-from longrec.nn.activation import BatchNorm, Name, make_activation
+from longrec.nn.activation import ActivationName, BatchNorm, make_activation
 from longrec.nn.linear import linear, relu_gradient, use_plain_formula
 from longrec.nn.mlp import MLP
 from longrec.nn.segments import Segments
@@ -111,7 +111,7 @@ class TargetAttention(nn.Module):
         query: int,
         key: int,
         widths: Sequence[int],
-        activation: Name = "relu",
+        activation: ActivationName = "relu",
         softmax: bool = False,
         batch_norm: bool = False,
         dropout: float | Sequence[float] = 0.0,

@@ -48,9 +48,9 @@ class Embeddings(nn.Module):
     ) -> None:
         super().__init__()
         self.fields = fields if histories else Fields(fields.features, {})
-        self.widths = {field.name: width or field.dim or dim for field in self.fields.tables()}
+        self.widths = {field.name: width or field.dim or dim for field in self.fields.distinct_fields()}
         self._sharing: dict[str, list[Field]] = {}
-        for field in self.fields.tables():
+        for field in self.fields.distinct_fields():
             self._sharing.setdefault(field.owner, []).append(field)
         for field in (fields[0] for fields in self._sharing.values()):
             table = torch.empty(max(field.rows, field.width, 1), self.widths[field.name]).normal_(std=std)
@@ -60,15 +60,15 @@ class Embeddings(nn.Module):
 
     def table(self, name: str) -> nn.Parameter:
         """Return the table of a field: ``[rows, D]``, ``[1, D]`` (numeric) or ``[W, D]`` (embedding, numbers)."""
-        owner = next(field.owner for field in self.fields.tables() if field.name == name)
+        owner = next(field.owner for field in self.fields.distinct_fields() if field.name == name)
         return self.get_parameter(parameter_name(owner))
 
-    def tables(self) -> list[nn.Parameter]:
+    def embedding_parameters(self) -> list[nn.Parameter]:
         """Return all tables with sparse gradients."""
         return [self.table(fields[0].name) for fields in self._sharing.values() if fields[0].rows]
 
     def forward(self, batch: Batch) -> EmbeddedBatch:
-        """Look up all fields, each table once."""
+        """Look up all fields, with one lookup per table."""
         features: dict[str, Tensor] = {}
         histories: dict[str, dict[str, Tensor]] = {name: {} for name in self.fields.histories}
         for sharing in self._sharing.values():

@@ -1,6 +1,6 @@
 """Shared representations for several tasks: a shared bottom, gated experts, or task-specific and shared experts.
 
-Each of the three maps ``[B, I]`` to one vector per task, ``[B, K, H]``. ``Towers`` compute logits from those.
+Each of the three maps ``[B, I]`` to one vector per task, ``[B, K, H]``. ``Towers`` compute logits from these vectors.
 
 Shapes: B rows, K tasks, M parallel networks, E experts, I inputs, O outputs, H width of an expert.
 """
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from longrec.nn.activation import BatchNorm, Name, make_activation
+from longrec.nn.activation import ActivationName, BatchNorm, make_activation
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
 
@@ -23,7 +23,7 @@ from longrec.nn.mlp import MLP
 class Form(NamedTuple):
     """Options of all hidden layers of several networks, in the order of the arguments of an MLP."""
 
-    activation: Name = "relu"
+    activation: ActivationName = "relu"
     dropout: float = 0.0
     batch_norm: bool = False
 
@@ -32,12 +32,12 @@ _PLAIN = Form()
 
 
 class MLPs(nn.Module):
-    """M parallel networks of one form with separate weights, computed by one product per layer.
+    """M parallel networks of equal layers with separate weights, computed by one product per layer.
 
     Args:
         inputs: width of the input of each network.
         widths: units of the hidden layers of each network.
-        apart: each network has an input of its own, ``[B, M, I]``; otherwise all read the same ``[B, I]``.
+        apart: True if each network has its own input, ``[B, M, I]``. False if all read the same ``[B, I]``.
         outputs: units of a final linear layer, or None to end with the last hidden layer.
 
     Attributes:
@@ -117,7 +117,7 @@ class SharedBottom(nn.Module):
         return h_BH.unsqueeze(1).expand(-1, self.tasks, -1)
 
 
-class MMoE(nn.Module):
+class MMoELayer(nn.Module):
     """Experts shared by all tasks, with one gate per task (Ma et al. 2018, eq. 6 and 7).
 
     Attributes:
@@ -142,7 +142,7 @@ class MMoE(nn.Module):
         return self.gates.mix(x_BI, self.experts(x_BI))
 
 
-class PLE(nn.Module):
+class PLELevels(nn.Module):
     """Levels of experts, some shared and some specific to one task (Tang et al. 2020, section 4).
 
     Args:
@@ -251,7 +251,7 @@ def _index_scores(groups: list[int], tasks: int, own: int, shared: int, last: bo
 
 
 class Gates(nn.Module):
-    """K softmax gates over E experts, each a linear map without bias; no parameters if E is 1."""
+    """K softmax gates over E experts, each a linear map without bias. There are no parameters if E is 1."""
 
     def __init__(self, inputs: int, tasks: int, experts: int) -> None:
         super().__init__()

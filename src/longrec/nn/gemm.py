@@ -62,7 +62,7 @@ def _round_up_rows(x_NI: Tensor) -> Tensor:
 
 
 def affine(x_NI: Tensor, w_OI: Tensor, b_O: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """Return ``x w^T + b`` as ``[N, O]``, or its ReLU with ``relu``. Records no gradient."""
+    """Return ``x w^T + b`` as ``[N, O]``, or its ReLU with ``relu``. Not differentiable (no autograd)."""
     if _fits_onednn(x_NI) and w_OI.shape[0] > 1:
         y_NO: Tensor = _POINTWISE(_round_up_rows(x_NI), w_OI, b_O, "relu" if relu else "none", [], "")
         return y_NO.resize_(x_NI.shape[0], w_OI.shape[0])

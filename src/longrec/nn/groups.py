@@ -192,7 +192,7 @@ def choose_group_columns(
             field.name for field in columns if field.kind == "id" and (field.name in features or not in_impression)
         ]
         fitting.update(id_columns)
-        shared = [field.name for field in fields.pairs(history) if field.kind == "id"]
+        shared = [field.name for field in fields.target_columns(history) if field.kind == "id"]
         first = next((name for name in shared if name != item), item if item in shared else None)
         grouping[history] = named if named in id_columns else first
     if named is not None and named not in fitting:

@@ -1,4 +1,4 @@
-"""Pairwise interactions of a factorization machine, in O(F D).
+"""Pairwise interactions of a factorization machine, in O(F D) per row.
 
 Shapes: B rows, F fields, D width.
 """

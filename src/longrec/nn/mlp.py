@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from longrec.nn.activation import BatchNorm, Name, make_activation
+from longrec.nn.activation import ActivationName, BatchNorm, make_activation
 from longrec.nn.linear import Linear
 
 
@@ -35,7 +35,7 @@ class MLP(nn.Module):
         self,
         inputs: int,
         widths: Sequence[int],
-        activation: Name = "relu",
+        activation: ActivationName = "relu",
         dropout: float | Sequence[float] = 0.0,
         batch_norm: bool = False,
         outputs: int | None = None,
@@ -77,13 +77,13 @@ class Layer(nn.Module):
     """One hidden layer.
 
     Attributes:
-        addend: tensor added to the linear term, before normalization and activation, while it is set (see
-            ``keep_plug``).
+        addend: tensor added to the linear term, before normalization and activation, like a bias per row (see
+            ``keep_plug``). None: nothing is added.
     """
 
     addend: Tensor | None = None
 
-    def __init__(self, inputs: int, width: int, activation: Name, dropout: float, batch_norm: bool) -> None:
+    def __init__(self, inputs: int, width: int, activation: ActivationName, dropout: float, batch_norm: bool) -> None:
         super().__init__()
         self.linear = Linear(inputs, width, bias=not batch_norm)
         self.norm = BatchNorm(width) if batch_norm else None

@@ -92,7 +92,7 @@ def choose_attention_columns(
     candidate = any(field.side == "item" for field in fields.features)
     for history in histories:
         columns = fields.histories[history]
-        queries[history] = [field.name for field in fields.pairs(history)]
+        queries[history] = [field.name for field in fields.target_columns(history)]
         keys[history] = queries[history] + [field.name for field in columns if field.name not in queries[history]]
         if not queries[history] and not (candidate and any(field.kind == "embedding" for field in columns)):
             names = ", ".join(field.name for field in columns)

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from longrec.nn.activation import Name, make_activation
+from longrec.nn.activation import ActivationName, make_activation
 from longrec.nn.attention import TargetAttention
 from longrec.nn.linear import Linear
 from longrec.nn.segments import Segments
@@ -52,7 +52,9 @@ class TokenInput(nn.Module):
         width: K.
     """
 
-    def __init__(self, inputs: int, adapt: int, sides: Sequence[int], side_dim: int, activation: Name = "relu") -> None:
+    def __init__(
+        self, inputs: int, adapt: int, sides: Sequence[int], side_dim: int, activation: ActivationName = "relu"
+    ) -> None:
         super().__init__()
         self.adapt = Linear(inputs, adapt)
         self.fused = activation == "relu"

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longrec.nn.activation import Name, make_activation
+from longrec.nn.activation import ActivationName, make_activation
 from longrec.nn.bucketed_attention import BucketedAttention
 from longrec.nn.linear import Linear, linear
 
@@ -52,7 +52,7 @@ class EncoderLayer(nn.Module):
         hidden: int,
         *,
         score: Score = "dot",
-        activation: Name = "relu",
+        activation: ActivationName = "relu",
         dropout: float = 0.0,
         residual: bool = True,
         norm: bool = True,

@@ -1,4 +1,4 @@
-"""Candidates: items in a pipeline, with their scores and their sources."""
+"""Candidates: items in a pipeline, with their scores and their candidate sources."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from longrec.features.feature_encoders import Lists
 from longrec.features.fitted_schema import concat_lists, gather_lists
 
 _SOURCES = 63
-"""Largest number of sources: one bit each in a signed 64-bit number."""
+"""Largest number of candidate sources: one bit each in a signed 64-bit number."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Candidates:
     """C items, in order.
 
     Attributes:
-        rows: whole numbers ``[C]``, rows of the item table (0: unknown).
-        keys: ``[C]`` item keys as the log has them (int64, or text as objects).
+        rows: integers ``[C]``, rows of the item table (0: unknown).
+        keys: ``[C]`` item keys in the type of the log (int64, or text as objects).
         scores: float32 ``[C]``, NaN before scoring.
-        via: int64 ``[C]``, bit s is set if ``sources[s]`` returned the item.
+        via: int64 ``[C]``, bit mask of the candidate sources: bit s is set if ``sources[s]`` returned the item.
         sources: names of candidate sources.
         columns: encoded columns of the candidates from the request, C entries per feature.
     """
@@ -47,7 +47,7 @@ class Candidates:
         source: str,
         columns: Mapping[str, NDArray[Any] | Lists] | None = None,
     ) -> Candidates:
-        """Create unscored candidates from one source."""
+        """Create unscored candidates from one candidate source."""
         column = keys if isinstance(keys, np.ndarray) else _to_key_array(keys)
         scores, via = np.full(len(rows), np.nan, np.float32), np.ones(len(rows), np.int64)
         return cls(rows, column, scores, via, (source,), columns or {})
@@ -75,7 +75,7 @@ class Candidates:
         return replace(self, scores=np.asarray(scores, np.float32))
 
     def list_origins(self) -> list[str]:
-        """Return the names of the sources of each candidate, joined by ``+``."""
+        """Return the names of the sources of each candidate, joined with ``+``."""
         if len(self.sources) == 1:
             return list(self.sources) * len(self)
         names = {}
@@ -89,7 +89,7 @@ def _to_key_array(keys: Sequence[Any]) -> NDArray[Any]:
 
 
 def merge(candidate_sets: Sequence[Candidates]) -> Candidates:
-    """Merge candidates of several sources, each item once, at its first position and with its first score.
+    """Merge candidates of several sources without duplicates. An item keeps its first position and its first score.
 
     Raises:
         ValueError: more sources than bits, or candidates with different columns.

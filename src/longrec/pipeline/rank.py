@@ -1,4 +1,4 @@
-"""Ranking stage: scores every candidate and sorts, best first."""
+"""Ranking stage, which scores every candidate and sorts them, best first."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from longrec.errors import LongRecError
 from longrec.pipeline.candidates import Candidates
-from longrec.pipeline.stage import Query
+from longrec.pipeline.stage import RankQuery
 
-Scorer = Callable[[Candidates, Query], NDArray[Any]]
+Scorer = Callable[[Candidates, RankQuery], NDArray[Any]]
 """Function from candidates and a query to one finite number per candidate."""
 
 
@@ -22,7 +22,7 @@ class RankStage:
     def __init__(self, scorer: Scorer, name: str = "rank") -> None:
         self.scorer, self.name = scorer, name
 
-    def __call__(self, candidates: Candidates, query: Query) -> Candidates:
+    def __call__(self, candidates: Candidates, query: RankQuery) -> Candidates:
         """Score and sort candidates.
 
         Raises:

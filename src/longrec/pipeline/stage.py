@@ -13,14 +13,14 @@ from longrec.pipeline.candidates import Candidates
 
 
 @dataclass(frozen=True)
-class Query:
-    """User, timestamp and shared inputs of one request.
+class RankQuery:
+    """User, timestamp and shared inputs of one ranking request.
 
     Attributes:
         user: row of the user table (0: unknown).
         timestamp: milliseconds UTC, or a step.
-        inputs: encoded values shared by all candidates, by the program's input names.
-        positions: number of past events in ``inputs``, a measure of the work per candidate.
+        inputs: encoded values shared by all candidates, by the input names of the ONNX model.
+        positions: number of history events in ``inputs``, a measure of the work per candidate.
     """
 
     user: int
@@ -34,21 +34,22 @@ class Stage(Protocol):
 
     name: str
 
-    def __call__(self, candidates: Candidates, query: Query) -> Candidates:
+    def __call__(self, candidates: Candidates, query: RankQuery) -> Candidates:
         """Return the remaining candidates in their new order."""
         ...
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PipelineResult:
     """Result of a pipeline.
 
     Attributes:
-        seconds: duration of each stage, by its name.
+        candidates: remaining candidates, in their final order.
+        stage_seconds: duration of each stage, by its name.
     """
 
     candidates: Candidates
-    seconds: Mapping[str, float]
+    stage_seconds: Mapping[str, float]
 
 
 class Pipeline:
@@ -60,11 +61,11 @@ class Pipeline:
             raise ValueError(f"stages need distinct names, got {', '.join(names)}")
         self.stages = tuple(stages)
 
-    def __call__(self, candidates: Candidates, query: Query) -> Outcome:
+    def __call__(self, candidates: Candidates, query: RankQuery) -> PipelineResult:
         """Run all stages on the candidates."""
         seconds = {}
         for stage in self.stages:
             began = time.perf_counter()
             candidates = stage(candidates, query)
             seconds[stage.name] = time.perf_counter() - began
-        return Outcome(candidates, seconds)
+        return PipelineResult(candidates, seconds)

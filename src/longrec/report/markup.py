@@ -1,4 +1,4 @@
-"""Small elements of HTML that several sections of a page use. Arguments are escaped here."""
+"""Small HTML elements that several sections of a page use. Arguments are HTML-escaped."""
 
 from __future__ import annotations
 

@@ -36,11 +36,12 @@ def write_page(
     Args:
         out: the HTML file.
         title: heading of the page.
-        facts: name -> value, shown under the title (data, split, dates, machine time).
+        facts: name -> value, shown under the title (data, split, dates, wall-clock time).
         runs: from :func:`longrec.report.run.read_run`. Their order sets colors and columns.
-        comparison: ``Comparison.to_dict()`` of runs with the names of ``runs``. None for no differences.
-        explanation: explanation of one sample's score: ``user, when, candidate, score, label`` and ``events``, each
-            with ``name, side, ago, weight``. ``note`` may be empty.
+        comparison: ``Comparison.to_dict()`` of runs with the names of ``runs``. None: the page shows no differences.
+        explanation: explanation of one sample's score. Keys: ``user``, ``when`` (timestamp as text), ``candidate``,
+            ``score``, ``label`` (or None), ``note`` (may be empty), and ``events``, a list of mappings with ``name``,
+            ``side`` (further columns of the event, column -> value), ``ago`` (age as text) and ``weight``.
         next_steps: sentences, or commands that start with ``longrec``. Text between backticks is shown as code.
 
     Raises:

@@ -42,8 +42,8 @@ class _Axis:
         return self.start + (value - low) / (high - low) * (self.stop - self.start)
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Return about ``about`` round numbers that cover ``low`` to ``high``, at steps of 1, 2, 2.5 or 5 times 10^k.
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Return about ``count`` round numbers that cover ``low`` to ``high``, at steps of 1, 2, 2.5 or 5 times 10^k.
 
     >>> ticks(0.683, 0.717)
     [0.68, 0.69, 0.7, 0.71, 0.72]
@@ -51,7 +51,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     if high - low <= max(1e-12, 1e-9 * max(abs(low), abs(high))):  # one value: a window around it
         middle, spread = low, abs(low) * 0.05 if abs(low) > 1e-6 else 0.5
         low, high = middle - spread, middle + spread
-    rough = (high - low) / max(about - 1, 1)
+    rough = (high - low) / max(count - 1, 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

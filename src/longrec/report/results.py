@@ -41,7 +41,7 @@ def format_result_sentences(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def format_warnings(runs: Sequence[RunView], comparison: Mapping[str, Any] | None) -> str:
-    """Return the warnings of the runs, each sentence once."""
+    """Return the warnings of the runs, without repeated sentences."""
     listed: dict[str, list[str]] = {}
     for run in runs:
         for sentence in run.warnings:

@@ -1,4 +1,4 @@
-"""Reader of run folders for reports."""
+"""Loading of run folders for reports."""
 
 from __future__ import annotations
 

@@ -31,14 +31,14 @@ _NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?\s?(%|[a-zA-Z/]{1,4})?( \[.*
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Format a text table: aligned columns, numbers to the right, text to the left, no trailing blanks.
+    """Format a text table: numbers right-aligned, text left-aligned, no trailing blanks.
 
     Whole numbers get thousands separators, fractions four decimals, None is ``-``. Wide (East Asian) and combining
     characters are counted by the cells they take up on a terminal.
 
     Args:
         headers: name of each column.
-        rows: one cell per column.
+        rows: the rows, with one cell per column.
 
     Raises:
         ValueError: a row with more or fewer cells than there are headers.
@@ -64,7 +64,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def metrics_table(runs: Mapping[str, Mapping[str, Interval]], split: str = "") -> str:
-    """Format one row per metric and one column per run. ``split`` names the measured rows."""
+    """Format a table with one row per metric and one column per run. ``split`` is the split of the measured rows."""
     keys = list_metric_keys(runs.values())
     rows = [
         [format_metric_name(key), *(str(run[key]) if key in run else None for run in runs.values())] for key in keys

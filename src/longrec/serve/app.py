@@ -113,8 +113,8 @@ class App:
         answer = self.service.rank(decode_request(body))
         content = answer.json()
         whole = time.perf_counter() - began
-        self.metrics.count_ranking(len(answer.outcome.candidates))
-        steps = {**answer.outcome.seconds, "service": whole}
+        self.metrics.count_ranking(len(answer.pipeline_result.candidates))
+        steps = {**answer.pipeline_result.stage_seconds, "service": whole}
         timing = ", ".join(f"{name};dur={1e3 * seconds:.3f}" for name, seconds in steps.items())
         return Response(content, media_type="application/json", headers={"server-timing": timing})
 

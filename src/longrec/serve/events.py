@@ -1,9 +1,9 @@
 """Recording of events: an impression is encoded as a token and stored durably before it is acknowledged.
 
-The next ranking of its user reads it. An event is visible from the time it was first recorded, never earlier. Recording
-the same event again changes no response for an earlier timestamp: missing feedback is added and is available from then
-on, and changed values create a further version of the event, which replaces it from then on. A log of steps has no
-clock: an event is visible from its own step, and recording it again overwrites it.
+The next ranking for its user includes it. An event is visible from the time it was first recorded, never earlier.
+Recording the same event again changes no response for an earlier timestamp: missing feedback is added and is available
+from then on, and changed values create a new revision of the event, which replaces it from then on. If the log's time
+unit is ``step``, there is no clock: an event is visible from its own step, and recording it again overwrites it.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class EventResponse:
     Attributes:
         at: timestamp of the event in the format of requests. Later feedback of the event is sent with the same value.
         instance: name of its token.
-        visible: time from which the last recorded version is visible, in the format of requests. A log stores it as
+        visible: time from which the last revision is visible, in the format of requests. A log stores it as
             ``available_at``.
-        recorded_at: time of the call, from which its feedback is available unless the schema says later.
+        recorded_at: time of the call. Its feedback is available from then on, unless the schema delays it.
         replaced: True if the event was recorded before.
         has_feedback: True if it came with feedback.
         new_user, new_item: True if the ranker's log does not contain them.
@@ -87,7 +87,7 @@ class PendingEvent:
     def commit(self) -> EventResponse:
         """Write the event durably.
 
-        This waits for the disk or the server, and may run beside rankings.
+        This waits for the disk or the server. Rankings may run at the same time.
 
         Raises:
             StoreError: a store that does not respond. The event may be written in part until it is recorded again.
@@ -180,12 +180,17 @@ class EventRecorder:
             update = live.prepare_update(event.user, row, event.at, own_columns, old, now, overwrite=self._steps)
             visible.append(update.available)
             writes += update.writes
-        for index, (store, token, (codes, available_at)) in enumerate(zip(stores, tokens, sides)):
+        for index, (store, token, (side_ids, available_at)) in enumerate(zip(stores, tokens, sides)):
             vector = None if vectors is None else vectors[index]
-            since, write = self._plan_token_write(event, store, token, vector, codes, available_at, now)
+            visible_at, write = self._plan_token_write(event, store, token, vector, side_ids, available_at, now)
             # A token of the log may wait for the visibility delay of its store. The event itself does not.
-            if not self._live_stores or token is None or since != token.visible or token.instance != event.instance:
-                visible.append(since)
+            if (
+                not self._live_stores
+                or token is None
+                or visible_at != token.visible
+                or token.instance != event.instance
+            ):
+                visible.append(visible_at)
             writes += write
         replaced = any(token is not None for token in tokens)
         return PendingEvent(writes, self._build_response(event, max(visible), now, replaced))
@@ -196,24 +201,35 @@ class EventRecorder:
         store: TokenStore,
         token: Token | None,
         vectors: NDArray[Any] | None,
-        codes: Mapping[str, int],
+        side_ids: Mapping[str, int],
         available_at: Mapping[str, int],
         now: int,
     ) -> tuple[int, list[Callable[[], None]]]:
-        """Return the time from which this version of a token is visible, and the required writes."""
+        """Return the time from which this revision of a token is visible, and the functions that write it.
+
+        Args:
+            token: the recorded token, or None.
+            vectors: its new vector ``[1, W]``, or None if the call has no context.
+            side_ids, available_at: id and availability time of each side column.
+            now: time of recording.
+        """
         if token is None or (self._steps and vectors is not None):
             assert vectors is not None
-            since = now if token is None else token.visible
-            return since, [partial(self._append, event, store, vectors, since, event.instance, codes, available_at)]
-        since = max(now, token.visible)
+            visible_at = now if token is None else token.visible
+            return visible_at, [
+                partial(self._append, event, store, vectors, visible_at, event.instance, side_ids, available_at)
+            ]
+        visible_at = max(now, token.visible)
         if vectors is not None and not token.holds(vectors):
-            return since, [partial(self._append, event, store, vectors, since, token.instance + 1, codes, available_at)]
+            return visible_at, [
+                partial(self._append, event, store, vectors, visible_at, token.instance + 1, side_ids, available_at)
+            ]
         if not self._steps and any(
-            token.available_at[name] != NEVER and token.sides[name] != codes[name] for name in codes
+            token.available_at[name] != NEVER and token.sides[name] != side_ids[name] for name in side_ids
         ):
-            return since, [partial(token.amend, codes, available_at, since)]
-        changed = codes != token.sides or available_at != token.available_at
-        return token.visible, [partial(token.amend, codes, available_at)] if changed else []
+            return visible_at, [partial(token.amend, side_ids, available_at, visible_at)]
+        changed = side_ids != token.sides or available_at != token.available_at
+        return token.visible, [partial(token.amend, side_ids, available_at)] if changed else []
 
     def _find_stored_event(self, event: _Event, live: LiveEvents, encoder: RequestEncoder) -> StoredEvent | None:
         request = event.request
@@ -267,13 +283,13 @@ class EventRecorder:
         self, event: _Event, store: TokenStore, token: Token | None
     ) -> tuple[dict[str, int], dict[str, int]]:
         """Return ids and availability times of the side columns. Feedback that was available before stays."""
-        codes, available_at = {}, {}
+        side_ids, available_at = {}, {}
         for name, ids in store.info.sides.items():
             encoded = feedback.encode_side(self.source.encoder.fitted, name, event.feedback)
             old = (ids, NEVER) if token is None else (token.sides[name], token.available_at[name])
             unchanged = encoded is not None and encoded[0] == old[0] and old[1] != NEVER and not self._steps
-            codes[name], available_at[name] = old if encoded is None or unchanged else encoded
-        return codes, available_at
+            side_ids[name], available_at[name] = old if encoded is None or unchanged else encoded
+        return side_ids, available_at
 
     def _append(
         self,
@@ -282,7 +298,7 @@ class EventRecorder:
         vectors: NDArray[Any],
         visible: int,
         instance: int,
-        codes: Mapping[str, int],
+        side_ids: Mapping[str, int],
         available_at: Mapping[str, int],
     ) -> None:
         store.append(
@@ -292,7 +308,7 @@ class EventRecorder:
             visible=np.array([visible], np.int64),
             version=np.array([self.source.facts.version], np.int64),
             vectors=vectors,
-            sides={name: np.array([code], np.int64) for name, code in codes.items()},
+            sides={name: np.array([code], np.int64) for name, code in side_ids.items()},
             available_at={name: np.array([since], np.int64) for name, since in available_at.items()},
         )
 

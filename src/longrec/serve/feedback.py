@@ -108,7 +108,7 @@ def compute_delay(schema: Schema, name: str) -> int:
 
 
 def encode_feature(fitted: FittedSchema, name: str, feedback: Feedback) -> tuple[int, int]:
-    """Return id and availability time of a feedback feature ("not yet known" and never, if it is missing).
+    """Return id and availability time of a feedback feature: the id "not yet available" and ``NEVER`` if it is missing.
 
     Raises:
         DataError: a value of the wrong type.

@@ -131,7 +131,7 @@ def to_request_error(error: DataError) -> RequestError:
 
 
 def check_names(where: str, received: set[str], expected: Mapping[str, Any], do: str) -> None:
-    """Refuse unknown and missing names, and list the expected names.
+    """Reject unknown and missing names, with an error that lists the expected names.
 
     Raises:
         RequestError: 422.

@@ -1,8 +1,8 @@
-"""Live events: events recorded after a bundle was written, stored durably and read as part of its history.
+"""Live events: events recorded after a bundle was written, stored durably and read as part of its histories.
 
-They have a store of their own, by the users' own keys, so that users whom the bundle does not contain have histories
-too. Ids are those of the bundle, so the store belongs to one bundle and others refuse it. Every event has the time from
-which it is visible (``store/visibility.py`` defines how versions of one event are stored).
+They are kept in a separate store by the raw keys of users, so that users whom the bundle does not contain have
+histories too. Ids are those of the bundle, so the store is rejected for any other bundle. Every event has the time from
+which it is visible (``store/visibility.py`` defines how revisions of one event are stored).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class EventUpdate:
     """Update of the store for a recorded event.
 
     Attributes:
-        available: time from which the new version is visible.
+        available: time from which the new revision is visible.
         writes: functions that write it.
     """
 
@@ -60,7 +60,7 @@ class EventUpdate:
 
 
 class LiveEvents:
-    """Events since a bundle, and histories merged from both.
+    """Store of the events since a bundle was written, and histories merged from the bundle and this store.
 
     Args:
         location: a folder or an address. A missing store is created.
@@ -93,7 +93,7 @@ class LiveEvents:
         return types
 
     def find(self, user: int, row: int, time: int, instance: int, item: int) -> StoredEvent | None:
-        """Return the newest version of a recorded event, or the event of the bundle, or None.
+        """Return the newest revision of a recorded event, or the event of the bundle, or None.
 
         Args:
             user: key number.
@@ -116,7 +116,7 @@ class LiveEvents:
         *,
         overwrite: bool,
     ) -> EventUpdate:
-        """Prepare the record of an event. Missing values are added, and changed values create a further version.
+        """Prepare the record of an event. Missing values are added, and changed values create a new revision.
 
         Args:
             user: key number.
@@ -163,10 +163,15 @@ class LiveEvents:
         replaces: bool,
         further: bool = False,
     ) -> EventUpdate:
-        """Prepare one row. ``since`` has the filters that it passes, ``further`` is True after the first version."""
+        """Prepare one row of the store.
+
+        Args:
+            since: time from which the event passes each filter, by history.
+            further: True for every revision after the first.
+        """
         row_columns = {**columns, AVAILABLE: available, "replaces": int(replaces)}
         for name in self.filters:
-            # Every filter reads a further version, because it replaces one that may pass.
+            # Every filter reads a later revision, because it replaces one that may pass.
             row_columns[f"where.{name}"] = int(name in since or further)
             row_columns[f"since.{name}"] = since.get(name, NEVER)
         values = {name: np.array([value]) for name, value in row_columns.items()}

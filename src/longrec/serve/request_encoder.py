@@ -22,7 +22,7 @@ from longrec.export.raw_columns import (
 from longrec.features.entity_table import EntityTable
 from longrec.features.feature_encoders import Lists
 from longrec.pipeline.candidates import Candidates
-from longrec.pipeline.stage import Query
+from longrec.pipeline.stage import RankQuery
 from longrec.serve.histories import Columns, EventHistories, check_names, to_request_error
 from longrec.serve.knowledge_features import KnowledgeFeatures, key_number
 from longrec.serve.live_events import LiveEvents
@@ -121,7 +121,7 @@ class RequestEncoder:
         """
         return int(self._users.find_rows([key], "user")[1][0])
 
-    def build_query(self, request: RankRequest, timestamp: int) -> tuple[Query, bool]:
+    def build_query(self, request: RankRequest, timestamp: int) -> tuple[RankQuery, bool]:
         """Build the inputs shared by all candidates, and return True as second value for an unknown user.
 
         Raises:
@@ -152,7 +152,7 @@ class RequestEncoder:
                 inputs.update(make_tensors(f"h.{history}.{name}", column, number))
                 # A token is adapted once per run and cheap per candidate, so small runs would repeat the former.
                 positions = max(positions, len(column) // 4 if history in self._tokens.stores else len(column))
-        return Query(row, timestamp, inputs, positions), not row
+        return RankQuery(row, timestamp, inputs, positions), not row
 
     def _read_histories(self, request: RankRequest, user: int, row: int, timestamp: int) -> dict[str, Columns]:
         histories: dict[str, Columns] = {}

@@ -28,7 +28,7 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             earlier events are read.
         context: raw values of the impression's own event columns, null for a missing value.
         candidate_context: for schemas with columns of the candidate, ``{column: [one raw value per candidate]}``. Null
-            for a missing value, or instead of the list if all are missing.
+            for a missing value, and in place of the list if all values are missing.
         history: for schemas with pre-joined rows, ``{history: {feature: [values, oldest first]}}``.
         allow_unknown: rank for a user, or items, that the log does not contain.
     """
@@ -84,7 +84,8 @@ def decode_request(body: bytes) -> RankRequest:
     """Decode a ranking request from JSON.
 
     Raises:
-        RequestError: 400 for invalid JSON (NaN and Infinity are invalid), 422 for another form.
+        RequestError: 400 if the body is not JSON (NaN and Infinity are not JSON), 422 if a field is invalid, 413 if
+            there are too many candidates.
     """
     try:
         request = _DECODER.decode(body)
@@ -108,7 +109,7 @@ def decode_event(body: bytes) -> EventRequest:
     """Decode an event from JSON.
 
     Raises:
-        RequestError: 400 for invalid JSON, 422 for another form.
+        RequestError: 400 if the body is not JSON, 422 if a field is invalid.
     """
     try:
         request = _EVENTS.decode(body)
@@ -129,7 +130,7 @@ def build_json_error(error: Exception) -> RequestError:
 
 
 def build_validation_error(error: msgspec.ValidationError, fields: tuple[str, ...]) -> RequestError:
-    """Return the error of JSON of another form, in the wording of LongRec."""
+    """Return the error of an invalid field, in the wording of LongRec."""
     match = _ERROR_PATTERN.match(str(error))
     assert match is not None  # the pattern takes any text
     what, path = match["what"], match["path"] or "body"

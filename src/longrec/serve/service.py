@@ -23,7 +23,7 @@ from longrec.export.raw_columns import format_request_time
 from longrec.export.runtime import Program
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.rank import RankStage
-from longrec.pipeline.stage import Outcome, Pipeline, Query
+from longrec.pipeline.stage import Pipeline, PipelineResult, RankQuery
 from longrec.serve import open_inference
 from longrec.serve.events import EventRecorder, EventResponse, PendingEvent
 from longrec.serve.request_encoder import RequestEncoder
@@ -44,22 +44,22 @@ class RankResponse:
     """Response to a ranking request: candidates, best first.
 
     Attributes:
-        outcome: ranked candidates, and the duration of each stage.
+        pipeline_result: ranked candidates, and the duration of each stage.
         at: timestamp of the ranking, in the format of requests.
-        new_user: True if the log does not contain the user.
-        new_items: items that the log does not contain.
+        new_user: True if the user is unknown (the log does not contain it).
+        new_items: unknown items.
     """
 
     model: str
     user: Key
     at: str | int | None
-    outcome: Outcome
+    pipeline_result: PipelineResult
     new_user: bool
     new_items: list[Key]
 
     def json(self) -> bytes:
         """Return the response of ``/rank``."""
-        ranked = self.outcome.candidates
+        ranked = self.pipeline_result.candidates
         columns = zip(ranked.keys.tolist(), ranked.scores.tolist(), ranked.list_origins())
         return orjson.dumps(
             {
@@ -78,7 +78,7 @@ def read_clock() -> int:
 
 
 class Service:
-    """Service of one bundle, for one thread.
+    """Ranking service of one bundle, for use by one thread.
 
     Args:
         bundle: folder of the bundle, or the opened bundle.
@@ -139,9 +139,9 @@ class Service:
         at = parse_request_time(request.at, self._time, self._clock())
         query, new_user = self._encoder.build_query(request, at)
         candidates, new_items = self._encoder.build_candidates(request)
-        outcome = self._pipeline(candidates, query)
+        pipeline_result = self._pipeline(candidates, query)
         return RankResponse(
-            self.model, request.user, format_request_time(self.bundle.fitted, at), outcome, new_user, new_items
+            self.model, request.user, format_request_time(self.bundle.fitted, at), pipeline_result, new_user, new_items
         )
 
     def record(self, body: bytes) -> EventResponse:
@@ -174,7 +174,7 @@ class Service:
         if self._state is not None:
             self._state.close()
 
-    def _score(self, candidates: Candidates, query: Query) -> NDArray[np.float32]:
+    def _score(self, candidates: Candidates, query: RankQuery) -> NDArray[np.float32]:
         step = max(1, min(_CHUNK_CANDIDATES, _CHUNK_POSITIONS // max(query.positions, 1)))
         scores = []
         # Rows are independent, so that chunks change no score.
@@ -246,7 +246,7 @@ def score_golden(service: Service, golden: Sequence[GoldenRequest]) -> list[NDAr
     """Return the service's score of every candidate of golden requests, in the order of the candidates."""
     answers = []
     for one in golden:
-        ranked = service.rank(decode_request(orjson.dumps(one.request))).outcome.candidates
+        ranked = service.rank(decode_request(orjson.dumps(one.request))).pipeline_result.candidates
         scores = dict(zip(ranked.keys.tolist(), ranked.scores.tolist()))
         answers.append(np.array([scores[key] for key in one.request["candidates"]]))
     return answers

@@ -1,4 +1,4 @@
-"""Tokens of a request, read by the user's own key and the request's timestamp, as in training."""
+"""Token histories of a request, read by the raw key of the user and the request's timestamp, as in training."""
 
 from __future__ import annotations
 

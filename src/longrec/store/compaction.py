@@ -1,4 +1,4 @@
-"""Compaction: merge of a segment and new events into a new segment, column by column and chunk by chunk."""
+"""Compaction: writing a new segment from a segment and newer events, column by column and chunk by chunk."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ ColumnReader = Callable[[int, int], NDArray[Any]]
 
 
 class Compaction:
-    """Merge of a segment and new events.
+    """Merge of a segment with newer events into a new segment. ``write`` writes it.
 
     Args:
-        keys, times: int64 ``[n]`` of the new events, sorted by key, time and identity, each once.
-        ids: their identities, or None.
+        segment: the existing segment.
+        keys, times: int64 ``[n]`` of the new events, sorted by key, time and identity, without duplicates.
+        ids: identities of the new events, or None.
+        identity: column that identifies an event of a key and a time, or None.
     """
 
     def __init__(
@@ -41,14 +43,14 @@ class Compaction:
     ) -> None:
         self.segment, self.keys, self.times = segment, keys, times
         positions, is_update = locate_events(segment, keys, times, ids, identity)
-        self.replaced = positions[is_update]
+        self.replaced_positions = positions[is_update]
         """Positions of old events that new ones replace."""
-        self.target = positions - np.searchsorted(self.replaced, positions) + np.arange(len(keys))
+        self.merged_positions = positions - np.searchsorted(self.replaced_positions, positions) + np.arange(len(keys))
         """Position of each new event in the merged segment."""
-        self._ranks = self.replaced - np.arange(len(self.replaced))
+        self._ranks = self.replaced_positions - np.arange(len(self.replaced_positions))
 
     def __len__(self) -> int:
-        return len(self.segment) - len(self.replaced) + len(self.keys)
+        return len(self.segment) - len(self.replaced_positions) + len(self.keys)
 
     def write(self, folder: Path, types: Types, columns: Mapping[str, ColumnReader], *, sync: bool) -> None:
         """Write the merged segment, with integers as narrow as their values allow and the manifest last.
@@ -90,18 +92,18 @@ class Compaction:
         """Yield the merged column in the type ``dtype``, chunk by chunk."""
         for low in range(0, len(self), _CHUNK):
             high = min(low + _CHUNK, len(self))
-            first, stop = np.searchsorted(self.target, [low, high]).tolist()
+            first, stop = np.searchsorted(self.merged_positions, [low, high]).tolist()
             start, end = self._find_old_position(low - first), self._find_old_position(high - stop)
             kept = old[start:end]
-            inside = slice(*np.searchsorted(self.replaced, [start, end]).tolist())
+            inside = slice(*np.searchsorted(self.replaced_positions, [start, end]).tolist())
             if inside.stop > inside.start:
-                kept = np.delete(kept, self.replaced[inside] - start, axis=0)
+                kept = np.delete(kept, self.replaced_positions[inside] - start, axis=0)
             if first == stop:
                 yield kept.astype(dtype.base, copy=False)
                 continue
             chunk = np.empty((high - low, *dtype.shape), dtype.base)
             fresh = np.zeros(high - low, bool)
-            fresh[self.target[first:stop] - low] = True
+            fresh[self.merged_positions[first:stop] - low] = True
             chunk[fresh] = new(first, stop)
             chunk[~fresh] = kept
             yield chunk
@@ -113,7 +115,7 @@ class Compaction:
     def _merge_offsets(self) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
         """Return the offsets and keys of the merged segment."""
         segment = self.segment
-        counts = np.diff(segment.offsets - np.searchsorted(self.replaced, segment.offsets))
+        counts = np.diff(segment.offsets - np.searchsorted(self.replaced_positions, segment.offsets))
         bounds = np.flatnonzero(np.append(True, self.keys[1:] != self.keys[:-1])[: len(self.keys)])
         owners, new = self.keys[bounds], np.diff(np.append(bounds, len(self.keys)))
         keys = segment.keys

@@ -16,7 +16,7 @@ from longrec.errors import StoreError
 from longrec.store.column_types import Types, validate_events
 from longrec.store.history_store import Events
 from longrec.store.memtable import Memtable, count_before
-from longrec.store.merge_iterator import EventRange, expand_ranges, gather_events, gather_ranges, merge_key_events
+from longrec.store.merge import EventRange, expand_ranges, gather_events, gather_ranges, merge_key_events
 from longrec.store.segment import Segment
 from longrec.store.sorted_events import find_lower_bounds, locate_events
 

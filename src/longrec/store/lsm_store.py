@@ -302,7 +302,10 @@ class LsmStore(LsmTree):
             self._manifest = Manifest.read(self.folder)
 
     def _load_generation(self) -> None:
-        """Map the segment and replay the write-ahead log that the manifest names."""
+        """Memory-map the manifest's segment and replay its write-ahead log.
+
+        A generation is one pair of both. The writer starts a new one with every compaction.
+        """
         while True:
             manifest = self._manifest
             try:

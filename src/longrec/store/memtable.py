@@ -156,7 +156,7 @@ def count_before(own: KeyEvents, timestamp: int | None) -> int:
 
 
 def compute_merge_order(times: NDArray[np.int64], ids: NDArray[Any] | None) -> NDArray[np.int64]:
-    """Return the read order of events, each identity once, from events in order of arrival."""
+    """Return the read order of events without repeated identities, from events in order of arrival."""
     if ids is None:
         return np.argsort(times, kind="stable")
     order = np.lexsort((ids, times))

@@ -1,4 +1,4 @@
-"""Lua scripts of the remote store. A Redis string per key holds sorted fixed-width records, each once.
+"""Lua scripts of the remote store. A Redis string per key contains sorted fixed-width records without duplicates.
 
 A script runs completely or not at all, and no other command runs in between.
 

@@ -1,9 +1,9 @@
 """A history store in a Redis or Valkey server, which many processes read and write without a lock.
 
-One string per key holds fixed-width records, sorted by time (and identity), each once. A read is a binary search in the
-server and one copy. ``name:meta`` holds the metadata of the store as JSON, ``name:e:KEY`` the events of a key, and
-``name:a:NAME`` a small array. The server's own settings (``appendfsync``) decide whether a write survives a power
-failure.
+One string per key contains fixed-width records, sorted by time (and identity), without duplicates. A read is a binary
+search in the server and one copy. ``name:meta`` contains the metadata of the store as JSON, ``name:e:KEY`` the events
+of a key, and ``name:a:NAME`` a small array. The server's own settings (``appendfsync``) decide whether a write survives
+a power failure.
 
 Address: ``redis://[user:password@]host[:port]/db/name``, or ``rediss://`` for TLS. ``?cap=N`` at creation keeps the
 newest N events of a key (up to a quarter more, between two trimmings).

@@ -70,7 +70,7 @@ def locate_events(
 def compute_read_order(
     keys: NDArray[np.int64], times: NDArray[np.int64], ids: NDArray[np.int64] | None
 ) -> NDArray[np.int64] | None:
-    """Return the order by (key, time, identity), each event once, or None if events are in that order already."""
+    """Return the order by (key, time, identity), without repeated events. None if the events already have it."""
     rising = (keys[1:] > keys[:-1]) | ((keys[1:] == keys[:-1]) & (times[1:] >= times[:-1]))
     if not rising.all():
         order = np.lexsort((times, keys) if ids is None else (ids, times, keys))

@@ -99,7 +99,7 @@ def read_visible_events(
 def mask_newest_versions(
     seen: NDArray[np.bool_], times: NDArray[np.int64], identities: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Return the mask of visible entries without every version whose next version is visible too.
+    """Return the mask of visible entries without every revision whose next revision is visible too.
 
     >>> times, ids = np.array([5, 5, 6, 6]), np.array([7, 8, 7, 8])
     >>> mask_newest_versions(np.array([True, True, True, False]), times, ids).tolist()

@@ -87,7 +87,7 @@ def estimate_memory(model_config: Mapping[str, Any], fields: Fields, fit: FitCon
             model = models.build(model_config, fields)
     except Exception:  # noqa: BLE001 - an error in building a model is reported when it is really built
         return None
-    tables = {id(table) for table in model.tables()}
+    tables = {id(table) for table in model.embedding_parameters()}
     weights = optimizer = 0
     named = dict(model.named_parameters())
     for parameter in named.values():

@@ -16,7 +16,7 @@ from longrec.train.sparse_optimizers import LazyAdagrad, LazyAdam, LazySGD, Roww
 
 def build_optimizers(model: Model, config: FitConfig) -> dict[str, Optimizer]:
     """Return the optimizers ``dense`` and ``tables``, each only if the model has such parameters."""
-    tables = list(model.tables())
+    tables = list(model.embedding_parameters())
     own = {id(table) for table in tables}
     dense = [parameter for parameter in model.parameters() if id(parameter) not in own and parameter.requires_grad]
     optimizers: dict[str, Optimizer] = {}

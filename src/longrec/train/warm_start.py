@@ -104,7 +104,7 @@ def _check_same_optimizers(where: str, before: FitConfig, now: FitConfig) -> Non
 
 def _check_same_ids(where: str, old: Model, before: FittedSchema, now: FittedSchema) -> None:
     """Refuse encoders that map values to other ids or numbers than those of the old model."""
-    for field in old.fields.tables():
+    for field in old.fields.distinct_fields():
         one, other = before.encoders.get(field.name), now.encoders.get(field.name)
         if one is None and other is None:
             continue  # computed columns, tokens and knowledge

@@ -1,7 +1,7 @@
 """Base classes of models, and functions that find a model by name and build it from a config.
 
-The folder is the registry: ``din`` is ``models/din.py``, and a dotted path is a module of yours. A module defines
-exactly one concrete model, with a ``Config`` of its own.
+The folder is the registry: ``din`` is ``models/din.py``. A dotted path is a module outside the package. A module
+defines exactly one concrete model with its own ``Config``.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Model(nn.Module, ABC):
         """Return the output bias of every label (the schema's, then ``targets``): a parameter of size 1, or a slice.
 
         Of nested models only the bias of the outermost output counts. A model that returns none starts training
-        from one half instead of the base rate, and its results carry a warning.
+        from one half instead of the base rate, and its results contain a warning.
         """
         return ()
 
@@ -141,7 +141,7 @@ class Model(nn.Module, ABC):
         weights towards its rate.
 
         Args:
-            rates: of each label between 0 and 1, the schema's first, then ``targets``.
+            rates: share of positives per label, between 0 and 1: the schema's label first, then ``targets``.
         """
         for bias, rate in zip(self.output_biases(), rates):
             bias.detach().fill_(math.log(rate / (1 - rate)))
@@ -151,26 +151,26 @@ class Model(nn.Module, ABC):
         return ""
 
     def fit_statistics(self, chunks: Iterable[Mapping[str, HistoryBatch]]) -> None:
-        """Compute statistics of the training window before the first step. They are part of the state.
+        """Compute statistics of the training window before the first step. They are saved in the ``state_dict``.
 
         Args:
-            chunks: histories of some users per chunk, one row per user, without events of valid and test.
+            chunks: chunks of users, each with their histories, one row per user, without events of valid and test.
         """
-        raise NotImplementedError(f"{type(self).__name__} needs no training window")
+        raise NotImplementedError(f"{type(self).__name__} computes no statistics of the training window")
 
-    def tables(self) -> list[nn.Parameter]:
-        """Return the embedding tables. Their gradients are sparse; all other parameters are dense."""
-        return [table for module in self.modules() if isinstance(module, Embeddings) for table in module.tables()]
+    def embedding_parameters(self) -> list[nn.Parameter]:
+        """Return the weights of the embedding tables, the only parameters with sparse gradients."""
+        return [p for module in self.modules() if isinstance(module, Embeddings) for p in module.embedding_parameters()]
 
 
 class Ranker(Model):
-    """A model that scores each row.
+    """A model that returns one score per row, that is, per pair of an impression and its item.
 
     Attributes:
-        interaction: width of what ``interact`` returns. 0 for a model without ``interact``.
+        interaction_width: width of the output of ``interact``. 0 for a model without ``interact``.
     """
 
-    interaction: int = 0
+    interaction_width: int = 0
 
     def forward(self, batch: Batch) -> Float[Tensor, " B"]:
         """Return the logit of every row."""
@@ -313,7 +313,7 @@ def build_base(section: Mapping[str, Any], fields: Fields, where: str) -> Ranker
         ConfigError: as ``build``; or a model that is no ranker with ``interact`` and ``head``, or one of several tasks.
     """
     model, name = build(section, fields, prefix=where), section.get("name")
-    if not isinstance(model, Ranker) or not model.interaction:
+    if not isinstance(model, Ranker) or not model.interaction_width:
         raise ConfigError("config", [f"{where}.name: {name} cannot be a base; it takes a ranker that has interact"])
     if model.targets:
         targets = ", ".join(model.targets)
@@ -325,7 +325,7 @@ def build_base(section: Mapping[str, Any], fields: Fields, where: str) -> Ranker
 
 
 def find(name: str) -> type[Model]:
-    """Return the class of a model: ``din`` is ours, ``my_team.models.din2`` is yours.
+    """Return the class of a model: ``din`` from this package, or ``my_team.models.din2`` from another one.
 
     Raises:
         UnknownName: no such model.

@@ -18,13 +18,13 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import BaseSection, Model, Ranker, build_base, name_of
 from longrec.models.core.multi_task import Tasks
-from longrec.nn.activation import Name
+from longrec.nn.activation import ActivationName
 from longrec.nn.embedding import Embeddings
-from longrec.nn.experts import PLE, Form, MLPs, MMoE, SharedBottom, Towers
+from longrec.nn.experts import Form, MLPs, MMoELayer, PLELevels, SharedBottom, Towers
 from longrec.nn.segments import Segments
 
 Width = Annotated[int, Field(ge=1)]
-Shared = SharedBottom | MMoE | PLE | MLPs
+Shared = SharedBottom | MMoELayer | PLELevels | MLPs
 """Layers that map ``[B, W]`` to ``[B, K, H]``."""
 
 
@@ -35,7 +35,7 @@ class BottomConfig(Strict):
         None, description="Ranker below the tasks; by default all fields and the mean of each history."
     )
     embedding_dim: Width = Field(16, description="Embedding width of fields without `dim`, without a base.")
-    activation: Name = Field("relu", description="Activation of all networks.")
+    activation: ActivationName = Field("relu", description="Activation of all networks.")
     batch_norm: bool = Field(True, description="Batch normalization in all networks.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of all networks.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
@@ -63,7 +63,7 @@ class Bottom(nn.Module):
         self.embeddings: Embeddings | None = None
         if config.base is not None:
             self.base = build_base(config.base, fields, "model.base")
-            self.width = self.base.interaction + 1
+            self.width = self.base.interaction_width + 1
             return
         self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
         read = [*fields.features, *(field for columns in fields.histories.values() for field in columns)]
@@ -122,7 +122,7 @@ class BottomRanker(Ranker):
     def set_layers(self, shared: Shared, towers: Towers) -> None:
         """Set the layers that the tasks share, and the towers over them."""
         self.shared, self.towers = shared, towers
-        self.interaction = towers.count * shared.width
+        self.interaction_width = towers.count * shared.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """Return the inputs of all towers, concatenated."""

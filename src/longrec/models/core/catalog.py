@@ -66,7 +66,7 @@ def names() -> list[str]:
 
 
 def is_model(name: str) -> bool:
-    """Return True if a name is that of a model, ours or yours."""
+    """Return True if there is a model of that name, in this package or another one."""
     try:
         _model(_parse(_path(name)), Path(name))
     except ConfigError:
@@ -75,7 +75,7 @@ def is_model(name: str) -> bool:
 
 
 def describe(name: str) -> Card:
-    """Return the card of a model: ``din`` is ours, ``my_team.models.din2`` is yours.
+    """Return the card of a model: ``din`` from this package, or ``my_team.models.din2`` from another one.
 
     Raises:
         UnknownName: no such model.
@@ -163,19 +163,19 @@ def _parse(path: Path) -> ast.Module:
 
 def _model(tree: ast.Module, path: Path) -> tuple[ast.ClassDef, str]:
     """Return the one class of a file that derives from a kind, and the kind."""
-    matches = [(node, kind) for node in tree.body if isinstance(node, ast.ClassDef) for kind in _kinds(tree, node)]
+    matches = [(node, kind) for node in tree.body if isinstance(node, ast.ClassDef) for kind in _find_kinds(tree, node)]
     if len(matches) != 1:
         class_names = ", ".join(node.name for node, _ in matches) or "none"
         raise ConfigError(str(path), [f"must define exactly one model, found {class_names}"])
     return matches[0]
 
 
-def _kinds(tree: ast.Module, node: ast.ClassDef) -> list[str]:
-    """Return the kind that a class derives from, directly or through a class of ``models/core``."""
+def _find_kinds(tree: ast.Module, node: ast.ClassDef) -> list[str]:
+    """Return a list with the kind that a class derives from, also through a class of ``models/core``. Empty if none."""
     bases = [base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "") for base in node.bases]
     own = [base for base in bases if base in KINDS]
     return (
-        own or [kind for module, base in _bases(tree, node) if module is not tree for kind in _kinds(module, base)]
+        own or [kind for module, base in _bases(tree, node) if module is not tree for kind in _find_kinds(module, base)]
     )[:1]
 
 

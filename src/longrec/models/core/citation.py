@@ -124,7 +124,7 @@ def software() -> Citation:
 
 
 def entries(models: Iterable[str]) -> list[Entry]:
-    """Return the papers of some models, each once, and LongRec last.
+    """Return the papers of the given models without duplicates, and LongRec last.
 
     Raises:
         ConfigError: no such model, or one whose docstring does not name its paper.

@@ -1,7 +1,7 @@
 """Merge of a segment and a memtable: the read order of one key's events, and their values.
 
-A position counts a segment's events from 0. The event at position p of the memtable is written ``~p``, so that the
-sign selects the source of a value. An event range is a range of the segment, or of an array of positions.
+A position counts a segment's events from 0. Position p of the memtable is encoded as ``~p``, which is negative, so that
+one array holds positions of both layers. An event range is a slice of the segment, or a slice of an array of positions.
 """
 
 from __future__ import annotations
@@ -22,39 +22,41 @@ _FEW = 12
 _TIME = np.dtype(np.int64)
 
 EventRange = tuple[bool, int, int]
-"""Whether it is a range of an array of positions (else of the segment), its start and its end."""
+"""``(by_position, start, stop)``: a slice of an array of positions if ``by_position`` is True, else of the segment."""
 
 
 def merge_key_events(
     segment: Segment,
     memtable: Memtable,
     identity: str | None,
-    own: KeyEvents,
+    memtable_events: KeyEvents,
     count: int,
     start: int,
     stop: int,
     n: int | None,
     where: str | None,
 ) -> tuple[NDArray[np.int64], list[EventRange]]:
-    """Return positions, and the ranges to read in turn, of one key that has events in both layers.
+    """Return the positions and the event ranges of one key that has events in both layers, in read order.
 
     Args:
-        own: events of the key in the memtable. The first ``count`` of them are before the timestamp.
-        start, stop: the segment's events of the key before the timestamp.
+        identity: column that identifies an event, or None.
+        memtable_events: events of the key in the memtable.
+        count: number of those events that are before the timestamp.
+        start, stop: positions of the segment's events of the key that are before the timestamp.
         n: number of newest events to read. None: all.
-        where: column of the filter.
+        where: column of the filter, or None.
     """
     low = 0 if n is None or where is not None else max(0, count - n)
     # A copy, because an array with an exported buffer cannot grow.
-    new = np.frombuffer(own[1][low:count].tobytes(), np.int64)
+    new = np.frombuffer(memtable_events[1][low:count].tobytes(), np.int64)
     if where is None:
         if n is not None:
             start = max(start, stop - n)
-        if start == stop or segment.times[stop - 1] < own[0][low]:
+        if start == stop or segment.times[stop - 1] < memtable_events[0][low]:
             if n is not None:
                 start = max(start, stop - n + len(new))
             return ~new, [(False, start, stop), (True, 0, len(new))]
-        among = bisect_right(own[0], int(segment.times[stop - 1]), low, count) - low
+        among = bisect_right(memtable_events[0], int(segment.times[stop - 1]), low, count) - low
         if among <= _FEW:
             ranges = _split_ranges(segment, start, stop, memtable, new[:among], identity)
             return ~new, _keep_last([*ranges, (True, among, len(new))], n)
@@ -91,7 +93,7 @@ def _split_ranges(
 
 
 def _keep_last(ranges: list[EventRange], n: int | None) -> list[EventRange]:
-    """Return the last ``n`` events of some ranges."""
+    """Return the last ``n`` events of event ranges."""
     if n is None:
         return ranges
     kept: list[EventRange] = []
@@ -121,7 +123,7 @@ def gather_ranges(
     types: Types,
     offsets: NDArray[np.int64] | None,
 ) -> Events:
-    """Return the events of some ranges, copied slice by slice.
+    """Return the events of event ranges, copied slice by slice.
 
     Args:
         offsets: offsets of the keys. None: all events are of one key.
@@ -147,7 +149,7 @@ def gather_ranges(
 def gather_events(
     segment: Segment, memtable: Memtable, positions: NDArray[np.int64], offsets: NDArray[np.int64], types: Types
 ) -> Events:
-    """Return the events at some positions, taken one by one."""
+    """Return the events at the given positions, taken one by one."""
     take = _Positions(positions).take
     columns = {name: take(segment.columns[name], memtable.columns[name], dtype) for name, dtype in types.items()}
     return Events(offsets, take(segment.times, memtable.times, _TIME), columns)
