@@ -65,7 +65,7 @@ def same(one: Any, other: Any) -> None:
 
 
 def test_6_a_user_stands_as_the_user_of_an_impression_at_that_timestamp(log: Log) -> None:
-    """The behaviour is cut at the moment: the same code, the same places, ties left out."""
+    """The cut at the timestamp: the same code, the same positions, ties left out."""
     for row in np.random.default_rng(1).choice(len(log), 60, replace=False):
         expected = gather(log, np.array([row]))
         batch = build_user_batch(log, log.user(np.array([row])), int(log.timestamps[row]))

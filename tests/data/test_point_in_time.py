@@ -29,7 +29,7 @@ SCHEMA: dict[str, Any] = {
     "request": "visit",
     "label": "click",
     "label_delay": LABEL_DELAY,
-    # Everything that could be learnt is given, so that only the log itself can leak.
+    # Everything that could be learned is configured, so that only the log itself can leak.
     "features": {
         "number": {"kind": "numeric"},  # tells the rows apart
         "user": {"kind": "id", "vocab": list(range(USERS + 1))},
