@@ -42,7 +42,7 @@ def small_movielens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_demo_ends_with_a_report_and_a_bundle_that_serves(
     small_movielens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(main_job, "movielens_1m", lambda *_: small_movielens)
+    monkeypatch.setattr(main_job, "fetch_movielens_1m", lambda *_: small_movielens)
     monkeypatch.setenv("LONGREC_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 
