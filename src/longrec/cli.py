@@ -92,7 +92,7 @@ def _refuse_former_names(arguments: Sequence[str]) -> None:
     """Refuse a command and options under the names of earlier versions.
 
     Raises:
-        ConfigError: all former names of the command line, each with its new name.
+        ConfigError: if the command line has former names. All are listed, each with its new name.
     """
     command, *rest = arguments
     faults = []

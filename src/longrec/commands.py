@@ -31,7 +31,7 @@ def check(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a config with its schema, find its files and read their headers, without reading any row.
 
     Raises:
-        ConfigError: all faults of the config together.
+        ConfigError: if the config has faults. All are listed.
     """
     from longrec.data.splits import warn_of_missing_validation
     from longrec.train import job
@@ -115,7 +115,7 @@ def compress(
         overrides: settings such as ``every=2d`` or ``codec=int8``.
 
     Raises:
-        RunError: a knowledge extractor, which ``encode`` takes.
+        RunError: if the model is a knowledge extractor, which ``encode`` takes.
     """
     from longrec.train.compress import compress as write_tokens
 
@@ -141,7 +141,7 @@ def encode(
         overrides: settings such as ``every=7d`` or ``learn=all``.
 
     Raises:
-        RunError: a model that is no extractor. ``compress`` takes token sources.
+        RunError: if the model is not an extractor. ``compress`` takes source models of tokens.
     """
     from longrec.train.extract import extract
 
@@ -212,8 +212,8 @@ def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -
         run: a run of a ranker, or a folder of tokens (``tokens/v1``), whose source is exported to write more tokens.
 
     Raises:
-        RunError: a run of a token source. Its tokens are exported instead.
-        BundleError: an existing folder, a model that cannot be traced, or scores that differ.
+        RunError: if the run is one of a source model of tokens. Its tokens are exported instead.
+        BundleError: if the folder exists, the model cannot be traced, or scores differ.
     """
     from longrec.export.write import ExternalStores
     from longrec.export.write import export as write
@@ -352,7 +352,7 @@ def explain_synthetic(name: str) -> dict[str, Any]:
     """Return the ``story`` of a synthetic dataset and its ``parameters``, each with its default and its meaning.
 
     Raises:
-        UnknownName: no synthetic dataset of that name.
+        UnknownName: if there is no synthetic dataset of that name.
     """
     from longrec.data.synthetic import find_recipe
 
@@ -371,9 +371,9 @@ def make_synthetic(name: str, into: str | Path, overrides: Sequence[str] = (), *
         Files and sizes of the dataset, and ``bayes_auc``: the AUC on its test rows of each true probability.
 
     Raises:
-        UnknownName: no synthetic dataset of that name.
-        ConfigError: an unknown parameter, or a value that it cannot have.
-        DataError: the folder holds another log.
+        UnknownName: if there is no synthetic dataset of that name.
+        ConfigError: if a parameter is unknown, or cannot have its value.
+        DataError: if the folder contains another log.
     """
     from longrec.data import synthetic
     from longrec.data.splits import TEST

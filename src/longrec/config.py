@@ -76,7 +76,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read one YAML mapping.
 
     Raises:
-        ConfigError: no such file, not YAML, a key written twice, or not a mapping.
+        ConfigError: if there is no such file, it is not YAML or not a mapping, or a key is repeated.
     """
     path = Path(path)
     try:
@@ -166,7 +166,7 @@ def parse(cls: type[StrictT], content: Any, where: str, prefix: str = "") -> Str
         prefix: dotted path of this section inside the file.
 
     Raises:
-        ConfigError: all faults, one line per fault.
+        ConfigError: if the config has faults. All are listed, one line per fault.
     """
     try:
         return cls.model_validate(content)
@@ -233,7 +233,7 @@ def _find_class(cls: type[BaseModel], location: Sequence[int | str]) -> Any:
 
 
 def _find_field(cls: Any, key: str) -> Any:
-    """Return the field of a config class under a key, which is its name or its alias; None when it has none."""
+    """Return the field of a config class under a key, which is its name or its alias. None when it has none."""
     fields: Mapping[str, Any] = getattr(cls, "model_fields", {})
     return next((field for name, field in fields.items() if key in (name, field.alias)), None)
 

@@ -1,6 +1,6 @@
 """All errors that LongRec raises on purpose.
 
-    LongRecError                an error a user can act on; the command line prints it and exits with 2
+    LongRecError                an error a user can act on, which the command line prints and exits with 2
     |-- ConfigError             a config or schema with one fault or more (all are listed)
     |   `-- UnknownName         a name that is not in a list of names
     |-- DataError               a log, a table, a column or a value that cannot be used
@@ -8,7 +8,7 @@
     |-- RunError                a run folder that is missing, incomplete or does not fit
     |-- BundleError             a bundle that is altered, incomplete or of another version
     |-- ResourceError           a resource that the machine lacks: disk, memory, permission, an open port
-    `-- RequestError            a request that cannot be answered; carries an HTTP status
+    `-- RequestError            a request that cannot be answered, with an HTTP status
 
 A message has four fields: where, what was found, what was expected, what to do.
 """

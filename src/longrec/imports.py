@@ -38,7 +38,7 @@ def read_job_source(source: Config, overrides: Sequence[str] = ()) -> JobSource:
     """Read a config of EasyRec or of LongRec.
 
     Raises:
-        ConfigError: all faults of an EasyRec configuration.
+        ConfigError: if the EasyRec configuration has faults. All are listed.
     """
     from longrec.interop import easyrec, easyrec_folder
 
@@ -83,7 +83,7 @@ def import_config(
         the settings that the log needs.
 
     Raises:
-        ConfigError: all faults of the configuration, with line and column, or files that exist already.
+        ConfigError: if the configuration has faults (all are listed, with line and column), or files exist already.
     """
     from longrec.interop import easyrec, easyrec_folder, fg, fg_folder
     from longrec.train.job import read_job

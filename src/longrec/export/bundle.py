@@ -121,7 +121,7 @@ class Bundle:
         """Return the path or address of a store from its location in the manifest.
 
         Raises:
-            BundleError: a folder outside the bundle.
+            BundleError: if the location is a folder outside the bundle.
         """
         if "://" in location:
             return location
@@ -136,7 +136,7 @@ class Bundle:
         """Verify every file and open the bundle.
 
         Raises:
-            BundleError: no bundle, another format, or a file that is altered, missing or extra, which the error names.
+            BundleError: if the folder is not a bundle, has another format, or a file is altered, missing or extra.
         """
         folder = Path(path)
         manifest = read_manifest(folder)
@@ -156,7 +156,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read the manifest and verify its digest.
 
     Raises:
-        BundleError: no bundle, an altered manifest, or another format.
+        BundleError: if the folder is not a bundle, its manifest was altered, or it has another format.
     """
     try:
         content, digest = (folder / MANIFEST).read_bytes(), (folder / DIGEST).read_bytes()

@@ -30,7 +30,7 @@ def check_shapes(module: SharedModel, program: Program) -> dict[str, float]:
     """Return the largest difference between torch and onnxruntime at every shape.
 
     Raises:
-        BundleError: a difference above the tolerance.
+        BundleError: if a difference is above the tolerance.
     """
     worst = {}
     for seed, (candidates, events) in enumerate(SHAPES):
@@ -50,7 +50,7 @@ def check_golden(
             would magnify any difference.
 
     Raises:
-        BundleError: a difference above the tolerance, or nothing to compare.
+        BundleError: if a difference is above the tolerance, or there is nothing to compare.
     """
     if not golden:
         raise BundleError("golden requests", "none", "at least one request of the log with its offline scores")
@@ -68,7 +68,7 @@ def check_difference(offline: NDArray[Any], online: NDArray[Any], where: str) ->
     The difference of vectors is a share of their largest number (or of 1).
 
     Raises:
-        BundleError: a difference above the tolerance, other lengths, or a score that is not finite.
+        BundleError: if a difference is above the tolerance, lengths differ, or a score is not finite.
     """
     if offline.shape != online.shape:
         raise BundleError(where, f"{online.shape[0]} scores", f"{offline.shape[0]}")

@@ -83,7 +83,7 @@ def trace(model: nn.Module, inputs: Sequence[Input], path: Path) -> None:
     """Trace a model and write its program.
 
     Raises:
-        BundleError: a schema without item features, or a model that cannot be traced.
+        BundleError: if the schema has no item features, or the model cannot be traced.
     """
     if not any(entry.group == "item" for entry in inputs):
         raise BundleError("schema", "no feature of the item", "a feature with side: item, so that candidates differ")

@@ -79,7 +79,7 @@ def encode_context(
         user: the key of the user.
 
     Raises:
-        DataError: a value of the wrong type. ``where`` is ``context.<column>``.
+        DataError: if a value has the wrong type. ``where`` is ``context.<column>``.
     """
     schema = fitted.schema
     encoded: dict[str, Column] = {}
@@ -110,7 +110,7 @@ def encode_candidates(
         items: the keys of the candidates, C of them.
 
     Raises:
-        DataError: a value of the wrong type. ``where`` is ``candidate_context.<column>``.
+        DataError: if a value has the wrong type. ``where`` is ``candidate_context.<column>``.
     """
     schema, count = fitted.schema, len(items)
     raw: dict[str, pa.Array] = {}
@@ -152,7 +152,7 @@ def build_raw_column(values: Sequence[Any], where: str) -> pa.Array:
     An explicit type avoids the type inference of Arrow, which takes ten times as long.
 
     Raises:
-        DataError: values of several types, or of a type that no column may have.
+        DataError: if values have several types, or a type that no column may have.
     """
     kinds = {type(value) for value in values} - {type(None)}
     kind = _TYPES.get(next(iter(kinds))) if len(kinds) == 1 else None
@@ -176,7 +176,7 @@ def encode_list(fitted: FittedSchema, column: str, values: Sequence[Any], where:
     """Encode the values of a pre-joined history column as ids.
 
     Raises:
-        DataError: values of the wrong type.
+        DataError: if values have the wrong type.
     """
     encoder = fitted.encoders[column]
     assert not isinstance(encoder, CalendarEncoder)  # the schema refuses the calendar in a history

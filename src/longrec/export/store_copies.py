@@ -46,7 +46,7 @@ def copy_tokens(store: TokenStore, into: Path) -> None:
     """Copy a token store that is a folder. A copy of a store that changed meanwhile is repeated.
 
     Raises:
-        BundleError: it changed during every attempt.
+        BundleError: if the store kept changing during all attempts.
     """
     _retry(into, lambda: _copy(Path(store.location), into))
 
@@ -55,7 +55,7 @@ def copy_knowledge(store: KnowledgeStore, into: Path) -> None:
     """Copy a knowledge store. A copy of a store that changed meanwhile is repeated.
 
     Raises:
-        BundleError: it changed during every attempt.
+        BundleError: if the store kept changing during all attempts.
     """
 
     def copy() -> None:

@@ -81,8 +81,7 @@ def export(
         encoder: description of an encoder. None for a ranker.
 
     Raises:
-        BundleError: an existing folder, a schema that is not the model's, a model that cannot be traced, or scores
-            that differ.
+        BundleError: if the folder exists, the schema is not the model's, the model cannot be traced, or scores differ.
     """
     log, out = Path(log), Path(out)
     if out.exists() and not (overwrite and (out / bundle.MANIFEST).is_file()):

@@ -19,7 +19,7 @@ class Jagged:
 
     Attributes:
         values: the values of all rows, row after row.
-        offsets: int64 ``[rows + 1]``; row r owns ``values[offsets[r]:offsets[r + 1]]``, which may be empty.
+        offsets: int64 ``[rows + 1]``. Row r has ``values[offsets[r]:offsets[r + 1]]``, which may be empty.
         weights: float32, one weight per value, or None.
     """
 

@@ -36,7 +36,7 @@ def compose_column(feature: Feature, columns: Mapping[str, pa.Array], locate: Co
         is null, or if the map does not contain the key.
 
     Raises:
-        DataError: values that are no ids, text that is no map, or a looked up text that is no number.
+        DataError: if values are not ids, text is not a map, or a looked-up text is not a number.
     """
     if feature.kind == "cross":
         assert feature.features is not None
@@ -84,7 +84,7 @@ def check_cross_types(
     buckets, as for plain ids, since '07' is another id than 7.
 
     Raises:
-        DataError: another type, with the location of the column.
+        DataError: if a column has another type. The error has its location.
     """
     assert feature.features is not None
     numeric = find_integer_columns(feature, columns, locate)
@@ -110,7 +110,7 @@ def select_inner_maps(
         keys: text ``[n]``. None selects all inner maps.
 
     Raises:
-        DataError: a key without a map.
+        DataError: if a key has no map.
 
     >>> inside, row = select_inner_maps(pa.array(["a^x:1|b^y:2", "a^x:3"]), pa.array(["b", "a"]), "|", "^", "x")
     >>> inside.to_pylist(), row.tolist()
@@ -143,7 +143,7 @@ def look_up_values(
         of_row: the row of each map, ascending. Default: map i belongs to row i.
 
     Raises:
-        DataError: a pair without a value.
+        DataError: if a pair has no value.
 
     >>> look_up_values(pa.array(["a:1,b:2", "a:1", None]), pa.array(["b", "b", "a"]), ",", ":", "x").to_pylist()
     ['2', None, None]
@@ -183,7 +183,7 @@ def split_multi_values(
     A value without a weight has weight 1. A weight without a value belongs to a missing value.
 
     Raises:
-        DataError: a weight that is no number.
+        DataError: if a weight is not a number.
     """
     flat, offsets = flatten(array, feature.separator, where)
     if feature.weight_separator is None:

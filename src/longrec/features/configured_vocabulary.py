@@ -29,7 +29,7 @@ def read_vocabulary(vocab: str | tuple[int | str, ...], feature: str, integers: 
         integers: True if the encoded column holds integers, False for text. None infers the type of a text file.
 
     Raises:
-        DataError: a file that cannot be read, no values, a value written twice, or values that the column cannot have.
+        DataError: if the file cannot be read, has no values or repeats one, or has values that the column cannot have.
     """
     where = f"vocabulary of feature {feature!r}"
     if isinstance(vocab, str):

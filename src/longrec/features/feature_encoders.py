@@ -24,7 +24,7 @@ def cast_numbers(array: pa.Array | pa.ChunkedArray, where: str) -> NDArray[np.fl
     """Cast a numeric column to float64, null to NaN.
 
     Raises:
-        DataError: text (with the first value that is no number) or infinite values.
+        DataError: if values are text (the error has the first value that is not a number) or infinite.
     """
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
@@ -100,7 +100,7 @@ class NumericListEncoder:
         """Encode a column to float32 ``[n, width]``.
 
         Raises:
-            DataError: a row with another count of numbers, or text that is no number.
+            DataError: if a row has another count of numbers, or text is not a number.
         """
         if pa.types.is_dictionary(array.type):
             array = array.cast(array.type.value_type)
@@ -130,7 +130,7 @@ def parse_numbers(array: pa.Array, where: str) -> NDArray[np.float64]:
     """Parse numbers, or text of numbers, as float64. Null and empty text become NaN.
 
     Raises:
-        DataError: text that is no number, with the first example.
+        DataError: if text is not a number. The error has the first example.
     """
     if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
         return cast_numbers(array, where)
@@ -368,7 +368,7 @@ def flatten(
         empty: keep the empty values of a text. Default: drop them.
 
     Raises:
-        DataError: a column that is neither a list nor text with a separator.
+        DataError: if the column is neither a list nor text with a separator.
     """
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)

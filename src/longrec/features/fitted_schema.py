@@ -53,7 +53,7 @@ class FittedSchema:
             int32 ids, float32 numbers, or ``Lists`` for a multi_id feature.
 
         Raises:
-            DataError: values of the wrong type, with the location ``where`` in the message.
+            DataError: if values have the wrong type. The message has the location ``where``.
         """
         feature, encoder = self.schema.features[name], self.encoders[name]
         assert not isinstance(encoder, CalendarEncoder)
@@ -72,7 +72,7 @@ class FittedSchema:
             locate: returns the name of a raw column in messages.
 
         Raises:
-            DataError: values of the wrong type.
+            DataError: if values have the wrong type.
         """
         feature, encoder = self.schema.features[name], self.encoders[name]
         if isinstance(encoder, CrossEncoder):
@@ -150,7 +150,7 @@ class FittedSchema:
         """Load a saved schema.
 
         Raises:
-            DataError: not a folder of this format.
+            DataError: if the folder does not have this format.
         """
         content = read_manifest(folder / "features.json", FORMAT, "a fitted schema", "run prepare again", DataError)
         encoders = {}

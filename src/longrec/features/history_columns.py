@@ -112,7 +112,7 @@ def match_condition(condition: Condition, array: pa.Array, where: str) -> NDArra
     """Return the mask of the values of a raw column that meet a condition. Null never does.
 
     Raises:
-        DataError: a condition that values of this type cannot meet, with the location ``where`` in the message.
+        DataError: if values of this type cannot meet the condition. The message has the location ``where``.
     """
     if condition.at_least is not None:
         return cast_numbers(array, where) >= condition.at_least

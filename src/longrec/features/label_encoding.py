@@ -23,7 +23,7 @@ def compute_labels(label: Label, array: pa.Array, where: str) -> NDArray[np.floa
     """Compute labels as float32 ``[n]``: 0, 1, or NaN if the column is null.
 
     Raises:
-        DataError: a value other than 0 and 1 if the label has no condition.
+        DataError: if a value is neither 0 nor 1 and the label has no condition.
     """
     if label.equals is not None:
         met = match_condition(Condition(equals=label.equals), array, where).astype(np.float32)

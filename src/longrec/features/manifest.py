@@ -19,7 +19,7 @@ def read_manifest(path: Path, form: str, what: str, do: str, error: type[LongRec
         error: class of the error.
 
     Raises:
-        LongRecError: of the kind ``error``: no file, no JSON, or another format.
+        LongRecError: of the type ``error``, if there is no such file, it is not JSON, or it has another format.
     """
     folder = str(path.parent)
     try:

@@ -148,7 +148,7 @@ def build_grammar(pattern: str) -> Grammar:
     Separated numbers may omit a leading zero. Adjacent numbers have their full width.
 
     Raises:
-        ValueError: an unsupported directive, or a pattern without a date.
+        ValueError: if a directive is unsupported, or the pattern has no date.
     """
     segments = re.findall(r"%(.)|( +)|([^% ]+)", pattern, re.DOTALL)
     if "".join("%" + d if d else blank or text for d, blank, text in segments) != pattern:
@@ -211,7 +211,7 @@ def read_timestamp(value: int | float | str, unit: str, pattern: str | None = No
         pattern: ``time.format``.
 
     Raises:
-        BadTimestamp: a value that is no timestamp.
+        TimestampError: if the value is not a timestamp.
     """
     if unit == "step":
         return _read_step(value)

@@ -41,7 +41,7 @@ class TokenSpec:
         """Return the fields of a history that reads these tokens.
 
         Raises:
-            ConfigError: a column that the store does not have, or mixed versions without the version column.
+            ConfigError: if the store does not have a column, or versions are mixed without the version column.
         """
         valid_names, faults = [TOKEN, VERSION, TIME_GAP, *self.sides], []
         for column in (column for column in features if column not in valid_names):
@@ -78,7 +78,7 @@ def format_token_field(history: str, column: str) -> str:
 
 
 class TokenArrays(Protocol):
-    """Tokens of several users, end to end, oldest first within a user; see ``store.token_info.Tokens``."""
+    """Tokens of several users, end to end, oldest first within a user. See ``store.token_info.Tokens``."""
 
     @property
     def offsets(self) -> NDArray[np.int64]:
@@ -127,7 +127,8 @@ def build_token_columns(
         gaps: computes ids of the elapsed time from (now, then).
 
     Returns:
-        float32 ``[N, width]`` for the token, int32 ids ``[N]`` for the rest, by field name; int64 ``[users + 1]``.
+        The columns by field name (float32 ``[N, width]`` for the token, int32 ids ``[N]`` for the rest), and int64 offsets
+        ``[users + 1]``.
     """
     lengths = np.diff(tokens.offsets)
     now = np.repeat(timestamps, lengths)

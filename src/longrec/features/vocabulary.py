@@ -28,8 +28,8 @@ def cast_keys(array: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
     floats, with NaN for null.
 
     Raises:
-        DataError: fractions, floats too large to be exact (2**53, or 2**24 of 32 bits), dates, or integers beyond 64
-            bits.
+        DataError: if values are fractions, floats too large to be exact integers (above 2**53 for float64, 2**24 for
+            float32), dates, or integers beyond 64 bits.
     """
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
@@ -100,7 +100,7 @@ class Keys:
         """Return the int32 index of every key, -1 if it is absent or null.
 
         Raises:
-            DataError: text for integer keys, or integers for text keys.
+            DataError: if keys are text and the set has integers, or the reverse.
         """
         array = cast_keys(array, where)
         if len(array) == 0:
@@ -140,7 +140,7 @@ def build_array(values: Sequence[Any], where: str) -> pa.Array:
     """Build an Arrow array from Python values of one type.
 
     Raises:
-        DataError: the values have no common type.
+        DataError: if the values have no common type.
     """
     try:
         return pa.array(values)

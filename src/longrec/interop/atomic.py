@@ -24,7 +24,7 @@ def read(path: str | Path) -> pa.Table:
         A table with the columns' bare names. Sequences are list columns.
 
     Raises:
-        DataError: no such file, a header without types, or a value of another type.
+        DataError: if there is no such file, the header has no types, or a value has another type.
     """
     path = Path(path)
     try:

@@ -85,7 +85,7 @@ def read(path: str | Path, *, user: str | None = None, item: str | None = None, 
         options: messages name user and item by the options of ``longrec import``, else by settings of a job.
 
     Raises:
-        ConfigError: all faults, each with file, line and column.
+        ConfigError: if the file has faults. All are listed, each with file, line and column.
     """
     path = Path(path)
     return read_tree(text_format.read(path), path, user=user, item=item, options=options)

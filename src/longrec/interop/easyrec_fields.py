@@ -29,8 +29,8 @@ class EasyRecField:
             whose fields are not read.
         repeated: it may occur several times.
         group: fields of one group exclude each other (a oneof). None for the others.
-        fate: ``carried``; ``differs`` (carried with a difference); ``not carried`` (named in the notes, the import goes
-            on); ``refused`` (the model would be another one without it, so the import stops).
+        status: ``carried`` (converted exactly), ``differs`` (converted with changes), ``not carried`` (not converted,
+            with a note), or ``refused`` (the model would be another one without it, so the import stops).
         words: where it goes, what differs, or why it is not carried.
     """
 

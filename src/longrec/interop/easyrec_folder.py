@@ -21,7 +21,7 @@ def write(imported: ImportedConfig, into: str | Path) -> list[Path]:
         The files.
 
     Raises:
-        ConfigError: a file that exists already, or a folder that cannot be written.
+        ConfigError: if one of the files exists already, or the folder cannot be written.
     """
     folder = Path(into)
     files = [folder / name for name in (CONFIG, SCHEMA, NOTES)]

@@ -67,7 +67,7 @@ def read(path: str | Path, *, user: str | None = None, item: str | None = None) 
         item: column of the item. Default: a column with a usual name.
 
     Raises:
-        ConfigError: all faults, each with file, line and column.
+        ConfigError: if the file has faults. All are listed, each with file, line and column.
     """
     path = Path(path)
     return read_document(json_positions.read(path), path, user=user, item=item)

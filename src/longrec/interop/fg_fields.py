@@ -141,7 +141,7 @@ class FgField:
         kind: ``the file``, a ``feature_type``, or ``sequence``.
         name: the key.
         type: ``text``, ``int``, ``bool``, ``texts``, ``numbers``, ``map`` or ``any``.
-        fate: as of an EasyRec field.
+        status: as of an EasyRec field.
         words: where it goes, what differs, or why it is not carried.
     """
 

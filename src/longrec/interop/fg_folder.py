@@ -20,7 +20,7 @@ def write(imported: ImportedGenerator, into: str | Path) -> list[Path]:
         The files.
 
     Raises:
-        ConfigError: a file that exists already, or a folder that cannot be written.
+        ConfigError: if one of the files exists already, or the folder cannot be written.
     """
     folder = Path(into)
     files = [folder / SCHEMA, folder / NOTES]

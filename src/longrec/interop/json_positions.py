@@ -35,7 +35,7 @@ def read(path: Path) -> JsonDocument:
     """Read a file.
 
     Raises:
-        ConfigError: a file that cannot be read or is not JSON, with line and column.
+        ConfigError: if the file cannot be read or is not JSON, with line and column.
     """
     try:
         if path.stat().st_size > _LARGEST:

@@ -97,7 +97,8 @@ def read(path: str | Path) -> Message:
     """Read a file of text format.
 
     Raises:
-        ConfigError: no such file, not UTF-8, or not text format. The fault has file, line and column.
+        ConfigError: if there is no such file, or it is not UTF-8 or not text format. The fault has file, line and
+            column.
     """
     path = Path(path)
     try:
@@ -116,7 +117,7 @@ def parse(text: str, where: str = "config") -> Message:
     """Parse text format. ``where`` is the location of the file in faults.
 
     Raises:
-        ConfigError: the first fault, with its line and column.
+        ConfigError: if the text has a fault. The first one is reported, with its line and column.
     """
     return _Parser(text, where).parse_whole()
 
@@ -287,7 +288,7 @@ class _Parser:
 
 
 def as_float(value: Number | Word) -> float | None:
-    """Return the number of a float field, from a number or a word such as ``inf``, ``-inf``, ``nan``; else None."""
+    """Return the number of a float field, from a number or a word such as ``inf``, ``-inf``, ``nan``, else None."""
     if isinstance(value, Number):
         try:
             return float(value.value)

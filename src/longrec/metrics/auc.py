@@ -22,10 +22,10 @@ def auc(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> 
     Args:
         label: ``[N]`` of 0 and 1.
         score: ``[N]`` finite numbers, probabilities or logits.
-        weight: ``[N]`` not negative; ones when None.
+        weight: ``[N]`` not negative. None: ones.
 
     Raises:
-        DataError: a label of one class (there is no pair to compare), or a column that cannot be used.
+        DataError: if the label has one class only (there is no pair to compare), or a column cannot be used.
 
     >>> auc([1, 0, 1, 0], [0.9, 0.8, 0.8, 0.1])  # 4 pairs: won, won, tied, won
     0.875
@@ -71,12 +71,12 @@ def grouped_auc(label: ArrayLike, score: ArrayLike, user: ArrayLike, weight: Arr
         label: ``[N]`` of 0 and 1.
         score: ``[N]`` finite numbers.
         user: ``[N]`` the user of each row, integers or strings, in any order.
-        weight: ``[N]`` not negative; ones when None. A user then counts by the weight of its rows, and rows of weight 0
+        weight: ``[N]`` not negative. None: ones. A user then counts by the weight of its rows, and rows of weight 0
             are skipped.
 
     Raises:
-        DataError: a column that cannot be used. A log without any two-class user is not an error here: the value
-            is NaN and ``users`` is 0.
+        DataError: if a column cannot be used. If no user has rows of both classes, nothing is raised: the value is NaN
+            and ``users`` is 0.
 
     >>> grouped_auc([1, 0, 1, 0, 1, 1], [0.9, 0.1, 0.2, 0.3, 0.5, 0.6], ["a", "a", "b", "b", "c", "c"])
     GroupedAUC(value=0.5, users=2, rows=4, users_skipped=1, rows_skipped=2)
@@ -101,7 +101,7 @@ def gauc(label: ArrayLike, score: ArrayLike, user: ArrayLike) -> float:
     """Return the value of :func:`grouped_auc`, which also counts the skipped users and rows.
 
     Raises:
-        DataError: no user has rows of both classes, or a column that cannot be used.
+        DataError: if no user has rows of both classes, or a column cannot be used.
 
     >>> gauc([1, 0, 1, 0], [0.9, 0.1, 0.2, 0.3], [7, 7, 8, 8])  # user 7 is ranked right, user 8 wrong
     0.5

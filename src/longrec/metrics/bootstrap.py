@@ -71,12 +71,13 @@ def bootstrap(
         label: ``[N]`` of 0 and 1.
         scores: run name -> ``[N]`` probabilities, on the same rows.
         user: ``[N]`` the user of each row.
-        weight: ``[N]`` not negative, of each row in every metric; ones when None. Weights do not change the probability
+        weight: ``[N]`` not negative, of each row in every metric. None: ones. Weights do not change the probability
             of a draw. Rows of weight 0 are skipped.
 
     Raises:
-        DataError: a label of one class, fewer than two units to draw from, or a column that cannot be used.
-        ConfigError: no scores, ``n_resamples`` below 2, or an unknown ``resample``.
+        DataError: if the label has one class only, there are fewer than two units to draw from, or a column cannot be
+            used.
+        ConfigError: if there are no scores, ``n_resamples`` is below 2, or ``resample`` is unknown.
     """
     if resample not in ("user", "row"):
         raise UnknownName("resample", str(resample), ("user", "row"))

@@ -21,8 +21,8 @@ def ctr_at_k(label: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> fl
         group: ``[N]`` the list of each row. All rows of a list shorter than ``k`` count.
 
     Raises:
-        DataError: a column that cannot be used.
-        ConfigError: ``k`` below 1.
+        DataError: if a column cannot be used.
+        ConfigError: if ``k`` is below 1.
 
     >>> ctr_at_k([1, 0, 0, 1], [0.9, 0.1, 0.8, 0.2], [1, 1, 2, 2], k=1)
     0.5
@@ -39,8 +39,8 @@ def value_share_at_k(value: ArrayLike, score: ArrayLike, group: ArrayLike, k: in
         score, group, k: as :func:`ctr_at_k`.
 
     Raises:
-        DataError: a negative value, no value at all, or a column that cannot be used.
-        ConfigError: ``k`` below 1.
+        DataError: if a value is negative, all values are 0, or a column cannot be used.
+        ConfigError: if ``k`` is below 1.
 
     >>> value_share_at_k([30, 0, 0, 10], [0.9, 0.1, 0.8, 0.2], [1, 1, 2, 2], k=1)
     0.75

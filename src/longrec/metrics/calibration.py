@@ -31,12 +31,12 @@ def log_loss(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None
     Probabilities are clipped to [1e-7, 1 - 1e-7]. Logits are not clipped. Their loss is computed stably.
 
     Args:
-        label: ``[N]`` of 0 and 1; one class is allowed.
+        label: ``[N]`` of 0 and 1. One class is allowed.
         score: ``[N]`` probabilities, or any finite numbers with ``logits=True``.
         weight: ``[N]`` not negative. None: ones.
 
     Raises:
-        DataError: a column that cannot be used, or a probability outside [0, 1].
+        DataError: if a column cannot be used, or a probability is outside [0, 1].
 
     >>> round(log_loss([1, 0], [0.8, 0.4]), 4)  # (-ln 0.8 - ln 0.6) / 2
     0.367
@@ -77,7 +77,7 @@ def normalized_entropy(label: ArrayLike, score: ArrayLike, weight: ArrayLike | N
     He et al., ADKDD 2014, equation 3.
 
     Raises:
-        DataError: a label of one class (H = 0), or as :func:`log_loss`.
+        DataError: if the label has one class only (H = 0), and as :func:`log_loss`.
 
     >>> normalized_entropy([1, 0, 0, 0], [0.25] * 4)
     1.0
@@ -98,7 +98,7 @@ def pcoc(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) ->
     Called *calibration* in He et al., ADKDD 2014, section 2. It measures only the mean, so errors may cancel.
 
     Raises:
-        DataError: no positive row, or a column that cannot be used.
+        DataError: if there is no positive row, or a column cannot be used.
 
     >>> pcoc([1, 0, 1, 0], [0.75, 0.5, 0.75, 0.5])
     1.25
@@ -142,7 +142,7 @@ def calibration_curve(
         weight: ``[N]`` not negative, for the means in each bin. None: ones. Rows of weight 0 are skipped.
 
     Raises:
-        DataError: a column that cannot be used, or a probability outside [0, 1].
+        DataError: if a column cannot be used, or a probability is outside [0, 1].
 
     >>> calibration_curve([0, 0, 1, 1], [0.1, 0.1, 0.4, 0.6], bins=2)
     CalibrationCurve(score=(0.1, 0.5), rate=(0.0, 1.0), count=(2, 2))

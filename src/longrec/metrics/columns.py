@@ -17,7 +17,8 @@ def as_numbers(values: ArrayLike, name: str, rows: int | None = None) -> Floats:
     """Return a column of finite numbers as float64 ``[N]``.
 
     Raises:
-        DataError: not one-dimensional, empty, not of ``rows`` rows, not numbers, or not finite.
+        DataError: if the column is not one-dimensional, is empty, does not have ``rows`` rows, or has values that are
+            not finite numbers.
     """
     column = _as_flat(values, name, rows)
     if column.dtype.kind not in "biuf":
@@ -38,7 +39,7 @@ def as_labels(values: ArrayLike, name: str = "label") -> Floats:
     """Return a column of 0 and 1 as float64 ``[N]``.
 
     Raises:
-        DataError: as :func:`as_numbers`, or a value that is neither 0 nor 1.
+        DataError: as :func:`as_numbers`, and if a value is neither 0 nor 1.
     """
     column = as_numbers(values, name)
     bad = (column != 0) & (column != 1)
@@ -64,7 +65,7 @@ def as_probabilities(values: ArrayLike, rows: int, name: str = "score") -> Float
     """Return a column of numbers within [0, 1] as float64 ``[N]``.
 
     Raises:
-        DataError: as :func:`as_numbers`, or a value outside [0, 1].
+        DataError: as :func:`as_numbers`, and if a value is outside [0, 1].
     """
     column = as_numbers(values, name, rows)
     bad = (column < 0) | (column > 1)
@@ -83,7 +84,7 @@ def as_weights(values: ArrayLike | None, rows: int) -> Floats:
     """Return row weights as float64 ``[N]``: ones when ``values`` is None.
 
     Raises:
-        DataError: as :func:`as_numbers`, a negative weight, or all weights zero.
+        DataError: as :func:`as_numbers`, and if a weight is negative or all weights are 0.
     """
     if values is None:
         return np.ones(rows)
@@ -101,7 +102,7 @@ def number_groups(values: ArrayLike, name: str, rows: int) -> tuple[Ints, int]:
     """Number the groups of a key column (user, list) 0, 1, ...: ``([N] group of each row, number of groups)``.
 
     Raises:
-        DataError: not one-dimensional or not of ``rows`` rows.
+        DataError: if the column is not one-dimensional, or does not have ``rows`` rows.
     """
     distinct, group = np.unique(_as_flat(values, name, rows), return_inverse=True)
     return group.astype(np.int64, copy=False), len(distinct)

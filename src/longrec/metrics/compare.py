@@ -120,10 +120,10 @@ def summary(
         n_resamples: number of resamples. With 300, the ends of the interval vary by about a tenth of its width.
         seed: of the resampling. The same seed gives the same interval.
         resample: the resampled unit: whole users, or single rows (narrower, for independent rows).
-        weight: ``[N]`` not negative, of each row in every metric; ones when None.
+        weight: ``[N]`` not negative, of each row in every metric. None: ones.
 
     Raises:
-        DataError: a label of one class, fewer than two units, or a column that cannot be used.
+        DataError: if the label has one class only, there are fewer than two units, or a column cannot be used.
 
     >>> rows = summary([1, 0, 1, 0], [0.9, 0.2, 0.6, 0.4], [1, 1, 2, 2], n_resamples=50)
     >>> print(rows["auc"], "|", rows["log_loss"])
@@ -161,7 +161,7 @@ def compare(
         split: name of the rows, for tables and warnings.
 
     Raises:
-        UnknownName: ``baseline`` is not among ``scores``.
+        UnknownName: if ``baseline`` is not among ``scores``.
         DataError, ConfigError: as :func:`longrec.metrics.bootstrap.bootstrap`.
 
     >>> y, u = [1, 0, 1, 0, 1, 0], [1, 1, 2, 2, 3, 3]

@@ -17,7 +17,7 @@ def coverage(items: ArrayLike, catalog: int) -> float:
         catalog: number of items.
 
     Raises:
-        DataError: more distinct items than the catalog holds, or no rows.
+        DataError: if there are more distinct items than in the catalog, or no rows.
 
     >>> coverage([3, 3, 5], catalog=4)
     0.5
@@ -37,7 +37,7 @@ def gini(exposure: ArrayLike) -> float:
         exposure: ``[n]`` number of times each item of the catalog was shown. Items never shown count as 0.
 
     Raises:
-        DataError: a negative count, nothing shown at all, or no items.
+        DataError: if a count is negative, nothing was shown, or there are no items.
 
     >>> gini([1, 1, 1, 1]), gini([0, 0, 0, 4])
     (0.0, 0.75)
@@ -60,7 +60,7 @@ def novelty(popularity: ArrayLike) -> float:
         popularity: ``[N]`` p of the item in each recommended row, in (0, 1].
 
     Raises:
-        DataError: a share outside (0, 1].
+        DataError: if a share is outside (0, 1].
 
     >>> novelty([0.5, 0.125])
     2.0
@@ -89,7 +89,7 @@ def intra_list_diversity(vectors: ArrayLike, group: ArrayLike) -> float:
         group: ``[N]`` list of each item.
 
     Raises:
-        DataError: wrong shapes, values that are not finite, or no list of two items.
+        DataError: if shapes are wrong, values are not finite, or no list has two items.
 
     >>> intra_list_diversity([[1, 0], [0, 1], [2, 0], [3, 0]], [1, 1, 2, 2])  # distances 1 and 0
     0.5

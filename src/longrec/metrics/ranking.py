@@ -22,7 +22,7 @@ def ndcg_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) 
     Järvelin and Kekäläinen, TOIS 2002; exponential gain as in Burges et al., ICML 2005.
 
     Args:
-        relevance: ``[N]`` grades, not negative; 0 and 1 for clicks.
+        relevance: ``[N]`` grades, not negative: 0 and 1 for clicks. An item with a grade above 0 is relevant.
         score: ``[N]`` finite numbers.
         group: ``[N]`` the list (or user) of each row.
         k: cut, at least 1. All rows of a list shorter than ``k`` count.

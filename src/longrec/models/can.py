@@ -237,7 +237,7 @@ def pairs_of(pairs: Sequence[tuple[str, str]] | None, fields: Fields) -> list[Pa
     """Return the pairs of a config, or those of the same type.
 
     Raises:
-        ConfigError: names that are no ids of the schema, or no pair (all faults).
+        ConfigError: if names are not ids of the schema, or there is no pair (all faults are listed).
     """
     own = {field.name: field for field in fields.features if field.kind in ("id", "multi_id")}
     met: dict[str, tuple[str, str]] = {name: ("", name) for name in own}

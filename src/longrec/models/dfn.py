@@ -163,7 +163,7 @@ class DFN(Ranker):
         """Return the sum of the three weighted cross entropies, in float32.
 
         Raises:
-            ValueError: a batch without label, or without the target ``dislike``.
+            ValueError: if the batch has no labels, or no labels of the task ``dislike``.
         """
         if batch.label is None:
             raise ValueError("the batch carries no label")

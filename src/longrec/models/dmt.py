@@ -250,7 +250,7 @@ def _split_bias(names: tuple[str, ...], fields: Fields) -> tuple[Fields, Fields]
     """Return the fields of the bias, and all others.
 
     Raises:
-        ConfigError: unknown names (all of them), a repeated name, or a history without a query.
+        ConfigError: if names are unknown (all are listed) or repeated, or a history has no query.
     """
     faults = find_unknown_names("model.bias", names, [field.name for field in fields.features])
     for history in fields.histories:

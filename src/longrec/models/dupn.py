@@ -148,7 +148,7 @@ class DUPN(Ranker):
         """Return the weighted sum of the cross entropies of all labels, in float32, each over its labeled rows.
 
         Raises:
-            ValueError: a batch without a label.
+            ValueError: if the batch has no labels.
         """
         return self.tasks.loss(self.logits(batch), batch)
 

@@ -316,7 +316,7 @@ def _units(config: HUPConfig, fields: Fields) -> dict[str, list[str]]:
     """Return for each history the id columns of its upper levels.
 
     Raises:
-        ConfigError: names that are no id column of a history and the candidate (all of them).
+        ConfigError: if names are not id columns of both a history and the candidate (all are listed).
     """
     units: dict[str, list[str]] = {}
     fitting: list[str] = []

@@ -178,7 +178,7 @@ class KEEP(Encoder):
         """Return the weighted sum of the cross entropies of all labels, in float32, each over its labeled rows.
 
         Raises:
-            ValueError: a batch without a label.
+            ValueError: if the batch has no labels.
         """
         return self.tasks.loss(self.logits(batch), batch)
 

@@ -212,8 +212,8 @@ def plug(model: Ranker, fields: Fields, settings: Mapping[str, Any] | None = Non
         settings: of ``keep_plug``, without ``base``.
 
     Raises:
-        ConfigError: settings that cannot be used.
-        RunError: a ranker that was built for other fields.
+        ConfigError: if the settings cannot be used.
+        RunError: if the ranker was built for other fields.
     """
     base = {"name": name_of(model), **model.config.model_dump(mode="json")}
     plugged = build({"name": "keep_plug", "base": base, **(settings or {})}, fields)

@@ -332,7 +332,7 @@ class _Plan:
         histories: histories of the towers.
 
     Raises:
-        ConfigError: settings with unknown names, or that do not fit the fields (all faults).
+        ConfigError: if settings have unknown names, or do not fit the fields (all faults are listed).
     """
 
     def __init__(self, config: MultiTowerConfig, fields: Fields) -> None:

@@ -179,7 +179,7 @@ class InterestGraph(nn.Module):
 
     Attributes:
         slots: int32 ``[n, S]``, the item itself first.
-        strength: float32 ``[n, S]``: W of (2) and (3), Z of (4); 0 if a slot is empty.
+        strength: float32 ``[n, S]``: W of (2) and (3), Z of (4). 0 if a slot is empty.
     """
 
     renamed_parameters: ClassVar[dict[str, str]] = {"centres": "centers"}
@@ -317,7 +317,7 @@ def _item(name: str | None, fields: Fields) -> Column:
     """Return the field of the item.
 
     Raises:
-        ConfigError: no such field, or no candidate for the default.
+        ConfigError: if there is no such field, or no field fits the default.
     """
     ids = [field for field in fields.distinct_fields() if field.kind == "id"]
     met = {field.owner for columns in fields.histories.values() for field in columns if field.kind == "id"}

@@ -56,7 +56,7 @@ class CausalAttention(nn.Module):
         """Return the attention output of rows in timeline order. Without a timeline, each row attends to itself alone.
 
         Args:
-            wanted: rows to return, in this order; None for all.
+            wanted: rows to return, in this order. None for all.
         """
         qkv_NX = self.inner(x_ND)
         if timeline is None:
@@ -146,7 +146,7 @@ class CausalTransformer(nn.Module):
         alone.
 
         Args:
-            wanted: rows to return, in this order; None for all. The last layer computes no others.
+            wanted: rows to return, in this order. None for all. The last layer computes no others.
         """
         x_ND = x_NW if self.lift is None else self.lift(x_NW)
         rows = wanted
@@ -171,7 +171,7 @@ def _zero_init(layer: Linear) -> Linear:
 
 
 class _Bias(torch.autograd.Function):
-    """``[H, U, T, T]``: the sum of the biases of each pair's distance; -inf where row i does not see row j."""
+    """``[H, U, T, T]``: the sum of the biases of each pair's distance. -inf where row i does not see row j."""
 
     @staticmethod
     def forward(ctx: Any, ranks_HP: Tensor, gaps_HG: Tensor, distance_UTT: Tensor) -> Tensor:

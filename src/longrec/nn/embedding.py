@@ -109,7 +109,7 @@ def parameter_name(name: str) -> str:
 
 
 def _pool(field: Field, values: Jagged, e_ND: Tensor) -> Tensor:
-    """Pool the values of each entry to ``[U, D]``; 0 for an entry without values.
+    """Pool the values of each entry to ``[U, D]``. 0 for an entry without values.
 
     With weights, ``mean`` is the weighted sum over the sum of the weights, and ``max`` is taken over the weighted
     vectors.

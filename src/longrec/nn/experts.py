@@ -186,7 +186,7 @@ class CGC(nn.Module):
     all experts. All experts are one product per layer, and all gates one softmax.
 
     Args:
-        first: all experts read the same ``[B, I]``; otherwise each task reads its output of the previous level, and the
+        first: all experts read the same ``[B, I]``. Otherwise each task reads its output of the previous level, and the
             shared experts theirs, ``[B, K + 1, I]``.
         last: no level follows, so that no output for shared experts is needed.
 
@@ -229,7 +229,7 @@ class CGC(nn.Module):
         return torch.matmul(w_BGE.to(experts_BEH.dtype), experts_BEH)
 
     def weights(self, x: Tensor) -> Float[Tensor, "B G E"]:
-        """Return the weight of each expert at each gate; 0 for those of other tasks."""
+        """Return the weight of each expert at each gate. 0 for those of other tasks."""
         of_tasks, of_shared = (x, x) if self.first else (x[:, : self.tasks], x[:, -1])
         scores = [self.gates(of_tasks)] + ([] if self.shared_gate is None else [self.shared_gate(of_shared)])
         never_B1 = x.new_full((x.shape[0], 1), -torch.inf)
@@ -238,7 +238,7 @@ class CGC(nn.Module):
 
 
 def _index_scores(groups: list[int], tasks: int, own: int, shared: int, last: bool) -> Tensor:
-    """Return the index of each (gate, expert) score among all scores; the index after them for hidden experts."""
+    """Return the index of each (gate, expert) score among all scores. Hidden experts have the index after them."""
     n, experts = own + shared, len(groups)
     never = tasks * n + (0 if last else experts)
     indices = []

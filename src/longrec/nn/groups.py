@@ -65,12 +65,12 @@ class Groups:
 
     @property
     def members(self) -> Segments:
-        """Segments of the groups over the positions in that order; ragged."""
+        """Segments of the groups over the positions in that order, ragged."""
         return self._layout[1]
 
     @property
     def groups(self) -> Segments:
-        """Segments of the rows over the groups; ragged."""
+        """Segments of the rows over the groups, ragged."""
         return self._layout[2]
 
     @cached_property
@@ -180,7 +180,7 @@ def choose_group_columns(
         in_impression: require a feature of the impression with that name too.
 
     Raises:
-        ConfigError: no history has such an id column.
+        ConfigError: if no history has such an id column.
     """
     features = {field.name for field in fields.features}
     candidate = [field for field in fields.features if field.side == "item" and field.kind == "id"]

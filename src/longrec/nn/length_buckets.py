@@ -26,9 +26,9 @@ class Bucket:
     Attributes:
         rows: slice of the rows of ``Buckets``.
         start: first position of the bucket if its positions are consecutive, row by row, without padding.
-        at: int64 ``[R T]``: the position in each slot, any of the row's in a padded slot; None if ``start`` is enough.
-        real: bool ``[R, T]``: slots without padding; None if no slot is padded.
-        slots: int64: indices of the slots without padding, in order; None if no slot is padded.
+        at: int64 ``[R T]``: the position in each slot, any of the row's in a padded slot. None if ``start`` is enough.
+        real: bool ``[R, T]``: slots without padding. None if no slot is padded.
+        slots: int64: indices of the slots without padding, in order. None if no slot is padded.
     """
 
     rows: slice
@@ -50,7 +50,7 @@ class Bucket:
         return self.at if self.slots is None else self.at[self.slots]
 
     def pad(self, own_W: Tensor) -> Tensor:
-        """Return ``[R, T, W]`` of the bucket's own positions, in order; zero where padded."""
+        """Return ``[R, T, W]`` of the bucket's own positions, in order. Zero where padded."""
         if self.slots is not None:
             own_W = own_W.new_zeros(len(self), own_W.shape[1]).index_copy(0, self.slots, own_W)
         return own_W.view(-1, self.longest, own_W.shape[1])
@@ -87,7 +87,7 @@ class Buckets:
         return x_BW if self.sorted else x_BW.index_select(0, self.rows)
 
     def restore(self, y_W: Tensor) -> Tensor:
-        """Return ``[B, ...]`` from the entries of ``rows``; zero for rows without positions."""
+        """Return ``[B, ...]`` from the entries of ``rows``. Zero for rows without positions."""
         return y_W if self.sorted else y_W.new_zeros(self.batch, *y_W.shape[1:]).index_copy(0, self.rows, y_W)
 
     def positions(self) -> Tensor:
@@ -131,7 +131,7 @@ def split_rows(segments: Segments, most: int) -> tuple[list[int], list[int], lis
 
 
 def _spans(lengths: list[int], most: int) -> list[slice]:
-    """Return the rows of each bucket; ``lengths`` are in descending order."""
+    """Return the rows of each bucket. ``lengths`` are in descending order."""
     spans, first, real = [], 0, 0
     for at, length in enumerate(lengths):
         whole = (at - first + 1) * lengths[first]

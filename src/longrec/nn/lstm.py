@@ -32,7 +32,7 @@ from longrec.nn.steps import Steps, gather_last, run_steps
 
 
 class LSTM(nn.Module):
-    """One LSTM layer; see the module.
+    """One LSTM layer. See the module.
 
     Args:
         inputs: I.
@@ -74,7 +74,7 @@ class LSTM(nn.Module):
         scale_UH: Float[Tensor, "U H"] | None = None,
         moves_T: Bool[Tensor, " T"] | None = None,
     ) -> Float[Tensor, "B H"]:
-        """Return h after the last position of each row (``reverse``: the first); 0 for an empty one. Arguments as
+        """Return h after the last position of each row (``reverse``: the first). 0 for an empty one. Arguments as
         above.
         """
         return self.states_and_last(x_UI, segments, gates_UX, scale_UH, moves_T)[1]

@@ -36,7 +36,7 @@ class Queries(nn.Module):
         common_widths: number of the Q columns that are the same in query and keys: all, or none.
 
     Raises:
-        ConfigError: no history, or a history without a query (see ``choose_attention_columns``).
+        ConfigError: if there is no history, or a history has no query (see ``choose_attention_columns``).
     """
 
     def __init__(self, fields: Fields, widths: Mapping[str, int], model: str, project: bool = True) -> None:
@@ -86,7 +86,7 @@ def choose_attention_columns(
         model: name of the model, for error messages.
 
     Raises:
-        ConfigError: a history without a column that the candidate has, and without tokens (all such histories).
+        ConfigError: if histories have neither a column of the candidate nor tokens (all of them are listed).
     """
     queries, keys, faults = {}, {}, []
     candidate = any(field.side == "item" for field in fields.features)

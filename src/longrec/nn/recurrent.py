@@ -36,7 +36,7 @@ Update = Literal["gru", "agru", "augru", "released"]
 
 
 class GRU(nn.Module):
-    """One GRU layer; see the module.
+    """One GRU layer. See the module.
 
     Args:
         inputs: I.
@@ -69,7 +69,7 @@ class GRU(nn.Module):
     def last(
         self, x_UI: Float[Tensor, "U I"], segments: Segments, a_N: Float[Tensor, " N"] | None = None
     ) -> Float[Tensor, "B H"]:
-        """Return the state after the last position of each row; 0 for an empty one.
+        """Return the state after the last position of each row. 0 for an empty one.
 
         Args:
             a_N: the attention of each row at each of its positions, for the updates that use one.

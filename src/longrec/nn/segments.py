@@ -32,7 +32,7 @@ class Segments:
     """B rows over the positions of one history.
 
     Args:
-        offsets: int64 ``[B + 1]``; not read when shared.
+        offsets: int64 ``[B + 1]``. Not read when shared.
         rows: B.
         positions: N, or T when shared.
     """
@@ -49,7 +49,7 @@ class Segments:
 
     @classmethod
     def of_runs(cls, key_N: Tensor) -> Segments:
-        """Return the runs of equal values of an integer key per position; ragged, none of them empty."""
+        """Return the runs of equal values of an integer key per position, ragged, none of them empty."""
         first_N = torch.ones_like(key_N, dtype=torch.bool)
         first_N[1:] = key_N[1:] != key_N[:-1]
         starts = first_N.nonzero().squeeze(1)
@@ -98,13 +98,13 @@ class Segments:
         return k_UD.unsqueeze(0).expand(self.rows, -1, -1).reshape(-1, k_UD.shape[1])
 
     def add(self, x_BD: Float[Tensor, "B D"], k_UD: Float[Tensor, "U D"]) -> Float[Tensor, "N D"]:
-        """Return ``expand(x) + keys(k)``; when shared, neither is repeated."""
+        """Return ``expand(x) + keys(k)``. When shared, neither is repeated."""
         if self.shared:
             return (x_BD.unsqueeze(1) + k_UD.unsqueeze(0)).reshape(-1, x_BD.shape[1])
         return k_UD + self.expand(x_BD)
 
     def mul(self, x_BD: Float[Tensor, "B D"], k_UD: Float[Tensor, "U D"]) -> Float[Tensor, "N D"]:
-        """Return ``expand(x) * keys(k)``; when shared, neither is repeated."""
+        """Return ``expand(x) * keys(k)``. When shared, neither is repeated."""
         if self.shared:
             return (x_BD.unsqueeze(1) * k_UD.unsqueeze(0)).reshape(-1, x_BD.shape[1])
         return k_UD * self.expand(x_BD)
@@ -119,7 +119,7 @@ class Segments:
         return out
 
     def mean(self, v_ND: Float[Tensor, "N D"]) -> Float[Tensor, "B D"]:
-        """Return the mean over each row's positions; 0 for a row without positions."""
+        """Return the mean over each row's positions. 0 for a row without positions."""
         if self.shared:
             ones = torch.ones_like(v_ND[:, :1]).reshape(self.rows, self.positions, 1)
             return self.sum(v_ND) / ones.sum(1).clamp(min=1)
@@ -127,7 +127,7 @@ class Segments:
         return self.sum(v_ND) / count.to(v_ND.dtype).unsqueeze(1)
 
     def max(self, v_ND: Float[Tensor, "N D"]) -> Float[Tensor, "B D"]:
-        """Return the maximum over each row's positions, column by column; 0 for a row without positions."""
+        """Return the maximum over each row's positions, column by column. 0 for a row without positions."""
         if self.shared:
             return _amax(v_ND.reshape(self.rows, self.positions, v_ND.shape[1]), 1)
         index = self.row.unsqueeze(1).expand_as(v_ND)
@@ -136,7 +136,7 @@ class Segments:
         return torch.where(top_BD == -torch.inf, torch.zeros_like(top_BD), top_BD)
 
     def pool(self, k_UD: Float[Tensor, "U D"], how: Pool) -> Float[Tensor, "B D"]:
-        """Pool the entries of the history by ``sum``, ``mean`` or ``max``; when shared, computed once and repeated."""
+        """Pool the entries of the history by ``sum``, ``mean`` or ``max``. When shared, one result is repeated."""
         if not self.shared:
             return {"sum": self.sum, "mean": self.mean, "max": self.max}[how](k_UD)
         if how == "max":
@@ -210,7 +210,7 @@ def _wide(v: Tensor) -> Tensor:
 
 
 def _amax(v: Tensor, dim: int) -> Tensor:
-    """Return the maximum along ``dim``; 0 without entries (or with only -inf)."""
+    """Return the maximum along ``dim``. 0 without entries (or with only -inf)."""
     shape = [*v.shape[:dim], 1, *v.shape[dim + 1 :]]
     top = torch.cat([v, v.new_full(shape, -torch.inf)], dim).amax(dim)
     return torch.where(top == -torch.inf, torch.zeros_like(top), top)

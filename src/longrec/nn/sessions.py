@@ -26,7 +26,7 @@ class Sessions:
     """Sessions of the rows of one history.
 
     Args:
-        number_U: session number of each event; K and above for none.
+        number_U: session number of each event. K and above: no session.
         count: K.
         segments: rows and positions.
 
@@ -72,11 +72,11 @@ class Sessions:
         return BucketedAttention(self._within)
 
     def gather(self, x_UW: Float[Tensor, "U W"]) -> Float[Tensor, "P W"]:
-        """Return the events in sessions, session by session; for a shared history all events in their order."""
+        """Return the events in sessions, session by session. For a shared history all events in their order."""
         return x_UW if self.segments.shared else x_UW.index_select(0, self._at)
 
     def gather_numbers(self) -> Int[Tensor, " P"]:
-        """Return the session number of each event; for a shared history some are K or above."""
+        """Return the session number of each event. For a shared history some are K or above."""
         return self._number_U if self.segments.shared else self._within.expand_rows(self.number)
 
     def count_newer(self) -> Int[Tensor, " P"]:
@@ -94,7 +94,7 @@ class Sessions:
         return self._same_TT.sum(1)
 
     def mean(self, x_PW: Float[Tensor, "P W"]) -> Float[Tensor, "G W"]:
-        """Return the mean of the events of each session; 0 for one without events."""
+        """Return the mean of the events of each session. 0 for one without events."""
         if not self.segments.shared:
             return self._within.mean(x_PW)
         member_KT = self._member_KT.to(x_PW.dtype)
@@ -123,7 +123,7 @@ class Sessions:
         return torch.matmul(w_BKT.to(x_PW.dtype), x_PW).flatten(0, 1), w_BKT
 
     def weigh_events(self, session_weights: Tensor, event_weights: Tensor) -> Tensor:
-        """Return the weight of every event of a history, ``[N]`` or shared ``[B, T]``; 0 for events in no session.
+        """Return the weight of every event of a history, ``[N]`` or shared ``[B, T]``. 0 for events in no session.
 
         Args:
             session_weights: as returned by ``softmax``.

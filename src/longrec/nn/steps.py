@@ -25,7 +25,7 @@ class Steps:
 
     Attributes:
         positions: int64 ``[N]``: the positions, first those that begin a row, then the second ones, and so on.
-        order: int64 ``[B]``: rows, longest first; the rows of a step are a prefix of them.
+        order: int64 ``[B]``: rows, longest first. The rows of a step are a prefix of them.
         counts: active rows at each step, in descending order.
     """
 
@@ -35,7 +35,7 @@ class Steps:
 
     @classmethod
     def of(cls, segments: Segments, reverse: bool = False) -> Steps:
-        """Return the steps of ragged segments; ``reverse`` starts a row at its last position."""
+        """Return the steps of ragged segments. ``reverse`` starts a row at its last position."""
         lengths_B = segments.offsets[1:] - segments.offsets[:-1]
         order_B = torch.argsort(lengths_B, descending=True, stable=True)
         rank_B = torch.empty_like(order_B)
@@ -53,7 +53,7 @@ class Steps:
 
 
 def gather_last(h_NH: Float[Tensor, "N H"], segments: Segments, reverse: bool = False) -> Float[Tensor, "B H"]:
-    """Return the value at the last (``reverse``: the first) position of each ragged row; 0 for an empty one."""
+    """Return the value at the last (``reverse``: the first) position of each ragged row. 0 for an empty one."""
     lengths_B = segments.offsets[1:] - segments.offsets[:-1]
     full_B = lengths_B > 0
     if not segments.positions:

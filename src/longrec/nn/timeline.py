@@ -37,9 +37,9 @@ class Bucket:
 
     Attributes:
         distance: int64 ``[U, T, T]``: distance from i back to j: ``GAPS`` times the rank bucket, plus the bucket of the
-            elapsed time; ``UNSEEN`` if i does not see j.
-        label: int64 ``[U, T, T]``: the label of j as available to i; None without labels.
-        from_flat: int64 ``[U T]``: the entry of each slot (any one where padded); None without padding.
+            elapsed time. ``UNSEEN`` if i does not see j.
+        label: int64 ``[U, T, T]``: the label of j as available to i. None without labels.
+        from_flat: int64 ``[U T]``: the entry of each slot (any one where padded). None without padding.
         to_flat: int64 ``[stop - start]``: the slot of each entry.
     """
 
@@ -59,10 +59,10 @@ class Timeline:
     Args:
         groups: int64 ``[N]``: the group (user) of each row.
         timestamps: int64 ``[N]``.
-        labels: int64 ``[N]``: 0 none, 1 negative, 2 positive, 3 never available; None without labels.
+        labels: int64 ``[N]``: 0 none, 1 negative, 2 positive, 3 never available. None without labels.
         label_time: int64 ``[N]``: row i sees the label of j if ``label_time_j < t_i``.
         entries_per_row: P, consecutive entries of a row, which see each other.
-        available: int64 ``[N]``: row i sees row j only if ``available_j < t_i`` too; None if rows are available at
+        available: int64 ``[N]``: row i sees row j only if ``available_j < t_i`` too. None if rows are available at
             once.
 
     Attributes:
@@ -114,7 +114,7 @@ class Timeline:
 
 
 def _spans(lengths: list[int]) -> list[tuple[int, int]]:
-    """Return the first and one-past-last group of each bucket; ``lengths`` are in descending order."""
+    """Return the first and one-past-last group of each bucket. ``lengths`` are in descending order."""
     spans, first, real = [], 0, 0
     for at, length in enumerate(lengths):
         padded = (at - first + 1) * lengths[first] ** 2
@@ -166,7 +166,7 @@ def _bucket(lengths: Tensor, first: int, last: int, ordered: list[Tensor], entri
 
 
 def _log2(x: Tensor, halves: bool = False) -> Tensor:
-    """Return the log2 of positive float32 as int32, rounded down; ``halves`` doubles it and counts from 1.5 times a
+    """Return the log2 of positive float32 as int32, rounded down. ``halves`` doubles it and counts from 1.5 times a
     power on.
 
     Computed from the bits: the exponent, and with ``halves`` the first bit of the mantissa.

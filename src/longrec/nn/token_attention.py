@@ -108,7 +108,7 @@ class TokenAttention(nn.Module):
         query: Q.
         tokens: module that makes the vectors.
         width: D.
-        heads: H; it divides D.
+        heads: H, which divides D.
     """
 
     def __init__(self, query: int, tokens: TokenInput, width: int, heads: int) -> None:

@@ -40,10 +40,10 @@ def attend(
     p_BHR: Float[Tensor, "B H R"],
     segments: Segments,
 ) -> tuple[Float[Tensor, "B H A"], Float[Tensor, "B H R"]]:
-    """Return o and c of every row; 0 for a row without positions.
+    """Return o and c of every row. 0 for a row without positions.
 
     Args:
-        adaptation: W ``[A, I]`` and b ``[A]``; None if x is adapted already.
+        adaptation: W ``[A, I]`` and b ``[A]``. None if x is adapted already.
         ids_GN: indices into p.
         segments: of a ragged batch.
     """

@@ -44,10 +44,10 @@ class TokenTransformer(nn.Module):
         query: Q.
         tokens: module that makes the vectors.
         width: D.
-        heads: H; it divides D.
+        heads: H, which divides D.
         layers: number of layers.
         merge: tokens that become one entry.
-        recent: newest entries that go through the layers; None for all.
+        recent: newest entries that go through the layers. None for all.
     """
 
     renamed_parameters: ClassVar[dict[str, str]] = {"places": "position_embedding"}
@@ -182,7 +182,7 @@ class Layer(nn.Module):
 
 
 def _keep_newest(x: Tensor, most: int | None) -> Tensor:
-    """Return the newest entries of ``[R, T, ...]``; in a traced program always ``most``, with zeros before them."""
+    """Return the newest entries of ``[R, T, ...]``. In a traced program always ``most``, with zeros before them."""
     if most is None:
         return x
     if not torch.compiler.is_compiling():

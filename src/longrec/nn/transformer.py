@@ -9,7 +9,7 @@ The score is, by name
 
     ``dot``        q . k / sqrt(d)
     ``relu``       the same of relu(x W + b), and so is v
-    ``bilinear``   q' . x_j W^K with q' = relu(x_i W^Q + b), a bilinear form of q' and x_j; v is relu(x W + b)
+    ``bilinear``   q' . x_j W^K with q' = relu(x_i W^Q + b), a bilinear form of q' and x_j, and v is relu(x W + b)
     ``cosine``     c cos(q, k) with a learned c that begins at 10
 
 Without ``residual`` there is no residual connection. Without ``norm`` LN is the identity.
@@ -37,7 +37,7 @@ _INITIAL_SCALE = 10.0
 
 
 class EncoderLayer(nn.Module):
-    """One encoder layer; see the module. A head is D / H wide, rounded up, so that any D works with any H.
+    """One encoder layer. See the module. A head is D / H wide, rounded up, so that any D works with any H.
 
     Args:
         width: D.

@@ -92,7 +92,7 @@ def merge(candidate_sets: Sequence[Candidates]) -> Candidates:
     """Merge candidates of several sources without duplicates. An item keeps its first position and its first score.
 
     Raises:
-        ValueError: more sources than bits, or candidates with different columns.
+        ValueError: if there are more sources than bits, or candidates have different columns.
     """
     if len({frozenset(candidates.columns) for candidates in candidate_sets}) > 1:
         raise ValueError("candidates of several sources need the same columns")

@@ -26,7 +26,7 @@ class RankStage:
         """Score and sort candidates.
 
         Raises:
-            LongRecError: a scorer that returns another number of scores, or one that is not finite.
+            LongRecError: if the scorer returns another number of scores, or a score that is not finite.
         """
         scores = np.asarray(self.scorer(candidates, query))
         if scores.shape != (len(candidates),):

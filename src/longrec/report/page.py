@@ -45,7 +45,7 @@ def write_page(
         next_steps: sentences, or commands that start with ``longrec``. Text between backticks is shown as code.
 
     Raises:
-        LongRecError: the file cannot be written.
+        LongRecError: if the file cannot be written.
     """
     sections = [
         _format_header(title, facts, comparison),

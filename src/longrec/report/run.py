@@ -26,7 +26,7 @@ class RunView:
         split: name of the measured rows, usually ``test``.
         rows, users, positives: counts of the measured rows.
         metrics: key -> interval.
-        seconds: training time; None when unknown.
+        seconds: training time. None when unknown.
         curves: (split, measure) -> points (epoch, value), as (``train``, ``loss``) or (``valid``, ``auc``).
         config: the resolved config, YAML text.
         calibration: predicted and observed rates of the predictions. None without predictions.
@@ -65,7 +65,7 @@ def read_run(folder: str | Path) -> RunView:
     ``results.json`` is required. Learning curves, predictions and config are optional.
 
     Raises:
-        RunError: no such folder, no results yet, or a file that cannot be read.
+        RunError: if there is no such folder, it has no results yet, or a file cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -110,7 +110,7 @@ def read_curves(path: Path) -> dict[tuple[str, str], list[tuple[float, float]]]:
     A resumed run writes some steps twice. The later line counts. For lines without an epoch, x is the step.
 
     Raises:
-        RunError: a line that is not a JSON object with ``step`` and ``split``.
+        RunError: if a line is not a JSON object with ``step`` and ``split``.
     """
     if not path.exists():
         return {}
@@ -135,7 +135,7 @@ def read_predictions(folder: str | Path, split: str = "test") -> Predictions:
     """Read the predictions of a run.
 
     Raises:
-        RunError: there are none, or the file cannot be read.
+        RunError: if there are no predictions, or the file cannot be read.
     """
     path = Path(folder) / "predictions" / f"{split}.parquet"
     if not path.exists():

@@ -41,7 +41,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         rows: the rows, with one cell per column.
 
     Raises:
-        ValueError: a row with more or fewer cells than there are headers.
+        ValueError: if a row has more or fewer cells than there are headers.
 
     >>> print(table(["run", "rows", "AUC"], [["deepfm", 100021, 0.78], ["din", 100021, None]]))
     run        rows     AUC
@@ -175,8 +175,8 @@ def write_json(obj: object, target: str | Path) -> None:
     atomically.
 
     Raises:
-        LongRecError: the file cannot be written.
-        TypeError: something in ``obj`` has no JSON form.
+        LongRecError: if the file cannot be written.
+        TypeError: if a value in ``obj`` has no JSON form.
     """
     text = json.dumps(to_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if str(target) == "-":
@@ -190,7 +190,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a text file atomically, and create its folder.
 
     Raises:
-        LongRecError: the file cannot be written.
+        LongRecError: if the file cannot be written.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:

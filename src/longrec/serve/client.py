@@ -131,9 +131,9 @@ def client(
         state: folder or address where events are stored, by default beside the bundle. For a folder only.
 
     Raises:
-        BundleError: a bundle that cannot be opened.
-        StoreError: a store that cannot be opened.
-        RequestError: an invalid address, or settings for a server, which has its own.
+        BundleError: if a bundle cannot be opened.
+        StoreError: if a store cannot be opened.
+        RequestError: if the address is invalid, or settings are passed with the address of a server, which has its own.
     """
     settings = build_settings(tokens, events, state)
     if isinstance(target, str) and target.startswith(("http://", "https://")):

@@ -90,7 +90,7 @@ class PendingEvent:
         This waits for the disk or the server. Rankings may run at the same time.
 
         Raises:
-            StoreError: a store that does not respond. The event may be written in part until it is recorded again.
+            StoreError: if a store does not respond. The event may be written in part until it is recorded again.
         """
         for write in self.writes:
             write()
@@ -153,7 +153,7 @@ class EventRecorder:
         """Validate and encode an event without writing it.
 
         Raises:
-            RequestError: an invalid event. Nothing is written then.
+            RequestError: if the event is invalid. Nothing is written then.
         """
         event = self._read(request)
         stores = list(self.state.stores.values())
@@ -240,7 +240,7 @@ class EventRecorder:
         """Decode and validate keys, timestamps and names of an event.
 
         Raises:
-            RequestError: 404 for an unknown item, 422 for other faults.
+            RequestError: 404 if the item is unknown, 422 for other faults.
         """
         source = self.source.encoder
         for encoder in (source, self._encoder):

@@ -62,7 +62,7 @@ class FeedbackReader:
         """Read the feedback of a request.
 
         Raises:
-            RequestError: 422 for a name that is no feedback, or for a column that occurs twice.
+            RequestError: 422 if a name is not feedback, or a column occurs twice.
         """
         values: dict[str, Any] = {}
         for name, value in raw_values.items():
@@ -83,7 +83,7 @@ def encode_side(fitted: FittedSchema, name: str, feedback: Feedback) -> tuple[in
     """Return id and availability time of a side column, or None if it is not yet available.
 
     Raises:
-        DataError: a value of the wrong type.
+        DataError: if a value has the wrong type.
     """
     schema = fitted.schema
     column = schema.label.column if name == LABEL else schema.column(name)
@@ -111,7 +111,7 @@ def encode_feature(fitted: FittedSchema, name: str, feedback: Feedback) -> tuple
     """Return id and availability time of a feedback feature: the id "not yet available" and ``NEVER`` if it is missing.
 
     Raises:
-        DataError: a value of the wrong type.
+        DataError: if a value has the wrong type.
     """
     if fitted.schema.column(name) not in feedback.values:
         return fitted.get_not_yet_id(name), NEVER
@@ -132,7 +132,7 @@ def evaluate_conditions(
         before: the bits so far.
 
     Raises:
-        DataError: a value whose type does not fit the condition.
+        DataError: if the type of a value does not fit the condition.
     """
     bits = before
     for index, column in enumerate(columns):

@@ -99,7 +99,8 @@ class EventHistories:
         """Encode the histories of a request, cut to their last events.
 
         Raises:
-            RequestError: 422 for other names, lists of different lengths, or values of the wrong type.
+            RequestError: 422 if names are unknown or missing, lists have different lengths, or values have the wrong
+                type.
         """
         if not self._read and received is None:
             return {}
@@ -134,7 +135,7 @@ def check_names(where: str, received: set[str], expected: Mapping[str, Any], do:
     """Reject unknown and missing names, with an error that lists the expected names.
 
     Raises:
-        RequestError: 422.
+        RequestError: 422 if a name is unknown or missing.
     """
     faults = []
     for name in sorted(received - expected.keys()):

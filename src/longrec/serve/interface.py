@@ -112,7 +112,7 @@ class Client(ABC):
                 for a missing value.
 
         Raises:
-            RequestError: an invalid request.
+            RequestError: if the request is invalid.
         """
         request: dict[str, Any] = {"user": user, "candidates": candidates, "context": context or {}}
         request.update({"at": _format_time(at)} if at is not None else {})
@@ -143,7 +143,7 @@ class Client(ABC):
             allow_unknown: accept an item that the log does not contain.
 
         Raises:
-            RequestError: an invalid event, or a server without a source.
+            RequestError: if the event is invalid, or the server has no source model.
         """
         optional = {"at": _format_time(at), "context": context, "feedback": feedback, "request": _format_time(request)}
         event: dict[str, Any] = {"user": user, "item": item}
@@ -161,7 +161,7 @@ class Client(ABC):
         """Run the program on its own named inputs (see ``metadata``) and return float32 probabilities ``[C]``.
 
         Raises:
-            RequestError: tensors that do not fit the program.
+            RequestError: if the tensors do not fit the ONNX model.
         """
         inputs = [
             {
@@ -206,7 +206,7 @@ def parse_response(content: bytes) -> dict[str, Any]:
     """Parse a response of a server. JSON of LongRec always has the expected keys.
 
     Raises:
-        RequestError: the response is not from LongRec.
+        RequestError: if the response is not from LongRec.
     """
     try:
         answer = orjson.loads(content)

@@ -67,7 +67,7 @@ class LiveEvents:
         bundle: a bundle whose histories are read from its own events.
 
     Raises:
-        StoreError: the store belongs to another bundle, or another process writes to it.
+        StoreError: if the store belongs to another bundle, or another process writes to it.
     """
 
     def __init__(self, location: str, bundle: Bundle) -> None:

@@ -38,7 +38,7 @@ def open_live(location: str, types: Mapping[str, Any], bundle: str) -> backends.
         bundle: digest of its bundle.
 
     Raises:
-        StoreError: the store belongs to another bundle, or another process writes to it.
+        StoreError: if the store belongs to another bundle, or another process writes to it.
     """
     new, old = _resolve_locations(location)
     attributes = {"format": FORMAT, "bundle": bundle}
@@ -85,7 +85,7 @@ def _migrate(old: str, new: str, types: Mapping[str, Any], attributes: Mapping[s
     """Copy the events of an earlier store, which stays unchanged.
 
     Raises:
-        StoreError: it belongs to another bundle.
+        StoreError: if the folder belongs to another bundle.
     """
     source = backends.open_store(old, writable=not is_remote(old))  # so that no earlier server continues writing
     try:

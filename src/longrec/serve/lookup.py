@@ -34,7 +34,7 @@ class Lookup:
         """Return the keys as an array (int64, or text as objects), and the int64 row of each.
 
         Raises:
-            RequestError: 422 for text if the log has integers, or for integers if it has text.
+            RequestError: 422 if keys are text and the log has integers, or the reverse.
         """
         if not self.numeric:
             if not all(type(key) is str for key in keys):

@@ -36,7 +36,7 @@ class OnlineSource:
         live: events since the bundle.
 
     Raises:
-        BundleError: a bundle of a ranker, or one with pre-joined histories.
+        BundleError: if the bundle is one of a ranker, or has pre-joined histories.
     """
 
     def __init__(self, bundle: Bundle, live: LiveEvents | None = None) -> None:
@@ -70,7 +70,7 @@ class OnlineSource:
         """Encode the candidates of a request as tokens ``[C, W]`` on the scale of the store, or as codes.
 
         Raises:
-            RequestError: an impression that cannot be encoded.
+            RequestError: if the impression cannot be encoded.
         """
         query, _ = self.encoder.build_query(request, at)
         candidates, _ = self.encoder.build_candidates(request, "item")
@@ -86,7 +86,7 @@ class OnlineSource:
         """Replay the golden impressions and return the largest difference, as a share of the largest number.
 
         Raises:
-            BundleError: tokens that differ from those of the exporter.
+            BundleError: if tokens differ from those of the exporter.
         """
         raw, worst = self.facts.scale.unstandardize, 0.0
         for number, (one, vectors) in enumerate(zip(self.bundle.golden, encode_golden(self, self.bundle.golden))):

@@ -47,7 +47,8 @@ def decode_infer_request(body: bytes, inputs: Sequence[Input]) -> tuple[str | No
     """Decode a request and return its id and its validated tensors.
 
     Raises:
-        RequestError: 400 for no JSON, 413 for too many candidates, 422 for tensors that do not fit the program.
+        RequestError: 400 if the body is not JSON, 413 if there are too many candidates, 422 if the tensors do not fit
+            the ONNX model.
     """
     try:
         request = _DECODER.decode(body)
@@ -110,7 +111,7 @@ def check_tensors(tensors: dict[str, NDArray[Any]], inputs: Sequence[Input]) -> 
     """Refuse inconsistent tensors, with which onnxruntime would read past a table or return nonsense.
 
     Raises:
-        RequestError: a missing input, different lengths, ids outside their table, or offsets that do not increase.
+        RequestError: if an input is missing, lengths differ, ids are outside their table, or offsets decrease.
     """
     missing = [entry.name for entry in inputs if entry.name not in tensors]
     if missing:

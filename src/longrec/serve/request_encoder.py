@@ -66,7 +66,8 @@ class RequestEncoder:
             where: field that an error names.
 
         Raises:
-            RequestError: 404 for unknown items, 422 for keys of the wrong type or invalid columns of the candidates.
+            RequestError: 404 if items are unknown, 422 if keys have the wrong type or columns of the candidates are
+                invalid.
         """
         keys, rows, unknown = self.look_up_items(request.candidates, request.allow_unknown, where)
         return Candidates.of(rows, keys, "request", self._encode_candidate_columns(request)), unknown
@@ -96,7 +97,7 @@ class RequestEncoder:
         """Return item keys as an array, their rows ``[C]``, and the unknown keys.
 
         Raises:
-            RequestError: 404 for unknown items, unless they are allowed, 422 for keys of the wrong type.
+            RequestError: 404 if items are unknown and not allowed, 422 if keys have the wrong type.
         """
         keys, rows = self._items.find_rows(item_keys, where)
         if rows.all():
@@ -117,7 +118,7 @@ class RequestEncoder:
         """Return the row of a user, 0 for an unknown user.
 
         Raises:
-            RequestError: 422 for a key of the wrong type.
+            RequestError: 422 if the key has the wrong type.
         """
         return int(self._users.find_rows([key], "user")[1][0])
 
@@ -125,7 +126,7 @@ class RequestEncoder:
         """Build the inputs shared by all candidates, and return True as second value for an unknown user.
 
         Raises:
-            RequestError: 404 for an unknown user, 422 for a context or a history that does not fit the schema.
+            RequestError: 404 if the user is unknown, 422 if the context or a history does not fit the schema.
         """
         row = self.look_up_user(request.user)
         if not row and not request.allow_unknown:

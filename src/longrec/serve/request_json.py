@@ -174,7 +174,7 @@ def parse_request_time(at: int | float | str | None, time: TimeColumn | None, no
         where: field that an error names.
 
     Raises:
-        RequestError: an invalid timestamp, or a number in another unit.
+        RequestError: if the timestamp is invalid, or a number in another unit.
     """
     if time is None:
         if at is not None:

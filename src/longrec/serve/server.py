@@ -58,9 +58,9 @@ def serve(
         settings: locations of live tokens and of recorded events.
 
     Raises:
-        BundleError: a bundle that cannot be served on this machine.
-        StoreError: a store that cannot be opened.
-        LongRecError: an address that cannot be bound, or several processes that would write to one folder.
+        BundleError: if a bundle cannot be served on this machine.
+        StoreError: if a store cannot be opened.
+        LongRecError: if the address cannot be bound, or several processes would write to one folder.
     """
     for name, value in _THREADS.items():
         os.environ.setdefault(name, value)
@@ -178,7 +178,7 @@ def run_server(
         settings: locations of live tokens and of recorded events.
 
     Raises:
-        LongRecError: the server did not start. The message is its output.
+        LongRecError: if the server did not start. The message is its output.
     """
     settings_json = msgspec.json.encode(settings or Settings()).decode()
     arguments = [sys.executable, "-m", "longrec.serve.server", str(bundle), str(port), str(workers), settings_json]

@@ -86,8 +86,8 @@ class Service:
         clock: function that returns milliseconds UTC.
 
     Raises:
-        BundleError: no bundle of a ranker, or stores that do not fit it.
-        StoreError: a store that cannot be opened.
+        BundleError: if the bundle is not one of a ranker, or stores do not fit it.
+        StoreError: if a store cannot be opened.
     """
 
     def __init__(
@@ -133,8 +133,8 @@ class Service:
         """Rank the candidates of a request.
 
         Raises:
-            RequestError: an invalid request. Nothing is done in part.
-            StoreError: a store that does not respond.
+            RequestError: if the request is invalid. Then no candidate is scored.
+            StoreError: if a store does not respond.
         """
         at = parse_request_time(request.at, self._time, self._clock())
         query, new_user = self._encoder.build_query(request, at)
@@ -156,8 +156,8 @@ class Service:
         """Validate and encode an event from JSON. It must be committed before the next is prepared.
 
         Raises:
-            RequestError: an invalid event, or a service without a source.
-            StoreError: a store that does not respond.
+            RequestError: if the event is invalid, or the service has no source model.
+            StoreError: if a store does not respond.
         """
         if self._events is None:
             do = "start the server with --events SOURCE.bundle"
@@ -191,7 +191,7 @@ class Service:
         """Run the program on the tensors of a JSON request, as ``POST /v2/models/{name}/infer`` does.
 
         Raises:
-            RequestError: tensors that do not fit the program.
+            RequestError: if the tensors do not fit the ONNX model.
         """
         manifest = self.bundle.manifest
         identity, inputs = open_inference.decode_infer_request(body, manifest.inputs)
@@ -218,7 +218,7 @@ class Service:
         Only the bundle is used, because live stores contain later data.
 
         Raises:
-            BundleError: scores that differ by more than ``MAX_DRIFT``.
+            BundleError: if scores differ by more than ``MAX_DRIFT``.
         """
         if self.settings != Settings():
             self.answer(orjson.dumps(self.example()))

@@ -39,8 +39,8 @@ class ServiceState:
         source: the source, with the events since its bundle.
 
     Raises:
-        BundleError: a source that wrote none of the tokens that the bundle reads.
-        StoreError: the state of another bundle, or a store that another process writes to.
+        BundleError: if the source model wrote none of the tokens that the bundle reads.
+        StoreError: if the state belongs to another bundle, or another process writes to a store.
     """
 
     def __init__(self, bundle: Bundle, settings: Settings) -> None:

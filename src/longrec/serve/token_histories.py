@@ -70,8 +70,8 @@ class TokenHistories:
         stores: stores that are read, by history.
 
     Raises:
-        BundleError: a store that does not fit the bundle.
-        UnknownName: a location for a history that the bundle does not have.
+        BundleError: if a store does not fit the bundle.
+        UnknownName: if a location is passed for a history that the bundle does not have.
     """
 
     def __init__(
@@ -150,8 +150,8 @@ def check_store(store: TokenStore, bundle: Bundle, name: str) -> None:
     """Check that a store fits a bundle.
 
     Raises:
-        BundleError: tokens of another width or with other side columns, other keys, another unit of time, or tokens
-            that disclose data that was not available.
+        BundleError: if the tokens have another width, other side columns, other keys or another time unit, or disclose
+            data that was not available yet.
     """
     info, spec, schema = store.info, bundle.fitted.tokens[name], bundle.fitted.schema
     where = f"histories.{name}: {mask_password(store.location)}"

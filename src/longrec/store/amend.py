@@ -25,7 +25,7 @@ def find(backend: Backend, key: int, time: int, identity: int) -> dict[str, NDAr
     """Return the stored columns ``[1]`` of the newest version of an event, or None if there is none.
 
     Raises:
-        StoreError: the store has no identity column.
+        StoreError: if the store has no identity column.
     """
     if backend.identity is None:
         raise StoreError("store", "no identity", "a store with an identity column")
@@ -79,7 +79,7 @@ class Token:
             since: write a new version that can be read from this timestamp. None: write in place.
 
         Raises:
-            StoreError: an unknown side column, or an id beyond it.
+            StoreError: if a side column is unknown, or an id is beyond its range.
         """
         info, columns = self._store.info, dict(self._columns)
         for name, code in sides.items():
@@ -93,7 +93,7 @@ class Token:
         self._store.backend.append(np.array([self._user], np.int64), np.array([self._time], np.int64), columns)
 
     def holds(self, vectors: NDArray[Any]) -> bool:
-        """Return whether the token encodes the same vector ``[1, W]`` (or codes), within the error of its codec."""
+        """Return True if the token encodes the same vector ``[1, W]`` (or codes), within the error of its codec."""
         if self._store.info.codec == "codes":
             return np.array_equal(self._columns["codes"], vectors)
         kept = self._store.decode_vectors(self._columns)

@@ -64,7 +64,7 @@ def create(
         location: a folder, or ``redis://host:port/db/name``.
 
     Raises:
-        StoreError: the store exists already, or the server does not respond.
+        StoreError: if the store exists already, or the server does not respond.
     """
     if _remote(location):
         return RemoteStore.create(str(location), columns, None, identity, attributes)
@@ -75,7 +75,7 @@ def open_store(location: str | Path, writable: bool) -> Backend:
     """Open a store.
 
     Raises:
-        StoreError: there is no store, it is damaged or of another version, or another writer holds it.
+        StoreError: if there is no store, it is damaged or has another format version, or another writer holds its lock.
     """
     return RemoteStore.open(str(location), writable) if _remote(location) else LsmStore.open(location, writable)
 

@@ -43,7 +43,7 @@ class Codec(Protocol):
             versions: ``[n]``, version of the source that computed each vector.
 
         Raises:
-            StoreError: a wrong shape, NaN, infinity, or numbers too large for the codec.
+            StoreError: if the vectors have a wrong shape, or contain NaN, infinity, or numbers too large for the codec.
         """
         ...
 
@@ -59,11 +59,11 @@ class Float32Codec:
         self.types: Types = {"vector": np.dtype((np.float32, (width,)))}
 
     def encode(self, vectors: NDArray[Any], versions: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Return the columns of vectors; see ``Codec.encode``."""
+        """Return the columns of vectors. See ``Codec.encode``."""
         return {"vector": check_finite(vectors, self.types["vector"].shape[0]).astype(np.float32, copy=False)}
 
     def decode(self, columns: Columns, versions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the vectors of columns; see ``Codec.decode``."""
+        """Return the vectors of columns. See ``Codec.decode``."""
         return columns["vector"]
 
 
@@ -74,7 +74,7 @@ class Float16Codec:
         self.types: Types = {"vector": np.dtype((np.float16, (width,)))}
 
     def encode(self, vectors: NDArray[Any], versions: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Return the columns of vectors; see ``Codec.encode``. Numbers that round beyond 65,504 are refused."""
+        """Return the columns of vectors. See ``Codec.encode``. Numbers that round beyond 65,504 are refused."""
         vectors = check_finite(vectors, self.types["vector"].shape[0])
         if vectors.dtype == np.float16:
             return {"vector": vectors}
@@ -85,7 +85,7 @@ class Float16Codec:
         return {"vector": halves}
 
     def decode(self, columns: Columns, versions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the vectors of columns; see ``Codec.decode``."""
+        """Return the vectors of columns. See ``Codec.decode``."""
         return widen_float16(columns["vector"])
 
 
@@ -99,7 +99,7 @@ class Int8Codec:
         self.types: Types = {"vector": np.dtype((np.int8, (width,))), "scale": np.dtype(np.float32)}
 
     def encode(self, vectors: NDArray[Any], versions: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Return the columns of vectors; see ``Codec.encode``."""
+        """Return the columns of vectors. See ``Codec.encode``."""
         vectors = check_finite(vectors, self.types["vector"].shape[0]).astype(np.float32, copy=False)
         largest = np.abs(vectors).max(1, initial=0) if len(vectors) else np.zeros(0, np.float32)
         scale = (largest / np.float32(127)).astype(np.float32)
@@ -107,7 +107,7 @@ class Int8Codec:
         return {"vector": np.clip(steps, -127, 127).astype(np.int8), "scale": scale}
 
     def decode(self, columns: Columns, versions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the vectors of columns; see ``Codec.decode``."""
+        """Return the vectors of columns. See ``Codec.decode``."""
         return columns["vector"] * columns["scale"][:, None]
 
 
@@ -131,7 +131,7 @@ class ResidualCodec:
         Codes (uint8 ``[n, S * M]``) pass unchanged.
 
         Raises:
-            StoreError: the cases of ``Codec.encode``, or a code beyond its codebook.
+            StoreError: as ``Codec.encode``, and if a code is beyond its codebook.
         """
         vectors = np.asarray(vectors)
         coded = vectors.dtype == np.uint8
@@ -150,7 +150,7 @@ class ResidualCodec:
         return {"codes": codes}
 
     def decode(self, columns: Columns, versions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the vectors of columns; see ``Codec.decode``."""
+        """Return the vectors of columns. See ``Codec.decode``."""
         codes = columns["codes"]
         codes = codes.reshape(len(codes), self.slots, self.levels)
         vectors = np.empty((len(codes), self.slots, self.width // self.slots), np.float32)
@@ -171,7 +171,7 @@ def check_finite(vectors: NDArray[Any], width: int) -> NDArray[Any]:
     """Return float32 vectors ``[n, width]`` after a check for NaN and infinity (float16 passes unchanged).
 
     Raises:
-        StoreError: anything else.
+        StoreError: if the vectors have another shape or type, or contain NaN or infinity.
     """
     vectors = np.asarray(vectors)
     if vectors.ndim != 2 or vectors.shape[1] != width or vectors.dtype.kind != "f":

@@ -31,7 +31,7 @@ def parse_type(text: str, where: str) -> np.dtype[Any]:
     """Return the column type of a text from a manifest.
 
     Raises:
-        StoreError: not a type that a store supports.
+        StoreError: if the text is not a type that a store supports.
     """
     match = _TYPE_TEXT.fullmatch(text)
     if match is None:
@@ -43,7 +43,7 @@ def validate_types(columns: Mapping[str, Any], identity: str | None, where: str)
     """Return the column types of a new store after validation.
 
     Raises:
-        StoreError: a name that is not a plain file name, a type that is not numeric, or an invalid identity column.
+        StoreError: if a name is not a plain file name, a type is not numeric, or the identity column is invalid.
     """
     types = {name: np.dtype(dtype) for name, dtype in columns.items()}
     for name, dtype in types.items():
@@ -94,7 +94,7 @@ def validate_events(
     """Return events to append, converted to the types of the store.
 
     Raises:
-        StoreError: the cases of ``HistoryStore.append``.
+        StoreError: as ``HistoryStore.append``.
     """
     where, write = "events to append", "give every event a key, a time and all columns"
     keys, times = np.atleast_1d(np.asarray(keys)), np.atleast_1d(np.asarray(times))

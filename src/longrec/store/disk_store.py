@@ -24,6 +24,6 @@ class DiskStore(LsmTree):
         """Open a store by mapping its segment.
 
         Raises:
-            StoreError: the segment is missing, damaged, or of another version.
+            StoreError: if the segment is missing, damaged, or has another format version.
         """
         return cls(Segment.open(folder, verify=verify))

@@ -63,7 +63,7 @@ class HistoryStore(Protocol):
             values: arrays ``[n]`` or ``[n, W]``, one per column of the store.
 
         Raises:
-            StoreError: a missing or unexpected column, a wrong shape, a key that is no row, or a value that does not
+            StoreError: if a column is missing, unexpected or of a wrong shape, a key is not a row, or a value does not
                 fit its type.
         """
         ...
@@ -86,7 +86,7 @@ class HistoryStore(Protocol):
             columns: columns to read. Default all.
 
         Raises:
-            StoreError: a key that is no row (in a store whose keys are rows), or an unknown column.
+            StoreError: if a key is not a row (in a store whose keys are rows), or a column is unknown.
         """
         ...
 

@@ -1,6 +1,6 @@
 """A store of knowledge vectors: an extractor's vectors of users and items, by version.
 
-    knowledge/v1/knowledge.json     widths, units, and the complete versions; written last
+    knowledge/v1/knowledge.json     widths, units, and the complete versions, written last
                  users/  items/     one token store each: one token per key and version, at the publication timestamp
 
 A version exists once the manifest lists it, so that both its sides are complete. A request at t reads the newest
@@ -107,7 +107,7 @@ class KnowledgeStore:
         """Create a folder without versions, open for writing.
 
         Raises:
-            StoreError: the folder is not empty.
+            StoreError: if the folder is not empty.
         """
         folder = Path(folder)
         if folder.exists() and any(folder.iterdir()):
@@ -123,7 +123,7 @@ class KnowledgeStore:
         """Open a folder.
 
         Raises:
-            StoreError: there is no such folder, it is damaged, or of another version of the format.
+            StoreError: if there is no such folder, it is damaged, or it has another format version.
         """
         folder = Path(folder)
         info = _read_manifest(folder)
@@ -138,7 +138,7 @@ class KnowledgeStore:
             published: publication timestamp, later than that of the version before.
 
         Raises:
-            StoreError: not later than the last version, or before ``trained_before``.
+            StoreError: if the version is not later than the last one, or it is before ``trained_before``.
         """
         versions = self.info.versions
         if published < trained_before or (versions and published <= versions[-1].published):

@@ -56,7 +56,7 @@ class LsmTree:
             return len(segment) + len(memtable) - duplicates
 
     def append(self, keys: NDArray[Any], times: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> None:
-        """Add events to the memtable; see ``HistoryStore.append``."""
+        """Add events to the memtable. See ``HistoryStore.append``."""
         keys, times, columns = validate_events(self.types, self.rows, keys, times, values)
         with self._read_lock:
             self._memtable.add(keys, times, columns)
@@ -69,7 +69,7 @@ class LsmTree:
         where: str | None = None,
         columns: Sequence[str] | None = None,
     ) -> Events:
-        """Return the last ``n`` events of each key strictly before a timestamp; see ``HistoryStore.last``."""
+        """Return the last ``n`` events of each key strictly before a timestamp. See ``HistoryStore.last``."""
         types = self._select_types(where, columns)
         if isinstance(keys, int) and isinstance(before, int):
             return self._read_one(keys, before, n, where, types)
@@ -82,7 +82,7 @@ class LsmTree:
         return self._read_many(wanted, timestamps, n, where, types)
 
     def scan(self) -> Iterator[tuple[int, Events]]:
-        """Yield every key with its events; see ``HistoryStore.scan``."""
+        """Yield every key with its events. See ``HistoryStore.scan``."""
         with self._read_lock:
             owners = np.union1d(self._segment.owners(), self._memtable.owners)
         for at in range(0, len(owners), _SCAN):

@@ -60,7 +60,7 @@ class Manifest:
         """Read the manifest of a store.
 
         Raises:
-            StoreError: there is no store, or it is of another version.
+            StoreError: if there is no store, or it has another format version.
         """
         what = "an LSM store"
         stamp = cls.read_stamp(folder)
@@ -78,7 +78,7 @@ class Manifest:
         """Check that a segment has the columns and keys of the manifest.
 
         Raises:
-            StoreError: it has other columns, or other keys.
+            StoreError: if the segment has other columns or other keys than the manifest.
         """
         shapes = {name: get_array_type(column).shape for name, column in segment.columns.items()}
         same = shapes == {name: dtype.shape for name, dtype in self.types.items()}
@@ -112,7 +112,7 @@ class Manifest:
         """Return the stamp of a manifest: file facts that change whenever it is replaced.
 
         Raises:
-            StoreError: there is no manifest.
+            StoreError: if there is no manifest.
         """
         try:
             facts = (folder / cls.NAME).stat()
@@ -136,7 +136,7 @@ class Lock:
     """Exclusive file lock of a writer. Closing it, or the end of the process, releases it.
 
     Raises:
-        StoreError: another writer holds it, or the folder cannot be written.
+        StoreError: if another writer holds the lock, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -168,7 +168,7 @@ def translate_os_errors(path: Path) -> Iterator[None]:
     """Raise OS errors inside the block as errors of a store.
 
     Raises:
-        StoreError: the disk is full, or the path cannot be written.
+        StoreError: if the disk is full, or the path cannot be written.
     """
     try:
         yield
@@ -205,7 +205,7 @@ def take_array(folder: Path, name: str) -> NDArray[Any]:
     """Return a stored array.
 
     Raises:
-        StoreError: there is no such array, or it cannot be read.
+        StoreError: if there is no such array, or it cannot be read.
     """
     _check_array_name(folder, name)
     path = folder / "arrays" / f"{name}.npy"

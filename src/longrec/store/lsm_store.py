@@ -1,8 +1,8 @@
 """An LSM store in one folder: appended events survive the end of the process, and with ``sync`` a power failure.
 
-``store.json``          manifest: the columns, and the names of the current files; replaced atomically
+``store.json``          manifest: the columns, and the names of the current files, replaced atomically
 ``segment-NNNNNN/``     sorted events, memory-mapped (``segment.Segment``)
-``journal-NNNNNN.log``  write-ahead log of the events appended since (``write_ahead_log``); this stored name is kept
+``journal-NNNNNN.log``  write-ahead log of the events appended since (``write_ahead_log``), a stored name that is kept
 ``arrays/``             small arrays beside the events
 ``lock``                file lock of the one writer
 
@@ -39,7 +39,7 @@ MEMTABLE_BYTES = 1 << 29
 
 
 class LsmStore(LsmTree):
-    """A persistent store of events in one folder; see the module.
+    """A persistent store of events in one folder. See the module.
 
     Attributes:
         folder: folder of the store.
@@ -92,7 +92,7 @@ class LsmStore(LsmTree):
                 half as many new events as events in the segment.
 
         Raises:
-            StoreError: the store exists already, or a column has an unsupported type.
+            StoreError: if the store exists already, or a column has an unsupported type.
         """
         folder = Path(folder)
         types = validate_types(columns, identity, str(folder))
@@ -130,7 +130,8 @@ class LsmStore(LsmTree):
             sync, memtable_bytes: as in ``create``.
 
         Raises:
-            StoreError: there is no store, it is damaged or of another version, or another writer holds it.
+            StoreError: if there is no store, it is damaged or has another format version, or another writer holds its
+                lock.
         """
         folder = Path(folder)
         manifest = Manifest.read(folder)
@@ -171,15 +172,15 @@ class LsmStore(LsmTree):
         """Return an array stored beside the events.
 
         Raises:
-            StoreError: there is no array of that name.
+            StoreError: if there is no array of that name.
         """
         return take_array(self.folder, name)
 
     def append(self, keys: NDArray[Any], times: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> None:
-        """Add events durably; see ``HistoryStore.append``.
+        """Add events durably. See ``HistoryStore.append``.
 
         Raises:
-            StoreError: also when the store is open for reading, or the disk is full.
+            StoreError: as ``HistoryStore.append``, and if the store is open for reading, or the disk is full.
         """
         keys, times, columns = validate_events(self.types, self.rows, keys, times, values)
         with self._write_lock:
@@ -200,7 +201,7 @@ class LsmStore(LsmTree):
             keys, times, values: as in ``append``. The later one of two equal events is kept.
 
         Raises:
-            StoreError: the cases of ``append``.
+            StoreError: as ``append``.
         """
         keys, times, columns = validate_events(self.types, self.rows, keys, times, values)
         ids = None if self.identity is None else columns[self.identity]
@@ -220,7 +221,7 @@ class LsmStore(LsmTree):
         """Merge the segment and the memtable into a new segment.
 
         Raises:
-            StoreError: the store is open for reading, or the disk is full. The store is then unchanged.
+            StoreError: if the store is open for reading, or the disk is full. The store is then unchanged.
         """
         with self._write_lock:
             self._require_wal()
@@ -235,7 +236,7 @@ class LsmStore(LsmTree):
         """Replace the columns of a store without events.
 
         Raises:
-            StoreError: the store has events, or a column has an unsupported type.
+            StoreError: if the store has events, or a column has an unsupported type.
         """
         with self._write_lock:
             self._require_wal()
@@ -283,7 +284,7 @@ class LsmStore(LsmTree):
         """Read what a writer has changed since. In the writer itself this does nothing.
 
         Raises:
-            StoreError: the store is damaged now, or was closed.
+            StoreError: if the store is damaged or closed.
         """
         with self._write_lock:
             if self._lock is not None:

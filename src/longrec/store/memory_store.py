@@ -24,5 +24,5 @@ class MemoryStore(LsmTree):
         super().__init__(build_empty_segment(types, rows), types, rows, identity)
 
     def __contains__(self, key: int) -> bool:
-        """Return whether a key has events."""
+        """Return True if a key has events."""
         return self._memtable.get(key) is not None

@@ -106,7 +106,7 @@ class Memtable:
         self.size = stop
 
     def _is_last(self, own: KeyEvents, timestamp: int, position: int) -> bool:
-        """Return whether an event that is no later than the last of its key still comes after it."""
+        """Return True if an event that is no later than the last of its key still comes after it in read order."""
         if timestamp < own[0][-1]:
             return False
         if self.identity is None:

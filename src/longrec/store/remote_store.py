@@ -75,7 +75,7 @@ class Meta:
         """Parse the result of ``text``.
 
         Raises:
-            StoreError: not a store, or one of another version.
+            StoreError: if the content is not that of a store, or has another format version.
         """
         try:
             content = json.loads(text)
@@ -88,7 +88,7 @@ class Meta:
 
 
 class RemoteStore:
-    """A store of events in a server; see the module."""
+    """A store of events in a server. See the module."""
 
     def __init__(self, location: str, client: Redis, name: str, *, writable: bool) -> None:
         self.location, self._client, self._name, self._writable = _mask_password(location), client, name, writable
@@ -109,10 +109,10 @@ class RemoteStore:
         identity: str | None = None,
         attributes: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Create a store; see ``LsmStore.create``.
+        """Create a store. See ``LsmStore.create``.
 
         Raises:
-            StoreError: the store exists already, a column has an unsupported type, or the server does not respond.
+            StoreError: if the store exists already, a column has an unsupported type, or the server does not respond.
         """
         client, name, cap = _connect(location)
         meta = Meta(
@@ -130,7 +130,7 @@ class RemoteStore:
         """Open a store.
 
         Raises:
-            StoreError: there is no store, it is of another version, or the server does not respond.
+            StoreError: if there is no store, it has another format version, or the server does not respond.
         """
         client, name, _ = _connect(location)
         return cls(location, client, name, writable=writable)
@@ -156,7 +156,7 @@ class RemoteStore:
         """Replace the attributes atomically.
 
         Raises:
-            StoreError: another writer changed them since they were last read.
+            StoreError: if another writer changed the attributes since they were last read.
         """
         self._change(replace(self._meta, attributes=dict(attributes)))
 
@@ -164,7 +164,7 @@ class RemoteStore:
         """Replace the columns of a store without events.
 
         Raises:
-            StoreError: the store has events, or a column has an unsupported type.
+            StoreError: if the store has events, or a column has an unsupported type.
         """
         if next(iter(self._keys()), None) is not None:
             raise StoreError(self.location, "events", "a store without events")
@@ -188,7 +188,7 @@ class RemoteStore:
         """Return an array stored beside the events.
 
         Raises:
-            StoreError: there is no array of that name.
+            StoreError: if there is no array of that name.
         """
         content: Any = self._call(lambda: self._client.get(f"{self._name}:a:{name}"))
         if content is None:
@@ -203,7 +203,7 @@ class RemoteStore:
         return sum(self._call(pipe.execute)) // self._record.itemsize
 
     def append(self, keys: NDArray[Any], times: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> None:
-        """Add events; see ``HistoryStore.append``. Several processes may append."""
+        """Add events. See ``HistoryStore.append``. Several processes may append."""
         self._require_writable()
         keys, times, columns = validate_events(self.types, self.rows, keys, times, values)
         if len(keys):
@@ -249,7 +249,7 @@ class RemoteStore:
         where: str | None = None,
         columns: Sequence[str] | None = None,
     ) -> Events:
-        """Return the last ``n`` events of each key strictly before a timestamp; see ``HistoryStore.last``."""
+        """Return the last ``n`` events of each key strictly before a timestamp. See ``HistoryStore.last``."""
         for name in (*(columns or ()), *((where,) if where is not None else ())):
             if name not in self.types:
                 raise StoreError(self.location, f"no column {name!r}", ", ".join(self.types))
@@ -287,7 +287,7 @@ class RemoteStore:
         return Events(offsets, records[_TIME].astype(np.int64), own)
 
     def scan(self) -> Iterator[tuple[int, Events]]:
-        """Yield every key with its events; see ``HistoryStore.scan``."""
+        """Yield every key with its events. See ``HistoryStore.scan``."""
         keys = sorted(self._keys())
         for at in range(0, len(keys), _SCAN):
             some = keys[at : at + _SCAN]
@@ -366,7 +366,7 @@ def _call_server(location: str, request: Callable[[], ResultT]) -> ResultT:
     """Return the response of the server.
 
     Raises:
-        StoreError: the server does not respond, or refuses.
+        StoreError: if the server does not respond, or returns an error.
     """
     import redis
 

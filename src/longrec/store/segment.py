@@ -98,7 +98,7 @@ class Segment:
             verify: read every byte and compare it with the recorded checksum.
 
         Raises:
-            StoreError: the segment is missing, of another format, or damaged.
+            StoreError: if the segment is missing, damaged, or has another format.
         """
         manifest = read_manifest(folder / MANIFEST, FORMAT, "a segment", "write it again", StoreError)
         for name, facts in manifest["files"].items():

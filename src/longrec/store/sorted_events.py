@@ -50,7 +50,7 @@ def locate_events(
     ids: NDArray[np.int64] | None,
     identity: str | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the position of each event among a segment's events, and whether it updates the event there.
+    """Return the position of each event among a segment's events, and True if it updates the event there.
 
     Args:
         keys, times, ids: int64 ``[n]``, one event each. Without an identity an event comes after its ties.

@@ -104,7 +104,7 @@ class TokenInfo:
         """Return the description with one more version.
 
         Raises:
-            StoreError: not the next number, or a mean or deviation of another width.
+            StoreError: if the number is not the next one, or the mean or the deviation is invalid.
         """
         check_version(version, len(self.versions), self.width)
         return replace(self, versions=(*self.versions, version))
@@ -119,7 +119,7 @@ class TokenInfo:
         """Parse the result of ``json``.
 
         Raises:
-            StoreError: not a token store, or one of another version.
+            StoreError: if the content is not that of a token store, or has another format version.
         """
         content = dict(attributes)
         if (form := content.pop("format", None)) != FORMAT:
@@ -173,7 +173,7 @@ def check_version(version: Version, number: int, width: int) -> None:
     """Check a version against its expected number.
 
     Raises:
-        StoreError: another number, or an invalid mean or deviation.
+        StoreError: if the number is not that of the next version, or the mean or the deviation is invalid.
     """
     where = f"version {version.number}"
     if version.number != number or number >= 1 << 16:

@@ -27,7 +27,7 @@ __all__ = ["TokenInfo", "TokenStore", "Tokens", "Version"]
 
 
 class TokenStore:
-    """A store of tokens by user and time; see the module. ``create`` and ``open`` return one.
+    """A store of tokens by user and time. See the module. ``create`` and ``open`` return one.
 
     Attributes:
         backend: the underlying store.
@@ -49,7 +49,7 @@ class TokenStore:
             location: a folder without a store, or ``redis://host:port/db/name``.
 
         Raises:
-            StoreError: the store exists already, or versions without codebooks (``add_version`` adds them).
+            StoreError: if the store exists already, or versions lack codebooks (``add_version`` adds them).
         """
         if info.codec == "codes" and info.versions:
             raise StoreError(str(location), "versions without codebooks", "none yet", "add them with add_version")
@@ -61,7 +61,8 @@ class TokenStore:
         """Open a store.
 
         Raises:
-            StoreError: there is no token store, it is damaged or of another version, or another writer holds it.
+            StoreError: if there is no token store, it is damaged or has another format version, or another writer holds
+                its lock.
         """
         backend = backends.open_store(location, writable)
         try:
@@ -114,7 +115,8 @@ class TokenStore:
             available_at: int64 ``[n]`` by side column, timestamps from which the ids are available.
 
         Raises:
-            StoreError: a missing or unexpected side column, an unknown id or version, NaN or infinity.
+            StoreError: if a side column is missing or unexpected, an id or a version is unknown, or a vector contains
+                NaN or infinity.
         """
         self.backend.append(*self._pack(users, times, instance, visible, version, vectors, sides, available_at))
 
@@ -182,7 +184,7 @@ class TokenStore:
                 side columns. Default all. Other columns are returned empty.
 
         Raises:
-            StoreError: an unknown column.
+            StoreError: if a column is unknown.
         """
         return self._unpack(self.backend.last(users, before, n, None, self._select_stored(columns)), columns)
 
@@ -244,7 +246,7 @@ class TokenStore:
                 scale of the tokens.
 
         Raises:
-            StoreError: not the next number, or codebooks that are missing, unexpected, or of another shape.
+            StoreError: if the number is not the next one, or codebooks are missing, unexpected, or have another shape.
         """
         info = self.info.with_version(version)
         if (codebooks is not None) != (info.codec == "codes"):

@@ -108,7 +108,7 @@ class Frames:
         return RecoveryReport(dropped, begun and _MAGIC not in data[4:] and not self._is_whole(data))
 
     def _is_whole(self, data: bytes) -> bool:
-        """Return whether the data contains all bytes of its first frame."""
+        """Return True if the data contains all bytes of its first frame."""
         return len(data) >= _HEAD.size and len(data) >= _HEAD.size + _HEAD.unpack_from(data)[1] * self.size
 
 
@@ -133,7 +133,7 @@ class WriteAheadLog:
         """Write one frame. Then the events survive the end of the process (with ``sync`` also a power failure).
 
         Raises:
-            StoreError: the disk is full, and no event is stored. Or the disk fails, and the events may be stored.
+            StoreError: if the disk is full (no event is stored), or the disk fails (the events may be stored).
         """
         if self._broken:
             raise StoreError(str(self.path), self._broken, "a writable log", "open the store again")

@@ -45,8 +45,8 @@ def load(folder: str | Path) -> Model:
     """Load the model of a folder, in training mode like a new one.
 
     Raises:
-        RunError: a file is missing or unreadable, another format, or weights that do not fit.
-        ConfigError: the model's code no longer accepts these settings, or is missing.
+        RunError: if a file is missing or unreadable, has another format, or the weights do not fit the model.
+        ConfigError: if the model's code is missing, or no longer accepts these settings.
     """
     folder = Path(folder)
     about, content = _json(folder / "model.json"), _json(folder / "fields.json")

@@ -255,7 +255,7 @@ def bce_loss(logit_B: Float[Tensor, " B"], batch: Batch) -> Float[Tensor, ""]:
     """Return the mean binary cross entropy of the rows in the loss mask, by ``batch.weight`` if set, in float32.
 
     Raises:
-        ValueError: a batch without labels.
+        ValueError: if the batch has no labels.
     """
     if batch.label is None:
         raise ValueError("the batch carries no label")
@@ -310,7 +310,8 @@ def build_base(section: Mapping[str, Any], fields: Fields, where: str) -> Ranker
         where: path of the section in the config, such as ``model.base``.
 
     Raises:
-        ConfigError: as ``build``; or a model that is no ranker with ``interact`` and ``head``, or one of several tasks.
+        ConfigError: as ``build``, and if the model is not a ranker with ``interact`` and ``head``, or is a multi-task
+            model.
     """
     model, name = build(section, fields, prefix=where), section.get("name")
     if not isinstance(model, Ranker) or not model.interaction_width:
@@ -328,8 +329,8 @@ def find(name: str) -> type[Model]:
     """Return the class of a model: ``din`` from this package, or ``my_team.models.din2`` from another one.
 
     Raises:
-        UnknownName: no such model.
-        ConfigError: the module does not define exactly one concrete model.
+        UnknownName: if there is no such model.
+        ConfigError: if the module does not define exactly one concrete model.
     """
     if "." not in name and name not in names():
         raise UnknownName("model", name, names())
@@ -364,7 +365,8 @@ def build(section: Mapping[str, Any], fields: Fields, where: str = "config", pre
         prefix: path of the section inside the file.
 
     Raises:
-        ConfigError: unknown name, unknown or wrong keys (all of them), or settings that do not fit the fields.
+        ConfigError: if the name is unknown, keys are unknown or wrong (all are listed), or the settings do not fit the
+            fields.
     """
     settings = dict(section)
     name = settings.pop("name", None)
@@ -389,7 +391,7 @@ def find_common_width(fields: Fields, dim: int, model: str) -> int:
     """Return the one embedding width of all features, for models that multiply fields with each other.
 
     Raises:
-        ConfigError: the schema sets different widths.
+        ConfigError: if the schema sets different widths.
     """
     widths = {field.name: field.dim or dim for field in fields.features}
     if len(set(widths.values())) > 1:

@@ -78,8 +78,8 @@ def describe(name: str) -> Card:
     """Return the card of a model: ``din`` from this package, or ``my_team.models.din2`` from another one.
 
     Raises:
-        UnknownName: no such model.
-        ConfigError: its file holds no class derived from a kind of ``models/core/base.py``, or several.
+        UnknownName: if there is no such model.
+        ConfigError: if its file does not define exactly one class derived from a kind of ``models/core/base.py``.
     """
     tree = _parse(_path(name))
     node, kind = _model(tree, _path(name))

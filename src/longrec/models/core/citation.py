@@ -39,7 +39,7 @@ class Citation:
         venue: conference, journal, or arXiv.
         year: year of publication.
         link: URL of the paper.
-        release: version of a piece of software; empty for a paper.
+        release: version of a piece of software. Empty for a paper.
     """
 
     key: str
@@ -95,7 +95,7 @@ def citation(card: Card) -> Citation:
     """Return the citation in a model's docstring.
 
     Raises:
-        ConfigError: the docstring does not name authors, venue and year in the fixed form.
+        ConfigError: if the docstring does not name authors, venue and year in the fixed form.
     """
     match = re.match(r"(?P<before>.*?)\b(?P<year>(?:19|20)\d\d)\b", card.source)
     if match is None:
@@ -127,7 +127,7 @@ def entries(models: Iterable[str]) -> list[Entry]:
     """Return the papers of the given models without duplicates, and LongRec last.
 
     Raises:
-        ConfigError: no such model, or one whose docstring does not name its paper.
+        ConfigError: if there is no such model, or its docstring does not name its paper.
     """
     by_paper: dict[Citation, list[str]] = {}
     for name in dict.fromkeys(models):

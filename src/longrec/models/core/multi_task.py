@@ -59,7 +59,7 @@ class Tasks:
         names: of all tasks, ``label`` first.
 
     Raises:
-        ConfigError: a task called ``label``, or exponents of unknown tasks.
+        ConfigError: if a task is called ``label``, or exponents name unknown tasks.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ def masked_bce_loss(logit_B: Float[Tensor, " B"], batch: Batch, name: str) -> Fl
     """Return the mean binary cross entropy over the labeled rows in the loss mask, in float32. 0 if there are none.
 
     Raises:
-        ValueError: a batch without this target.
+        ValueError: if the batch has no labels of this task.
     """
     if name not in batch.task_labels:
         raise ValueError(f"the batch carries no target {name!r}")
