@@ -170,7 +170,7 @@ def _open_encoder(source: Config | Run) -> tuple[Config | Run, str, bool]:
 
 
 def _name_source(source: Config | Run) -> str:
-    """Return what a command line takes as the source."""
+    """Return what a command line takes as the source model."""
     from longrec.train.finished_run import Run
 
     if isinstance(source, Run):
@@ -256,7 +256,7 @@ def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -
 
 
 def _export_source(folder: Path, out: Path, overwrite: bool) -> Manifest:
-    """Export the source of tokens as a bundle, and verify that it encodes rows of its log to the same tokens."""
+    """Export the source model of tokens as a bundle, and verify that it encodes rows of its log to the same tokens."""
     from longrec.data.requests import build_impression
     from longrec.export.bundle import EncoderFacts
     from longrec.export.golden import Sample

@@ -8,7 +8,7 @@ Format ``longrec-bundle-1``, or ``longrec-bundle-2`` if a table has versions (re
     schema/           the fitted schema: features.json and vocabularies
     users/ items/     encoded tables, row 0 for unknown keys, with versions also the start of their validity
     history/          events by user and time, only the columns that histories read (absent if none is read)
-    tokens/           one token store per history of tokens (a remote store is named by its address instead)
+    tokens/           one token store per token history (a remote store is named by its address instead)
     knowledge/        outputs of extractors, for vector features
     golden.json       requests with the expected scores (of an encoder: the expected vectors)
 
@@ -96,7 +96,7 @@ class Bundle:
     """An opened, verified bundle.
 
     Attributes:
-        store: past events. None if the model reads none, or if requests contain them.
+        store: earlier events. None if the model reads none, or if requests contain them.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""Parity checks: the exported program and the whole online path score like the model, at every shape."""
+"""Parity checks: the exported ONNX model and the whole online path score like the model, at every shape."""
 
 from __future__ import annotations
 

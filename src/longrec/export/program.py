@@ -1,4 +1,4 @@
-"""Tracing of a model into an ONNX program: one user, C candidates, histories of T events, all lengths dynamic.
+"""Tracing of a trained model into an ONNX model: one user, C candidates, histories of T events, all lengths dynamic.
 
 Beside ``offline.py`` and ``parity.py`` the only file of this package that needs torch.
 """

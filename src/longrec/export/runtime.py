@@ -17,11 +17,11 @@ _ERRORS_ONLY = 3
 
 
 class Program:
-    """An ONNX program with named inputs and outputs.
+    """An ONNX model with named inputs and outputs.
 
     Attributes:
-        names: inputs that the program reads. Features that the model does not use are not among them. Where the program
-            holds the former name of a computed column, this is the present one.
+        names: inputs that the ONNX model reads. Features that it does not use are not among them. Former names of
+            computed columns are replaced by their present names.
         outputs: ``score`` of a ranker, or ``token`` and possibly ``codes`` of an encoder.
     """
 
@@ -46,7 +46,7 @@ class Program:
         self.outputs = tuple(entry.name for entry in self._session.get_outputs())
 
     def run(self, tensors: Mapping[str, NDArray[Any]], output: str | None = None) -> NDArray[Any]:
-        """Run the program and return probabilities ``[C]`` of a ranker, or another output.
+        """Run the ONNX model and return probabilities ``[C]`` of a ranker, or another output.
 
         Args:
             tensors: every input of ``names``. Others are ignored.

@@ -1,4 +1,4 @@
-"""Scale of the tokens of one version of a source: (vector - mean) / deviation, or unscaled."""
+"""Scale of the tokens of one source version: (vector - mean) / deviation, or unscaled."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Scale(msgspec.Struct, frozen=True):
     std: list[float] | None = None
 
     def standardize(self, vectors: NDArray[Any]) -> NDArray[np.float32]:
-        """Convert vectors of the source to tokens, float32 ``[n, W]``."""
+        """Convert vectors of the source model to tokens, float32 ``[n, W]``."""
         if self.mean is None or self.std is None:
             return vectors.astype(np.float32)
         return ((vectors - np.array(self.mean)) / np.array(self.std)).astype(np.float32)
 
     def unstandardize(self, tokens: NDArray[Any]) -> NDArray[np.float64]:
-        """Convert tokens to vectors of the source, float64 ``[n, W]``."""
+        """Convert tokens to vectors of the source model, float64 ``[n, W]``."""
         if self.mean is None or self.std is None:
             return tokens.astype(np.float64)
         return tokens.astype(np.float64) * np.array(self.std) + np.array(self.mean)

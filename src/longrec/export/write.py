@@ -68,7 +68,7 @@ def export(
 
     Args:
         model: a ranker or an encoder.
-        log: folder of the prepared log. Schema, users, items and past events are copied from it.
+        log: folder of the prepared log. Schema, users, items and events are copied from it.
         golden: requests with offline scores, see ``offline.build_golden_request``.
         replay: the online path, ``longrec.serve.service.replay`` or
             ``longrec.serve.online_source.replay`` (``export`` may not import ``serve``).

@@ -54,7 +54,7 @@ class EntityTable:
         """Return a view of some rows strictly before timestamps.
 
         Args:
-            rows: whole numbers ``[n]``.
+            rows: integers ``[n]``.
             now: int64 ``[n]``, or one timestamp for all.
         """
         return AsOf(self, rows, now)

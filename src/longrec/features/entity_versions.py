@@ -26,7 +26,7 @@ class Versions:
         """Return the entry of the newest row of each entity strictly before a timestamp, 0 if there is none.
 
         Args:
-            entities: whole numbers ``[n]``, rows of the entity table.
+            entities: integers ``[n]``, rows of the entity table.
             now: int64 ``[n]``, or one timestamp for all.
 
         >>> two = Versions(np.array([0, 0, 2, 3]), np.array([10, 20, 15]))

@@ -168,7 +168,7 @@ def gather_lists(column: Lists, rows: NDArray[Any]) -> Lists:
     """Gather the lists of some rows in order, without a loop.
 
     Args:
-        rows: whole numbers ``[n]``, rows of ``column``.
+        rows: integers ``[n]``, rows of ``column``.
     """
     rows = rows.astype(np.int64, copy=False)  # the last row of a narrow type has no successor in it
     start, stop = column.offsets[rows], column.offsets[rows + 1]

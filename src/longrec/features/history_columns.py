@@ -86,7 +86,7 @@ def build_history_columns(
 
 
 def list_event_columns(fitted: FittedSchema) -> list[str]:
-    """List the row features that a history reads: the values a store holds of an event besides its item and time."""
+    """List the row features that histories read: the values that a store contains per event besides item and time."""
     schema = fitted.schema
     own = [history for history in schema.histories.values() if history.source is None]
     used = {column for history in own for column in history.features if column not in COMPUTED}

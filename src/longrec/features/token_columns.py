@@ -1,8 +1,8 @@
 """Instance tokens as history columns: the fields of a model, and the values available at a timestamp.
 
-A token is the vector that a source model computed from one earlier impression. A token store also holds side columns
-(the label and other feedback of that impression, each with the timestamp at which it became available), the version
-of the source, and the timestamp from which the token could be read. Training batches and requests use the same code.
+A token is the vector that a source model computed from one earlier impression. A token store also contains side columns
+(the label and other feedback of that impression, each with the timestamp at which it became available), the source
+version, and the timestamp from which the token could be read. Training batches and requests use the same code.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class TokenSpec:
         width: width of a token.
         slots: equal blocks of a token.
         sides: side columns with their number of ids. The id of that number means "not yet available".
-        versions: number of versions of the source that wrote it, numbered from 0.
+        versions: number of source versions that wrote it, numbered from 0.
         mixed: True if several versions wrote vectors that are not standardized to one scale.
     """
 
@@ -119,7 +119,8 @@ def build_token_columns(
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
     """Build the columns of a token history as available strictly before a timestamp, and their offsets.
 
-    A token that could not yet be read is dropped. A side value that was not yet available reads as its "not yet" id.
+    A token that could not yet be read is dropped. A value of a side column that was not yet
+    available is replaced by the id "not yet available".
 
     Args:
         tokens: tokens of impressions before the timestamps, one user per timestamp.
@@ -127,7 +128,7 @@ def build_token_columns(
         gaps: computes ids of the elapsed time from (now, then).
 
     Returns:
-        The columns by field name (float32 ``[N, width]`` for the token, int32 ids ``[N]`` for the rest), and int64 offsets
+        Columns by field name (float32 ``[N, width]`` for the token, int32 ids ``[N]`` for the rest), and int64 offsets
         ``[users + 1]``.
     """
     lengths = np.diff(tokens.offsets)

@@ -31,7 +31,7 @@ class EasyRecField:
         group: fields of one group exclude each other (a oneof). None for the others.
         status: ``carried`` (converted exactly), ``differs`` (converted with changes), ``not carried`` (not converted,
             with a note), or ``refused`` (the model would be another one without it, so the import stops).
-        words: where it goes, what differs, or why it is not carried.
+        explanation: where it goes, what differs, or why it is not carried.
     """
 
     message: str

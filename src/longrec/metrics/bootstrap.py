@@ -71,7 +71,7 @@ def bootstrap(
         label: ``[N]`` of 0 and 1.
         scores: run name -> ``[N]`` probabilities, on the same rows.
         user: ``[N]`` the user of each row.
-        weight: ``[N]`` not negative, of each row in every metric. None: ones. Weights do not change the probability
+        weight: ``[N]`` not negative, weight of each row in every metric. None: ones. It does not change the probability
             of a draw. Rows of weight 0 are skipped.
 
     Raises:

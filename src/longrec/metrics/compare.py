@@ -120,7 +120,7 @@ def summary(
         n_resamples: number of resamples. With 300, the ends of the interval vary by about a tenth of its width.
         seed: of the resampling. The same seed gives the same interval.
         resample: the resampled unit: whole users, or single rows (narrower, for independent rows).
-        weight: ``[N]`` not negative, of each row in every metric. None: ones.
+        weight: ``[N]`` not negative, weight of each row in every metric. None: ones.
 
     Raises:
         DataError: if the label has one class only, there are fewer than two units, or a column cannot be used.

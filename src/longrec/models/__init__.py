@@ -1,1 +1,1 @@
-"""Models, one paper per file. The folder is the registry. ``models/core`` holds what they share."""
+"""Models, one paper per file. The folder is the registry. ``models/core`` contains shared code."""

@@ -146,7 +146,7 @@ class DMT(Ranker):
         return self.towers.output_biases
 
     def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
-        """Return the logit of every task: the schema's label, then those of ``tasks``. In training with the bias."""
+        """Return the logit of every task: the schema's label, then ``tasks``. In training the bias logit is added."""
         logits_BK = self._towers(self.interact(batch))
         return logits_BK + self.bias_logit(batch) if self.training and self.bias_embeddings else logits_BK
 

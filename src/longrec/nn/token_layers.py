@@ -42,12 +42,12 @@ class TokenTransformer(nn.Module):
 
     Args:
         query: Q.
-        tokens: module that makes the vectors.
+        tokens: module that computes the vectors of the tokens.
         width: D.
         heads: H, which divides D.
         layers: number of layers.
-        merge: tokens that become one entry.
-        recent: newest entries that go through the layers. None for all.
+        merge: number of tokens that are merged into one entry.
+        recent: number of newest entries that the layers read. None: all.
     """
 
     renamed_parameters: ClassVar[dict[str, str]] = {"places": "position_embedding"}

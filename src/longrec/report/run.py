@@ -26,7 +26,7 @@ class RunView:
         split: name of the measured rows, usually ``test``.
         rows, users, positives: counts of the measured rows.
         metrics: key -> interval.
-        seconds: training time. None when unknown.
+        seconds: training time in seconds. None if unknown.
         curves: (split, measure) -> points (epoch, value), as (``train``, ``loss``) or (``valid``, ``auc``).
         config: the resolved config, YAML text.
         calibration: predicted and observed rates of the predictions. None without predictions.

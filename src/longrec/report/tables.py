@@ -146,7 +146,7 @@ def list_metric_keys(runs: Any) -> list[str]:
 
 
 def format_metric_name(key: str) -> str:
-    """Return the name of a metric for people. An unknown key is its own name.
+    """Return the display name of a metric. For an unknown key it is the key with spaces for underscores.
 
     >>> format_metric_name("auc"), format_metric_name("log_loss.buy"), format_metric_name("hit_rate")
     ('AUC', 'Log loss of buy', 'hit rate')

@@ -126,8 +126,8 @@ def client(
 
     Args:
         target: folder of a bundle, or address of a server.
-        tokens: live stores by history of tokens, used instead of the copies in the bundle. For a folder only.
-        events: bundle of the source that encodes events as tokens. For a folder only.
+        tokens: live stores by token history, used instead of the copies in the bundle. For a folder only.
+        events: bundle of the source model that encodes events as tokens. For a folder only.
         state: folder or address where events are stored, by default beside the bundle. For a folder only.
 
     Raises:

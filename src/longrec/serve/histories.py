@@ -36,7 +36,7 @@ class _History:
 
 
 class EventHistories:
-    """Reader of the event histories of a bundle's program, without state between requests.
+    """Reader of the event histories of a bundle's ONNX model, without state between requests.
 
     Attributes:
         live: events since the bundle, if events are recorded.

@@ -73,7 +73,7 @@ class RecordedEvent:
     Attributes:
         at: timestamp of the event. Later feedback of the event is sent with the same value.
         instance: name of its token.
-        visible: time from which rankings read the last recorded version. A log stores it as ``available_at``.
+        visible: time from which rankings read the last revision. A log stores it as ``available_at``.
         replaced: True if the event was recorded before.
         new_user, new_item: True if the log does not contain them.
         recorded_at: time of the call by the server's clock. A log stores it as ``available_at`` of the feedback.
@@ -158,7 +158,7 @@ class Client(ABC):
         )
 
     def infer(self, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Run the program on its own named inputs (see ``metadata``) and return float32 probabilities ``[C]``.
+        """Run the ONNX model on its own named inputs (see ``metadata``) and return float32 probabilities ``[C]``.
 
         Raises:
             RequestError: if the tensors do not fit the ONNX model.

@@ -25,7 +25,7 @@ class _Feature:
 
 
 class KnowledgeFeatures:
-    """Reader of the vector features of a bundle's program."""
+    """Reader of the vector features of a bundle's ONNX model."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._items = bundle.items

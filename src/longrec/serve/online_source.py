@@ -29,10 +29,10 @@ class OnlineSource:
 
     Args:
         bundle: output of ``longrec export`` for a folder of tokens.
-        live: events since the bundle, for a source that reads histories.
+        live: events since the bundle, for a source model that reads histories.
 
     Attributes:
-        facts: version of the source and scale of its tokens.
+        facts: source version and scale of its tokens.
         live: events since the bundle.
 
     Raises:
@@ -54,7 +54,7 @@ class OnlineSource:
         self.encoder = RequestEncoder(bundle, live=live)
 
     def matches(self, info: TokenInfo) -> bool:
-        """Return True for a store with tokens of this version of the source on the same scale."""
+        """Return True for a store with tokens of this source version on the same scale."""
         facts = self.facts
         if (info.width, info.slots) != (facts.width, facts.slots) or facts.version >= len(info.versions):
             return False
@@ -63,7 +63,7 @@ class OnlineSource:
         return own and (version.mean, version.std) == (facts.scale.mean, facts.scale.std)
 
     def supports_codec(self, codec: str) -> bool:
-        """Return True if the program has the output that a codec stores."""
+        """Return True if the ONNX model has the output that a codec stores."""
         return codec != "codes" or CODES_OUTPUT in self.program.outputs
 
     def encode(self, request: RankRequest, at: int, codec: str = "fp32") -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Open Inference Protocol (version 2, REST): the program's own named inputs, validated before they run."""
+"""Open Inference Protocol (version 2, REST): the ONNX model's own named inputs, validated before they run."""
 
 from __future__ import annotations
 

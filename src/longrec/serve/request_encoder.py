@@ -36,11 +36,11 @@ _SHOWN = 5
 
 
 class RequestEncoder:
-    """Encoder of requests as inputs of the program, without state between requests.
+    """Encoder of requests as inputs of the ONNX model, without state between requests.
 
     Args:
         bundle: the opened bundle.
-        tokens: histories of tokens, by default the copies in the bundle.
+        tokens: token histories, by default the copies in the bundle.
         live: events since the bundle, if events are recorded.
     """
 
@@ -176,7 +176,7 @@ class RequestEncoder:
         timestamp: int,
         columns: Mapping[str, NDArray[Any] | Lists] | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """Build the inputs of the program that differ between candidates.
+        """Build the inputs of the ONNX model that differ between candidates.
 
         Args:
             rows: ``[C]`` rows of the item table.
@@ -197,7 +197,7 @@ class RequestEncoder:
         self._knowledge.close()
 
     def _cast_table(self, table: EntityTable) -> EntityTable:
-        """Return a table with its columns in the types of the program."""
+        """Return a table with its columns in the types of the ONNX model."""
 
         def cast(columns: Mapping[str, NDArray[Any] | Lists]) -> dict[str, NDArray[Any] | Lists]:
             return {

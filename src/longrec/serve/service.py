@@ -188,7 +188,7 @@ class Service:
         return scores[0] if len(scores) == 1 else np.concatenate(scores)
 
     def infer(self, body: bytes) -> bytes:
-        """Run the program on the tensors of a JSON request, as ``POST /v2/models/{name}/infer`` does.
+        """Run the ONNX model on the tensors of a JSON request, as ``POST /v2/models/{name}/infer`` does.
 
         Raises:
             RequestError: if the tensors do not fit the ONNX model.

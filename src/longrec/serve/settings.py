@@ -12,9 +12,9 @@ class Settings(msgspec.Struct, frozen=True):
     """Locations of the data that a service reads and writes while it runs.
 
     Attributes:
-        tokens: live stores by history of tokens, each a folder or a ``redis://`` address, used instead of the copies
+        tokens: live stores by token history, each a folder or a ``redis://`` address, used instead of the copies
             in the bundle.
-        events: bundle of the source that encodes events as tokens. None: events are refused.
+        events: bundle of the source model that encodes events as tokens. None: events are refused.
         state: store of recorded events, a folder or a ``redis://`` address, by default beside the bundle.
     """
 

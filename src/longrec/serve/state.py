@@ -1,11 +1,11 @@
-"""State of a service that records events: token stores, and the events since its bundle and since its source's.
+"""State of a service that records events: token stores, and the events since its bundle and since its source model's.
 
 Stores without a configured location are in one folder, by default ``BUNDLE.state`` beside the bundle::
 
     state.json        digest of its bundle
     tokens/           copies of the bundle's token stores, to which tokens are added
-    history-2/        events since the bundle, if its program reads histories of events
-    source-2/         events since the bundle of the source, likewise
+    history-2/        events since the bundle, if its ONNX model reads histories of events
+    source-2/         events since the bundle of the source model, likewise
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class ServiceState:
     """All stores of one service, opened for writing.
 
     Attributes:
-        token_locations: store of each history of tokens that this source writes.
+        token_locations: store of each token history that this source writes.
         stores: token stores, by location.
         live: events since the bundle, None if no history of events is read.
-        source: the source, with the events since its bundle.
+        source: the source model, with the events since its bundle.
 
     Raises:
         BundleError: if the source model wrote none of the tokens that the bundle reads.
@@ -89,7 +89,7 @@ class ServiceState:
             self._closing.callback(self.source.close)
 
     def _open_tokens(self, name: str, location: str, bundle: Bundle, source: OnlineSource) -> None:
-        """Open the store of a history for writing if its tokens are the source's."""
+        """Open the store of a history for writing if its tokens are the source model's."""
         inside = not is_remote(location) and location == bundle.manifest.tokens[name]
         opened = bundle.resolve_store(location) if inside else location
         with TokenStore.open(opened) as store:

@@ -22,7 +22,7 @@ from longrec.store.token_store import TokenStore
 from longrec.store.visibility import read_visible_tokens
 
 _REFRESH_SECONDS = 1.0
-"""Seconds between queries to a remote store for new versions of the source."""
+"""Seconds between queries to a remote store for new source versions."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ class _History:
 
 
 class TokenHistories:
-    """Reader of the histories of tokens of a bundle's program.
+    """Reader of the token histories of a bundle's ONNX model.
 
     Args:
         bundle: the opened bundle.
@@ -115,7 +115,7 @@ class TokenHistories:
         self._written = set(written)
 
     def read(self, user: int, timestamp: int) -> dict[str, dict[str, NDArray[Any]]]:
-        """Return the columns of each history, by the names of the program, as available strictly before the timestamp.
+        """Return the columns of each history, by input name, as available strictly before the timestamp.
 
         Args:
             user: key number.

@@ -1,7 +1,7 @@
 """Amendments: stored events, looked up by identity and written again with values that became available since.
 
 A value that was missing is added in place and is available from the time of the amendment. A change is written as the
-next version (``store/visibility.py``), so that no earlier timestamp reads it.
+next revision (``store/visibility.py``), which no read as of an earlier timestamp returns.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NEAR = 1e-2
 
 
 def find(backend: Backend, key: int, time: int, identity: int) -> dict[str, NDArray[Any]] | None:
-    """Return the stored columns ``[1]`` of the newest version of an event, or None if there is none.
+    """Return the stored columns ``[1]`` of the newest revision of an event, or None if there is none.
 
     Raises:
         StoreError: if the store has no identity column.
@@ -59,7 +59,7 @@ class Token:
 
     Attributes:
         visible: timestamp from which it can be read.
-        version: version of the source that wrote it.
+        version: source version that wrote it.
         instance: its id: that of the event, plus one per change.
         sides, available_at: its side ids, and the timestamps from which they are available.
     """
@@ -73,10 +73,10 @@ class Token:
         self.available_at = {name: int(columns[f"known.{name}"][0] + np.int64(time)) for name in store.info.sides}
 
     def amend(self, sides: Mapping[str, int], available_at: Mapping[str, int], since: int | None = None) -> None:
-        """Write the token again with side ids that became available since. Vector and version stay.
+        """Write the token again with ids of side columns that became available since. Its vector stays the same.
 
         Args:
-            since: write a new version that can be read from this timestamp. None: write in place.
+            since: write a new revision that can be read from this timestamp. None: write in place.
 
         Raises:
             StoreError: if a side column is unknown, or an id is beyond its range.

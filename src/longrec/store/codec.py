@@ -40,7 +40,7 @@ class Codec(Protocol):
 
         Args:
             vectors: float32 (or float16) ``[n, W]``.
-            versions: ``[n]``, version of the source that computed each vector.
+            versions: ``[n]``, source version that computed each vector.
 
         Raises:
             StoreError: if the vectors have a wrong shape, or contain NaN, infinity, or numbers too large for the codec.

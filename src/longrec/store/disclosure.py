@@ -82,8 +82,8 @@ def merge_column_delays(own: Mapping[str, Delay], read: Iterable[Provenance]) ->
     They include columns that only those stores have read. The result is None if one of them records no delays.
 
     Args:
-        own: availability of columns by the source's schema.
-        read: records of the stores that the source reads.
+        own: availability of columns by the source model's schema.
+        read: records of the stores that the source model reads.
     """
     delays: dict[str, Delay] = {}
     for info in read:

@@ -54,7 +54,7 @@ class KnowledgeVersion:
 
 @dataclass(frozen=True)
 class KnowledgeInfo:
-    """Description of a folder of knowledge.
+    """Description of a knowledge store.
 
     Attributes:
         widths: numbers per vector of a user and of an item.

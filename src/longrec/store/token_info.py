@@ -1,4 +1,4 @@
-"""Description of a token store: widths, side columns and versions of the source. Also its token arrays."""
+"""Description of a token store: widths, side columns and source versions. Also its token arrays."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Version:
 
     Attributes:
         number: counted from 0. Every token carries it.
-        trained_before: the source was trained only on data available before this timestamp. None: not recorded.
+        trained_before: the source model was trained only on data available before this timestamp. None: not recorded.
         published: timestamp from which it wrote tokens. None: not recorded.
         rows: number of impressions it was trained on.
-        mean, std: ``[width]``: tokens are (vector - mean) / std of the source's output. None: the output itself.
+        mean, std: ``[width]``: tokens are (vector - mean) / std of the source model's output. None: the output itself.
     """
 
     number: int
@@ -55,11 +55,11 @@ class TokenInfo:
         keys: keys of users: their own integers, or 64-bit hashes of text.
         visibility_delay: delay after an impression from which its token can be read, in the unit of time.
         leak: reason why the tokens leak. Empty if they do not.
-        column_delays: availability of each raw column by the schema of the source, and so the earliest disclosure by
-            its tokens (``features/column_delays.py``). None if it was not recorded.
+        column_delays: availability of each raw column by the schema of the source model, and so the earliest disclosure
+            by its tokens (``features/column_delays.py``). None if it was not recorded.
         standardized: the vectors of each version have mean 0 and deviation 1.
         source: JSON description of the run that wrote them.
-        versions: versions of the source, by number.
+        versions: source versions, by number.
     """
 
     width: int
@@ -140,7 +140,7 @@ class Tokens:
         times: int64 ``[N]``: timestamps of the impressions.
         instance: int64 ``[N]``: ids of the impressions.
         visible: int64 ``[N]``: timestamps from which the tokens can be read.
-        version: int32 ``[N]``: versions of the source that wrote them.
+        version: int32 ``[N]``: source versions that wrote them.
         vectors: float32 ``[N, width]``.
         sides: int32 ids ``[N]`` by side column.
         available_at: int64 ``[N]`` by side column: timestamps from which the ids are available.

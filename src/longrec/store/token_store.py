@@ -1,4 +1,4 @@
-"""A store of instance tokens: the source's vectors of earlier impressions, by user and time, on any backend.
+"""A store of instance tokens: the source model's vectors of earlier impressions, by user and time, on any backend.
 
 A token is written under its user and the timestamp of its impression and is identified by its instance. A token that is
 written again replaces the stored one. So an append can be retried, and a label that matures late can be added. On disk
@@ -239,7 +239,7 @@ class TokenStore:
         )
 
     def add_version(self, version: Version, codebooks: NDArray[Any] | None = None) -> None:
-        """Add the next version of the source, which tokens may carry from now on.
+        """Add the next source version, to which tokens may refer from now on.
 
         Args:
             codebooks: float32 ``[slots, levels, codewords, width / slots]``, with codec codes: its codewords, on the

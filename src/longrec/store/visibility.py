@@ -1,7 +1,7 @@
 """Reads of the last tokens or events visible at a timestamp. A later write does not change them.
 
-An amended event is stored as a further version beside the first, under the next identity (``identity + 1``). It
-replaces the first for timestamps after the amendment. So the versions of an event are adjacent in read order.
+An amended event is stored as a new revision in addition to the first, under the next identity (``identity + 1``). It
+replaces the first for timestamps after the amendment. The revisions of an event are therefore adjacent in read order.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def read_visible_events(
     Args:
         where: as in ``HistoryStore.last``.
         columns: as in ``HistoryStore.last``. Those of ``since``, and the identity of the store, must be among them.
-        since: columns with the timestamps from which an event can be read. The first one is that of its version.
+        since: columns with the timestamps from which an event can be read. The first one is that of its revision.
     """
     wanted = n
     while True:

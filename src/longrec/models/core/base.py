@@ -365,8 +365,7 @@ def build(section: Mapping[str, Any], fields: Fields, where: str = "config", pre
         prefix: path of the section inside the file.
 
     Raises:
-        ConfigError: if the name is unknown, keys are unknown or wrong (all are listed), or the settings do not fit the
-            fields.
+        ConfigError: if the name or keys are unknown, settings are wrong (all are listed), or do not fit the fields.
     """
     settings = dict(section)
     name = settings.pop("name", None)
