@@ -12,7 +12,7 @@ from longrec.features.schema import Schema
 
 FORMAT = "longrec-log-1"
 _RULES = 3
-"""Which rules decide what is stored: a log that was prepared by others is not found again."""
+"""Number of the rules by which a log is prepared. A log prepared by other rules is prepared again."""
 
 
 def log_digest(config: DataConfig, schema: Schema, sources: str) -> str:

@@ -29,7 +29,7 @@ AUC = 0.9
 COPY = 0.99
 """AUC from which feedback counts as a copy of the label."""
 ODDS = 50.0
-"""How much more often a value comes with the label than other values do, where it gives the label away."""
+"""Ratio of a value's odds with the label to those of other values, from which the value counts as a copy."""
 PURE = 0.9
 """Share of the rows of a value that have the label, where it gives the label away."""
 _EXAMINED = 2_000_000

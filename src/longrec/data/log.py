@@ -263,7 +263,7 @@ class Log:
 
     @property
     def has_delayed_labels(self) -> bool:
-        """Whether a label may become available later than its event."""
+        """True if a label may become available later than its event."""
         return (
             self.schema.label_available_at is not None
             or self.schema.longest_label_delay > 0

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SCRATCH = ".scratch-"
-"""How the names of scratch folders begin."""
+"""Prefix of the names of scratch folders."""
 
 
 @contextmanager

@@ -130,7 +130,7 @@ def write(dataset: SyntheticDataset, folder: str | Path) -> Path:
 
     The log, the items and the users (those there are) become ``log.parquet``, ``items.parquet``, ``users.parquet``,
     what is hidden ``truth.parquet``, the schemas ``<name>.schema.yaml`` and ``<name>_wide.schema.yaml``. Beside
-    each schema stands a job, ``<name>.yaml`` and ``<name>_wide.yaml``.
+    each schema there is a job, ``<name>.yaml`` and ``<name>_wide.yaml``.
 
     Returns:
         The folder.

@@ -27,7 +27,7 @@ _LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of the day before, an
 _HOUR = 3_600
 _DAY = 20 * _HOUR, 30 * _HOUR
 _SINCE, _BEFORE = (60, 9 * _HOUR), (40 * _HOUR, 400 * _HOUR)
-"""How long ago a visit was: of the day before, and others."""
+"""Ranges of the time since a visit: the visit of the day before, and all others."""
 
 
 class Periodic(Strict):
