@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -215,3 +217,11 @@ def test_public_names() -> None:
     assert dir(longrec) == sorted([*longrec.__all__, "__version__"])
     for name in longrec.__all__:
         assert callable(getattr(longrec, name)), name
+
+
+def test_the_package_runs_as_a_module(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["longrec", "--version"])
+    with pytest.raises(SystemExit) as raised:
+        runpy.run_module("longrec", run_name="__main__")
+    assert raised.value.code in (0, None)
+    assert capsys.readouterr().out == f"longrec {longrec.__version__}\n"

@@ -1,0 +1,10 @@
+"""The command line as a module: ``python -m longrec``."""
+
+from __future__ import annotations
+
+import sys
+
+from longrec.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
