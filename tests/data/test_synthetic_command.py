@@ -28,7 +28,8 @@ def test_all_datasets_are_listed_with_their_stories(capsys: pytest.CaptureFixtur
 def test_a_dataset_lists_its_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["synthetic", "rich_instances", "--json", "-"]) == 0
     output = json.loads(capsys.readouterr().out)
-    assert output["parameters"]["fields"] == {"default": 60, "about": "wide fields, hidden ones among them"}
+    about = "number of wide fields, including the informative ones"
+    assert output["parameters"]["fields"] == {"default": 60, "about": about}
     assert all(parameter["about"] for parameter in output["parameters"].values())
     assert main(["synthetic", "rich_instances"]) == 0
     text = capsys.readouterr().out

@@ -1,8 +1,9 @@
 """Synthetic datasets: small generated logs with a known Bayes-optimal AUC, to check what models learn.
 
-A dataset is an event log with a story, the true probability of every label, the models that must solve it and those
-that must not. A model has solved it if its AUC on the test rows reaches nine tenths of the way from one half to the AUC
-of the true probabilities (``SyntheticDataset.required_auc``). Each dataset has a file here and a line in ``RECIPES``.
+A dataset is an event log with a description (story), the true probability of every label, the models that must solve
+it and those that must not. A model solves a dataset if AUC - 0.5 on the test rows is at least 0.9 of Bayes-optimal
+AUC - 0.5 (``SyntheticDataset.required_auc``). The Bayes-optimal AUC is that of the true probabilities. Each dataset has
+a file here and an entry in ``RECIPES``.
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ def generate_dataset(name: str, /, users: int | None = None, seed: int = 0, **pa
     """Generate a synthetic dataset. The same arguments give the same dataset.
 
     Args:
-        users: how many there are; default as many as the models need to learn it in a few seconds.
-        parameters: parameters of that dataset, by the names in ``find_recipe(name).settings``.
+        users: number of users. Default: enough for the models to learn the dataset in a few seconds.
+        parameters: parameters of that dataset, with the names in ``find_recipe(name).settings``.
 
     Raises:
         UnknownName: no dataset of that name.
@@ -126,11 +127,11 @@ def list_files(dataset: SyntheticDataset) -> list[str]:
 
 
 def write(dataset: SyntheticDataset, folder: str | Path) -> Path:
-    """Write a synthetic dataset as files that a job can name.
+    """Write a synthetic dataset as files for a job.
 
-    The log, the items and the users (those there are) become ``log.parquet``, ``items.parquet``, ``users.parquet``,
-    what is hidden ``truth.parquet``, the schemas ``<name>.schema.yaml`` and ``<name>_wide.schema.yaml``. Beside
-    each schema there is a job, ``<name>.yaml`` and ``<name>_wide.yaml``.
+    The tables are ``log.parquet``, ``items.parquet``, ``users.parquet`` and ``truth.parquet`` (the latent variables),
+    those that the dataset has. The schemas are ``<name>.schema.yaml`` and ``<name>_wide.schema.yaml``, and their jobs
+    ``<name>.yaml`` and ``<name>_wide.yaml``.
 
     Returns:
         The folder.

@@ -1,4 +1,4 @@
-"""The dataset ``bought_or_passed``: the action on an item matters, not that the item was seen."""
+"""The dataset ``bought_or_passed``: the action on an item predicts the label, not that the item was seen."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from longrec.data.synthetic.generators import (
 )
 
 STORY = (
-    "A user has seen a few categories, bought of one half of them and passed the other half; an impression is of one "
-    "of them, and liked when the category was bought. As many were bought as passed, and each was there as often: "
-    "sums of the categories and of the actions, each by itself, predict nothing. Only the two together do."
+    "A user has seen a few categories, bought items of one half of them and rejected items of the other half. An "
+    "impression is of one of these categories and is liked if the user bought from that category. All seen "
+    "categories and both actions are equally frequent, so sums over the categories alone, or over the actions "
+    "alone, predict nothing. Only the combination of category and action does."
 )
 _CATEGORIES, _ITEMS = 8, 240
-_LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of a category that was bought, and of another
+_LIKES, _ELSE = 0.85, 0.15  # click probability of an item of a bought category, and of a rejected one
 
 
 class BoughtOrPassed(Strict):
     """Parameters of ``bought_or_passed``."""
 
     users: int = Field(1_200, ge=1, description="users")
-    seen: int = Field(4, ge=2, le=_CATEGORIES, multiple_of=2, description="categories that a user has seen")
-    shown: int = Field(8, ge=1, description="impressions of a user, all after that")
+    seen: int = Field(4, ge=2, le=_CATEGORIES, multiple_of=2, description="categories that each user has seen")
+    shown: int = Field(8, ge=1, description="impressions per user, all after the history")
 
 
 def make(parameters: BoughtOrPassed, random: np.random.Generator) -> SyntheticDataset:

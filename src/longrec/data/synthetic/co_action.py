@@ -1,4 +1,4 @@
-"""The dataset ``co_action``: two ids predict nothing alone, and everything as a pair."""
+"""The dataset ``co_action``: two ids predict the label only as a pair."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from longrec.config import Strict
 from longrec.data.synthetic.dataset import START, Recipe, SyntheticDataset
 
 STORY = (
-    "Whether an item is liked hangs on what it meets: each pair of items goes together or not, by a table without a "
-    "pattern, half for and half against in every row and column. A user likes what goes together with the clicks "
-    "before it, so neither the clicks nor the item tell anything alone, and every pair has to be known by heart."
+    "The label depends on pairs of items. A random table gives every pair a positive or a negative sign, with as "
+    "many positive as negative signs in every row and every column. The probability of a like increases with the "
+    "sum of the signs of the impression's item and each earlier click of the user. Neither the clicks nor the "
+    "item predict the label alone: a model must memorize the pairs (feature crosses)."
 )
 
 
@@ -24,13 +25,13 @@ class CoAction(Strict):
 
     users: int = Field(1_500, ge=1, description="users")
     side: Literal["history", "field"] = Field(
-        "history", description="what the item meets: the clicks before, or one field of the impression"
+        "history", description="what the item is paired with: earlier clicks, or one field of the impression"
     )
-    order: int = Field(2, ge=2, le=3, description="3: another field of two values turns the pairs round")
-    kinds: int = Field(12, ge=2, description="items, and values of the field, even")
-    clicks: int = Field(3, ge=1, description="clicks of a user before the impressions")
-    shown: int = Field(8, ge=1, description="impressions of a user, all after the clicks")
-    strength: float = Field(2.0, ge=0, description="weight of a pair in the label")
+    order: int = Field(2, ge=2, le=3, description="3: an additional binary field reverses the sign of every pair")
+    kinds: int = Field(12, ge=2, description="number of items, and of values of the field; even")
+    clicks: int = Field(3, ge=1, description="clicks per user, before the impressions")
+    shown: int = Field(8, ge=1, description="impressions per user, all after the clicks")
+    strength: float = Field(2.0, ge=0, description="weight of a pair in the logit of the label")
 
     @field_validator("kinds")
     @classmethod

@@ -1,4 +1,4 @@
-"""The synthetic dataset: a log with its story and its true probabilities."""
+"""The synthetic dataset: a log with a description and the true probabilities of its labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from longrec.config import Strict
 
 START = 1_735_689_600  # 2025-01-01 in seconds UTC: start of every dataset
-SOLVED = 0.9  # of the way from chance to the Bayes-optimal AUC
+SOLVED = 0.9  # required share of Bayes-optimal AUC - 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,23 +22,23 @@ class SyntheticDataset:
     """A generated log with its true probabilities.
 
     Attributes:
-        name: its name.
-        story: its story, in a few sentences.
-        log: events by user and time, so that row n is row n of the prepared log too.
+        name: name of the dataset.
+        story: description of the dataset in a few sentences.
+        log: events sorted by user and time, so that row n is row n of the prepared log too.
         items: table of items by key, or None.
         users: table of users by key, or None.
         schema: the content of a schema file.
         split: the content of ``data.split``.
         true_probability: float64 ``[events]``, aligned with the log: the true probability that the label is 1,
-            given what the schema shows of the event and all that is hidden in the user and in the history; NaN
+            given the features of the event in the schema and the latent variables of the user and the history. NaN
             without a label.
-        must: model sections (``{"name": "din"}``) that have to solve the dataset.
-        must_not: model sections that cannot, by construction.
-        fit: settings to train them with.
-        leak: a schema that reads the same log with a leak, for datasets about a leak.
-        wide: a schema that reads more columns of the same log, for datasets about hidden columns.
-        truth: hidden values, one row per event, aligned with the log, if the dataset has them. A column ``p_...`` is
-            the true probability of the label given some of it.
+        must: model sections (``{"name": "din"}``) of the models that must solve the dataset.
+        must_not: model sections of the models that cannot solve it, by construction.
+        fit: settings to train these models with.
+        leak: leaky schema of the same log, for datasets about a leak.
+        wide: schema with more columns of the same log, for datasets with columns that ``schema`` leaves out.
+        truth: latent variables, one row per event, aligned with the log, if the dataset has them. A column ``p_...`` is
+            the true probability of the label given a subset of the variables.
     """
 
     name: str
@@ -57,10 +57,10 @@ class SyntheticDataset:
     truth: pa.Table | None = None
 
     def job(self, folder: str | Path, model: Mapping[str, Any], *, wide: bool = False, **fit: Any) -> dict[str, Any]:
-        """Return a config that trains a model on the dataset that ``write`` wrote to ``folder``.
+        """Return a config that trains a model on the files of ``write`` in ``folder``.
 
         Args:
-            wide: read the log by the wide schema.
+            wide: use the wide schema.
             fit: overrides of the dataset's settings.
         """
         folder = Path(folder)
@@ -71,7 +71,11 @@ class SyntheticDataset:
         return {"data": data, "model": dict(model), "fit": {**self.fit, **fit}}
 
     def required_auc(self, bayes_auc: float) -> float:
-        """Return the AUC a model has to reach, from the AUC of the true probabilities on the same rows."""
+        """Return the AUC that solves the dataset.
+
+        Args:
+            bayes_auc: AUC of the true probabilities on the same rows.
+        """
         return 0.5 + SOLVED * (bayes_auc - 0.5)
 
     def true_probabilities(self) -> dict[str, NDArray[np.float64]]:
@@ -89,9 +93,10 @@ class Recipe:
     """Recipe of a synthetic dataset.
 
     Attributes:
-        story: its story.
-        settings: its parameters; ``users`` is one, with as many as the models need to learn it in seconds.
-        make: function that generates the dataset for some parameters.
+        story: description of the dataset in a few sentences.
+        settings: class of its parameters. One of them is ``users``, whose default is enough to learn the dataset in
+            seconds.
+        make: function that generates the dataset from parameters.
     """
 
     story: str

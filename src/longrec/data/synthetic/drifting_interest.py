@@ -1,4 +1,4 @@
-"""The dataset ``drifting_interest``: the category liked last matters, and it changes in steps."""
+"""The dataset ``drifting_interest``: only the category of the last clicks is still liked."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from longrec.data.synthetic.generators import (
 )
 
 STORY = (
-    "Interests move on. A user clicks through a few categories, each for a while and each as often as the others; an "
-    "impression is liked when it is of the category of the last click. Every category in a history is there as often, "
-    "so any weighted sum over the history predicts nothing: only the order does."
+    "The user's interest changes over time. A user clicks through a few categories, one after the other, with the "
+    "same number of clicks on each. An impression is liked if it is of the category of the last click. All "
+    "categories of a history are equally frequent, so a sum over the history that ignores the order predicts "
+    "nothing: only the order of the clicks does."
 )
 _CATEGORIES, _ITEMS = 12, 240
-_LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of the last category, and of another
+_LIKES, _ELSE = 0.85, 0.15  # click probability of an item of the last category, and of another
 
 
 class DriftingInterest(Strict):
     """Parameters of ``drifting_interest``."""
 
     users: int = Field(2_000, ge=1, description="users")
-    phases: int = Field(3, ge=2, le=_CATEGORIES, description="categories a user goes through")
-    stay: int = Field(3, ge=1, description="clicks in each of them")
-    shown: int = Field(6, ge=1, description="impressions of a user, all after the clicks")
+    phases: int = Field(3, ge=2, le=_CATEGORIES, description="categories that each user clicks through")
+    stay: int = Field(3, ge=1, description="clicks per category")
+    shown: int = Field(6, ge=1, description="impressions per user, all after the clicks")
 
 
 def make(parameters: DriftingInterest, random: np.random.Generator) -> SyntheticDataset:
@@ -41,7 +42,7 @@ def make(parameters: DriftingInterest, random: np.random.Generator) -> Synthetic
     items_by_category = CategorizedItems(_ITEMS, _CATEGORIES, random)
     path = choose_categories(_CATEGORIES, users, parameters.phases, random)
     clicked_categories = np.repeat(path, parameters.stay, axis=1)
-    # Half of the impressions are of the last category, the others of one before it: all were liked once.
+    # Half of the impressions are of the last category, the others of an earlier one.
     last = random.random((users, parameters.shown)) < 0.5
     before = np.take_along_axis(path, random.integers(0, parameters.phases - 1, (users, parameters.shown)), axis=1)
     category = np.concatenate([clicked_categories, np.where(last, path[:, -1:], before)], axis=1)
@@ -49,7 +50,7 @@ def make(parameters: DriftingInterest, random: np.random.Generator) -> Synthetic
     chance = np.where(last, _LIKES, _ELSE)
     liked = draw_labels(chance, random)
     seconds = np.arange(each) * 600 + random.integers(0, 86_400, (users, 1))
-    seconds[:, clicks:] = seconds[:, clicks : clicks + 1]  # at once, so that none of them stands in another's past
+    seconds[:, clicks:] = seconds[:, clicks : clicks + 1]  # the same time, so none is in another's history
     log, true_probability = build_log(item, seconds, ("action", np.full((users, clicks), "click")), liked, chance)
     return SyntheticDataset(
         name="drifting_interest",

@@ -1,4 +1,8 @@
-"""The dataset ``frequent_queries``: many clicks of one kind carry no more information than one."""
+"""The dataset ``frequent_queries``: many clicks on one category carry no more information than one.
+
+The name follows KFAtt, in which a frequent query counts little more than once, however many clicks it has. Here the
+queries are categories.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,15 @@ from longrec.config import Strict
 from longrec.data.synthetic.dataset import START, Recipe, SyntheticDataset
 
 STORY = (
-    "Every user likes plain or fancy things. In each category that a user has clicked, all clicks are of one style, "
-    "most often the user's own; but one category, clicked more often than all others together, comes in one style "
-    "only, whatever the user likes. What is shown is of a category without clicks, so that all categories have to be "
-    "read, each once: a count of clicks reads the most frequent one only."
+    "Each user prefers one style, plain or fancy. All clicks of a user on one category are of one style, usually "
+    "the preferred one. One dominant category has more clicks than all others together, and its style is random, "
+    "regardless of the preference. Impressions are of categories without clicks and are liked if they are of the "
+    "preferred style. A model must therefore weight all clicked categories equally: a sum over clicks is "
+    "dominated by the most frequent category."
 )
-_CATEGORIES, _EACH = 24, 10  # items of one category and style
-_OWN = 0.85  # chance that the clicks of a category are of the user's style
-_LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of the own style, and of another
+_CATEGORIES, _EACH = 24, 10  # items per category and style
+_OWN = 0.85  # probability that the clicks on a category are of the preferred style
+_LIKES, _ELSE = 0.85, 0.15  # click probability of an item of the preferred style, and of the other
 _GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -25,9 +30,11 @@ class FrequentQueries(Strict):
     """Parameters of ``frequent_queries``."""
 
     users: int = Field(500, ge=1, description="users")
-    clicked: int = Field(7, ge=1, lt=_CATEGORIES - 1, description="categories that a user has clicked a few times")
-    most: int = Field(64, ge=1, description="clicks of the loudest category, a quarter as many at least")
-    shown: int = Field(8, ge=1, description="impressions of a user, all after the clicks")
+    clicked: int = Field(7, ge=1, lt=_CATEGORIES - 1, description="categories with one to three clicks of a user")
+    most: int = Field(
+        64, ge=1, description="maximum number of clicks on the dominant category; the minimum is a quarter of it"
+    )
+    shown: int = Field(8, ge=1, description="impressions per user, all after the clicks")
 
 
 def make(parameters: FrequentQueries, random: np.random.Generator) -> SyntheticDataset:
@@ -38,14 +45,14 @@ def make(parameters: FrequentQueries, random: np.random.Generator) -> SyntheticD
     styles = np.where(random.random((users, clicked + 1)) < _OWN, style[:, None], 1 - style[:, None])
     styles[:, 0] = random.integers(0, 2, users)
     count = random.permuted(np.tile(1 + np.arange(clicked + 1) % 3, (users, 1)), axis=1)
-    # Spread evenly, so that more users are always more events.
+    # The values are spread evenly, so that more users always have more events in total.
     count[:, 0] = parameters.most * 0.25 ** (np.arange(users) * _GOLDEN % 1)
     clicks = count.sum(1)
     each = clicks + shown
     user = np.repeat(np.arange(users), each)
     position = np.arange(each.sum()) - np.repeat(each.cumsum() - each, each)
     is_history = position < clicks[user]
-    # Clicks of all categories mixed; what is shown is of one that is not among them.
+    # Clicks of all categories are shuffled. Impressions are of categories without clicks.
     which = np.repeat(np.tile(np.arange(clicked + 1), users), count.ravel())
     which = which[np.lexsort((random.random(len(which)), user[is_history]))]
     category, now = np.empty(len(user), np.int64), user[~is_history]

@@ -16,7 +16,7 @@ SPLIT = {"by": "user", "valid": 0.1, "test": 0.3}
 
 
 class CategorizedItems:
-    """Items of some categories, equally many of each, in mixed order.
+    """Items of several categories, the same number of each, in random order.
 
     Args:
         items: a multiple of ``categories``.
@@ -28,7 +28,7 @@ class CategorizedItems:
         self._items = np.argsort(self.category_of, kind="stable").reshape(categories, -1)
 
     def draw_items(self, category: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
-        """Draw an item per category."""
+        """Draw one item per entry of ``category``."""
         items: NDArray[np.int64] = self._items[category, random.integers(0, self.each, category.shape)]
         return items
 
@@ -38,38 +38,41 @@ class CategorizedItems:
 
 
 def choose_categories(categories: int, users: int, count: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """Return ``[users, count]``: distinct categories per user, in random order."""
+    """Draw distinct categories per user, in random order: ``[users, count]``."""
     return random.permuted(np.tile(np.arange(categories), (users, 1)), axis=1)[:, :count]
 
 
 def draw_halves(count: int, users: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """Return ``[users, count]``: equally many zeros and ones per user, in random order."""
+    """Draw equally many zeros and ones per user, in random order: ``[users, count]``."""
     return random.permuted(np.tile(np.arange(count) % 2, (users, 1)), axis=1)
 
 
-def draw_labels(chance: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.int64]:
-    """Draw labels by their probabilities."""
-    return (random.random(chance.shape) < chance).astype(np.int64)
+def draw_labels(probability: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.int64]:
+    """Draw labels with these probabilities."""
+    return (random.random(probability.shape) < probability).astype(np.int64)
 
 
 def build_log(
     item: NDArray[np.int64],
     seconds: NDArray[np.int64],
-    done: tuple[str, NDArray[Any]],
+    action: tuple[str, NDArray[Any]],
     liked: NDArray[np.int64],
-    chance: NDArray[np.float64],
+    probability: NDArray[np.float64],
 ) -> tuple[pa.Table, NDArray[np.float64]]:
-    """Return the log of users with equally many events, impressions last, and its true probabilities.
+    """Return a log in which every user has the same number of events, and its true probabilities.
+
+    The impressions of a user come after the events of its history.
 
     Args:
-        item, seconds: ``[users, events]``; seconds since the start of the dataset.
-        done: a column and its values for the events of the history ``[users, history]``; impressions have "shown".
-        liked, chance: ``[users, shown]``, the label and its true probability.
+        item, seconds: items, and seconds since the start of the dataset, ``[users, events]``.
+        action: name of the column of actions, and the actions of the history, ``[users, history]``. The action of an
+            impression is "shown".
+        liked, probability: labels of the impressions and their true probabilities, ``[users, shown]``.
     """
     users, events = item.shape
-    name, actions = done
-    column = np.concatenate([actions, np.full(chance.shape, "shown")], axis=1)
-    true_probability = np.concatenate([np.full(actions.shape, np.nan), chance], axis=1)
+    name, actions = action
+    column = np.concatenate([actions, np.full(probability.shape, "shown")], axis=1)
+    true_probability = np.concatenate([np.full(actions.shape, np.nan), probability], axis=1)
     label = np.concatenate([np.zeros(actions.shape, np.int64), liked], axis=1)
     log = pa.table(
         {
@@ -84,7 +87,7 @@ def build_log(
 
 
 def build_schema(features: Mapping[str, Any], histories: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a schema with the label ``liked`` and with the item and its category beside some features."""
+    """Return a schema with the label ``liked``, the features ``item`` and ``category``, and further features."""
     own = {"item": {"kind": "id"}, "category": {"kind": "id", "side": "item"}}
     return {
         "user": "user",

@@ -1,4 +1,4 @@
-"""The dataset ``late_correction``: a report that reveals the label, but too late."""
+"""The dataset ``late_correction``: a column that contains the label but is available too late."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from longrec.config import Strict
 from longrec.data.synthetic.dataset import START, Recipe, SyntheticDataset
 
 STORY = (
-    "Labels are coins. The report of an event is amended once the user's next event has happened, and then "
-    "says how that one ended. Read as it was available at the time, it predicts nothing. Read as it is now, it "
-    "predicts all."
+    "Labels are random. The column report of an event is written with or after the user's next event, and "
+    "contains the label of that next event. Point-in-time values of this column predict nothing. Its final values "
+    "leak the label."
 )
-_EVENTS = 10  # of one user
+_EVENTS = 10  # per user
 
 
 class LateCorrection(Strict):
@@ -34,7 +34,7 @@ def make(parameters: LateCorrection, random: np.random.Generator) -> SyntheticDa
     time = START + np.cumsum(gap, axis=1)
     following = np.concatenate([label[1:], [0]]).reshape(users, _EVENTS)
     following[:, -1] = random.integers(0, 2, users)
-    # The report is amended with or after the next event, and before the one after that: a third at the very moment.
+    # The report is written with the next event (a third of them) or a minute after it, before the event after that.
     waits = np.concatenate([gap[:, 1:], np.full((users, 1), 60)], axis=1)
     late = np.where(random.random((users, _EVENTS)) < 1 / 3, 0, 60)
     log = pa.table(

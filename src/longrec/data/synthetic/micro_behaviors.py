@@ -1,4 +1,4 @@
-"""The dataset ``micro_behaviors``: the order of actions on an item reveals whether it is wanted."""
+"""The dataset ``micro_behaviors``: the order of the actions on an item predicts the label."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from longrec.data.synthetic.generators import (
 )
 
 STORY = (
-    "A user visits a few items, each of a category of its own, and on each reads the comments and looks at the "
-    "pictures. Who reads first wants it, who looks first does not; an impression is of one of these categories, and "
-    "liked when the item was wanted. Every category and every kind of event is there as often, and each with each: "
-    "only the order of the events on one item predicts the label."
+    "A user visits a few items, each of a different category, and on each of them reads the comments and looks at "
+    "the pictures. The order of these two events shows the interest: a user who reads the comments first wants "
+    "the item, and a user who looks at the pictures first does not. An impression is of one of these categories "
+    "and is liked if the visited item was wanted. All visited categories, both event types and all their "
+    "combinations are equally frequent, so only the order of the events on each item predicts the label."
 )
 _CATEGORIES, _ITEMS = 8, 240
-_LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of a category that is wanted, and of another
+_LIKES, _ELSE = 0.85, 0.15  # click probability of an item of a wanted category, and of another
 
 
 class MicroBehaviors(Strict):
     """Parameters of ``micro_behaviors``."""
 
     users: int = Field(800, ge=1, description="users")
-    visited: int = Field(2, ge=2, le=_CATEGORIES, multiple_of=2, description="items that a user visits")
-    shown: int = Field(8, ge=1, description="impressions of a user, all after that")
+    visited: int = Field(2, ge=2, le=_CATEGORIES, multiple_of=2, description="items that each user visits")
+    shown: int = Field(8, ge=1, description="impressions per user, all after the visits")
 
 
 def make(parameters: MicroBehaviors, random: np.random.Generator) -> SyntheticDataset:

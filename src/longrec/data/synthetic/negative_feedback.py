@@ -1,4 +1,4 @@
-"""The dataset ``negative_feedback``: a dislike reveals which unclicked items were seen and not wanted."""
+"""The dataset ``negative_feedback``: a dislike shows which unclicked item is informative."""
 
 from __future__ import annotations
 
@@ -10,24 +10,28 @@ from longrec.config import Strict
 from longrec.data.synthetic.dataset import START, Recipe, SyntheticDataset
 
 STORY = (
-    "Every user is tired of plain or of fancy things. Of each category that was passed by, something was left "
-    "unclicked, in half of them a plain thing and in half a fancy one; most were not even looked at. But one was: "
-    "there something was disliked, and what was left unclicked beside it is of the style not wanted. The thing "
-    "disliked may be of either, clicks are on both, and what is shown now is of another category. So clicks know "
-    "nothing, nor does any sum: only who lets the dislike pick from what was left unclicked knows the style."
+    "Each user has an unwanted style, plain or fancy. In each of several categories the user left one item "
+    "unclicked, of the plain style in half of these categories and of the fancy style in the other half. In all "
+    "of them but one, the user never saw the unclicked item, so its style carries no signal. In the remaining "
+    "category the user also disliked an item, and there the unclicked item is of the unwanted style. The disliked "
+    "item is of a random style, half of the clicks are on each style, and impressions are of other categories. So "
+    "neither clicks nor sums over the events predict the label: a model must use the dislike to select the one "
+    "informative unclicked item."
 )
 _CATEGORIES, _EACH = 16, 6  # items of one category and style
-_LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of the style that is wanted, and of the other
-_ALOUD = 0.3  # chance that an item of the other style that is not clicked is disliked
+_LIKES, _ELSE = 0.85, 0.15  # click probability of an item of the wanted style, and of the other
+_ALOUD = 0.3  # probability of a dislike of an unclicked item of the unwanted style
 
 
 class NegativeFeedback(Strict):
     """Parameters of ``negative_feedback``."""
 
     users: int = Field(1_400, ge=1, description="users")
-    passed: int = Field(6, ge=2, lt=_CATEGORIES, multiple_of=2, description="categories that a user passed by")
-    clicked: int = Field(2, ge=2, multiple_of=2, description="clicks of a user, half of them on each style")
-    shown: int = Field(8, ge=1, description="impressions of a user, all after that")
+    passed: int = Field(
+        6, ge=2, lt=_CATEGORIES, multiple_of=2, description="categories in which a user left an item unclicked"
+    )
+    clicked: int = Field(2, ge=2, multiple_of=2, description="clicks per user, half of them on each style")
+    shown: int = Field(8, ge=1, description="impressions per user, all after the other events")
 
 
 def make(parameters: NegativeFeedback, random: np.random.Generator) -> SyntheticDataset:
@@ -37,8 +41,8 @@ def make(parameters: NegativeFeedback, random: np.random.Generator) -> Synthetic
     order = random.permuted(np.tile(np.arange(_CATEGORIES), (users, 1)), axis=1)
     unclicked_style = random.permuted(
         np.tile(np.arange(passed) % 2, (users, 1)), axis=1
-    )  # styles; the first was looked at
-    # Left unclicked, disliked, clicked and shown, in this order; then all that is past is mixed.
+    )  # styles; only the item of the first category was seen
+    # Unclicked, disliked, clicked and shown, in this order. The history is then shuffled.
     clicks = random.integers(0, _CATEGORIES, (users, clicked))
     now = np.take_along_axis(order, random.integers(passed, _CATEGORIES, (users, shown)), axis=1)
     category = np.concatenate([order[:, :passed], order[:, :1], clicks, now], axis=1)
@@ -99,7 +103,7 @@ def make(parameters: NegativeFeedback, random: np.random.Generator) -> Synthetic
             {"name": "din"},
             {"name": "deepfm"},
         ),
-        # Given more time or fewer categories, DIN learns by heart which sums go with which dislike.
+        # With more epochs or fewer categories, DIN memorizes the label of each combination of sums and dislike.
         fit={"epochs": 6, "batch_size": 128, "lr": 5e-3, "embedding_lr": 2e-2, "patience": 0},
     )
 

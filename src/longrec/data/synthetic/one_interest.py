@@ -1,4 +1,4 @@
-"""The dataset ``one_interest``: only earlier clicks reveal the interest of a user."""
+"""The dataset ``one_interest``: only earlier clicks predict the interest of a user."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from longrec.config import Strict
 from longrec.data.synthetic.dataset import START, Recipe, SyntheticDataset
 
 STORY = (
-    "Every user likes one category, which nothing reveals but the items clicked before. Users of the test "
-    "split are new, so a model that reads no histories cannot predict their labels."
+    "Every user likes one category, which can only be inferred from the items clicked before. The users of the "
+    "test split are new, so a model without histories cannot predict their labels."
 )
-_CLICKS, _SHOWN = 12, 8  # events of one user: clicks first, then impressions
+_CLICKS, _SHOWN = 12, 8  # events per user: clicks first, then impressions
 _CATEGORIES, _ITEMS = 6, 240
-_LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of the own category, and of another
+_LIKES, _ELSE = 0.85, 0.15  # click probability of an item of the liked category, and of another
 
 
 class OneInterest(Strict):
@@ -31,7 +31,7 @@ def make(parameters: OneInterest, random: np.random.Generator) -> SyntheticDatas
     by_category = np.argsort(category_of, kind="stable").reshape(_CATEGORIES, -1)
     interest = np.repeat(random.integers(0, _CATEGORIES, users), each)
     shown = np.tile(np.arange(each) >= _CLICKS, users)
-    # A click is of the own category three times in four, an impression every other time.
+    # Three quarters of the clicks and half of the impressions are of the liked category.
     own = random.random(users * each) < np.where(shown, 0.5, 0.75)
     other = (interest + random.integers(1, _CATEGORIES, users * each)) % _CATEGORIES
     category = np.where(own, interest, other)

@@ -17,13 +17,14 @@ from longrec.data.synthetic.generators import (
 )
 
 STORY = (
-    "Days are alike: what a user clicked about a day ago is liked now, and what was clicked since then or before is "
-    "not. A few visits, each of a category of its own, lie anywhere before and after the one of the day ago: it is the "
-    "newest as often as the oldest, and each category is there as often. Only the elapsed time separates it from the "
-    "others; neither the order nor sums do."
+    "Interests repeat daily: an impression is liked if the user clicked its category about 24 hours ago, and not "
+    "if the clicks on its category were earlier or later. Each visit is about a different category. The other "
+    "visits occur at random times, before or after the one of a day ago, which is the newest as often as the "
+    "oldest. All categories of a history are equally frequent. Only the elapsed time predicts the label: order "
+    "and counts do not."
 )
 _CATEGORIES, _ITEMS = 8, 240
-_LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of the day before, and of another
+_LIKES, _ELSE = 0.85, 0.15  # click probability of an item of the category of a day ago, and of another
 _HOUR = 3_600
 _DAY = 20 * _HOUR, 30 * _HOUR
 _SINCE, _BEFORE = (60, 9 * _HOUR), (40 * _HOUR, 400 * _HOUR)
@@ -34,9 +35,9 @@ class Periodic(Strict):
     """Parameters of ``periodic``."""
 
     users: int = Field(800, ge=1, description="users")
-    visits: int = Field(3, ge=2, le=_CATEGORIES, description="visits of a user, one of them a day ago")
-    clicks: int = Field(2, ge=1, description="clicks of a visit")
-    shown: int = Field(8, ge=1, description="impressions of a user, all at once")
+    visits: int = Field(3, ge=2, le=_CATEGORIES, description="visits per user, one of them a day ago")
+    clicks: int = Field(2, ge=1, description="clicks per visit")
+    shown: int = Field(8, ge=1, description="impressions per user, all at the same time")
 
 
 def make(parameters: Periodic, random: np.random.Generator) -> SyntheticDataset:
@@ -45,11 +46,11 @@ def make(parameters: Periodic, random: np.random.Generator) -> SyntheticDataset:
     clicks = visits * parameters.clicks
     items_by_category = CategorizedItems(_ITEMS, _CATEGORIES, random)
     of_visit = choose_categories(_CATEGORIES, users, visits, random)
-    at = random.integers(0, visits, users)  # the place of the visit of a day ago; those before it are older
+    at = random.integers(0, visits, users)  # index of the visit of a day ago; earlier indices are older visits
     index = np.arange(visits)
     kind = np.sign(index - at[:, None])
     low, high = (np.choose(kind + 1, ends) for ends in zip(_BEFORE, _DAY, _SINCE))
-    # Times long ago are drawn by their logarithm, so that they fall into all slices.
+    # Ages are log-uniform, so that they cover all time slices of the model.
     age = -np.sort(-np.exp(np.log(low) + random.random((users, visits)) * np.log(high / low)), axis=1)
     history = np.repeat(of_visit, parameters.clicks, axis=1)
     visit = random.integers(0, visits, (users, shown))

@@ -10,21 +10,22 @@ from longrec.config import Strict
 from longrec.data.synthetic.dataset import START, Recipe, SyntheticDataset
 
 STORY = (
-    "Users of a town like a few kinds of item, which nothing reveals of an item but its clicks. One click in so "
-    "many becomes an order, of whatever it is. The label is the order, with too few of them to learn the kinds "
-    "from; the click, a feedback of the same impression, has enough."
+    "Users in the same town like the same kinds of items, and the kind of an item can only be inferred from "
+    "clicks. A fixed share of the clicks becomes orders, whatever the kind. The label is the order, which is too "
+    "rare to learn the kinds from. The click, a feedback column of the same impression, is frequent enough as an "
+    "auxiliary label."
 )
-_KINDS, _LIKED = 8, 2  # kinds of item, and how many of them a town likes
-_CLICKS, _ELSE = 0.5, 0.02  # chance of a click on an item that the town likes, and on another
+_KINDS, _LIKED = 8, 2  # kinds of items; number of kinds that a town likes
+_CLICKS, _ELSE = 0.5, 0.02  # click probability of an item that the town likes, and of another
 
 
 class RareOrders(Strict):
     """Parameters of ``rare_orders``."""
 
     users: int = Field(600, ge=1, description="users")
-    towns: int = Field(12, ge=1, description="towns; all users of one like the same")
+    towns: int = Field(12, ge=1, description="number of towns; all users of a town like the same kinds")
     items: int = Field(120, ge=_KINDS, description="items")
-    shown: int = Field(30, ge=1, description="impressions of a user")
+    shown: int = Field(30, ge=1, description="impressions per user")
     orders: float = Field(0.15, gt=0, le=1, description="share of clicks that become orders")
 
 

@@ -1,20 +1,22 @@
-r"""The dataset ``rich_instances``: the signal of an impression lies in the many fields of an earlier one.
+r"""The dataset ``rich_instances``: the label depends on the fields of an earlier impression.
 
-Every impression has ``fields`` wide fields. Hidden functions of a few of them are two coins, x and z in {-1, +1}, and a
-key; the rest is noise. The label is drawn by
+Every impression has ``fields`` wide fields. A few of them determine three latent variables: the signs x and z in
+{-1, +1}, each value with probability 1/2, and a key. The other fields are noise. The probability of the label is
 
     P(y_i = 1) = sigmoid(own * x_i z_i + strength * c_i * h_i)
 
-with c_i in {-1, +1} the category of the item, which every model reads, and h_i in {-1, 0, +1} the sign of the sum of
-x_j over impressions of the timestamp ``back`` timestamps earlier: over all of them (``signal: last``: one impression,
-now and then two), or over those whose key is the one that impression i wants (``signal: together``: pages of ``page``
-impressions, so that several have to be read together). It is 0 without one, or if as many are for as against.
+with c_i in {-1, +1} the category of the item, a feature of both schemas, and h_i in {-1, 0, +1} the sign of the sum of
+x_j over impressions of the timestamp ``back`` timestamps earlier. With ``signal: last`` the sum is over all of them
+(one impression, sometimes two). With ``signal: together`` a timestamp is a page of ``page`` impressions, and the sum is
+over those whose key equals ``wanted`` of impression i, so a model must combine several impressions. h_i is 0 if there
+are none, or if the sum is 0.
 
-The wide schema shows the fields of an impression. The narrow one, ``schema``, does not, but it has the ids, labels and
-times of the user's history. These predict nothing: z is fair and independent, so y_j is independent of x_j. Every
-timestamp is read by one later timestamp only, so no other label depends on it, neither in a history nor in a table of
-users who were trained on. A narrow model can only receive x_j (and the key) from another model that read the fields of
-impression j: as tokens. A model whose tokens serve its own label need only keep x_j z_j, never x_j.
+The wide schema contains the fields of an impression. The narrow one, ``schema``, does not, but it contains the ids,
+labels and times of the user's history. These predict nothing: z is +1 or -1 with probability 1/2, independent of x, so
+y_j is independent of x_j. Each timestamp affects the labels of only one later timestamp. So x_j cannot be inferred
+from other labels, neither in a history nor through embeddings of users in training. A narrow model can only receive x_j
+(and the key) from another model with access to the fields of impression j, as tokens. A model whose tokens are trained
+on its own label alone needs to keep only x_j z_j, never x_j.
 """
 
 from __future__ import annotations
@@ -31,13 +33,14 @@ from longrec.config import Strict
 from longrec.data.synthetic.dataset import START, Recipe, SyntheticDataset
 
 STORY = (
-    "What a user likes next depends on the many fields of an earlier impression, and on nothing else: earlier items, "
-    "labels and times are noise under the narrow schema. A model of the wide schema reads the fields of an "
-    "impression, and can tell a later one of them by a token."
+    "The label depends on the features of its own impression and on the many fields of an earlier impression, and "
+    "on nothing else. The narrow schema leaves these fields out, so earlier items, labels and times are noise. "
+    "With the wide schema, a source model can store the fields of an impression in its token, which a reader of "
+    "later impressions uses."
 )
 _ITEMS = 200
-_STEP = 17  # between the items of one timestamp: prime to their number, so that they differ
-# Seconds between two timestamps. The time_gap of the last timestamp is one bucket, that of the one before another.
+_STEP = 17  # between the items of one timestamp; coprime to the number of items, so that they differ
+# Seconds between two timestamps. The last timestamp and the one before it are in different buckets of time_gap.
 _GAP = (34_000, 57_000)
 
 Ints = NDArray[np.int64]
@@ -47,23 +50,25 @@ Floats = NDArray[np.float64]
 class RichInstances(Strict):
     """Parameters of ``rich_instances``."""
 
-    users: int = Field(400, ge=1, description="users; 4000 are enough to learn the fields in a pass or two")
-    impressions: int = Field(48, ge=1, description="impressions a user")
-    fields: int = Field(60, ge=3, description="wide fields, hidden ones among them")
-    values: int = Field(4, ge=2, le=32_000, description="ids a wide field takes, even: more are harder to learn")
+    users: int = Field(
+        400, ge=1, description="number of users; 4000 are enough to learn the fields in one or two epochs"
+    )
+    impressions: int = Field(48, ge=1, description="impressions per user")
+    fields: int = Field(60, ge=3, description="number of wide fields, including the informative ones")
+    values: int = Field(4, ge=2, le=32_000, description="number of ids of a wide field, even; more are harder to learn")
     coin_fields: int = Field(
-        1, ge=1, description="fields behind each of the coins x and z, odd: more are harder to find"
+        1, ge=1, description="number of fields that determine each of the signs x and z, odd; more are harder to learn"
     )
-    own: float = Field(2.0, ge=0, description="weight of the event's own fields, x z, in its label")
-    strength: float = Field(2.5, ge=0, description="weight of the history in the label")
+    own: float = Field(2.0, ge=0, description="weight of the impression's own fields (x z) in the logit of its label")
+    strength: float = Field(2.5, ge=0, description="weight of the history in the logit of the label")
     signal: Literal["last", "together"] = Field(
-        "last", description="which part of the history counts: an impression, or those of a page whose key is wanted"
+        "last", description="informative part of the history: one impression, or those of a page with the wanted key"
     )
-    back: int = Field(1, ge=1, description="how many timestamps earlier the impressions that count lie")
-    ties: float = Field(0.05, ge=0, lt=1, description="share of impressions at the timestamp of the one before (last)")
-    page: int = Field(8, ge=2, le=_ITEMS, description="impressions shown at one timestamp (together)")
-    keys: int = Field(2, ge=2, description="keys, one of which every impression wants")
-    noise: float = Field(0.0, ge=0, le=1, description="share of labels that are coins whatever else is true")
+    back: int = Field(1, ge=1, description="number of timestamps between an impression and the informative ones")
+    ties: float = Field(0.05, ge=0, lt=1, description="last: share of impressions with the timestamp of the one before")
+    page: int = Field(8, ge=2, le=_ITEMS, description="together: impressions per timestamp")
+    keys: int = Field(2, ge=2, description="number of keys; every impression wants one of them")
+    noise: float = Field(0.0, ge=0, le=1, description="share of labels that are random")
 
     @field_validator("values")
     @classmethod
@@ -99,16 +104,16 @@ class _Timeline:
     """Timeline of the impressions. All arrays are ``[users * impressions]`` except ``first``.
 
     Attributes:
-        times: seconds.
-        number: the timestamp of each row, counted from 0 over all users.
-        within: the timestamp of each row, counted from 0 within its user.
-        position: of each row among those of its timestamp, from 0.
-        first: the first row of each timestamp.
+        times: timestamp of each row in seconds.
+        request_index: index of the timestamp of each row, unique over all users.
+        user_request_index: index of the timestamp of each row among those of its user.
+        position: position of each row among the rows of its timestamp.
+        first: first row of each timestamp.
     """
 
     times: Ints
-    number: Ints
-    within: Ints
+    request_index: Ints
+    user_request_index: Ints
     position: Ints
     first: Ints
 
@@ -123,25 +128,23 @@ def _draw_timeline(parameters: RichInstances, random: np.random.Generator) -> _T
     else:
         new[:, 1:] = random.random((users, each - 1)) >= parameters.ties
     gaps = np.where(new, random.integers(*_GAP, (users, each)) * pace, 0)
-    # Users come in over the first quarter of the time line, so that at any time histories differ in length.
+    # Users start within the first quarter of the period, so that history lengths differ at any time.
     gaps[:, 0] = random.integers(0, max(int(gaps.sum(1).mean()) // 4, 1), users)
-    within = np.cumsum(new, 1) - 1
+    user_request_index = np.cumsum(new, 1) - 1
     began = np.maximum.accumulate(np.where(new, np.arange(each), 0), 1)
     return _Timeline(
         times=START + np.cumsum(gaps, 1).ravel(),
-        number=np.cumsum(new.ravel()) - 1,
-        within=within.ravel(),
+        request_index=np.cumsum(new.ravel()) - 1,
+        user_request_index=user_request_index.ravel(),
         position=(np.arange(each) - began).ravel(),
         first=np.flatnonzero(new.ravel()),
     )
 
 
 def _sum_history(x: Ints, counted: NDArray[np.bool_], timeline: _Timeline, back: int) -> Ints:
-    """Return the sign of the sum of x over the counted rows of the timestamp ``back`` timestamps earlier, 0 without
-    one.
-    """
+    """Return the sign of the sum of x over the counted rows ``back`` timestamps earlier, 0 without such rows."""
     signs = np.sign(np.add.reduceat(np.where(counted, x, 0), timeline.first))
-    return np.where(timeline.within >= back, signs[np.maximum(timeline.number - back, 0)], 0)
+    return np.where(timeline.user_request_index >= back, signs[np.maximum(timeline.request_index - back, 0)], 0)
 
 
 def _sigmoid(logit: Floats) -> Floats:
@@ -155,15 +158,18 @@ def make(parameters: RichInstances, random: np.random.Generator) -> SyntheticDat
     wide = random.integers(0, parameters.values, (parameters.fields, rows), dtype=np.int16)
     hidden = random.permutation(parameters.fields)[: 2 * parameters.coin_fields + 1]
 
-    def coin(fields: Ints) -> Ints:
-        """Return the majority vote of some fields. Half of the values of a field vote either way."""
+    def compute_sign(fields: Ints) -> Ints:
+        """Return the majority vote of some fields. Half of the values of a field vote +1, the others -1."""
         votes = np.resize([1, -1], parameters.values)
         return np.sign(sum(random.permutation(votes)[wide[n]] for n in fields))
 
-    x, z = coin(hidden[: parameters.coin_fields]), coin(hidden[parameters.coin_fields : -1])
+    x = compute_sign(hidden[: parameters.coin_fields])
+    z = compute_sign(hidden[parameters.coin_fields : -1])
     key = random.permutation(np.arange(parameters.values) % parameters.keys)[wide[hidden[-1]]]
     category_of = random.permutation(np.arange(_ITEMS) % 2)
-    item = (random.integers(0, _ITEMS, len(timeline.first))[timeline.number] + _STEP * timeline.position) % _ITEMS
+    item = (
+        random.integers(0, _ITEMS, len(timeline.first))[timeline.request_index] + _STEP * timeline.position
+    ) % _ITEMS
     wanted = random.integers(0, parameters.keys, rows)
     if parameters.signal == "together":
         history_sign = np.zeros(rows, np.int64)
@@ -204,8 +210,8 @@ def _chances(parameters: RichInstances, own: Ints, history: Ints) -> dict[str, F
         history: c h of each row.
 
     Returns:
-        ``p_narrow``: given the history, but not the fields of the event; ``p_own``: given these fields, but not the
-        history; ``p_wide``: given both, the probability that labels are drawn by.
+        ``p_narrow``: given the history, but not the fields of the event. ``p_own``: given these fields, but not the
+        history. ``p_wide``: given both, which is the probability that generates the label.
     """
 
     def chance(own: Any, history: Any) -> Floats:
@@ -227,8 +233,8 @@ def _field_names(count: int) -> list[str]:
 
 
 def _schema(parameters: RichInstances, fields: Any) -> dict[str, Any]:
-    """Return a schema that shows an event's wide ``fields``."""
-    # A page is read whole, and nothing but it.
+    """Return a schema with the wide ``fields`` of an event."""
+    # The history contains exactly the events up to and including the informative page.
     last = parameters.page * parameters.back if parameters.signal == "together" else max(20, 2 * parameters.back)
     return {
         "user": "user",

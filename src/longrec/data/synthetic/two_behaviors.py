@@ -11,23 +11,26 @@ from longrec.data.synthetic.dataset import Recipe, SyntheticDataset
 from longrec.data.synthetic.generators import SPLIT, build_log, build_schema, choose_categories, draw_labels
 
 STORY = (
-    "A user clicks on items of some categories and orders items of others, as many of each and in any order. What was "
-    "clicked on is still wanted, what was ordered is at home: an impression is liked when its category is among the "
-    "clicks. Every item shown is of one or the other, so clicks and orders read as one history predict nothing."
+    "A user clicks on items of some categories and orders items of others, equally many of each and in random "
+    "order. Clicked categories are still wanted, and ordered ones no longer are: an impression is liked if its "
+    "category is among the clicks. Every impression is of a clicked or an ordered category, so clicks and orders "
+    "in a single history without the action predict nothing."
 )
 _ITEMS = 240
-_LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of a clicked category, and of an ordered one
+_LIKES, _ELSE = 0.85, 0.15  # click probability of an item of a clicked category, and of an ordered one
 
 
 class TwoBehaviors(Strict):
     """Parameters of ``two_behaviors``."""
 
     users: int = Field(800, ge=1, description="users")
-    categories: int = Field(8, ge=4, le=24, description="kinds of item")
-    each: int = Field(2, ge=1, le=2, description="categories that a user clicks on, and as many that it orders")
-    events: int = Field(3, ge=1, description="clicks of each clicked category, orders of each ordered one")
-    shown: int = Field(6, ge=1, description="impressions of a user, all after the clicks and orders")
-    as_one: bool = Field(False, description="the schema has one history of clicks and orders, not one of each")
+    categories: int = Field(8, ge=4, le=24, description="number of categories")
+    each: int = Field(2, ge=1, le=2, description="categories that each user clicks on; as many are ordered")
+    events: int = Field(3, ge=1, description="clicks per clicked category, and orders per ordered one")
+    shown: int = Field(6, ge=1, description="impressions per user, all after the clicks and orders")
+    as_one: bool = Field(
+        False, description="use one history of clicks and orders in the schema instead of one per action"
+    )
 
 
 def make(parameters: TwoBehaviors, random: np.random.Generator) -> SyntheticDataset:
@@ -35,7 +38,7 @@ def make(parameters: TwoBehaviors, random: np.random.Generator) -> SyntheticData
     users, n_history = parameters.users, 2 * parameters.each * parameters.events
     category_of = random.permutation(np.arange(_ITEMS) % parameters.categories)
     own = choose_categories(parameters.categories, users, 2 * parameters.each, random)
-    # Which of the user's categories each event is of; the first half are the clicked ones.
+    # Index of each event's category among the categories of the user. The first half are the clicked ones.
     which = random.permuted(np.tile(np.repeat(np.arange(2 * parameters.each), parameters.events), (users, 1)), axis=1)
     which = np.concatenate([which, random.integers(0, 2 * parameters.each, (users, parameters.shown))], axis=1)
     clicked = which < parameters.each
