@@ -90,7 +90,7 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     ),
     "versions in another unit": (
         table("items", {"item": [1], "x": [1], "since": [START * 1_000]}, as_of="since", unit="s"),
-        r"table\.parquet: column 'since': values up to \d+, which read as ms; expected s, as the schema says",
+        r"table\.parquet: column 'since': values up to \d+, which read as ms; expected s, as set in the schema",
     ),
     "keys of another type": (
         table("items", {"item": ["1"], "x": [1]}),

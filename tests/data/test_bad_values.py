@@ -52,7 +52,7 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     ),
     "times of another unit": (
         under({"time": {"column": "t", "unit": "ms"}}),
-        r"column 't': values up to \d+, which read as s; expected ms, as the schema says\n  Correct time\.unit",
+        r"column 't': values up to \d+, which read as s; expected ms, as set in the schema\n  Correct time\.unit",
     ),
     "text that is no time": (
         parquet_log(t=with_one(["2026-01-01"] * N, "soon")),

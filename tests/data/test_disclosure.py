@@ -1,4 +1,4 @@
-"""A store that discloses more than was available is refused, or allowed by name with a warning."""
+"""A store that leaks values before they were available is refused, or allowed explicitly with a warning."""
 
 from __future__ import annotations
 
@@ -84,10 +84,10 @@ def test_a_store_that_leaks_is_refused(reading: Callable[..., Log], allow: bool 
         reading(replace(INFO, leak="it saw its labels"), allow)
     message = str(raised.value)
     assert (
-        "tokens discloses more than was available: it leaks (it saw its labels); expected a store that does not"
+        "tokens leaks values before they were available: it leaks (it saw its labels); expected a store without leaks"
         in message
     )
-    assert "histories.tokens.allow_leak: true reads it nevertheless, and the results say so" in message
+    assert "histories.tokens.allow_leak: true reads the store anyway and adds a warning to the results" in message
 
 
 def test_allowed_by_name_it_is_read_and_reported(reading: Callable[..., Log]) -> None:
@@ -236,7 +236,9 @@ def test_knowledge_is_held_to_the_same(
         (warning,) = prepared(TABLE, schema(features={"who": who})).warnings
         assert "features.who reads" in warning
         return
-    with pytest.raises(DataError, match=r"features.who: .*discloses more than was available.*\n.*who.allow_leak: true"):
+    with pytest.raises(
+        DataError, match=r"features.who: .*leaks values before they were available.*\n.*who.allow_leak: true"
+    ):
         prepared(TABLE, schema(features={"who": who}))
 
 

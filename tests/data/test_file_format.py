@@ -134,7 +134,7 @@ LINE = "1,u,a,b,1\n"
         (f"{LINE}0x1,u,a,b,1\n", {}, r"row 2, column 'click': the value '0x1'"),
         (f"{LINE} ,u,a,b,1\n", {}, r"row 2, column 'click': the value ' '"),
         (f"{LINE}{2**63},u,a,b,1\n", {}, rf"row 2, column 'click': the value '{2**63}'; expected .* at most 64 bits"),
-        (f"{LINE}1,u,a,b,nan\n", {}, r"row 2, column 'price': the value 'nan'; expected a number, as rows"),
+        (f"{LINE}1,u,a,b,nan\n", {}, r"row 2, column 'price': the value 'nan'; expected a number, as declared in rows"),
         (f"{LINE}1,u,a,b,1.2.3\n", {}, r"row 2, column 'price': the value '1.2.3'"),
         (f"{LINE}1,u,a,b,x\nq,u,a,b,1\n", {}, r"row 2, column 'price'"),
         (f"{LINE * 70_000}1,u,a,b,x\n", {}, r"train.txt, row 70001, column 'price'"),
@@ -144,8 +144,8 @@ LINE = "1,u,a,b,1\n"
         (f'{LINE}1,"u,a,b,1\n', {}, r"train.txt, line 2: Value with unterminated quote found. The line is"),
         ("1;u;a;b;1\n", {}, r"train.txt, line 1: 1 of 5 cells in '1;u;a;b;1'"),
         (LINE + LINE[:-1] + "\r\n", {}, r"train.txt: line ends or quotes that cannot be determined; expected one kind"),
-        (LINE, {"header": True}, r"train.txt, line 1: the name '1' in the place of 'click'; expected a header that"),
-        ("", {"header": True}, r"train.txt, line 1: no line; expected a header that names"),
+        (LINE, {"header": True}, r"train.txt, line 1: the name '1' instead of 'click'; expected a header with"),
+        ("", {"header": True}, r"train.txt, line 1: no line; expected a header with the names"),
     ],
 )  # fmt: skip
 def test_lines_that_do_not_fit(text: str, layout: dict[str, Any], says: str, tmp_path: Path) -> None:

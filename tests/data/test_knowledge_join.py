@@ -135,9 +135,9 @@ def test_9_shuffled_and_random_controls(log: Log) -> None:
 
 
 def test_knowledge_of_another_log_is_refused(folder: Path, prepared: Callable[..., Log], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"features.who: knowledge of users named by text; expected int64"):
+    with pytest.raises(DataError, match=r"features.who: knowledge with user keys of type text; expected int64"):
         prepared(table(text=False), schema(folder))
     info = KnowledgeInfo({"user": 2, "item": 3}, "step", {"user": "text", "item": "int64"})
     KnowledgeStore.create(tmp_path / "v1", info).close()
-    with pytest.raises(DataError, match="knowledge whose times count in step; expected ms"):
+    with pytest.raises(DataError, match="knowledge with timestamps in step; expected ms"):
         prepared(table(), schema(tmp_path / "v1"))

@@ -22,7 +22,7 @@ DAY = 86_400_000
 
 def codes(times: list[int], step: bool = True, **split: Any) -> list[int]:
     array = np.array(times, np.int64)
-    return splits.split_by_time(array, splits.compute_time_lines(Split(**split), array, step, "log")).tolist()
+    return splits.split_by_time(array, splits.compute_time_cutoffs(Split(**split), array, step, "log")).tolist()
 
 
 @pytest.mark.parametrize("kind", ["random", "ties", "rising", "one value", "sample that misleads"])

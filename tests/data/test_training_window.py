@@ -157,8 +157,8 @@ def test_rows_of_a_user_train_before_its_own_measured_rows(prepared: Prepared) -
     assert late.excluded_counts["train"] == {"label_not_known": 2, "not_before_measured": 3}
     first = [sentence.partition(". ")[0] for sentence in log.warnings]
     assert first == [
-        "split by column: 66.7% of the training rows lie at or after the first test row (step 5)",
-        "split by column: 50.0% of the validation rows lie at or after the first test row (step 5)",
+        "split by column: 66.7% of the training rows are not earlier than the first test row (step 5)",
+        "split by column: 50.0% of the validation rows are not earlier than the first test row (step 5)",
     ]
     assert [(one["part"], one["than"], round(one["share"], 3)) for one in log.manifest["later"]] == [
         ("train", "test", 0.667),
@@ -189,8 +189,9 @@ def test_leave_one_out_learns_nothing_tied_with_what_it_measures(prepared: Prepa
     assert rows_at(log, "valid") == [(0, 4)]
     assert rows_at(log, "test") == [(0, 5), (1, 7)]
     assert log.excluded_counts["train"] == {"label_not_known": 0, "not_before_measured": 1}
-    assert "split by leave_one_out: 33.3% of the training rows lie at or after the first test row (step 5)" in " ".join(
-        log.warnings
+    assert (
+        "split by leave_one_out: 33.3% of the training rows are not earlier than the first test row (step 5)"
+        in " ".join(log.warnings)
     )
 
 
@@ -238,7 +239,7 @@ def test_nothing_left_names_the_delay_and_the_ties(prepared: Prepared) -> None:
         check_window(log)
     tied = pa.table({"user": [0] * 4 + [1] * 4, "item": [0] * 8, "t": [5] * 8, "click": [0, 1] * 4})
     with pytest.raises(
-        DataError, match="4 rows are left out: 4 lie at or after rows of the same user in valid or test"
+        DataError, match="4 rows are left out: 4 are not earlier than rows of the same user in valid or test"
     ):
         check_window(prepared(tied, STEP, split={"by": "leave_one_out"}))
     alone = pa.table({"user": range(10), "item": [0] * 10, "t": range(10), "click": [0, 0, 0, 0, 1, 1, 0, 1, 0, 1]})
@@ -301,13 +302,14 @@ def test_files_that_overlap_are_refused_or_allowed_by_name(tmp_path: Path) -> No
         assert "allow_overlap: true" in str(caught.value)
     allowed = by_files(tmp_path / "allowed", {"train": [1, 5], "test": [5, 6]}, allow_overlap=True)
     assert (
-        "split by files: 50.0% of the training rows lie at or after the first test row (step 5)" in allowed.warnings[0]
+        "split by files: 50.0% of the training rows are not earlier than the first test row (step 5)"
+        in allowed.warnings[0]
     )
 
 
 def test_rows_without_a_time_cannot_be_checked_and_say_so(tmp_path: Path) -> None:
     log = by_files(tmp_path / "untimed", {"train": [1, 5], "test": [5, 6]}, timed=False)
-    assert log.warnings[0].startswith("split by files: the schema names no time, so it cannot be checked")
+    assert log.warnings[0].startswith("split by files: the schema has no time column, so it cannot be checked")
     assert log.sample_count == {"train": 2, "valid": 0, "test": 2}
 
 

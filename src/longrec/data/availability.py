@@ -78,10 +78,10 @@ def list_event_types(folder: Path) -> dict[str, str]:
     return {name: str(open_array(path).dtype) for name in names if (path := folder / f"{name}.npy").exists()}
 
 
-def select_available_events(folder: Path, lines: tuple[int, int] | None) -> NDArray[np.bool_] | bool:
+def select_available_events(folder: Path, cutoffs: tuple[int, int] | None) -> NDArray[np.bool_] | bool:
     """Return a mask of the events that were available before the first line of a split by time, or True for all."""
     path = folder / f"{AVAILABLE}.npy"
-    return open_array(path) < lines[0] if lines is not None and path.exists() else True
+    return open_array(path) < cutoffs[0] if cutoffs is not None and path.exists() else True
 
 
 def select_last_available(

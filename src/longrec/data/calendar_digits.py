@@ -1,6 +1,7 @@
-"""Detection of numbers that are the digits of a calendar, such as 14102100 for hour 0 of 2014-10-21.
+"""Detection of integers that encode a date, such as YYYYMMDD, or YYMMDDHH: 14102100 is hour 0 of 2014-10-21.
 
-Read as seconds or milliseconds they would lie near 1970 or far ahead, in a nearly right order, without an error.
+Interpreted as seconds or milliseconds they would be dates near 1970 or far in the future, in nearly the right order and
+without an error.
 """
 
 from __future__ import annotations
@@ -25,24 +26,27 @@ FORMS = {
 _PLAUSIBLE = (631_152_000_000, 2_240_524_800_000)
 """1990 and 2041 in milliseconds."""
 _FEW = 10
-"""Distinct values, at least, before what reads well as a number is taken for a date."""
+"""Minimum number of distinct values before plausible seconds or milliseconds are taken for encoded dates."""
 
 
 def refuse_calendar(
     log: Relation, where: str, value: str, fractions: bool, low: float, high: float, unit: str, declared: str
 ) -> None:
-    """Refuse a column whose values are all digits of one calendar form.
+    """Raise an error if all values of a column encode dates in one form.
 
-    Numbers that read well in their unit are refused only where that unit was guessed, and by several values.
+    Numbers that are plausible in their unit are an error only if the unit was guessed and there are at least ``_FEW``
+    distinct values.
 
     Args:
-        value: SQL of the numbers, ``fractions`` says that they may hold some.
-        low, high: the smallest and the largest.
-        unit: what they would be read in.
-        declared: ``time.unit``.
+        where: column, for error messages.
+        value: SQL expression of the numbers.
+        fractions: True if the numbers may have fractions.
+        low, high: smallest and largest number.
+        unit: unit in which the numbers would be interpreted.
+        declared: the setting ``time.unit``.
 
     Raises:
-        DataError: naming the forms.
+        DataError: encoded dates. The message lists the possible forms.
     """
     if low < 0 or low != int(low) or high != int(high):
         return
@@ -77,10 +81,10 @@ def _refuse(where: str, forms: dict[str, str], value: int, timestamp: int, unit:
     patterns = " or ".join(f"'{pattern}'" for pattern in forms.values())
     raise DataError(
         where,
-        f"numbers such as {value}, all of which are digits of a calendar, {readings}; as {unit} it would be "
+        f"numbers such as {value}, all of which encode a date as {readings}; in {unit} it would be "
         f"{format_timestamp(timestamp)[:19]}",
-        f"times whose meaning is plain, or time.format: {patterns}",
-        "set time.format, which reads digits and text; set time.unit: step if these are plain counters",
+        f"unambiguous times, or time.format: {patterns}",
+        "set time.format, which parses digits and text; set time.unit: step if they are an integer index",
     )
 
 

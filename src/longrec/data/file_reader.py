@@ -38,12 +38,18 @@ class FileReader:
     def __init__(
         self,
         con: duckdb.DuckDBPyConnection,
-        rows: FileFormat,
+        row_format: FileFormat,
         where: str,
         files: Mapping[str | None, list[Path]],
         split_column: str,
     ) -> None:
-        self.con, self.rows, self.where, self.files, self.split_column = con, rows, where, files, split_column
+        self.con, self.row_format, self.where, self.files, self.split_column = (
+            con,
+            row_format,
+            where,
+            files,
+            split_column,
+        )
 
     def write(self, rows: str | None, target: Path) -> str:
         """Write the rows to ``target``.
@@ -60,39 +66,43 @@ class FileReader:
         """
         sql = self._text() if rows is None else self._select_with_defaults(rows)
         try:
-            if self.rows.packed:
+            if self.row_format.packed:
                 self._write_unpacked(sql, target)
             else:
                 kind = "FORMAT parquet, COMPRESSION snappy, ROW_GROUP_SIZE 100000"
                 self.con.execute(f"COPY ({sql}) TO {literal(str(target))} ({kind})")
         except (duckdb.Error, pa.ArrowException) as error:
-            fault = text_fault(self.con.cursor(), self.rows, self._paths()) if rows is None else None
+            fault = text_fault(self.con.cursor(), self.row_format, self._paths()) if rows is None else None
             raise fault or unreadable(self.where, error) from None
         read = f"read_parquet({literal(str(target))}"
-        if self.rows.number is None:
+        if self.row_format.number is None:
             return f"{read})"
-        number = name(self.rows.number)
+        number = name(self.row_format.number)
         return f"(SELECT * EXCLUDE (file_row_number), file_row_number AS {number} FROM {read}, file_row_number=true))"
 
     def _paths(self) -> list[Path]:
         return [path for paths in self.files.values() for path in paths]
 
     def _text(self) -> str:
-        if self.rows.header:
+        if self.row_format.header:
             for path in self._paths():
-                check_header(self.con, self.rows, path)
+                check_header(self.con, self.row_format, path)
         queries = []
         for split, paths in self.files.items():
             own = "" if split is None else f", {literal(split)} AS {name(self.split_column)}"
-            queries.append(f"SELECT {select_typed(self.rows)}{own} FROM {read_text(self.rows, paths)}")
+            queries.append(f"SELECT {select_typed(self.row_format)}{own} FROM {read_text(self.row_format, paths)}")
         return " UNION ALL ".join(queries)
 
     def _select_with_defaults(self, rows: str) -> str:
         """Return SQL over typed files, with defaults filled in."""
         described = self.con.execute(f"DESCRIBE SELECT * FROM {rows}").fetchall()
         types = {row[0]: row[1] for row in described}
-        askers = {column: "packed" for column in self.rows.packed}
-        askers |= {column: "defaults" for column in self.rows.defaults if column not in self.rows.list_packed_columns()}
+        askers = {column: "packed" for column in self.row_format.packed}
+        askers |= {
+            column: "defaults"
+            for column in self.row_format.defaults
+            if column not in self.row_format.list_packed_columns()
+        }
         for column, setting in askers.items():
             if column not in types:
                 near = nearest(column, types)
@@ -100,10 +110,13 @@ class FileReader:
                 raise DataError(
                     self.where, f"no column {column!r} (rows.{setting}){hint}", f"one of {', '.join(types)}"
                 )
-        for column in self.rows.packed:
+        for column in self.row_format.packed:
             if types[column] != "VARCHAR":
                 raise DataError(f"{self.where}: column {column!r}", f"values of type {types[column]}", "packed text")
-        taken = [*self.rows.list_packed_columns(), *([self.rows.number] if self.rows.number is not None else [])]
+        taken = [
+            *self.row_format.list_packed_columns(),
+            *([self.row_format.number] if self.row_format.number is not None else []),
+        ]
         for column in taken:
             if column in types:
                 raise DataError(self.where, f"a column {column!r} of its own", "a name that is free for rows to make")
@@ -111,9 +124,9 @@ class FileReader:
 
     def _fill_default(self, column: str, kind: str) -> str:
         quoted = name(column)
-        if column not in self.rows.defaults:
+        if column not in self.row_format.defaults:
             return quoted
-        value = self.rows.defaults[column]
+        value = self.row_format.defaults[column]
         if kind == "VARCHAR" and isinstance(value, str):
             return f"coalesce(nullif({quoted}, ''), {literal(value)}) AS {quoted}"
         if (kind in _INTEGERS and isinstance(value, int)) or (
@@ -143,9 +156,9 @@ class FileReader:
                 yield self._unpack(pa.RecordBatch.from_pylist([], reader.schema), 0)
 
     def _unpack(self, batch: pa.RecordBatch, before: int) -> pa.RecordBatch:
-        fill = {column: str(value) for column, value in self.rows.defaults.items()}
-        columns = {column: batch[column] for column in batch.schema.names if column not in self.rows.packed}
-        for column, packed in self.rows.packed.items():
+        fill = {column: str(value) for column, value in self.row_format.defaults.items()}
+        columns = {column: batch[column] for column in batch.schema.names if column not in self.row_format.packed}
+        for column, packed in self.row_format.packed.items():
             try:
                 columns |= unpack(batch[column], packed, fill)
             except InvalidCell as invalid:
@@ -172,8 +185,8 @@ class FileReader:
         return f"{self.where}, row {row + 1}"
 
     def _scan_file(self, con: duckdb.DuckDBPyConnection, path: Path) -> str:
-        if self.rows.columns is not None:
-            return read_text(self.rows, [path])
+        if self.row_format.columns is not None:
+            return read_text(self.row_format, [path])
         if path.suffix.lower() == ".parquet":
             return f"read_parquet({literal(str(path))})"
         con.register("_one_arrow", pads.dataset(str(path), format="ipc"))

@@ -1,7 +1,7 @@
-"""Join of a log with an extractor's knowledge: per sample the knowledge of its user or item as of its timestamp.
+"""Join of a log with a knowledge store: for each row, the vector of its user or item as of its timestamp.
 
-Users and items are found by their own keys, so that knowledge extracted from one log serves another. Both sides of a
-sample read the same version: the newest that was published strictly before its timestamp.
+Users and items are looked up by their original keys, so knowledge extracted from one log can be used with another. The
+user vector and the item vector of a row are of the same version: the newest published strictly before its timestamp.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ Control = Literal["shuffled", "random"]
 
 
 class KnowledgeFeature:
-    """One embedding feature of a log that is read from a knowledge store.
+    """Embedding feature of a log that is read from a knowledge store.
 
     Args:
-        table: whose knowledge it is: user or item.
-        keys: the users (or items) of the log.
-        where: the feature named in a message.
+        table: entity type, user or item.
+        keys: keys of the users (or items) of the log.
+        where: config key of the feature, for error messages.
 
     Attributes:
-        width: numbers of a value: the presence flag, then the vector.
-        warnings: a sentence per reason to read what is measured on it with caution.
+        width: length of one value: the presence flag and the vector.
+        warnings: one warning per reason why metrics measured with this feature may be wrong.
 
     Raises:
-        DataError: the store names users (or items) otherwise, counts time otherwise, or discloses more than was
-            available.
+        DataError: the user (or item) keys or the time unit of the store differ from those of the log, or the store
+            leaks values before they were available.
     """
 
     def __init__(self, store: KnowledgeStore, schema: Schema, table: str, keys: Keys, where: str) -> None:
@@ -52,11 +52,11 @@ class KnowledgeFeature:
         self._versions: dict[int, NDArray[np.floating]] = {}
 
     def values(self, owners: NDArray[np.int64], timestamps: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return float32 ``[B, 1 + W]``: 1 and the vector, or zeros if no knowledge was available.
+        """Return the presence flag 1 and the vector, or zeros if no knowledge was available: float32 ``[B, 1 + W]``.
 
         Args:
-            owners: ``[B]`` rows of the log's user (or item) table; row 0 is the unknown one.
-            timestamps: int64 ``[B]``.
+            owners: row indices in the user (or item) table of the log, ``[B]``. Row 0 is the unknown entity.
+            timestamps: timestamp of each requested row, int64 ``[B]``.
         """
         knowledge = np.zeros((len(owners), self.width), np.float32)
         version = self.store.find_versions(timestamps)
@@ -66,21 +66,22 @@ class KnowledgeFeature:
         return knowledge
 
     def control(self, how: Control, seed: int = 0) -> KnowledgeFeature:
-        """Return a control of this feature without its information.
+        """Return a control: the same feature with uninformative values.
 
-        All get the knowledge of another entity (the same one in every version), or noise of their own.
+        ``shuffled`` gives each entity the vector of another entity, the same one in every version. ``random`` gives
+        each entity random vectors.
         """
         other = object.__new__(KnowledgeFeature)
         other.__dict__.update(self.__dict__, _versions={})
         if how == "shuffled":
-            # Row 0, the unknown one, stays in place.
+            # Row 0, the unknown entity, is not permuted.
             other._rows = np.concatenate([[0], 1 + np.random.default_rng(seed).permutation(len(self._keys))])
         else:
             other._noise = seed
         return other
 
     def _matrix(self, number: int) -> NDArray[np.floating]:
-        """Return ``[1 + keys, 1 + W]`` of a version, in half floats if the store holds half floats."""
+        """Return all values of a version, ``[1 + keys, 1 + W]``, as float16 if the store uses float16."""
         if number not in self._versions:
             vectors = self.store.look_up(self._side, self._keys, np.array([number], np.int64))
             if self._noise is not None:
@@ -93,11 +94,13 @@ class KnowledgeFeature:
 
 def _check(store: KnowledgeStore, schema: Schema, table: str, keys: Keys, where: str) -> None:
     info, own = store.info, "int64" if keys.numeric else "text"
-    do = "extract the knowledge from a log that names them as this one does"
+    do = "extract the knowledge from a log with keys of the same type"
     if info.keys[table] != own:
-        raise DataError(where, f"knowledge of {table}s named by {info.keys[table]}", f"{own}, as in the log", do)
+        raise DataError(where, f"knowledge with {table} keys of type {info.keys[table]}", f"{own}, as in the log", do)
     unit = "step" if schema.time is not None and schema.time.unit == "step" else "ms"
     if schema.time is None:
-        raise DataError(where, "knowledge in a schema without time", "the time column, which picks its version")
+        raise DataError(
+            where, "a knowledge feature in a schema without time", "a time column, which selects the version"
+        )
     if info.unit != unit:
-        raise DataError(where, f"knowledge whose times count in {info.unit}", f"{unit}, as in the log")
+        raise DataError(where, f"knowledge with timestamps in {info.unit}", f"{unit}, as in the log")

@@ -59,12 +59,13 @@ def describe_exclusions(log: Log, split: str) -> str:
     """Return the reasons why rows of train or valid are left out, with their counts."""
     excluded, what = log.excluded_rows(split), "valid or test" if split == "train" else "test"
     messages = []
-    if excluded.unknown:
+    if excluded.late_labels:
         messages.append(
-            f"of {excluded.unknown:,} the label was not available before {what} begins ({describe_label_delay(log)})"
+            f"of {excluded.late_labels:,} the label was not available before {what} begins "
+            f"({describe_label_delay(log)})"
         )
-    if excluded.later:
-        messages.append(f"{excluded.later:,} lie at or after rows of the same user in {what}")
+    if excluded.late_rows:
+        messages.append(f"{excluded.late_rows:,} are not earlier than rows of the same user in {what}")
     return ", ".join(messages)
 
 

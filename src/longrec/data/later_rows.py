@@ -1,4 +1,4 @@
-"""Overlap in time of splits that do not run along time: the share of training rows later than measured rows."""
+"""Overlap in time between splits: the share of training rows that are later than validation or test rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from longrec.data.settings import Split
 from longrec.data.splits import SPLITS, describe_timestamp
-from longrec.data.training_window import window_of_rows
+from longrec.data.training_window import window_from_rows
 from longrec.errors import DataError
 from longrec.features.schema import Schema
 
@@ -20,12 +20,13 @@ _NAMES = {"train": "training", "valid": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class LaterShare:
-    """Labeled rows of one split that lie at or after the first labeled row of another split in time.
+    """Share of one split's labeled rows that are not earlier than the first labeled row of another split.
 
     Attributes:
-        split, than: the two splits.
-        share: of the rows of the split that are not left out (``data/training_window.py``).
-        first: the first timestamp of the other split.
+        split: name of the split with the later rows.
+        than: name of the split that should be later.
+        share: fraction of the rows of ``split``, counted without the rows that ``data/training_window.py`` excludes.
+        first: first timestamp of ``than``.
     """
 
     split: str
@@ -34,7 +35,7 @@ class LaterShare:
     first: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields by the names that a prepared log keeps."""
+        """Return a dict in the format of the manifest of a prepared log."""
         return {"part": self.split, "than": self.than, "share": self.share, "first": self.first}
 
 
@@ -48,12 +49,13 @@ def find_later_shares(
     timestamps: NDArray[np.int64],
     offsets: NDArray[np.int64],
 ) -> tuple[list[LaterShare], list[str]]:
-    """Return the shares of a split, and one sentence per share.
+    """Return the overlaps between the splits of a log, and one warning per overlap.
 
     Args:
-        codes: the split of each row, as in ``SPLITS``.
-        times, timestamps: time of the event, and time as of which its features are taken.
-        offsets: int64 ``[users + 1]``.
+        codes: split code of each row, as in ``SPLITS``.
+        times: timestamp of each event.
+        timestamps: timestamp as of which the features of each row are read.
+        offsets: first row of each user, int64 ``[users + 1]``.
 
     Raises:
         DataError: files of train, valid and test that overlap in time.
@@ -68,10 +70,10 @@ def find_later_shares(
 
 
 def check_files(codes: NDArray[np.int8], times: NDArray[np.int64], step: bool, where: str) -> None:
-    """Refuse files of train, valid and test that overlap in time. Equal times at a border overlap.
+    """Raise an error if the files of train, valid and test overlap in time. Equal timestamps count as an overlap.
 
     Raises:
-        DataError: with both spans in the message.
+        DataError: overlapping files. The message gives the timestamps.
     """
     spans = {split: times[codes == code] for split, code in SPLITS.items()}
     for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
@@ -83,9 +85,9 @@ def check_files(codes: NDArray[np.int8], times: NDArray[np.int64], step: bool, w
             raise DataError(
                 where,
                 f"the {one} files reach {last}, and the {other} files begin at {first}",
-                f"every row of {one} earlier than the first of {other}",
-                "cut the files along time, or allow it by name (data.split: {by: files, allow_overlap: true}); results "
-                "then carry a warning",
+                f"every row of {one} earlier than the first row of {other}",
+                "split the files by time, or allow the overlap with data.split: {by: files, allow_overlap: true}, "
+                "which adds a warning to the results",
             )
 
 
@@ -96,12 +98,12 @@ def later_shares(
     timestamps: NDArray[np.int64],
     offsets: NDArray[np.int64],
 ) -> list[LaterShare]:
-    """Return the shares above zero, each split against the one whose rows must be later.
+    """Return the overlaps with a share above zero, for each pair of splits.
 
-    Rows that are left out whatever the delay of the labels are not counted.
+    Rows that the training window excludes because of their own timestamp are not counted.
     """
     labeled = ~np.isnan(labels)
-    window = window_of_rows(codes, labeled, times, timestamps, offsets)
+    window = window_from_rows(codes, labeled, times, timestamps, offsets)
     rows = {split: np.flatnonzero(labeled & (codes == code)) for split, code in SPLITS.items()}
     first = {split: int(timestamps.take(own).min()) for split, own in rows.items() if len(own)}
     shares: list[LaterShare] = []
@@ -119,18 +121,18 @@ def later_shares(
 
 
 def later_warnings(rule: Split, shares: list[LaterShare], step: bool) -> list[str]:
-    """Return one sentence per share, for readers of numbers measured on the split."""
+    """Return one warning per overlap, to be shown with metrics measured on the split."""
     return [
-        f"split by {rule.by}: {_percent(one.share)} of the {_NAMES[one.split]} rows lie at or after the first "
+        f"split by {rule.by}: {_percent(one.share)} of the {_NAMES[one.split]} rows are not earlier than the first "
         f"{_NAMES[one.than]} row ({describe_timestamp(one.first, step)}). The model learns from what other users "
-        "did later, so it scores better here than it will in use; split by time to measure that."
+        "did later, so these metrics are better than those in production. Split by time for realistic metrics."
         for one in shares
     ]
 
 
 UNTIMED = (
-    "split by {by}: the schema names no time, so it cannot be checked that training rows lie before test rows. "
-    "Name the time column in the schema, or read the numbers with that in mind."
+    "split by {by}: the schema has no time column, so it cannot be checked that training rows are earlier than test "
+    "rows. Set time in the schema, or consider that metrics may be too high."
 )
 
 

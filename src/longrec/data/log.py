@@ -18,7 +18,7 @@ from longrec.data.knowledge_join import KnowledgeFeature
 from longrec.data.sample_weights import open_weights
 from longrec.data.splits import SPLITS
 from longrec.data.token_join import TokenHistory
-from longrec.data.training_window import ExcludedRows, TrainingWindow, window_by_lines, window_of_rows
+from longrec.data.training_window import ExcludedRows, TrainingWindow, window_from_cutoffs, window_from_rows
 from longrec.errors import DataError, UnknownName
 from longrec.features.column_delays import Delay, compute_column_delays
 from longrec.features.entity_table import EntityTable, load_column, open_array
@@ -213,16 +213,16 @@ class Log:
         )
         if early or (ends == NEVER).all():
             return ExcludedRows(np.zeros(0, np.int64))
-        late_rows, unknown, later = [np.zeros(0, np.int64)], 0, 0
+        excluded, late_labels, late_rows = [np.zeros(0, np.int64)], 0, 0
         for at in range(0, len(self), _CHUNK):
             chunk = slice(at, at + _CHUNK)
             rows = at + np.flatnonzero((self.splits[chunk] == SPLITS[split]) & ~np.isnan(self.labels[chunk]))
             end = ends if len(ends) == 1 else ends.take(self.user(rows))
             late, itself = self.label_time(rows) >= end, self.events.times.take(rows) >= end
-            late_rows.append(rows[late])
-            later += int((late & itself).sum())
-            unknown += int((late & ~itself).sum())
-        return ExcludedRows(np.concatenate(late_rows), unknown, later)
+            excluded.append(rows[late])
+            late_rows += int((late & itself).sum())
+            late_labels += int((late & ~itself).sum())
+        return ExcludedRows(np.concatenate(excluded), late_labels, late_rows)
 
     @cached_property
     def training_window(self) -> TrainingWindow:
@@ -230,18 +230,18 @@ class Log:
         if self.manifest.get("lines"):
             first, second = self.manifest["lines"]
             counts = self.manifest["parts"]
-            return window_by_lines((first, second), counts["valid"]["samples"], counts["test"]["samples"])
+            return window_from_cutoffs((first, second), counts["valid"]["samples"], counts["test"]["samples"])
         if self.schema.time is None:
             return TrainingWindow(np.array([NEVER]), np.array([NEVER]), NEVER, NEVER)
         codes, labeled = np.asarray(self.splits), ~np.isnan(self.labels)
-        return window_of_rows(codes, labeled, self.events.times, self.timestamps, self.events.offsets)
+        return window_from_rows(codes, labeled, self.events.times, self.timestamps, self.events.offsets)
 
     @cached_property
     def excluded_counts(self) -> dict[str, dict[str, int]]:
         """Labeled rows of train and valid that are left out, by reason. Empty if there are none."""
         excluded = {split: self.excluded_rows(split) for split in ("train", "valid")}
         return {
-            split: {"label_not_known": out.unknown, "not_before_measured": out.later}
+            split: {"label_not_known": out.late_labels, "not_before_measured": out.late_rows}
             for split, out in excluded.items()
             if len(out.rows)
         }

@@ -191,13 +191,13 @@ class _Preparation:
         offsets, labels = np.load(self.build / "events" / "offsets.npy"), open_array(self.build / "label.npy")
         times = open_array(self.build / "events" / "times.npy")
         timestamps = open_array(self.build / "moment.npy") if self.schema.request else times
-        self.lines: tuple[int, int] | None = None
+        self.cutoffs: tuple[int, int] | None = None
         if rule.by == "time":
             if self.schema.time is None:
                 fault = "a split by time, but the schema names no time"
                 raise DataError(where, fault, "a time column, or a split by column or user")
-            self.lines = splits.compute_time_lines(rule, timestamps, self.step, where, self.schema.time)
-            codes = splits.split_by_time(timestamps, self.lines)
+            self.cutoffs = splits.compute_time_cutoffs(rule, timestamps, self.step, where, self.schema.time)
+            codes = splits.split_by_time(timestamps, self.cutoffs)
         elif rule.by == "user":
             codes = np.repeat(splits.split_by_user(rule, self.users.keys.values), self.counts[1:])
         elif rule.by == "leave_one_out":
@@ -221,7 +221,7 @@ class _Preparation:
         for name in [name for name in fitters if features[name].vocab is not None]:
             fitters[name].integers = self._integers(name)
         fitters |= {name: fitters[feature.share] for name, feature in features.items() if feature.share}
-        train = (self.codes == splits.TRAIN) & select_available_events(self.build / "events", self.lines)
+        train = (self.codes == splits.TRAIN) & select_available_events(self.build / "events", self.cutoffs)
         so_far = np.concatenate([[0], np.cumsum(train, dtype=np.int32)])
         offsets, events = np.cumsum(self.counts), self.build / "events"
         timestamps = open_array(self.build / "moment.npy" if self.schema.request else events / "times.npy")
@@ -387,7 +387,7 @@ class _Preparation:
             "items": len(self.items.keys),
             "parts": counts,
             "spans": spans if self.schema.time is not None else {},
-            "lines": self.lines,
+            "lines": self.cutoffs,
             "split": self.split_digest,
             "later": [one.to_dict() for one in self.later],
             "rows": {name: encoder.rows for name, encoder in fitted.encoders.items()},

@@ -71,10 +71,10 @@ class Relation:
         if source.query is not None:
             return f"({query_rows(source.query)})"
         files = group_files_by_split(source)
-        layout = None if source.rows is None else FileReader(self.con, source.rows, self.where, files, SPLIT_COLUMN)
+        reader = None if source.rows is None else FileReader(self.con, source.rows, self.where, files, SPLIT_COLUMN)
         target = scratch / f"{self.view}.parquet"
-        if layout is not None and layout.rows.columns is not None:
-            return layout.write(None, target)
+        if reader is not None and reader.row_format.columns is not None:
+            return reader.write(None, target)
         rows = _from(self.con, self.view, source, files)
         every = [path for own in files.values() for path in own]
         self._headers = [read_header(self.con, path) for path in every] if len(every) > 1 else []
@@ -84,7 +84,7 @@ class Relation:
             rows = _without_guessed_dates(self.con, rows, timestamps)
         if source.splits is not None:
             rows = _with_split(self.con, rows, files)
-        return rows if layout is None else layout.write(rows, target)
+        return rows if reader is None else reader.write(rows, target)
 
     def need(self, columns: dict[str, str]) -> None:
         """Refuse missing columns, all together, and columns that only some of the files have.

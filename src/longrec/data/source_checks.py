@@ -1,6 +1,6 @@
-"""Checks of the columns that a schema needs against those of the sources, by headers alone.
+"""Checks that the input files have the columns of the schema, from the file headers only.
 
-What is missed here is refused by ``prepare`` too; but that may come hours later.
+``prepare`` finds all other errors in the input, but possibly hours later.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from longrec.features.schema import Schema
 
 _SHOWN = 20
 Need = tuple[str, str]
-"""A place in the config, and the column that it names."""
+"""A config key, and the column that it refers to."""
 
 
 def find_source_faults(config: DataConfig, schema: Schema) -> list[str]:
-    """Return one line per column that a source or some of its files lack, and per source that cannot be read.
+    """Return one message per missing column, and one per input that cannot be read.
+
+    A column is missing if the input, or only some of its files, do not have it.
 
     Args:
-        config: with files that are there.
+        config: data section whose files exist.
     """
     faults: list[str] = []
     needs = {"log": [*row_needs(schema), *_config_needs(config, config.log)]}
@@ -50,7 +52,7 @@ def find_source_faults(config: DataConfig, schema: Schema) -> list[str]:
 
 
 def sources(config: DataConfig) -> Iterator[tuple[str, Source]]:
-    """Yield the configured sources: log, users and items."""
+    """Yield the configured inputs with their roles: log, users and items."""
     for role in ("log", "users", "items"):
         source: Source | None = getattr(config, role)
         if source is not None:
@@ -58,10 +60,10 @@ def sources(config: DataConfig) -> Iterator[tuple[str, Source]]:
 
 
 def columns_of(con: duckdb.DuckDBPyConnection, source: Source) -> list[str]:
-    """Return the column names of a source without reading it. A query is planned, not run.
+    """Return the column names of an input without reading its rows. A query is planned, not run.
 
     Raises:
-        DataError: a source that cannot be read.
+        DataError: an input that cannot be read.
     """
     if source.query is not None:
         try:
@@ -83,7 +85,7 @@ def columns_of(con: duckdb.DuckDBPyConnection, source: Source) -> list[str]:
 
 
 def row_needs(schema: Schema) -> list[Need]:
-    """Return the columns that are read of the rows of the log."""
+    """Return the columns of the log that the schema uses."""
     needs = [("data.schema.user", schema.user), ("data.schema.item", schema.item)]
     if schema.time is not None:
         needs.append(("data.schema.time", schema.time.column))
@@ -104,7 +106,7 @@ def row_needs(schema: Schema) -> list[Need]:
 
 
 def _config_needs(config: DataConfig, source: Source) -> list[Need]:
-    """Return the columns of the log that the data section itself names."""
+    """Return the columns of the log that other keys of the data section use."""
     needs = [("data.split.column", config.split.column)] if config.split.column is not None else []
     needs += [("data.weights", column) for column in config.weights]
     if source.rows is not None and source.rows.columns is None:
@@ -117,8 +119,9 @@ def _config_needs(config: DataConfig, source: Source) -> list[Need]:
 def _entity_needs(
     schema: Schema, role: str, columns: Mapping[str, list[str]], of_log: list[Need], own_source: Source | None
 ) -> dict[str, list[Need]]:
-    """Return the columns that features of users or items read: of their table if it has them or nobody has, else of the
-    log.
+    """Return the columns that features of users or items read, per input.
+
+    A column is read from the log if only the log has it or if there is no entity table, else from the entity table.
     """
     key, table = getattr(schema, role), f"{role}s"
     of_log, own = list(of_log), [(f"data.schema.{role}", key)] if own_source is not None else []
@@ -150,7 +153,7 @@ def _find_missing_columns(needs: list[Need], columns: list[str], named: str) -> 
 
 
 def _find_uneven_files(con: duckdb.DuckDBPyConnection, source: Source, needs: list[Need], location: str) -> list[str]:
-    """Return the fault of files that lack a column which others have."""
+    """Return an error message if some files lack a column that others have, or have it with another type."""
     if source.query is not None or (source.rows is not None and source.rows.columns is not None):
         return []
     files = [path for own in group_files_by_split(source).values() for path in own]

@@ -26,7 +26,7 @@ _SAMPLE = 100_000
 """Values of the sample that locates a rank."""
 
 
-def compute_time_lines(
+def compute_time_cutoffs(
     split: Split, times: NDArray[np.int64], step: bool, where: str, time: TimeColumn | None = None
 ) -> tuple[int, int]:
     """Return the first timestamps of valid and of test.
@@ -42,8 +42,8 @@ def compute_time_lines(
     """
     last, time = int(times.max()), time or TimeColumn(column="", unit="step" if step else "auto")
     if split.test_from is not None:
-        test = _parse_line(split.test_from, time, where)
-        valid = test if split.valid_from is None else _parse_line(split.valid_from, time, where)
+        test = _parse_cutoff(split.test_from, time, where)
+        valid = test if split.valid_from is None else _parse_cutoff(split.valid_from, time, where)
         if valid > test:
             raise DataError(
                 where, f"valid from {split.valid_from!r}, after test from {split.test_from!r}", "valid before test"
@@ -78,7 +78,7 @@ def select_rank(values: NDArray[np.int64], rank: int) -> int:
     return int(np.partition(values, rank)[rank])
 
 
-def _parse_line(text: str, time: TimeColumn, where: str) -> int:
+def _parse_cutoff(text: str, time: TimeColumn, where: str) -> int:
     """Parse a split line as the log's own timestamps are, or as ISO 8601 text."""
     # Eight digits are a date of ISO 8601: as seconds they would lie in 1970.
     day = re.fullmatch("([0-9]{4})([0-9]{2})([0-9]{2})", text) if time.unit != "step" else None
@@ -103,9 +103,9 @@ def describe_timestamp(timestamp: int, step: bool) -> str:
     return np.datetime_as_string(np.datetime64(timestamp, "ms"), unit="ms").removesuffix(".000") + "Z"
 
 
-def split_by_time(times: NDArray[np.int64], lines: tuple[int, int]) -> NDArray[np.int8]:
+def split_by_time(times: NDArray[np.int64], cutoffs: tuple[int, int]) -> NDArray[np.int8]:
     """Return codes of rows by their timestamp. Rows of one request share it, so they stay together."""
-    return ((times >= lines[0]).astype(np.int8) + (times >= lines[1])).astype(np.int8)
+    return ((times >= cutoffs[0]).astype(np.int8) + (times >= cutoffs[1])).astype(np.int8)
 
 
 def summarize_splits(

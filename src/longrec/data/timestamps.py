@@ -1,7 +1,7 @@
-"""Columns of timestamps: checks, and SQL for whole milliseconds UTC or steps.
+"""Checks of timestamp columns, and SQL that converts them to integer milliseconds UTC or integer time indices.
 
-The rule is that of ``features/timestamp_grammar.py``. Here a whole column is read, so more can be refused than in
-one value: mixed units, floats that no longer separate timestamps, and numbers that are the digits of a calendar.
+The rules are those of ``features/timestamp_grammar.py``. Some errors show only in a whole column: mixed units, floats
+too imprecise to distinguish timestamps, and integers that encode a date, such as YYYYMMDD.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ _WHOLE = {
     *("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT"),
 }
 _FLOATS = {"FLOAT": 24, "DOUBLE": 53}
-"""Bits of the whole numbers that each holds exactly."""
+"""Number of bits of the integers that each type represents exactly."""
 _DIGITS = " *[+-]?[0-9]{1,19} *"
 
 
 class Timestamps(NamedTuple):
-    """Reader of a column of timestamps.
+    """SQL that reads a column of timestamps, and the unit of its numbers.
 
     Attributes:
-        sql: its whole milliseconds UTC, or its steps.
-        unit: the unit of its numbers; None where it holds no numbers.
-        near_1970: whether its numbers count from about zero.
+        sql: SQL expression of the integer milliseconds UTC, or of the integer time indices (``unit: step``).
+        unit: unit of the numbers in the column. None if the column has no numbers.
+        near_1970: True if the numbers are so small that they would be dates near 1970.
     """
 
     sql: str
@@ -51,7 +51,7 @@ class Timestamps(NamedTuple):
 
 
 def read_timestamps(log: Relation, column: str, time: TimeColumn) -> Timestamps:
-    """Return the reader of a column of timestamps.
+    """Return the SQL that reads a column of timestamps, after a check of the column.
 
     Raises:
         DataError: a type or a value that is no timestamp, a unit that does not fit, values whose meaning is ambiguous.
@@ -111,7 +111,7 @@ class _Column:
         return DataError(self.where, f"the text {odd[:60]!r}{among}", expected, do)
 
     def _check_values(self, milliseconds_sql: str, value: str) -> Timestamps:
-        """Check in one pass that every value is read and lies in the years 1 to 9999."""
+        """Check in one pass that every value parses and is in the years 1 to 9999."""
         stats = f"SELECT count({value}), count({milliseconds_sql}), min({milliseconds_sql}), max({milliseconds_sql}) "
         stats += f"FROM {self.view}"
         every, read_count, low, high = self.log.row(stats) or (0, 0, None, None)
@@ -130,8 +130,8 @@ class _Column:
         return Timestamps(milliseconds_sql)
 
     def _numbers(self, value: str, kind: str, text: str | None = None) -> Timestamps:
-        """Return the reader of numbers. ``text`` is the text they are written as, if that is more exact."""
-        # A number that is not finite counts as null: refused as the time of an event, never as that of feedback.
+        """Return the SQL that reads numbers. ``text`` is SQL of their text form, given if it is more precise."""
+        # A number that is not finite counts as null, which is an error for event times but not for feedback.
         real = kind in _FLOATS
         finite = f"WHERE try_cast({value} AS HUGEINT) IS NOT NULL" if real else ""
         low, high = self.log.row(f"SELECT min({value}), max({value}) FROM {self.view} {finite}") or (None, None)
@@ -157,7 +157,7 @@ class _Column:
         return Timestamps(milliseconds_sql, unit_name, guess_unit(high) is None)
 
     def _whole(self, value: str, fractions: bool, low: int, high: int) -> Timestamps:
-        """Return the reader of steps or of digits of a calendar, which are whole numbers."""
+        """Return the SQL that reads integers: time indices, or dates by ``time.format``."""
         pattern = self.time.format
         if fractions:
             odd = self.log.one(f"SELECT {value}::VARCHAR FROM {self.view} WHERE {value} <> floor({value}) LIMIT 1")
@@ -172,7 +172,7 @@ class _Column:
         return Timestamps(f"try_cast({value} AS BIGINT)", "step")
 
     def _check_precise(self, value: str, kind: str, largest: float) -> None:
-        """Refuse floats too coarse to separate milliseconds, or too large to hold whole numbers exactly."""
+        """Raise an error for floats too imprecise to distinguish milliseconds or to represent integers exactly."""
         bits = _FLOATS[kind]
         step = 2.0 ** (math.frexp(largest)[1] - bits)  # from one float to the next
         unit = self.time.unit
@@ -189,10 +189,10 @@ class _Column:
             width = 32 if kind == "FLOAT" else 64
             raise DataError(
                 self.where,
-                f"times as {width}-bit floats up to {largest:.0f}, where one float is {step:g} from the next: "
+                f"times as {width}-bit floats up to {largest:.0f}, where adjacent floats differ by {step:g}: "
                 f"{distinct:,} distinct values in {count:,} rows",
-                f"times that are exact: {width}-bit floats hold whole numbers of {bits} bits",
-                "write the column anew from its source, as 64-bit integers or timestamps; what was rounded is lost",
+                f"exact times: {width}-bit floats represent integers of {bits} bits exactly",
+                "write the column again from the original data, as 64-bit integers or timestamps",
             )
 
     def _unit(self, low: int, high: int) -> str:
@@ -204,13 +204,13 @@ class _Column:
                 where,
                 f"times in mixed units: {low} reads as {ends[0] or 'near 1970'}, {high} as {ends[1] or 'near 1970'}",
                 "one unit in the whole column",
-                "convert them to one unit; set time.unit: step if these are plain counters",
+                "convert them to one unit; set time.unit: step if they are an integer index",
             )
         if unit != "auto" and ends[1] is not None and ends[1] != unit:
             raise DataError(
                 where,
                 f"values up to {high}, which read as {ends[1]}",
-                f"{unit}, as the schema says",
+                f"{unit}, as set in the schema",
                 "correct time.unit",
             )
         return unit if unit != "auto" else ends[1] or "s"
@@ -221,30 +221,30 @@ class _Column:
         if unit == "auto" and last >= LATEST:
             raise DataError(
                 where,
-                f"values up to {high}, which read as {unit_name} and would lie after 2100",
-                "times before 2100, where their unit is taken from their size",
-                "set time.unit if that is right, time.format where the digits are those of a date, or time.unit: step",
+                f"values up to {high}, which as {unit_name} would be after 2100",
+                "times before 2100 if the unit is derived from their size",
+                "set time.unit if this is correct, time.format if the digits encode a date, or time.unit: step",
             )
         if first < FIRST or last > LAST:
             raise DataError(where, f"values from {low} to {high} {unit_name}", "timestamps in the years 1 to 9999")
 
 
 def check_available_at(log: Relation, column: str, reader: Timestamps, event: Timestamps) -> None:
-    """Refuse a column that holds delays instead of timestamps.
+    """Raise an error if an availability column has delays instead of timestamps.
 
     Raises:
-        DataError: small numbers beside events that lie elsewhere.
+        DataError: small numbers, while the event times are not small.
     """
     if reader.near_1970 and not event.near_1970 and event.unit != "step":
         raise DataError(
             f"{log.where}: column {column!r}",
-            "times near 1970 beside events that are not",
+            "times near 1970, unlike the event times",
             "the timestamp from which the value is available",
-            "a delay in seconds is no timestamp: add it to the time of the event, or set available_after",
+            "a delay is not a timestamp: add it to the event time, or set available_after",
         )
 
 
 def takes_format(log: Relation, column: str) -> bool:
-    """Return whether a column is of a type that ``time.format`` reads: text or numbers."""
+    """Return whether ``time.format`` applies to the type of a column: text or numbers."""
     kind = log.types[column]
     return not (kind.startswith("TIMESTAMP") or kind in ("DATE", '"NULL"'))

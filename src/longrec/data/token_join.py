@@ -1,7 +1,7 @@
-"""Join of a log with token stores: per sample the tokens of its user, strictly before its timestamp.
+"""Join of a log with token stores: for each row, the tokens of its user strictly before its timestamp.
 
-The join looks up; it never adds or repeats a row. Users are found by their own keys, so that a store written from
-one log serves another.
+The join is a lookup. It never adds or repeats a row. Users are looked up by their original keys, so a store written
+from one log can be read with another.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ class TokenHistory:
     """One token history of a log.
 
     Args:
-        keys: the users of the log.
-        where: the history named in a message.
+        keys: keys of the users of the log.
+        where: config key of the history, for error messages.
 
     Attributes:
-        warnings: a sentence per reason to read what is measured on these tokens with caution.
+        warnings: one warning per reason why metrics measured with these tokens may be wrong.
 
     Raises:
-        DataError: the store names users otherwise, counts time otherwise, or discloses more than was available.
+        DataError: the user keys or the time unit of the store differ from those of the log, or the store leaks values
+            before they were available.
     """
 
     def __init__(self, store: TokenStore, schema: Schema, name: str, keys: Keys, where: str) -> None:
@@ -50,46 +51,57 @@ class TokenHistory:
     def columns(
         self, users: NDArray[np.int64], timestamps: NDArray[np.int64]
     ) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
-        """Return the columns of the samples' histories by field name, and offsets ``[B + 1]``.
+        """Return the history columns of the requested rows by field name, and their offsets ``[B + 1]``.
 
         Args:
-            users: int64 ``[B]`` rows of the log's user table.
-            timestamps: int64 ``[B]``.
+            users: row indices in the user table of the log, int64 ``[B]``.
+            timestamps: timestamp of each requested row, int64 ``[B]``.
         """
         tokens = read_visible_tokens(self.store, self._users.take(users), timestamps, self.max_length)
         return build_token_columns(self.spec, self.name, self.features, tokens, timestamps, self._gaps)
 
     def times(self, users: NDArray[np.int64], timestamps: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return int64 ``[N]``: timestamps of the impressions in ``columns``, in the same order."""
+        """Return the timestamps of the impressions in ``columns``, int64 ``[N]``, in the same order."""
         return read_visible_tokens(self.store, self._users.take(users), timestamps, self.max_length, ["visible"]).times
 
 
 def check_token_store(store: TokenStore, schema: Schema, key_type: pa.DataType, where: str) -> TokenSpec:
-    """Return the spec of a token store that fits a log.
+    """Return the spec of a token store, after a check that the store fits the log.
 
     Raises:
-        DataError: it names users otherwise, or counts time otherwise.
+        DataError: the user keys or the time unit of the store differ from those of the log.
     """
     info = store.info
     keys = "int64" if pa.types.is_integer(key_type) else "text"
     if info.keys != keys:
-        raise DataError(where, f"tokens of users named by {info.keys}", f"{keys}, as in the log", "compress this log")
+        raise DataError(
+            where, f"tokens with user keys of type {info.keys}", f"{keys}, as in the log", "compress this log"
+        )
     unit = "step" if schema.time is not None and schema.time.unit == "step" else "ms"
     if info.unit != unit:
-        raise DataError(where, f"tokens whose times count in {info.unit}", f"{unit}, as in the log")
+        raise DataError(where, f"tokens with timestamps in {info.unit}", f"{unit}, as in the log")
     return info.spec()
 
 
 def check_disclosure(info: Provenance, schema: Schema, where: str, location: str, allowed: bool) -> list[str]:
-    """Return the warnings of reading a store.
+    """Return the warnings about leaks of a store.
+
+    Args:
+        info: record of how the store was written.
+        where: config key of the history or feature that reads the store.
+        location: folder or URL of the store.
+        allowed: the value of ``allow_leak``.
 
     Raises:
-        DataError: it discloses more than was available, and this is not allowed by name.
+        DataError: the store leaks values before they were available, and ``allow_leak`` is not set.
     """
     disclosure = assess_disclosure(info, schema)
     if disclosure.leaks and not allowed:
-        do = f"{REMEDY}; {where}.allow_leak: true reads it nevertheless, and the results say so"
+        do = f"{REMEDY}; {where}.allow_leak: true reads the store anyway and adds a warning to the results"
         raise DataError(
-            where, f"{location} discloses more than was available: {disclosure.summary}", "a store that does not", do
+            where,
+            f"{location} leaks values before they were available: {disclosure.summary}",
+            "a store without leaks",
+            do,
         )
     return disclosure.list_warnings(where, location)

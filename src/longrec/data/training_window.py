@@ -1,9 +1,10 @@
-"""The training window: labels may train and validate only if they were available before anything is measured.
+"""Training window: the timestamps before which labels must be available for training and for validation.
 
-A label trains if it was available strictly before the first measured timestamp. It validates if it was available
-strictly before the first timestamp of test. If the split runs along time, that timestamp is one line for all users.
-Otherwise each user has its own: that of the user's first row in valid or test (in test). Rows of one user that are
-tied with that row, or later, or whose label was not available at it, are then left out.
+A label is used for training if it was available strictly before the first timestamp of valid and test. It is used for
+validation if it was available strictly before the first timestamp of test. If the splits follow each other in time,
+this cutoff is the same for all users. Otherwise each user has a separate cutoff: the timestamp of the user's first row
+in valid or test (for validation: in test). Rows of the user at or after the cutoff are excluded, and so are rows whose
+label was not yet available at the cutoff.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from longrec.features.history_columns import NEVER
 
 @dataclass(frozen=True)
 class TrainingWindow:
-    """The timestamps before which a label must be available.
+    """Timestamps before which a label must be available.
 
     Attributes:
-        train: int64 ``[users]`` (rows of the user table) or ``[1]`` for all: the end of training.
-        valid: the same of validation; ``NEVER`` where nothing is measured later.
-        first_measured: first timestamp of valid and test together; ``NEVER`` if both are empty.
-        first_test: first timestamp of test; ``NEVER`` if it is empty.
+        train: end of the training window, int64 ``[users]`` (one per row of the user table) or ``[1]`` (one for all).
+        valid: end of the validation window, in the same form. ``NEVER`` for a user or log without test rows.
+        first_measured: first timestamp of valid and test together. ``NEVER`` if both are empty.
+        first_test: first timestamp of test. ``NEVER`` if it is empty.
     """
 
     train: NDArray[np.int64]
@@ -41,47 +42,48 @@ class TrainingWindow:
 
 @dataclass(frozen=True)
 class ExcludedRows:
-    """Labeled rows of one split that are left out.
+    """Labeled rows of one split that training or validation must not use.
 
     Attributes:
-        rows: int64, rising.
-        unknown: how many lie before the end of the window, with a label that became available only later.
-        later: how many lie at or after it themselves.
+        rows: sorted row indices, int64.
+        late_labels: number of rows before the end of the window whose label became available only at or after the end.
+        late_rows: number of rows at or after the end of the window.
     """
 
     rows: NDArray[np.int64]
-    unknown: int = 0
-    later: int = 0
+    late_labels: int = 0
+    late_rows: int = 0
 
 
-def window_by_lines(lines: tuple[int, int], valid: int, test: int) -> TrainingWindow:
-    """Return the window of a split by time.
+def window_from_cutoffs(cutoffs: tuple[int, int], valid: int, test: int) -> TrainingWindow:
+    """Return the training window of a split by time, which has the same cutoffs for all users.
 
     Args:
-        lines: first timestamps of valid and of test.
-        valid, test: number of labeled rows of each; an empty split ends nothing.
+        cutoffs: first timestamps of valid and of test.
+        valid, test: number of labeled rows in each split. The cutoff of an empty split has no effect.
     """
-    measured = lines[0] if valid else lines[1] if test else NEVER
-    tested = lines[1] if test else NEVER
+    measured = cutoffs[0] if valid else cutoffs[1] if test else NEVER
+    tested = cutoffs[1] if test else NEVER
     return TrainingWindow(np.array([measured]), np.array([tested]), measured, tested)
 
 
-def window_of_rows(
+def window_from_rows(
     codes: NDArray[np.int8],
     labeled: NDArray[np.bool_],
     times: NDArray[np.int64],
     timestamps: NDArray[np.int64],
     offsets: NDArray[np.int64],
 ) -> TrainingWindow:
-    """Return the window of a split that is decided row by row (by user, leave-one-out, by column, by files).
+    """Return the training window of a split that is given per row (by user, leave-one-out, by column, by files).
 
-    It is one line for all users if the splits follow each other in time, and one timestamp per user otherwise.
+    It has one cutoff for all users if the splits follow each other in time, else one cutoff per user.
 
     Args:
-        codes: the split of each row, as in ``SPLITS``.
+        codes: split code of each row, as in ``SPLITS``.
         labeled: mask of the rows that are samples.
-        times, timestamps: time of the event, and time as of which its features are taken.
-        offsets: int64 ``[users + 1]``.
+        times: timestamp of each event.
+        timestamps: timestamp as of which the features of each row are read.
+        offsets: first row of each user, int64 ``[users + 1]``.
     """
 
     def ends(split: int, later: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:

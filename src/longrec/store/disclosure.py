@@ -1,6 +1,6 @@
-"""Leaks of a store: values it discloses earlier than the schema of its reader allows.
+"""Detection of leaks in stores: values that can be read earlier than the schema of the reader allows.
 
-Such a store is refused, or allowed by name and reported.
+Reading such a store is an error unless ``allow_leak`` is set, which adds a warning to the results.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Provenance(Protocol):
 
     @property
     def leak(self) -> str:
-        """Reason why the store leaks. Empty if it does not."""
+        """Reason why the store leaks, or an empty string."""
 
     @property
     def visibility_delay(self) -> int:
@@ -33,18 +33,18 @@ class Provenance(Protocol):
 
 @dataclass(frozen=True)
 class Disclosure:
-    """Leaks of a store, seen by one schema.
+    """Leaks of a store under the schema of one reader.
 
     Attributes:
         leaks: one phrase per reason why the store leaks.
-        unknown: the store does not record how it was written.
+        unknown: True if leaks cannot be excluded because the store does not record its column delays.
     """
 
     leaks: tuple[str, ...] = ()
     unknown: bool = False
 
     def list_warnings(self, where: str, location: str) -> list[str]:
-        """Return the warnings of a history or feature ``where`` that reads the store at ``location`` nevertheless."""
+        """Return the warnings for a history or feature ``where`` that reads the store at ``location``."""
         warnings = []
         if self.leaks:
             warnings.append(
@@ -65,7 +65,7 @@ class Disclosure:
 
 
 def assess_disclosure(info: Provenance, schema: Schema) -> Disclosure:
-    """Compare the record of a store with the schema of its reader."""
+    """Return the leaks of a store, from its record and the schema of its reader."""
     leaks = [f"it leaks ({info.leak})"] if info.leak else []
     if info.column_delays is None:
         return Disclosure(tuple(leaks), unknown=not info.leak and has_delays(schema))
@@ -77,12 +77,13 @@ def assess_disclosure(info: Provenance, schema: Schema) -> Disclosure:
 
 
 def merge_column_delays(own: Mapping[str, Delay], read: Iterable[Provenance]) -> Mapping[str, Delay] | None:
-    """Return the column delays of a store whose source reads other stores.
+    """Return the column delays of a store whose source model reads other stores.
 
-    They include columns that only those stores have read. The result is None if one of them records no delays.
+    They include the columns that only the other stores were computed from. The result is None if one of those stores
+    does not record its column delays.
 
     Args:
-        own: availability of columns by the source model's schema.
+        own: availability of each raw column under the schema of the source model.
         read: records of the stores that the source model reads.
     """
     delays: dict[str, Delay] = {}

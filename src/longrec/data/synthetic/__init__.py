@@ -113,7 +113,7 @@ def compute_splits(dataset: SyntheticDataset) -> NDArray[np.int8]:
         return splits.split_by_user(rule, dataset.log[dataset.schema["user"]].combine_chunks())
     assert rule.by == "time", f"{dataset.name}: no dataset is split by {rule.by}"
     times = dataset.log[dataset.schema["time"]["column"]].to_numpy()
-    return splits.split_by_time(times, splits.compute_time_lines(rule, times, False, dataset.name))
+    return splits.split_by_time(times, splits.compute_time_cutoffs(rule, times, False, dataset.name))
 
 
 def list_files(dataset: SyntheticDataset) -> list[str]:
