@@ -143,79 +143,98 @@ def build_parser() -> argparse.ArgumentParser:
 
     def add_config(parser: argparse.ArgumentParser, *, optional: bool = False) -> argparse.ArgumentParser:
         parser.add_argument("config", nargs="?" if optional else None, help="YAML config, or EasyRec config (.config)")
-        parser.add_argument("overrides", nargs="*", metavar="key.key=value", help="settings that replace those of it")
+        parser.add_argument("overrides", nargs="*", metavar="key.key=value", help="override config values")
         return parser
 
     add_config(add("check", _check, "report all errors of a config; reads the headers of files and no rows"))
-    add_config(add("prepare", _prepare, "turn an event log into a prepared log"))
+    add_config(add("prepare", _prepare, "sort the log by user and time, build vocabularies and encode features"))
     parser = add_config(add("train", _train, "train a model and evaluate it"), optional=True)
-    parser.add_argument("--resume", metavar="RUN", help="continue an interrupted run")
+    parser.add_argument("--resume", metavar="RUN", help="run folder of an interrupted run to continue")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
     parser = add("import", _import, "turn an EasyRec configuration into a config, a schema and notes on differences")
     parser.add_argument("config", help="EasyRec configuration (.config, .pbtxt), or an fg.json")
     parser.add_argument("--into", required=True, metavar="FOLDER", help="folder for config.yaml, schema.yaml, NOTES.md")
     parser.add_argument("--user", metavar="COLUMN", help="column of the user; default: chosen by its name")
     parser.add_argument("--item", metavar="COLUMN", help="column of the item; default: chosen by its name")
-    parser = add("compress", _compress, "write one token per impression with a trained source, for other models")
-    parser.add_argument("run", help="run or config of a token source")
-    parser.add_argument("--into", required=True, metavar="NAME/vN", help="store: a new folder, or a redis:// address")
+    parser = add(
+        "compress",
+        _compress,
+        "store one vector (token) per impression, computed by a source model, trained block by block by default",
+    )
+    parser.add_argument("run", help="run folder or config of a source model, such as iat")
+    parser.add_argument("--into", required=True, metavar="STORE", help="new folder such as tokens/v1, or redis:// URL")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings: mode, every, codec, ...")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
-    parser = add("encode", _encode, "write the user and item vectors of a knowledge extractor, for other models")
-    parser.add_argument("run", help="run or config of an extractor (keep)")
-    parser.add_argument("--into", required=True, metavar="NAME/vN", help="new folder")
+    parser = add("encode", _encode, "train a KEEP extractor block by block and store its user and item vectors")
+    parser.add_argument("run", help="run folder or config of an extractor (model keep)")
+    parser.add_argument("--into", required=True, metavar="FOLDER", help="new folder, such as knowledge/v1")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings: every, learn, codec, ...")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
+    run_help = "run folder, such as runs/shop-din"
     parser = add("evaluate", _evaluate, "compute all metrics of a run with confidence intervals")
-    parser.add_argument("run")
+    parser.add_argument("run", help=run_help)
     _add_split(parser)
-    parser = add("predict", _predict, "score all samples of a split and write them to a Parquet file")
-    parser.add_argument("run")
+    parser = add("predict", _predict, "score all samples (rows with a label) of a split and write a Parquet file")
+    parser.add_argument("run", help=run_help)
     _add_split(parser)
     parser.add_argument("--into", metavar="FILE", help="file for the scores (default: inside the run)")
     parser = add("compare", _compare, "compare runs on the same rows; the first is the baseline")
-    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     _add_split(parser)
     parser.add_argument("--resample", choices=["user", "row"], default="user", help="unit that the bootstrap draws")
     parser.add_argument("--n-resamples", type=int, default=300, metavar="N", help="number of bootstrap draws")
     parser = add(
-        "export", _export, "export a run (or the source of tokens) as a bundle, and check that it scores alike"
+        "export",
+        _export,
+        "export a run (or the source model of a token store) as a serving bundle, and verify that its scores match",
     )
-    parser.add_argument("run", help="run, or a folder of tokens, whose source is exported")
-    parser.add_argument("bundle")
+    parser.add_argument("run", help="run folder, or folder of a token store whose source model is exported")
+    parser.add_argument("bundle", help="folder of the new bundle")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     parser = add("serve", _serve, "serve a bundle over HTTP", json=False)
-    parser.add_argument("bundle")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("bundle", help="folder that export has written")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
     parser.add_argument("--workers", type=int, default=1, help="number of processes")
-    live = "read a live store of tokens, a folder or a redis:// address, instead of the copy in the bundle"
+    live = "token store (folder or redis:// URL) to read live instead of the copy in the bundle"
     parser.add_argument("--tokens", action="append", default=[], metavar="HISTORY=LOCATION", help=live)
-    parser.add_argument("--events", metavar="SOURCE.bundle", help="accept events, and encode tokens with this source")
-    parser.add_argument("--state", metavar="FOLDER", help="folder for the events (default: BUNDLE.state)")
+    events = "accept posted events, and encode each into a token with the source model in this bundle"
+    parser.add_argument("--events", metavar="SOURCE.bundle", help=events)
+    parser.add_argument("--state", metavar="FOLDER", help="folder for the received events (default: BUNDLE.state)")
     add("models", _models, "list all models: name, kind, paper, and use of histories")
     parser = add("help", _help, "explain a model and its settings", json=False)
-    parser.add_argument("name")
-    parser = add("cite", _cite, "print the BibTeX of a model, or of all models behind a config or a run")
-    parser.add_argument("source", help="model, config (YAML or EasyRec), run, or folder of tokens")
-    parser.add_argument("overrides", nargs="*", metavar="key.key=value", help="settings that replace those of a config")
-    parser = add("synthetic", _synthetic, "list, explain or write synthetic datasets, whose true probabilities exist")
-    parser.add_argument("name", nargs="?", help="synthetic dataset")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="parameters; without --into they are explained"
+    parser.add_argument("name", help="model, such as din")
+    parser = add("cite", _cite, "print the BibTeX entries of a model, or of all models used by a config or a run")
+    parser.add_argument("source", help="model, config (YAML or EasyRec), run folder, or folder of a token store")
+    parser.add_argument("overrides", nargs="*", metavar="key.key=value", help="override config values")
+    parser = add(
+        "synthetic", _synthetic, "list, describe or generate synthetic datasets with known label probabilities"
     )
-    parser.add_argument("--into", metavar="FOLDER", help="write the dataset there")
-    parser.add_argument("--seed", type=int, default=0, help="same seed and parameters, same dataset")
+    parser.add_argument("name", nargs="?", help="synthetic dataset; default: list all")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="parameters of the dataset; without --into they are described"
+    )
+    parser.add_argument("--into", metavar="FOLDER", help="folder for the dataset")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed; the same seed and parameters generate the same dataset"
+    )
     for parameter in _DATASET_OPTIONS:
         value = parameter.upper()
-        parser.add_argument(f"--{parameter}", metavar=value, help=f"short for {parameter}={value}")
-    parser = add("demo", _demo, "MovieLens-1M from raw ratings to a server that ranks", json=False)
+        parser.add_argument(f"--{parameter}", metavar=value, help=f"same as {parameter}={value}")
+    parser = add(
+        "demo", _demo, "run a demo on MovieLens-1M: prepare, train two models, compare, export, serve", json=False
+    )
     parser.add_argument("--folder", default="longrec-demo", help="folder for all files")
     return top
 
 
 def _add_split(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--split", choices=["train", "valid", "test"], default="test", help="rows to score")
+    parser.add_argument(
+        "--split",
+        choices=["train", "valid", "test"],
+        default="test",
+        help="split whose samples are scored (default: test)",
+    )
 
 
 def _write_result(args: argparse.Namespace, result: Any, text: str) -> None:

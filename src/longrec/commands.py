@@ -333,7 +333,7 @@ def explain_model(name: str) -> str:
 
 
 def cite(source: Config, overrides: Sequence[str] = ()) -> Bibliography:
-    """Return the BibTeX of a model, or of all models behind a config, a run or a folder of tokens, and of LongRec."""
+    """Return the BibTeX of a model, or of all models used by a config, a run or a token store, and of LongRec."""
     from longrec.train.bibliography import collect_citations
 
     job_source = read_job_source(source, overrides)

@@ -1,4 +1,4 @@
-"""The demo: MovieLens-1M from raw ratings to a server that ranks, and a report of one page."""
+"""The demo on MovieLens-1M: prepare, train two models, compare, export, serve, and write a report of one page."""
 
 from __future__ import annotations
 

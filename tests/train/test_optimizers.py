@@ -106,11 +106,11 @@ def test_weight_decay_is_decoupled_with_adamw_and_in_the_gradient_with_sgd() -> 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"momentum": 0.9}, "fit: momentum is of sgd, but optimizer is adamw, embedding_optimizer lazy_adam"),
-        ({"initial_accumulator_value": 0.1}, "initial_accumulator_value is of adagrad, rowwise_adagrad, but"),
-        ({"optimizer": "sgd", "embedding_optimizer": "sgd", "betas": [0.5, 0.9]}, "betas is of adamw"),
+        ({"momentum": 0.9}, "fit: momentum applies only to sgd, but optimizer is adamw, embedding_optimizer lazy_adam"),
+        ({"initial_accumulator_value": 0.1}, "initial_accumulator_value applies only to adagrad, rowwise_adagrad, but"),
+        ({"optimizer": "sgd", "embedding_optimizer": "sgd", "betas": [0.5, 0.9]}, "betas applies only to adamw"),
         ({"warmup_from": 1e-4}, "warmup_from is given without warmup_steps"),
-        ({"warmup_from": 1.0, "warmup_steps": 5}, "warmup_from is 1, above lr 0.001"),
+        ({"warmup_from": 1.0, "warmup_steps": 5}, "warmup_from is 1, but must not exceed lr 0.001"),
         ({"optimizer": "adan"}, "fit.optimizer: must be one of"),
         ({"schedule": {"name": "cosine"}}, "fit.schedule: steps is required with name: cosine"),
     ],

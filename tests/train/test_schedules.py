@@ -88,7 +88,7 @@ def test_warm_up_without_a_first_rate_begins_one_step_above_zero() -> None:
         ({"name": "constant", "steps": 5}, "steps does not belong to name: constant; it takes no key"),
         ({"name": "cosine", "steps": 5, "power": 2}, "power does not belong to name: cosine; it takes floor, hold"),
         ({"name": "step", "at": [5, 5], "rates": [0.1, 0.2]}, "at must rise, got [5, 5]"),
-        ({"name": "step", "at": [5, 6], "rates": [0.1]}, "rates has 1 numbers for the 2 of at"),
+        ({"name": "step", "at": [5, 6], "rates": [0.1]}, "rates and at must have the same length, got 1 and 2"),
         ({"name": "cosin", "steps": 5}, "fit.schedule.name: must be one of"),
         ({"name": "cosine", "step": 5}, "fit.schedule.step: unknown key; did you mean 'steps'?"),
         ({"name": "exponential", "steps": 5, "factor": 1.5}, "fit.schedule.factor: input should be less than"),

@@ -16,18 +16,19 @@ the history, as the authors' released code does. ``activation: dice`` is the pap
 Departures from the paper
     - the activation unit takes [v, e, v - e', v * e'], as the authors' released code does, not an outer product;
       its first layer is split (see nn/attention.py), with the difference folded into the two linear parts;
-    - columns of events that the candidate lacks (a past rating, elapsed time) enter the keys e and the pooled
-      vector, while e' holds the columns of e that the candidate has too;
+    - history columns without a counterpart in the candidate (a past rating, elapsed time) are part of the keys e and
+      of the pooled vector, while e' contains only the columns of e that the candidate also has;
     - each history has an activation unit of its own;
     - for a history of instance tokens, which shares no column with the candidate, v is a learned projection of all
       fields of the candidate, as wide as the keys;
     - batch normalization in the top MLP, on by default: measured to help (AUC 0.752 against 0.724 after one epoch
       of a synthetic log). Its statistics, and those of Dice, are running averages in evaluation;
-    - the mini-batch aware penalty (section 5.1) is an option of the optimizer (``l2``), all rows weighted alike.
+    - the mini-batch aware penalty (section 5.1) is an option of the optimizer (``l2``), without the paper's
+      frequency weights.
 
-Shapes: B rows, N positions of the batch's histories, T positions of one user's, D embedding width, Q width of the
-query (columns that candidate and events share, or the projection), K width of an event, H units of the last
-hidden layer.
+Shapes: B rows, N history positions of the batch, T positions of a history shared by all rows, U stored positions
+(nn/segments.py), Q width of the query (columns that candidate and events share, or the projection), K width of an
+event, H units of the last hidden layer.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ Recommender Systems (source model).
 Li, Zhang, Yang, Teng, Zhao, Yang, Shi, Chen, Wu, Wang, Hou, Qin, Yu, Tan, arXiv 2026.
 https://arxiv.org/abs/2604.08933
 
-A training instance, all its fields after their interaction in a ranker, is compressed to one short vector: a token.
-Later models read a user's list of tokens as one more history. This is the source model of the tokens, trained on the
-label:
+The source model compresses each impression (all its fields, after their interaction in a ranker) into one short vector,
+its token. ``longrec compress`` stores the tokens, and other models use the tokens of a user as one more history. The
+source model is trained on the label:
 
     h = F_int(x_nonseq, F_seq(x_seq))                     representation by the base ranker, input of its head
     e = act(W_1 h + b_1)                                  the token, which is stored
@@ -15,9 +15,8 @@ label:
     user order:      Z = SIT(e_1 ... e_T; causal),  logit_i = head(dec(Z_i))
 
 ``head`` is that of the base. The source instance transformer (SIT, nn/causal.py) runs over the rows of a user, so that
-the loss of a row reaches the compressor of the rows before it: the token is trained to be read later by attention. It
-is stored as it was before SIT. In a stream, earlier rows come from the store and get no gradient
-(``loss_with_context``).
+the gradient of a row's loss also trains the tokens of earlier rows, for later use by attention. The token is stored
+as it was before SIT. In a stream, earlier rows come from the store and get no gradient (``loss_with_context``).
 
 With ``codes`` a token is quantized, each slot by residual codebooks of its own, learned with the label through a
 straight-through gradient (SIF, Meituan 2026, https://arxiv.org/abs/2604.15650, section S1).
@@ -30,8 +29,10 @@ Departures from the paper
       of h, so that the base's own head is used;
     - ``labels`` adds the labels of earlier rows to the keys and values of SIT if they were available at the later row's
       timestamp; ``slots`` sets several tokens per instance (each is a row of its own in SIT, with a learned slot
-      vector; slots of one row attend to each other); ``direct`` adds a loss of the token itself, head(dec(e));
-    - ``passes: two`` visits the users of every second pass in the reverse order of the pass before (appendix);
+      vector; slots of one row attend to each other); ``direct`` is the weight of an auxiliary label loss of
+      head(dec(e)), without SIT;
+    - with ``passes: two`` every second epoch visits the users in the reverse order of the one before (appendix). It has
+      no effect with ``fit.epochs: 1``;
     - ``stored: after`` is the paper's ablation: the token as it is after SIT;
     - codes quantize slots of h, not groups of fields; the entropy regularizer is off by default.
 
@@ -46,7 +47,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, UInt8
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from longrec.config import Strict
@@ -72,14 +73,12 @@ class Codes(Strict):
     entropy: float = Field(0.0, ge=0, description="Weight of the entropy loss, which spreads vectors over all codes.")
 
 
-def _switch(value: Any) -> Any:
-    return {True: {}, False: None}.get(value, value) if isinstance(value, bool) else value
-
-
 class IATConfig(Strict):
     """Settings of the IAT source."""
 
-    base: BaseSection = Field({"name": "deepfm"}, description="The ranker that is compressed, with its settings.")
+    base: BaseSection = Field(
+        {"name": "deepfm"}, description="Model section of the ranker whose impressions are compressed."
+    )
     order: Literal["user", "temporal"] = Field("user", description="Attention to earlier rows of the user, or none.")
     width: Width = Field(64, description="Width of a token.")
     slots: Width = Field(1, description="Tokens per instance.")
@@ -90,13 +89,18 @@ class IATConfig(Strict):
     sit_width: int = Field(0, ge=0, description="Width inside SIT; 0 for the width of a token.")
     labels: bool = Field(False, description="Add labels of earlier rows to SIT, if available.")
     stored: Literal["before", "after"] = Field("before", description="Token before or after SIT.")
-    direct: float = Field(0.0, ge=0, description="Weight of a second loss, of the token before SIT.")
-    codes: Annotated[Codes | None, BeforeValidator(_switch)] = Field(
-        None, description="Quantize tokens: true, or {levels: 3, size: 256, decay: 0.99, commitment: 0.25, entropy: 0}."
-    )
+    direct: float = Field(0.0, ge=0, description="Weight of an auxiliary label loss of the token before SIT.")
+    codes: Codes | None = Field(None, description="Quantize tokens: true, or a mapping with the keys below.")
     rows_per_user: Width = Field(256, description="Longest run of rows of one user in a batch.")
     context: int = Field(0, ge=0, description="Earlier rows prepended to each run in training, without a loss.")
-    passes: Literal["one", "two"] = Field("one", description="Two: every second pass (fit.epochs: 2) is reversed.")
+    passes: Literal["one", "two"] = Field(
+        "one", description="two: every second epoch is reversed; needs fit.epochs of 2 or more."
+    )
+
+    @field_validator("codes", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return {True: {}, False: None}.get(value, value) if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _fits(self) -> IATConfig:
@@ -114,7 +118,7 @@ class IATConfig(Strict):
 
 
 class IAT(Encoder):
-    """The source of instance tokens around any ranker."""
+    """Source model of instance tokens, with any ranker as its base."""
 
     Config = IATConfig
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
@@ -229,7 +233,9 @@ class IAT(Encoder):
         labels = label_times = None
         if self.config.labels:
             if context.labels is None:
-                raise ValueError("this source was trained with the labels of earlier rows, and the context has none")
+                raise ValueError(
+                    "this source model was trained with the labels of earlier rows, and the context has none"
+                )
             labels = torch.cat([context.labels, torch.full_like(rows, NOT_YET)])
             since = (
                 torch.full_like(context.times, torch.iinfo(torch.int64).min)

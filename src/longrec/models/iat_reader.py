@@ -4,8 +4,8 @@ Recommender Systems (downstream model).
 Li, Zhang, Yang, Teng, Zhao, Yang, Shi, Chen, Wu, Wang, Hou, Qin, Yu, Tan, arXiv 2026.
 https://arxiv.org/abs/2604.08933
 
-A source model (``iat``) has stored one vector per past impression. Any ranker reads a user's list of them as one more
-input: a branch attends to the list with the current request as query, and its output enters the ranker before its
+The reader adds the stored tokens of a user (one vector per earlier impression, from the source model ``iat``) to any
+ranker. A branch attends to the tokens with the current request as query, and its output enters the ranker before the
 interaction.
 
     a_j   = act(W_a e_j + b_a)                                                      (adaptation of token e_j)
@@ -14,8 +14,8 @@ interaction.
     H     = F(proj_q(Q), proj_kv(tok_1), ..., proj_kv(tok_T))                       (F set by ``read``)
     logit = ranker([features of the request; H])
 
-No gradient enters e_j. Histories that the branch does not read stay with the ranker. The branch reads histories of
-columns too, embedded in the place of e_j, so that two arms of a comparison differ in nothing but their input.
+e_j gets no gradient. Histories that the branch does not use are inputs of the ranker. The branch also accepts histories
+of columns, whose embeddings replace e_j, so that two arms of a comparison differ only in their input.
 
 Departures from the paper
     - the paper names F (DIN, LONGER, Transformer); the single attention layer, the default, and all
@@ -25,7 +25,7 @@ Departures from the paper
     - a row without positions gets a learned vector;
     - side information is in columns of the history: feedback, elapsed time; the version of a token enters its
       adaptation. Columns of more than 4,096 ids are embedded as content;
-    - an instance of several slots counts as so many tokens, each with the side information of the instance and a
+    - an instance of several slots is one token per slot, each with the side information of the instance and a
       vector of its slot.
 
 Shapes: B rows, U stored positions, N positions, I width of the content, G side columns, Q width of the compressed
@@ -68,9 +68,11 @@ _CHUNK = 16_384
 class IATReaderConfig(Strict):
     """Settings of the IAT reader."""
 
-    base: BaseSection = Field({"name": "deepfm"}, description="The ranker that reads tokens, with its settings.")
+    base: BaseSection = Field(
+        {"name": "deepfm"}, description="Model section of the ranker that gets the output of the branch."
+    )
     histories: tuple[str, ...] | None = Field(
-        None, description="Histories of the branch; by default every history of tokens or, without any, every history."
+        None, description="Histories of the branch; default: all token histories, or all histories if there are none."
     )
     read: Literal["attention", "din", "transformer", "longer"] = Field(
         "attention", description="F: one layer of attention, DIN's activation unit, a transformer, or LONGER."

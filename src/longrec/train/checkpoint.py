@@ -1,4 +1,4 @@
-"""Checkpoints that a run resumes from bit by bit, written so that a kill at any time leaves a complete one.
+"""Bit-exact, crash-safe checkpoints for resuming: a process killed at any time leaves a complete one.
 
 checkpoints/last/weights.safetensors     weights and running statistics
                  optimizer.safetensors   state of every optimizer, and the random generator

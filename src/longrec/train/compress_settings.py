@@ -14,10 +14,10 @@ from longrec.features.duration import Duration
 class CompressConfig(Strict):
     """Settings of one token store.
 
-    ``blocks`` and ``stream`` train a new source from the run's config. The token of an impression comes from weights
-    that have seen only labels available before its block (or its batch). ``checkpoint`` writes with the run's own
-    weights, and only impressions after all of the run's training data. ``leaky_checkpoint`` writes all impressions with
-    them, which leaks the labels of its training rows to readers of the tokens.
+    ``blocks`` and ``stream`` train a new source model from the run's config. Each token is computed by weights that
+    were trained only on labels available before the block (or the batch) of its impression. ``checkpoint`` uses the
+    weights of the run and encodes only impressions after all of the run's training data. ``leaky_checkpoint`` uses the
+    same weights and encodes all impressions, which leaks the labels of the training rows to readers of the tokens.
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {
@@ -30,23 +30,30 @@ class CompressConfig(Strict):
     }
 
     mode: Literal["blocks", "stream", "checkpoint", "leaky_checkpoint"] = Setting(
-        "blocks", description="weights that write the tokens, and impressions they write; see the guide"
+        "blocks",
+        description="weights that compute the tokens: blocks and stream train them on earlier blocks or batches, "
+        "checkpoint uses those of the run for later impressions, leaky_checkpoint for all impressions",
     )
     every: Duration | None = Setting(None, description="span of a block; default: blocks with equal numbers of rows")
-    blocks: int = Setting(10, ge=2, description="number of blocks without every")
+    blocks: int = Setting(10, ge=2, description="number of blocks if every is not set")
     first_slices: int = Setting(
-        8, ge=1, description="slices of the first block; the first is for training only and has no tokens"
+        8,
+        ge=1,
+        description="number of smaller blocks in the first block; the first is for training only, without tokens",
     )
     train_blocks: int | None = Setting(
-        None, ge=1, description="train on so many blocks, then write on without learning"
+        None, ge=1, description="number of blocks to train on; later blocks are encoded without training"
     )
     epochs: int = Setting(
-        1, ge=1, description="training passes per block; more than one did not help where it was measured"
+        1, ge=1, description="training epochs per block; more than one did not help in our measurements"
     )
     standardize: bool = Setting(
-        True, description="scale vectors of each version to mean 0 and deviation 1, computed on earlier impressions"
+        True,
+        description="standardize the vectors of each version with the mean and deviation of earlier impressions",
     )
-    scale_sample: int = Setting(4_000, ge=2, description="earlier impressions for the mean and deviation of a version")
+    scale_sample: int = Setting(
+        4_000, ge=2, description="number of earlier impressions for the mean and standard deviation of a version"
+    )
     codec: Literal["fp32", "fp16", "int8", "codes"] | None = Setting(
         None, description="storage format of vectors; default: codes if the source computes codes, else fp16"
     )

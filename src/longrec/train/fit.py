@@ -168,7 +168,7 @@ def _check_seen_labels(job: Job, log: Log, model: Model) -> tuple[SeenLabels, li
         return seen, []
     before = read_seen_labels(open_run(job.fit.init_from))
     warnings = check_warm_start(before, log, f"fit.init_from: {job.fit.init_from}", job.fit.allow_future_weights)
-    return seen.after(before.with_delays(collect_delays(log.schema))), warnings
+    return seen.merge(before.with_delays(collect_delays(log.schema))), warnings
 
 
 def _fit_statistics(model: Model, log: Log) -> None:
@@ -210,7 +210,7 @@ def _collect_run_warnings(folder: Path, log: Log) -> list[str]:
 
 
 def _check_same_config(requested: Job, own: Job, folder: Path) -> None:
-    """Refuse to resume a run with a config that differs from its own."""
+    """Raise an error if the config differs from that of the resumed run."""
     before, now = (flatten(job.to_dict()) for job in (own, requested))
     faults = [
         f"{key}: {before.get(key)!r} in the run, {now.get(key)!r} now"

@@ -1,4 +1,4 @@
-"""Optimizers of a model and their learning rates: a lazy one for the tables, a dense one for the rest."""
+"""Optimizers of a model and their learning rates: lazy for the embedding tables, dense for other parameters."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _build_dense(groups: list[dict[str, Any]], config: FitConfig) -> Optimizer:
 
 
 def _build_embedding(tables: list[nn.Parameter], config: FitConfig) -> Optimizer:
-    """Return the optimizer of the tables, which updates only the rows of a batch."""
+    """Return the optimizer of the embedding tables, which updates only the embeddings looked up in the batch."""
     rate, kind = config.embedding_lr or config.lr, config.embedding_optimizer
     if kind == "sgd":
         return LazySGD(tables, lr=rate, l2=config.l2, momentum=config.momentum)
@@ -59,7 +59,7 @@ def _build_embedding(tables: list[nn.Parameter], config: FitConfig) -> Optimizer
 def set_learning_rates(optimizers: dict[str, Optimizer], config: FitConfig, step: int) -> None:
     """Set the learning rates of a step: schedule x warm-up factor.
 
-    The rate of the tables is multiplied by the same factors.
+    The learning rate of the embedding tables is multiplied by the same factors.
 
     Args:
         step: number of steps done before.
@@ -73,8 +73,8 @@ def set_learning_rates(optimizers: dict[str, Optimizer], config: FitConfig, step
 
 
 @torch.no_grad()
-def clip(model: Model, longest: float) -> None:
-    """Clip all gradients together, including those of the tables, to a norm of at most ``longest``.
+def clip(model: Model, max_norm: float) -> None:
+    """Clip the global gradient norm, including the gradients of the embedding tables, to ``max_norm``.
 
     Pascanu et al., ICML 2013, algorithm 1.
     """
@@ -92,7 +92,7 @@ def clip(model: Model, longest: float) -> None:
     if not gradients:
         return
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
-    if norm > longest:
-        factor = longest / norm
+    if norm > max_norm:
+        factor = max_norm / norm
         for gradient in gradients:
             gradient.mul_(factor)

@@ -1,14 +1,16 @@
 """Learning rate schedules of a run, and the warm-up factor.
 
-A rate is a function of the step number only, so a resumed run has the same rates as an uninterrupted one. With n the
-number of steps done before, minus ``hold`` (0 within it):
+A step is one update of the weights, on one batch. The learning rate depends only on the number of steps, so a resumed
+run has the same rates as an uninterrupted one. With n the number of completed steps minus ``hold``, at least 0:
 
     constant      lr
-    exponential   max(lr factor^(n / steps), floor); staircase: floor(n / steps)
+    exponential   max(lr factor^(n / steps), floor); staircase: n / steps rounded down
     polynomial    (lr - floor) (1 - min(n / steps, 1))^power + floor
     cosine        (lr - floor) (1 + cos(pi min(n / steps, 1))) / 2 + floor
-    step          rates[i] from step at[i] on, lr before; ramp: linear from lr to rates[0] over the first at[0] steps
+    step          rates[i] after at[i] completed steps, lr before; ramp: linear from lr to rates[0] until at[0]
     transformer   lr width^(-1/2) min((n s + 1) (warmup s)^(-3/2), (n s + 1)^(-1/2)) with s = scale
+
+``floor`` is the minimum learning rate.
 
 Cosine: Loshchilov and Hutter, ICLR 2017; transformer: Vaswani et al., NeurIPS 2017, eq. 3.
 """
@@ -50,18 +52,24 @@ class Schedule(Strict):
     name: Kind = Setting("constant", description="shape of the schedule")
     steps: int | None = Setting(None, ge=1, description="steps of the whole decay, or of one factor (exponential)")
     factor: float | None = Setting(None, gt=0, le=1, description="exponential: factor per `steps` steps")
-    staircase: bool = Setting(False, description="exponential: decay at every `steps`th step only")
+    staircase: bool = Setting(
+        False, description="exponential: round n / `steps` down, so that the rate changes only every `steps` steps"
+    )
     floor: Rate = Setting(0.0, description="minimum learning rate")
     power: float = Setting(1.0, gt=0, description="polynomial: exponent; 1 is linear")
     hold: int = Setting(0, ge=0, description="steps at the full rate before the decay begins")
     at: tuple[Annotated[int, Setting(ge=1)], ...] | None = Setting(
-        None, min_length=1, description="step: steps at which the rate changes"
+        None, min_length=1, description="schedule step: numbers of completed steps at which the learning rate changes"
     )
-    rates: tuple[Rate, ...] | None = Setting(None, min_length=1, description="step: learning rate from each of `at` on")
-    ramp: bool = Setting(False, description="step: linear to the first of `rates`")
+    rates: tuple[Rate, ...] | None = Setting(
+        None, min_length=1, description="schedule step: learning rates; rates[i] applies from at[i] on"
+    )
+    ramp: bool = Setting(False, description="schedule step: change linearly from lr to the first of `rates`")
     width: int | None = Setting(None, ge=1, description="transformer: the width of the model")
-    warmup: int | None = Setting(None, ge=1, description="transformer: its own warm-up steps")
-    scale: float = Setting(1.0, gt=0, description="transformer: factor of the step number")
+    warmup: int | None = Setting(
+        None, ge=1, description="transformer: warm-up steps of the formula, in addition to warmup_steps"
+    )
+    scale: float = Setting(1.0, gt=0, description="transformer: multiplier of the step number")
 
     @model_validator(mode="after")
     def _check_keys(self) -> Schedule:
@@ -74,7 +82,7 @@ class Schedule(Strict):
         if self.at is not None and any(after <= before for before, after in zip(self.at, self.at[1:])):
             faults.append(f"at must rise, got {list(self.at)}")
         if self.at is not None and self.rates is not None and len(self.at) != len(self.rates):
-            faults.append(f"rates has {len(self.rates)} numbers for the {len(self.at)} of at; one each is expected")
+            faults.append(f"rates and at must have the same length, got {len(self.rates)} and {len(self.at)}")
         if faults:
             raise ValueError("; ".join(faults))
         return self

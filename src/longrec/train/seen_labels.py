@@ -71,8 +71,8 @@ class SeenLabels:
             return self
         return replace(self, trained=self.trained + extra, validated=self.validated + extra)
 
-    def after(self, before: SeenLabels) -> SeenLabels:
-        """Return the labels of a run that started from weights which had seen ``before``."""
+    def merge(self, before: SeenLabels) -> SeenLabels:
+        """Return the record merged with that of the run that training started from (warm start)."""
         splits = tuple(dict.fromkeys([*self.splits, *before.splits]))
         delays = {**before.delays, **self.delays}
         mine, theirs = (self.trained, self.validated), (before.trained, before.validated)
@@ -117,7 +117,7 @@ def read_seen_labels(run: Run) -> SeenLabels:
         return SeenLabels.from_dict(about[KEY])
     seen = _seen_without_window(run.log())
     if run.config.fit.init_from is not None:
-        seen = seen.after(read_seen_labels(open_run(run.config.fit.init_from)))
+        seen = seen.merge(read_seen_labels(open_run(run.config.fit.init_from)))
     return seen
 
 

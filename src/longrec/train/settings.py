@@ -18,7 +18,7 @@ Beta = Annotated[float, Setting(ge=0, lt=1)]
 
 
 class FitConfig(Strict):
-    """Settings of training. Defaults were measured on four logs: two epochs, three validations per epoch."""
+    """Settings of training. Defaults were chosen on four logs, with two epochs and three validations per epoch."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {
         "optimiser": "optimizer",
@@ -30,7 +30,7 @@ class FitConfig(Strict):
         "start_from": "init_from",
     }
 
-    epochs: int = Setting(2, ge=1, description="passes over the training rows; click models overfit after one to three")
+    epochs: int = Setting(2, ge=1, description="epochs over the training rows; click models overfit after one to three")
     max_steps: int | None = Setting(None, ge=1, description="maximum number of batches, also inside an epoch")
     batch_size: int = Setting(1024, ge=1, description="training rows per step")
     optimizer: Dense = Setting("adamw", description="optimizer of the dense parameters")
@@ -38,8 +38,8 @@ class FitConfig(Strict):
     weight_decay: float = Setting(
         0.0,
         ge=0,
-        description="weight decay of the dense matrices, without biases and norms: decoupled with adamw, with the "
-        "others the decay times the weight is added to the gradient",
+        description="weight decay of the dense matrices, without biases and norms; decoupled with adamw, "
+        "L2 regularization (added to the gradient) with other optimizers",
     )
     momentum: float = Setting(0.0, ge=0, lt=1, description="momentum of sgd")
     betas: tuple[Beta, Beta] = Setting((0.9, 0.999), description="beta1 and beta2 of Adam")
@@ -49,13 +49,13 @@ class FitConfig(Strict):
         None, description="learning rate of the first warm-up step; default: one step above zero"
     )
     schedule: Schedule = Setting(
-        Schedule(), description="schedule of both learning rates, as {name: cosine, steps: 9000}"
+        Schedule(), description="schedule of both learning rates, for example {name: cosine, steps: 9000}"
     )
     embedding_optimizer: Tables = Setting(
-        "lazy_adam", description="optimizer of the embedding tables; each updates only the rows of the batch"
+        "lazy_adam", description="optimizer of the embedding tables; updates only the embeddings looked up in the batch"
     )
-    embedding_lr: float | None = Setting(None, gt=0, description="learning rate of the tables; default: lr")
-    l2: float = Setting(1e-5, ge=0, description="L2 penalty on the table rows of a batch")
+    embedding_lr: float | None = Setting(None, gt=0, description="learning rate of the embedding tables; default: lr")
+    l2: float = Setting(1e-5, ge=0, description="L2 penalty on the embeddings looked up in the batch")
     clip_norm: float | None = Setting(None, gt=0, description="maximum gradient norm of all parameters together")
     bf16: bool = Setting(False, description="compute in bfloat16 where autocast allows it; weights stay fp32")
     bucket_by_length: bool = Setting(
@@ -77,9 +77,11 @@ class FitConfig(Strict):
     )
     seed: int = Setting(0, ge=0, lt=2**63, description="seed of weights, batch order and dropout: same seed, same run")
     threads: int = Setting(1, ge=1, description="torch threads")
-    log_steps: int = Setting(50, ge=1, description="batches per training line of metrics.jsonl, which holds their mean")
+    log_steps: int = Setting(
+        50, ge=1, description="number of batches between two entries of the mean training loss in metrics.jsonl"
+    )
     checkpoint_seconds: float | None = Setting(
-        60.0, gt=0, description="seconds between checkpoints for resuming; null for none by the clock"
+        60.0, gt=0, description="seconds between checkpoints for resuming; null disables time-based checkpoints"
     )
     checkpoint_steps: int | None = Setting(None, ge=1, description="batches between checkpoints for resuming")
     tensorboard: Literal["auto", "off"] = Setting("auto", description="auto writes TensorBoard events if installed")
@@ -94,8 +96,8 @@ class FitConfig(Strict):
     )
     allow_future_weights: bool = Setting(
         False,
-        description="let init_from accept a run that may have seen labels of the evaluation of this run; results then "
-        "carry a warning",
+        description="let init_from accept a run that may be trained or validated on labels of the evaluation period of "
+        "this run; results then contain a warning",
     )
     runs: str = Setting("runs", description="folder of the run folders")
 
@@ -103,20 +105,20 @@ class FitConfig(Strict):
     def _check_unused_settings(self) -> FitConfig:
         used = (self.optimizer, self.embedding_optimizer)
         faults = []
-        for key, default, of in (
+        for key, default, optimizers in (
             ("momentum", 0.0, ("sgd",)),
             ("betas", (0.9, 0.999), ("adamw", "adam", "lazy_adam", "rowwise_adam")),
             ("initial_accumulator_value", 0.0, ("adagrad", "rowwise_adagrad")),
         ):
-            if getattr(self, key) != default and not set(of) & set(used):
+            if getattr(self, key) != default and not set(optimizers) & set(used):
                 chosen = f"optimizer is {self.optimizer}, embedding_optimizer {self.embedding_optimizer}"
-                faults.append(f"{key} is of {', '.join(of)}, but {chosen}")
+                faults.append(f"{key} applies only to {', '.join(optimizers)}, but {chosen}")
         if self.warmup_from is not None and not self.warmup_steps:
             faults.append("warmup_from is given without warmup_steps")
         if self.allow_future_weights and self.init_from is None:
             faults.append("allow_future_weights is given without init_from")
         if self.warmup_from is not None and self.warmup_from > self.lr:
-            faults.append(f"warmup_from is {self.warmup_from:g}, above lr {self.lr:g}: a warm-up rises")
+            faults.append(f"warmup_from is {self.warmup_from:g}, but must not exceed lr {self.lr:g}")
         if faults:
             raise ValueError("; ".join(faults))
         return self

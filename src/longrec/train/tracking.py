@@ -65,7 +65,7 @@ def trackers(config: FitConfig, folder: Path, step: int, settings: Mapping[str, 
     """Open the trackers that are installed and enabled, and close them at the end.
 
     Args:
-        step: number of steps done in earlier sessions.
+        step: number of steps completed before this process started, more than 0 if the run is resumed.
         settings: settings that a tracker logs, as dotted keys.
     """
     active: list[Tracker] = []
