@@ -23,8 +23,8 @@ class JobSource:
     Attributes:
         config: an EasyRec configuration converted as by ``longrec import``, any other config as it is.
         error_context: adds to the faults of a job the lines of the file it came from.
-        notes: one line per choice, and per field of an EasyRec configuration that is carried with a difference or not
-            carried. Those that change results come first.
+        notes: one line per choice, and per field of an EasyRec configuration that is converted with changes, or not
+            converted. Those that change results come first.
         text: the notes in the form of ``NOTES.md``. Empty for other configs.
     """
 

@@ -47,10 +47,10 @@ class FileFacts(msgspec.Struct, frozen=True):
 
 
 class EncoderFacts(msgspec.Struct, frozen=True):
-    """Facts about an encoder besides its program.
+    """Description of an exported encoder, in addition to its ONNX model.
 
     Attributes:
-        version: version number of the tokens it writes.
+        version: source version of the tokens that it writes.
         scale: scale of the tokens it writes.
         width: numbers per token.
         slots: number of equal blocks per token.
@@ -72,8 +72,8 @@ class Manifest(msgspec.Struct, frozen=True):
         source: origin, as passed by the exporter.
         parity: largest differences between torch and onnxruntime, and between offline and online.
         tokens: store of each token history: a folder of the bundle, or an address.
-        knowledge: folder of the bundle that each vector feature reads.
-        encoder: facts about an encoder, None for a ranker.
+        knowledge: folder of the bundle with the vectors of each feature of kind ``embedding``.
+        encoder: description of an encoder. None for a ranker.
     """
 
     format: str

@@ -51,7 +51,8 @@ class Sample:
         events: encoded value of each event feature of the impression (no feedback, no calendar): a number, or ``Lists``
             of one row.
         histories: columns ``[T]`` of each history (``[T, W]`` of tokens) as available at the timestamp.
-        knowledge: vectors available at the timestamp, by vector feature: ``[1, W]`` of a user, ``[C, W]`` of the items.
+        knowledge: vectors available at the timestamp, by ``embedding`` feature: ``[1, W]`` of a user, ``[C, W]`` of the
+            items.
         candidates: encoded values of each candidate feature, C entries each.
     """
 
@@ -88,8 +89,8 @@ def build_request(fitted: FittedSchema, users: EntityTable, items: EntityTable, 
 def choose_decoded_features(fitted: FittedSchema, side: str) -> dict[str, str | None]:
     """Choose, for each raw column of the context (``context``) or of the candidates, the feature to decode.
 
-    If several features read a column, the first that is no hash. None for a column that only crosses, lookups or
-    hashes read, and for a column of weights.
+    If several features read a column, the first that is not a hash is chosen. None for a column that is read only by
+    crosses, lookups or hashes, and for a column of weights.
     """
     columns = list_context_columns(fitted) if side == "context" else list_candidate_columns(fitted)
     chosen: dict[str, str | None] = {}

@@ -1,7 +1,7 @@
 """Inputs of an ONNX model: flat, named tensors, the same for tracing, for the parity check and for serving.
 
 Names are ``f.<feature>`` and ``h.<history>.<column>``. A multi-value field has three inputs, or two without weights:
-``.values``, ``.offsets``, ``.weights``. A field of several numbers has two dimensions. One user, C candidates, T past
+``.values``, ``.offsets``, ``.weights``. A field of several numbers has two dimensions. One user, C candidates, T
 events per history.
 """
 

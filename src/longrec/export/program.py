@@ -1,6 +1,6 @@
 """Tracing of a trained model into an ONNX model: one user, C candidates, histories of T events, all lengths dynamic.
 
-Beside ``offline.py`` and ``parity.py`` the only file of this package that needs torch.
+Only this file, ``offline.py`` and ``parity.py`` of this package need torch.
 """
 
 from __future__ import annotations

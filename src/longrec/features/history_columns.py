@@ -109,7 +109,7 @@ def compute_filter_delay(fitted: FittedSchema, name: str) -> int:
 
 
 def match_condition(condition: Condition, array: pa.Array, where: str) -> NDArray[np.bool_]:
-    """Return the mask of the values of a raw column that meet a condition. Null never does.
+    """Return the mask of the values of a raw column that meet a condition. A null value never meets one.
 
     Raises:
         DataError: if values of this type cannot meet the condition. The message has the location ``where``.

@@ -207,7 +207,7 @@ def read_timestamp(value: int | float | str, unit: str, pattern: str | None = No
 
     Args:
         value: text or a number.
-        unit: of numbers: ``auto``, ``s``, ``ms``, ``us``, ``ns`` or ``step``.
+        unit: unit of numbers: ``auto``, ``s``, ``ms``, ``us``, ``ns`` or ``step``.
         pattern: ``time.format``.
 
     Raises:

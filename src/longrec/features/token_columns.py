@@ -25,7 +25,7 @@ class TokenSpec:
 
     Attributes:
         width: width of a token.
-        slots: equal blocks of a token.
+        slots: number of equal blocks per token.
         sides: side columns with their number of ids. The id of that number means "not yet available".
         versions: number of source versions that wrote it, numbered from 0.
         mixed: True if several versions wrote vectors that are not standardized to one scale.

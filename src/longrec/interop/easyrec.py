@@ -39,7 +39,7 @@ class ImportedConfig:
         source: the configuration.
         config: name, data (without schema), model, fit and evaluate.
         schema: the schema.
-        notes: fields that are carried with a difference or not carried, in the order of the file.
+        notes: fields that are converted with changes, or not converted, in the order of the file.
         choices: how user, item and the sides of features were chosen, one line each.
     """
 

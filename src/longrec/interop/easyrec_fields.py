@@ -24,10 +24,10 @@ class EasyRecField:
 
     Attributes:
         message: EasyRec's name of the message that has the field.
-        name: the field.
+        name: name of the field.
         type: ``text``, ``int``, ``float``, ``bool``, ``enum:NAME``, the name of a message, or ``any`` for a message
             whose fields are not read.
-        repeated: it may occur several times.
+        repeated: True if it may occur several times.
         group: fields of one group exclude each other (a oneof). None for the others.
         status: ``carried`` (converted exactly), ``differs`` (converted with changes), ``not carried`` (not converted,
             with a note), or ``refused`` (the model would be another one without it, so the import stops).

@@ -63,7 +63,7 @@ def convert_fit(top: Section, wide: bool, l2: Section | None, tasks: Tasks, rows
 
 
 def convert_evaluate(top: Section) -> dict[str, Any]:
-    """Return the ``evaluate`` section. Read the metrics that are always measured, so that they count as carried."""
+    """Return the ``evaluate`` section. Read the metrics that are always measured, so that they count as converted."""
     settings: dict[str, Any] = {}
     for metrics in top.section("eval_config").all("metrics_set"):
         metrics.get("auc")

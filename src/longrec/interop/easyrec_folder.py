@@ -50,7 +50,7 @@ def refuse_existing(files: list[Path]) -> None:
 
 
 def format_notes(imported: ImportedConfig) -> str:
-    """Return the text of NOTES.md: how columns were chosen, and one line per field that is not carried as it is."""
+    """Return the text of NOTES.md: how columns were chosen, and one line per field that is not converted exactly."""
     lines = [f"# What became of {imported.source.name}", "", *(f"- {choice}" for choice in imported.choices), ""]
     for status, title in (("not carried", "Not carried"), ("differs", "Carried with a difference")):
         notes = [note for note in sort_notes(imported.notes) if note.status == status]

@@ -33,7 +33,7 @@ class Histories:
         """Add the histories of an attention group: one, unless its sequences do not fit into one.
 
         Returns:
-            Their names. Empty when nothing of the group is carried.
+            Their names. Empty if nothing of the group is converted.
         """
         name = re.sub(r"[^\w-]", "_", group.get("group_name") or "history")
         group.get("allow_key_search")

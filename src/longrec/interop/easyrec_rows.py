@@ -242,10 +242,10 @@ def find_keys(
     """Return the columns of user and item, and the reason for each.
 
     Args:
-        user: the column. None chooses one.
-        item: the column. None chooses one.
-        taken: the columns of labels.
-        metrics: the metrics of the towers.
+        user: column of the user. None: one is chosen.
+        item: column of the item. None: one is chosen.
+        taken: columns of labels, which are not chosen.
+        metrics: metrics of the towers.
     """
     config, option_for = rows.config, rows.config.reading.option_for
     free = [name for name in rows.types if name not in taken]

@@ -1,8 +1,8 @@
 """Table of the fields of data, training and evaluation, parsed by ``easyrec_fields``.
 
-Unindented lines name messages, the lines below their fields: name, type (``*`` may be repeated, ``@group`` excludes the
-others of the group), status (``=`` carried, ``~`` carried with a difference, ``-`` not carried, ``!`` refused) and
-explanation.
+Unindented lines are names of messages. The lines below them are their fields: name, type (``*`` may be repeated,
+``@group`` excludes the others of the group), status (``=`` converted exactly, ``~`` converted with changes, ``-`` not
+converted, ``!`` refused) and explanation.
 """
 
 TABLE = """

@@ -100,7 +100,7 @@ _HARMLESS = frozenset(
 
 
 def sort_notes(notes: Iterable[Note]) -> list[Note]:
-    """Sort notes: those that change results first, then those not carried before those that differ."""
+    """Sort notes: first those that change results, and of each kind those of unconverted fields before the others."""
     return sorted(notes, key=lambda note: (not note.changes_results, note.status != "not carried", note.position))
 
 
@@ -111,7 +111,7 @@ class Reading:
     Attributes:
         where: the file, as its faults name it.
         faults: one line per fault, each with line and column.
-        notes: one per field that is carried with a difference or not carried.
+        notes: one per field that is converted with changes, or not converted.
         origins: dotted path of a setting of the job (``data.schema.features.brand``) -> its position in the file.
         options: messages name user and item by the options of ``longrec import``, else by settings of a job.
     """
@@ -253,7 +253,7 @@ class Section:
         self.reading.note(self.position_of(name), self._path_of(name), status, explanation)
 
     def mark_carried(self, name: str) -> None:
-        """Mark a field as carried although it is not carried by the table, so that no note is added."""
+        """Mark a field as converted although its status in the table says otherwise, so that no note is added."""
         self._carried_fields.add(name)
 
     def fault(self, name: str, description: str) -> None:

@@ -90,7 +90,7 @@ class Entry:
         return value
 
     def settle(self) -> None:
-        """Note every key that is not carried as it is. To be called after all keys were read."""
+        """Note every key that is not converted exactly. To be called after all keys were read."""
         for name, value in self.values.items():
             spec = self._specs.get(name)
             if spec is None:

@@ -54,8 +54,8 @@ def _make_relative(folder: Path, imported: ImportedGenerator) -> dict[str, Any]:
 
 
 def format_notes(imported: ImportedGenerator) -> str:
-    """Return the text of NOTES.md: how columns were chosen, one line per key that is not carried as it is, and the
-    settings that the rows need.
+    """Return the text of NOTES.md: how columns were chosen, one line per key that is not converted exactly, and
+    the settings that the rows need.
     """
     lines = [f"# What became of {imported.source.name}", "", *(f"- {choice}" for choice in imported.choices), ""]
     for status, title in (("not carried", "Not carried"), ("differs", "Carried with a difference")):

@@ -151,10 +151,10 @@ class Pairs:
 
         Args:
             label: ``[N]`` of 0 and 1.
-            score: ``[N]`` finite.
+            score: ``[N]`` finite numbers.
             group: ``[N]`` group of each row, 0, 1, ...
             unit: ``[N]`` index of the weight of each row in the argument of :meth:`sum_won`.
-            weight: ``[N]`` factor of that weight, row by row. None for ones.
+            weight: ``[N]`` factor of that weight per row. None: ones.
         """
         order = np.lexsort((score, group))
         ones = np.bincount(group, weights=label)

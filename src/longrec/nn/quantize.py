@@ -2,9 +2,9 @@
 
     r^1 = x;   q^m = argmin_v |r^m - c^m_v|;   r^(m+1) = r^m - c^m_(q^m);   e = sum_m c^m_(q^m)
 
-Each slot and level has a codebook of its own. Codebooks follow the vectors assigned to them by moving averages (van den
+Each slot and level has its own codebook. Codebooks follow the vectors assigned to them by moving averages (van den
 Oord et al. 2017, appendix A.1) and get no gradient. The gradient of e passes to x unchanged (straight-through), and the
-commitment term pulls x toward its code. A code that no vector chooses is dead and is restarted at a residual of the
+commitment term pulls x toward its code. A code without assigned vectors is dead and is restarted at a residual of the
 batch.
 
 Shapes: B rows, S slots, M levels, V codes of a codebook, D width of a slot.

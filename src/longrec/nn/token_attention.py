@@ -106,7 +106,7 @@ class TokenAttention(nn.Module):
 
     Args:
         query: Q.
-        tokens: module that makes the vectors.
+        tokens: module that computes the vectors.
         width: D.
         heads: H, which divides D.
     """
@@ -197,7 +197,7 @@ class TokenInterest(nn.Module):
 
     Args:
         query: Q.
-        tokens: module that makes the vectors.
+        tokens: module that computes the vectors.
         width: D.
         units: hidden units of the activation unit.
     """

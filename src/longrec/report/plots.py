@@ -110,10 +110,10 @@ def draw_interval_chart(
     """Return a chart of dots with whiskers, one row per entry.
 
     Args:
-        rows: name, color slot, interval. Undefined ones are skipped.
-        label: of the axis.
+        rows: name, color slot and interval per row. Undefined intervals are skipped.
+        label: label of the axis.
         reference: a value to mark with a line, such as 1 for PCOC or 0 for a difference.
-        signed: hovers show a plus sign.
+        signed: True if hover texts show a plus sign.
     """
     rows = [row for row in rows if row[2].defined]
     if not rows:

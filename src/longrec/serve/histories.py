@@ -65,7 +65,7 @@ class EventHistories:
         self._columns = ["item", *self._values, *self._availability_columns.values()]
 
     def read_stored(self, user: int, row: int, timestamp: int) -> dict[str, Columns]:
-        """Return histories as available strictly before the timestamp.
+        """Return the histories of a user as available strictly before a timestamp.
 
         Args:
             user: key number.

@@ -34,8 +34,8 @@ def open_live(location: str, types: Mapping[str, Any], bundle: str) -> backends.
 
     Args:
         location: a folder or an address.
-        types: types of its columns.
-        bundle: digest of its bundle.
+        types: types of the store's columns.
+        bundle: digest of the bundle that the store belongs to.
 
     Raises:
         StoreError: if the store belongs to another bundle, or another process writes to it.

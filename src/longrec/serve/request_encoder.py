@@ -63,7 +63,7 @@ class RequestEncoder:
         """Build the candidates of a request, and list the unknown items.
 
         Args:
-            where: field that an error names.
+            where: field of the request, for errors.
 
         Raises:
             RequestError: 404 if items are unknown, 422 if keys have the wrong type or columns of the candidates are

@@ -19,7 +19,7 @@ Key = _Whole | str
 
 
 class RankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Rank candidates for a user.
+    """Request to rank candidates for a user.
 
     Attributes:
         user: key of the user, in the type of the log.
@@ -30,7 +30,7 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         candidate_context: for schemas with columns of the candidate, ``{column: [one raw value per candidate]}``. Null
             for a missing value, and in place of the list if all values are missing.
         history: for schemas with pre-joined rows, ``{history: {feature: [values, oldest first]}}``.
-        allow_unknown: rank for a user, or items, that the log does not contain.
+        allow_unknown: accept a user, or items, that the log does not contain.
     """
 
     user: Key
@@ -43,7 +43,7 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class EventRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Record an impression, or feedback on one.
+    """Request to record an impression, or feedback on one.
 
     Attributes:
         user, item: keys, in the type of the log.
@@ -53,7 +53,8 @@ class EventRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             feedback is added.
         feedback: raw values by column (or ``label``, or a feature). They are available from now on, null included.
             Missing columns are not yet available.
-        request: in a log with requests, the timestamp of the request that showed the item. Default ``at``.
+        request: timestamp of the page view that showed the item, for a log whose rows are grouped by page view. Default
+            ``at``.
         allow_unknown: accept an item that the log does not contain.
     """
 
@@ -171,7 +172,7 @@ def parse_request_time(at: int | float | str | None, time: TimeColumn | None, no
             ``time.format`` also ISO 8601 text with ``T`` and an offset, as in responses.
         time: time column of the schema. Without one there is no timestamp, and 0 is returned.
         now: milliseconds UTC, used if ``at`` is null.
-        where: field that an error names.
+        where: field of the request, for errors.
 
     Raises:
         RequestError: if the timestamp is invalid, or a number in another unit.

@@ -15,7 +15,7 @@ class Settings(msgspec.Struct, frozen=True):
         tokens: live stores by token history, each a folder or a ``redis://`` address, used instead of the copies
             in the bundle.
         events: bundle of the source model that encodes events as tokens. None: events are refused.
-        state: store of recorded events, a folder or a ``redis://`` address, by default beside the bundle.
+        state: store of recorded events, a folder or a ``redis://`` address, by default in a folder next to the bundle.
     """
 
     tokens: dict[str, str] = {}

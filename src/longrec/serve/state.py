@@ -1,6 +1,6 @@
 """State of a service that records events: token stores, and the events since its bundle and since its source model's.
 
-Stores without a configured location are in one folder, by default ``BUNDLE.state`` beside the bundle::
+Stores without a configured location are in one folder, by default ``BUNDLE.state`` next to the bundle::
 
     state.json        digest of its bundle
     tokens/           copies of the bundle's token stores, to which tokens are added

@@ -36,7 +36,7 @@ _REMEDY = "extract the knowledge again: longrec encode RUN --into a new folder"
 
 @dataclass(frozen=True)
 class KnowledgeVersion:
-    """One complete version.
+    """One complete version: the vectors of one training state of the extractor.
 
     Attributes:
         number: number of the version, on both sides.
@@ -188,7 +188,7 @@ class KnowledgeStore:
 
         Args:
             keys: int64 ``[n]`` key numbers (``vocabulary.compute_key_numbers``).
-            versions: int64 ``[n]``, or ``[1]`` for all keys. -1 for none.
+            versions: int64 ``[n]``, or ``[1]`` for all keys. -1: no version.
 
         Returns:
             float32 ``[n, 1 + W]``: 1 and the vector, or zeros where the version does not have the key.

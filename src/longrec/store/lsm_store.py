@@ -3,12 +3,13 @@
 ``store.json``          manifest: the columns, and the names of the current files, replaced atomically
 ``segment-NNNNNN/``     sorted events, memory-mapped (``segment.Segment``)
 ``journal-NNNNNN.log``  write-ahead log of the events appended since (``write_ahead_log``), a stored name that is kept
-``arrays/``             small arrays beside the events
+``arrays/``             small arrays, stored in addition to the events
 ``lock``                file lock of the one writer
 
-Opening maps the segment and replays the write-ahead log. ``compact`` writes both into a new segment and starts a new
-log. The manifest then names the new files. Until it is replaced, the old files are the current ones. There is one
-writer. Readers take no lock, continue with the files they have mapped, and read newer events after ``refresh``.
+Opening memory-maps the segment and replays the write-ahead log. ``compact`` writes both into a new segment and starts a
+new log. The manifest is then replaced by one with the new files. Until it is replaced, the old files are the current
+ones. There is one writer. Readers take no lock, continue with the files they have mapped, and read newer events after
+``refresh``.
 """
 
 from __future__ import annotations
@@ -305,7 +306,7 @@ class LsmStore(LsmTree):
     def _load_generation(self) -> None:
         """Memory-map the manifest's segment and replay its write-ahead log.
 
-        A generation is one pair of both. The writer starts a new one with every compaction.
+        A generation is one segment with its write-ahead log. Compaction starts a new generation.
         """
         while True:
             manifest = self._manifest

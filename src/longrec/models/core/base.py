@@ -53,8 +53,8 @@ class UserOrder:
     """Batch layout of a model whose rows read earlier rows of the same user.
 
     Attributes:
-        rows: longest run of consecutive rows of one user in a batch. Longer users are split into several runs.
-        context: earlier rows of the user put before each run while training, without a loss of their own.
+        rows: longest run of consecutive rows of one user in a batch. Users with more rows are split into several runs.
+        context: number of earlier rows of the user put before each run in training, without a loss.
         mirrored: every second pass visits the users in the reverse order of the pass before.
     """
 
@@ -87,16 +87,16 @@ class Model(nn.Module, ABC):
     """Base class of all models: maps a ``Batch`` to tensors. It opens no file and runs no training loop.
 
     Attributes:
-        Config: its settings, each with a default and a description.
+        Config: class of its settings, each with a default and a description.
         reads_history: True if the model reads the histories of the user.
         history_optional: True if the model also accepts a schema without histories.
         order_matters: True if the order of the events in a history may change a score.
         user_order: layout of its batches where each row reads earlier rows of its user. None for rows in any order.
         targets: further labels that its loss reads from the batch: feedback features with the values 0 and 1. A model
             with such labels defines ``logits``.
-        needs_training_window: True if it computes statistics of the training window first: see ``fit_statistics``.
+        needs_training_window: True if it computes statistics of the training window first, see ``fit_statistics``.
         variants: settings that the conformance suite runs besides the defaults.
-        renamed_parameters: old name -> new name of parameters in weights of earlier versions: see ``core/renames.py``.
+        renamed_parameters: old name -> new name of parameters in weights of earlier versions, see ``core/renames.py``.
     """
 
     Config: ClassVar[type[Strict]]

@@ -98,10 +98,10 @@ class Tasks:
 
 
 def join_logits(logits_BK: Float[Tensor, "B K"], powers: Mapping[int, float]) -> Float[Tensor, " B"]:
-    """Return the logit of ``prod_k sigmoid(logit_k)^power_k``. Without powers, or with one of 1, one logit as it is.
+    """Return the logit of ``prod_k sigmoid(logit_k)^power_k``. A single task of power 1 keeps its logit.
 
     Args:
-        powers: by column.
+        powers: power per column of ``logits_BK``. Empty: the first logit is returned.
     """
     if not powers:
         return logits_BK[:, 0]
