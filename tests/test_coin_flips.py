@@ -68,7 +68,7 @@ def test_nothing_reveals_a_coin(runs: Runs, case: cases.Case) -> None:
 def test_nothing_reveals_a_coin_in_the_product_of_all_factors(tmp_path: Path, seed: int) -> None:
     random, runs = np.random.default_rng([7, seed]), Runs(tmp_path)
     for _ in range(15):
-        case = cases.completed({}, random)
+        case = cases.complete_case({}, random)
         assert case is not None
         check_nothing_leaks(runs, case)
 
