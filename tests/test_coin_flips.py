@@ -88,8 +88,12 @@ def test_a_planted_leak_is_detected(runs: Runs, name: str, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("leak", "refused", "warning"),
     [
-        (plants.future_weights, r"trained on labels known until 20\d\d.*begins at 20", "may have seen the labels"),
-        (plants.weights_of_early_labels, "the labels that run has seen are unknown", "may have seen the labels"),
+        (
+            plants.future_weights,
+            r"trained on labels available until 20\d\d.*begins at 20",
+            "may be trained or validated on labels",
+        ),
+        (plants.weights_of_early_labels, "the labels of that run are unknown", "may be trained or validated on labels"),
         (
             plants.leaky_tokens,
             "leaks values before they were available: it leaks",

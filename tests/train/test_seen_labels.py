@@ -100,9 +100,11 @@ def test_weights_from_the_future_are_refused_with_both_lines(log: Path, late: Ru
     with pytest.raises(RunError) as caught:
         fit(log, days(4, 5), late)
     message = str(caught.value)
-    assert "trained on labels known until 2023-11-22T00:00:00Z, and here valid and test begin at 2023-11-19" in message
-    assert "validated on labels known until 2023-11-23T00:00:00Z, and here test begins at 2023-11-20" in message
-    with pytest.raises(RunError, match="that run was validated on labels known until 2023-11-23") as caught:
+    assert (
+        "trained on labels available until 2023-11-22T00:00:00Z, and here valid and test begin at 2023-11-19" in message
+    )
+    assert "validated on labels available until 2023-11-23T00:00:00Z, and here test begins at 2023-11-20" in message
+    with pytest.raises(RunError, match="that run was validated on labels available until 2023-11-23") as caught:
         fit(log, days(7, 7), late)
     assert "trained on" not in str(caught.value)
 
@@ -110,9 +112,9 @@ def test_weights_from_the_future_are_refused_with_both_lines(log: Path, late: Ru
 def test_allowed_by_name_results_say_so(log: Path, late: Run) -> None:
     run = fit(log, days(4, 5), late, {"allow_future_weights": True})
     (message,) = (sentence for sentence in run.results["warnings"] if "init_from" in sentence)
-    assert "The weights may have seen the labels that this run is evaluated on" in message
+    assert "The weights may be trained or validated on labels that this run is evaluated on" in message
     assert read_seen_labels(run).trained == read_seen_labels(late).trained, "and the next run in the chain knows it"
-    with pytest.raises(RunError, match="that run trained on labels known until 2023-11-22"):
+    with pytest.raises(RunError, match="that run was trained on labels available until 2023-11-22"):
         fit(log, days(4, 5), run)
     assert "init_from" not in str(fit(log, days(8, 9), run).results["warnings"])
     with pytest.raises(ConfigError, match="allow_future_weights is given without init_from"):
@@ -121,14 +123,16 @@ def test_allowed_by_name_results_say_so(log: Path, late: Run) -> None:
 
 def test_a_shorter_delay_of_the_run_before_is_no_way_around(log: Path, early: Run) -> None:
     """It trained on labels that were not available yet by the delays of this run."""
-    with pytest.raises(RunError, match="trained on labels known until 2023-11-21T00:00:00Z, and here valid and test"):
+    with pytest.raises(
+        RunError, match="trained on labels available until 2023-11-21T00:00:00Z, and here valid and test"
+    ):
         fit(log, days(4, 5), early, label_delay="2d")
     assert "init_from" not in str(fit(log, days(6, 8), early, label_delay="2d").results["warnings"])
 
 
 def test_a_run_that_assumed_shorter_delays_is_refused(log: Path, early: Run) -> None:
     message = {"time": {"column": "t", "unit": "s", "available_at": "told"}}
-    with pytest.raises(RunError, match="the labels that run has seen are unknown"):
+    with pytest.raises(RunError, match="the labels of that run are unknown"):
         fit(log, days(4, 5), early, **message)
     fit(log, days(4, 5), fit(log, days(4, 5), **message))
     click = {"kind": "id", "vocab": [0, 1], "feedback": True}
@@ -137,11 +141,13 @@ def test_a_run_that_assumed_shorter_delays_is_refused(log: Path, early: Run) -> 
     )
     before = fit(log, days(4, 5), **heard)
     fit(log, days(4, 5), before, **heard)
-    with pytest.raises(RunError, match="the labels that run has seen are unknown"):
+    with pytest.raises(RunError, match="the labels of that run are unknown"):
         fit(log, days(4, 5), before, **seen)
     press = fit(log, days(4, 5), label="press")  # at once, as it says, and here after two days
     late = {"features": {**SCHEMA["features"], "press": {**click, "available_after": "2d"}}}
-    with pytest.raises(RunError, match="trained on labels known until 2023-11-21T00:00:00Z, and here valid and test"):
+    with pytest.raises(
+        RunError, match="trained on labels available until 2023-11-21T00:00:00Z, and here valid and test"
+    ):
         fit(log, days(4, 5), press, **late)
 
 
@@ -149,14 +155,14 @@ def test_a_run_that_assumed_shorter_delays_is_refused(log: Path, early: Run) -> 
 def test_without_a_line_only_the_same_split_starts(log: Path, early: Run, split: dict[str, Any]) -> None:
     run = fit(log, split)
     fit(log, split, run)
-    with pytest.raises(RunError, match="that run trained on labels known until 2023-11-"):
+    with pytest.raises(RunError, match="that run was trained on labels available until 2023-11-"):
         fit(log, days(4, 5), run)
-    with pytest.raises(RunError, match="that run trained on labels known until"):
+    with pytest.raises(RunError, match="that run was trained on labels available until"):
         fit(log, split, run, label_delay="1d")
     if split["by"] == "user":
-        with pytest.raises(RunError, match="that run trained on labels known until 2023-11-19"):
+        with pytest.raises(RunError, match="that run was trained on labels available until 2023-11-19"):
             fit(log, split, early)
-        with pytest.raises(RunError, match="that run trained on labels known until"):
+        with pytest.raises(RunError, match="that run was trained on labels available until"):
             fit(log, {**split, "seed": 1}, run)
 
 
@@ -171,7 +177,7 @@ def test_runs_without_seen_labels_are_checked_by_their_log(log: Path, tmp_path: 
     assert (START + 7 * DAY) * 1_000 < seen.trained < (START + 8 * DAY) * 1_000
     # A checkpoint writes tokens of impressions alone that come after every label it has seen.
     assert _open_source(old, True)[-1] == max(int(old.log().manifest["lines"][1]), seen.validated or 0)
-    with pytest.raises(RunError, match="trained on labels known until 2023-11-22T11"):
+    with pytest.raises(RunError, match="trained on labels available until 2023-11-22T11"):
         fit(log, days(7, 8), old, label_delay="12h")
     assert "init_from" not in str(fit(log, days(8, 9), old, label_delay="12h").results["warnings"])
     (old.folder / "log.json").write_text(json.dumps({**about, "path": str(tmp_path / "gone")}))

@@ -158,7 +158,7 @@ def _run(folder: Path, job: Job, log: Log, model: Model, quiet: bool) -> None:
 
 
 def _check_seen_labels(job: Job, log: Log, model: Model) -> tuple[SeenLabels, list[str]]:
-    """Return the labels that a run will have seen, with those of the run it starts from, and warnings about these.
+    """Return the labels of a run and of the run it starts from, and warnings about these.
 
     Raises:
         RunError: the run it starts from has seen labels of the evaluation of this run.

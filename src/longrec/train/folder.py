@@ -28,7 +28,7 @@ def create_run_folder(job: Job, log: Log, seen: SeenLabels, warnings: Sequence[s
     """Create a run folder atomically, with all facts that precede training.
 
     Args:
-        seen: the labels that the weights will have seen.
+        seen: labels that the run is trained and validated on.
         warnings: sentences about the run that it starts from.
         notes: differences from the configuration of another tool, kept as ``NOTES.md``.
 

@@ -1,4 +1,4 @@
-"""Labels that the weights of a run have seen, so that no warm start has seen the labels of its own evaluation."""
+"""Labels that a run was trained and validated on, so that no warm start uses labels of its own evaluation period."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEY = "seen_labels"
 
 @dataclass(frozen=True)
 class SeenLabels:
-    """Labels behind the weights of a run, and of the runs that it started from.
+    """Labels that a run, and the runs that it started from, were trained and validated on.
 
     Attributes:
         trained: weights were trained on labels available before this timestamp. None if unknown.
@@ -85,7 +85,7 @@ class SeenLabels:
 
 
 def compute_seen_labels(log: Log, targets: tuple[str, ...]) -> SeenLabels:
-    """Compute the labels that a run on a log sees by itself.
+    """Compute the labels that a run on a log is trained and validated on, without those of a warm start.
 
     Args:
         targets: further labels of its model.
@@ -107,7 +107,7 @@ def compute_seen_labels(log: Log, targets: tuple[str, ...]) -> SeenLabels:
 
 
 def read_seen_labels(run: Run) -> SeenLabels:
-    """Read the labels that the weights of a finished run have seen.
+    """Read the labels that a finished run was trained and validated on.
 
     Raises:
         RunError: the run has no record, and its log (or the run it started from) is missing.
@@ -144,34 +144,34 @@ def collect_delays(schema: Schema) -> dict[str, Delay]:
 
 
 def find_start_fault(before: SeenLabels, log: Log) -> str:
-    """Return the fault of a run on a log that starts from weights that have seen ``before``. Empty if there is none."""
+    """Return the fault of a warm start on a log from a run with the labels ``before``. Empty if there is none."""
     window, step = log.training_window, _uses_steps(log)
     seen = before.with_delays(collect_delays(log.schema))
     if before.splits == (log.manifest.get("split"),) and seen == before:
         return ""  # the same rows train, validate and test
     apart = before.step != step or (step and before.log != str(log.manifest["source"]["log"]))
     if seen.trained is None or seen.validated is None or log.schema.time is None or apart:
-        return "the labels that run has seen are unknown or cannot be compared with this split"
+        return "the labels of that run are unknown or cannot be compared with this split"
     faults = []
     for timestamp, first, action, first_split in (
         (
             seen.trained,
             window.first_measured,
-            "trained on",
+            "trained",
             "valid and test begin" if _has_valid_rows(log) else "test begins",
         ),
-        (seen.validated, window.first_test, "was validated on", "test begins"),
+        (seen.validated, window.first_test, "validated", "test begins"),
     ):
         if timestamp > first:
             faults.append(
-                f"that run {action} labels known until {describe_timestamp(timestamp, step)}, and here {first_split} "
-                f"at {describe_timestamp(first, step)}"
+                f"that run was {action} on labels available until {describe_timestamp(timestamp, step)}, and here "
+                f"{first_split} at {describe_timestamp(first, step)}"
             )
     return "; ".join(faults)
 
 
 def check_warm_start(before: SeenLabels, log: Log, where: str, allowed: bool) -> list[str]:
-    """Refuse weights from the future of a run. If they are allowed explicitly, return the warnings of the results.
+    """Refuse a warm start from weights with later labels. If it is allowed, return the warnings of the results.
 
     Raises:
         RunError: with both timestamps in the message.
@@ -181,15 +181,15 @@ def check_warm_start(before: SeenLabels, log: Log, where: str, allowed: bool) ->
         return []
     if allowed:
         return [
-            f"{where}: {fault}. The weights may have seen the labels that this run is evaluated on "
+            f"{where}: {fault}. The weights may be trained or validated on labels that this run is evaluated on "
             "(fit.allow_future_weights); start from an earlier run to evaluate this model."
         ]
     raise RunError(
         where,
         fault,
-        "weights that have seen only labels available before the evaluation of this run",
-        "start from a run whose split ends earlier, or allow it (fit.allow_future_weights: true); results then carry a "
-        "warning",
+        "weights trained and validated only on labels available before the evaluation of this run",
+        "start from a run whose split ends earlier, or allow it (fit.allow_future_weights: true); results then contain "
+        "a warning",
     )
 
 

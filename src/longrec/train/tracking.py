@@ -21,7 +21,7 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, keep: int = 0) -> None:
-        """Open the file behind its first ``keep`` bytes. Later lines belong to steps that are repeated."""
+        """Open the file after its first ``keep`` bytes. Later lines are dropped, because their steps are repeated."""
         size = path.stat().st_size if path.exists() else 0
         if size < keep:
             raise RunError(
