@@ -108,11 +108,11 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     ),
     "an attribute that varies": (
         feature({"kind": "id", "side": "item"}, x=list(range(N))),
-        r"column 'x': several values, or null beside a value, for the item \d; expected .*\n  Set side: context",
+        r"column 'x': several values, or a value and null, for the item \d; expected .*\n  Set side: context",
     ),
     "an attribute filled in later": (
         feature({"kind": "id", "side": "user"}, x=[None] * 20 + [1] * 20),
-        r"column 'x': several values, or null beside a value, for the user \d",
+        r"column 'x': several values, or a value and null, for the user \d",
     ),
     "a null in a vocabulary's place": (
         feature({"kind": "id", "vocab": [1, "a"]}, x=[1] * N),

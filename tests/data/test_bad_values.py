@@ -119,11 +119,11 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     # ---- labels
     "a label of one class": (
         parquet_log(click=[1] * N),
-        r"column 'click': every training label is 1; expected both classes\n  Look at the label's condition",
+        r"column 'click': every training label is 1; expected both classes\n  Check the condition of the label",
     ),
     "no label at all": (
         parquet_log(click=pa.array([None] * N, pa.int64())),
-        r"column 'click': no training row has a label; expected labeled rows before the split line",
+        r"column 'click': no training row has a label; expected labeled rows before the split cutoff",
     ),
     "a label column of nothing": (parquet_log(click=pa.nulls(N)), r"column 'click': no training row has a label"),
     "a label that is not 0 or 1": (

@@ -255,5 +255,5 @@ def test_what_a_source_read_is_passed_on() -> None:
 
 def test_a_log_reports_what_its_stores_leak(reading: Callable[..., Log]) -> None:
     log = reading(replace(INFO, leak="it saw its labels", column_delays={"like": None}), True)
-    assert log.leak == "written by a source that reads a store which leaks (tokens)"
+    assert log.leak == "written by a source model that reads a leaking store (tokens)"
     assert log.column_delays == {"t": None, "click": 60_000, "like": 0}

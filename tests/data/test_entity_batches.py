@@ -121,5 +121,5 @@ def test_a_log_of_joined_rows_has_no_histories_at_a_timestamp(prepared: Callable
         "histories": {"past": {"features": ["item"], "columns": {"item": "past"}}},
     }  # fmt: skip
     joined = prepared(table, schema, split={"by": "column", "column": "part"})
-    with pytest.raises(DataError, match="histories that lie in the rows of the log"):
+    with pytest.raises(DataError, match="histories that are columns of the log"):
         build_user_batch(joined, np.array([1]), 5)

@@ -192,7 +192,7 @@ def test_files_that_know_their_columns_take_defaults_and_numbers(kind: str, tmp_
     [
         ({"defaults": {"clck": 0}}, r"no column 'clck' \(rows.defaults\), did you mean 'click'\?"),
         ({"defaults": {"click": "x"}}, r"column 'click': the default 'x'; expected a value of type BIGINT"),
-        ({"number": "u"}, r"a column 'u' of its own"),
+        ({"number": "u"}, r"a column 'u' in the files"),
         ({"packed": {"price": {"into": {"a": "a"}}}}, r"column 'price': values of type DOUBLE; expected packed text"),
     ],
 )
@@ -253,8 +253,8 @@ def test_the_format_and_the_splits_enter_the_fingerprint(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("log", "split", "says"),
     [
-        ({"splits": {"train": "a", "test": "b"}}, {}, "config: log.splits and split {by: files} go together"),
-        ({"files": ["a"]}, {"by": "files"}, "config: log.splits and split {by: files} go together"),
+        ({"splits": {"train": "a", "test": "b"}}, {}, "config: log.splits and split {by: files} must be used together"),
+        ({"files": ["a"]}, {"by": "files"}, "config: log.splits and split {by: files} must be used together"),
         ({"splits": {"train": "a"}}, {"by": "files"}, "log.splits: needs files for valid or for test"),
         ({"splits": {"test": "a"}}, {"by": "files"}, "log.splits.train: is required"),
         ({"files": ["a"], "splits": {"train": "a", "test": "b"}}, {}, "log: needs exactly one of files, splits, query"),
@@ -283,7 +283,7 @@ def test_every_fault_of_a_layout_is_reported(tmp_path: Path) -> None:
     for said in (
         "separator '<-|->' is longer than 4 bytes",
         "quote must be one ASCII character, or null; got \"''\"",
-        "columns: 'a' and 'A' differ in case alone",
+        "columns: 'a' and 'A' differ only in case",
         "packed: there is a column 'a' already",
         "packed: column 'a' must be text, is int",
         "packed: no column 't' in columns",

@@ -173,7 +173,9 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(prepare_module, "sort_events", meanwhile)
-        with pytest.raises(DataError, match=r"log\.parquet: changed while it was read; expected a file that stays"):
+        with pytest.raises(
+            DataError, match=r"log\.parquet: changed while it was read; expected a file that does not change"
+        ):
             prepare(config(tmp_path), SCHEMA)
     assert list((tmp_path / "prepared").iterdir()) == []
 

@@ -103,11 +103,11 @@ def test_copies_of_every_kind_are_named(prepared: Callable[..., Log]) -> None:
     warnings = {warning.split("'")[1]: warning for warning in log.warnings}
     assert warnings["number"] == (
         "feature 'number' alone predicts the label of its own row (AUC 1.000 on "
-        f"{int((log.splits == 0).sum()):,} training rows), as a value does that is available only after the event; "
-        "if it is such, mark it feedback: true, which keeps it to histories, or drop it"
+        f"{int((log.splits == 0).sum()):,} training rows), like a value that is available only after the event; "
+        "if it is such a value, set feedback: true, which restricts it to histories, or remove the feature"
     )
     assert "feature 'hashed' (column 'text') alone" in warnings["hashed"]
-    assert "feature 'like' has a value that comes with the label of its own row (" in warnings["like"]
+    assert "feature 'like' has a value that occurs with the label of its own row (" in warnings["like"]
     assert "feature 'bought' alone predicts the feedback 'buy' of its own row (AUC 1.000" in warnings["bought"]
 
 

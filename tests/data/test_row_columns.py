@@ -161,5 +161,8 @@ def test_zeros_of_a_csv_stay_in_a_cross(tmp_path: Path, refused: Callable[..., N
     features = {"user": {"kind": "id"}, "x": {"kind": "cross", "features": ["size", "page"], "hash": 9}}
     changes = {"features": features, "time": {"column": "t", "unit": "step"}, "histories": {}}
     refused(
-        tmp_path, {"log": str(tmp_path / "log.csv")}, changes, "column 'size': the id '01', which reads as the number"
+        tmp_path,
+        {"log": str(tmp_path / "log.csv")},
+        changes,
+        "column 'size': the id '01', which would be read as the number",
     )

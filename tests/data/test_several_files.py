@@ -47,7 +47,7 @@ def again(folder: Path, way: str) -> Any:
 
 @pytest.mark.parametrize("way", ["pattern", "twice", "path", "link", "hard link", "folder link"])
 def test_a_file_named_twice_is_refused(tmp_path: Path, refused: Refused, way: str) -> None:
-    refused(tmp_path, {"log": again(tmp_path, way)}, {}, "named twice|the same file as")
+    refused(tmp_path, {"log": again(tmp_path, way)}, {}, "listed twice|the same file as")
 
 
 def test_a_file_twice_in_a_split_and_in_a_table(tmp_path: Path, refused: Refused) -> None:

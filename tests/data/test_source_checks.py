@@ -154,7 +154,7 @@ def test_files_that_differ_and_files_named_twice(tmp_path: Path) -> None:
     (fault_lines,) = faults({"log": str(tmp_path / "?.parquet")}, WHOLE)
     assert "b.parquet has no column 'click' (label)" in fault_lines
     (fault_lines,) = faults({"log": [str(tmp_path / "a.parquet")] * 2}, WHOLE)
-    assert "named twice" in fault_lines
+    assert "listed twice" in fault_lines
 
 
 def test_a_table_beyond_all_memory_is_reported_by_check_and_by_train(

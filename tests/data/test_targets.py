@@ -110,12 +110,12 @@ def test_what_is_no_target_is_refused_with_what_to_do(log: Log) -> None:
     assert "'user' is no feedback" in faults[1]
     assert "'stars' has the value 2; a target has 0 and 1" in faults[2]
     assert "'hashed' is of kind id; a target is an id with the values 0 and 1, without hash" in faults[3]
-    assert "'rare' has min_count: 3; a target keeps every value it has" in faults[4]
+    assert "'rare' has min_count: 3; a target must keep all values" in faults[4]
     with pytest.raises(ConfigError, match="'late' is 0 in every training row where it was available"):
         check_targets(log, ["late"])
     early = Log.open(log.folder)
     early.training_window = TrainingWindow(np.array([START]), np.array([START]), START, START)
-    with pytest.raises(ConfigError, match="'like' has no training row where it was available before the split line"):
+    with pytest.raises(ConfigError, match="'like' has no training row where it was available before the split cutoff"):
         check_targets(early, ["like"])
     with pytest.raises(ConfigError, match="'user' is no feedback"):
         gather(log, np.arange(2), ["user"])

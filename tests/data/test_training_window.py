@@ -116,7 +116,7 @@ def test_a_column_says_when_each_label_is_available(prepared: Prepared) -> None:
     at = encode_feature(log.fitted, "told", Feedback({"click": 1}, at=5, now=2))
     assert at[1] == 5, "and a server does the same with what it is told before its event"
     assert warning.startswith(
-        "features.told: 1 of 8 values of the column 'known' (available_at) lie before their own event"
+        "features.told: 1 of 8 values of the column 'known' (available_at) are before their own event"
     )
 
 
@@ -335,5 +335,5 @@ def test_labels_that_came_after_the_first_test_row_are_reported_where_no_line_le
     log = column_log(prepared, rows, label_delay=3)
     (message,) = window_warnings(log)
     assert message.startswith(
-        "training: a further 25.00% of the training rows lie before the first test row with labels"
+        "training: a further 25.00% of the training rows are before the first test row, with labels"
     )

@@ -231,7 +231,7 @@ def test_a_version_of_the_timestamp_or_later_reveals_no_coin(after: int, prepare
     assert area(static) > 0.6
     assert static.warnings == [
         "items.parquet has no as_of: feature ctr is taken as it is in the file, for every impression; "
-        "where that changes with time, keep one row per version and name the column that dates it with as_of"
+        "if it changes over time, keep one row per version and set as_of to the column with its timestamp"
     ]
 
 
@@ -278,7 +278,7 @@ def test_versions_of_a_log_without_time_are_refused(prepared: Callable[..., Log]
     schema_dict["features"]["item"] = {"kind": "id"}  # type: ignore[index]
     log = pa.table({"user": [1, 2] * 9, "item": [3, 4] * 9, "click": [0, 1] * 9, "past": [[3]] * 18})
     items = pa.table({"item": [3], "ctr": [0.5], "since": [0]})
-    with pytest.raises(DataError, match="column 'since': as_of, but the schema names no time"):
+    with pytest.raises(DataError, match="column 'since': as_of, but the schema has no time column"):
         prepared(log, schema_dict, items=items, as_of={"items": "since"}, split={"by": "user"})
 
 

@@ -123,9 +123,9 @@ def test_versions_need_a_time_and_a_column_of_their_own(shop: Path) -> None:
         {"data": {"log": "x", "items": dated["item"], "users": dated["since"], "schema": overrides}, "fit": 1}
     )
     assert messages[:3] == [
-        "data.users.as_of: needs the schema's time column, which says when an impression was",
-        "data.items.as_of: needs the schema's time column, which says when an impression was",
-        "data.items.as_of: 'item' is the key of the table; name the column that dates its rows",
+        "data.users.as_of: needs a time column in the schema, to compare with the time of impressions",
+        "data.items.as_of: needs a time column in the schema, to compare with the time of impressions",
+        "data.items.as_of: 'item' is the key of the table; use the column with the timestamp of its rows",
     ]
     assert "model: is required" in messages
     assert faults({"data": {"log": {"files": ["x"], "as_of": "t"}, "schema": overrides}, "model": "lr"}) == [

@@ -1,4 +1,4 @@
-"""Writer of one .npy file chunk by chunk, without the whole array in memory."""
+"""Chunk-by-chunk writer of an .npy file, which never has the whole array in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ArrayWriter:
     """Writer that appends chunks to an .npy file. ``close`` writes the final length into the header.
 
     Args:
-        dtype: type of an entry: ``(np.float32, (3,))`` for chunks ``[n, 3]``, a plain one for chunks ``[n]``.
+        dtype: type of one entry. ``np.float32`` is for chunks ``[n]``, ``(np.float32, (3,))`` for chunks ``[n, 3]``.
     """
 
     def __init__(self, path: Path, dtype: Any) -> None:
@@ -49,5 +49,5 @@ class ArrayWriter:
 
 
 def narrow(rows: int) -> Any:
-    """Return the smallest unsigned type that holds ids below ``rows``."""
+    """Return the smallest unsigned integer type that can represent ids below ``rows``."""
     return np.min_scalar_type(max(rows - 1, 0))

@@ -1,7 +1,7 @@
-"""Availability of events: the column of a log that holds it, and the histories that respect it.
+"""Availability column of a log, and selection of the history events that were available at a timestamp.
 
-A late event enters no history before it became available. A log in which no event is late keeps no column, and
-its histories are contiguous.
+A late event is in no history before it became available. A log without late events has no availability column, and its
+histories are contiguous ranges of rows.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from longrec.store.visibility import select_last_visible
 class AvailabilityFile:
     """Writer of the availability column of a log.
 
-    It writes nothing if the schema names no such column or no event is late.
+    It writes no file if the schema has no such column or if no event is late.
 
     Args:
-        folder: of the prepared events.
-        where: the log, named in a warning.
+        folder: folder of the prepared events.
+        where: name of the log in warnings.
 
     Attributes:
-        columns: what it reads of the sorted log.
+        columns: columns of the sorted log that ``append`` reads in addition to the time.
     """
 
     def __init__(self, folder: Path, schema: Schema, where: str) -> None:
@@ -42,7 +42,7 @@ class AvailabilityFile:
         self._rows = self._late = self._early = 0
 
     def append(self, chunk: pa.RecordBatch) -> None:
-        """Append a chunk. Null means the event's own time, and no event is available before it happened."""
+        """Append a chunk. Null counts as the event time, and a value before the event is raised to the event time."""
         if self._writer is None:
             return
         times = chunk[TIME].to_numpy(zero_copy_only=False)
@@ -53,11 +53,7 @@ class AvailabilityFile:
         self._writer.append(np.maximum(available, times))
 
     def close(self) -> list[str]:
-        """Close the file.
-
-        Returns:
-            Warnings.
-        """
+        """Close the file and return warnings."""
         if self._writer is None:
             return []
         self._writer.close()
@@ -68,18 +64,18 @@ class AvailabilityFile:
         share = f"{self._early:,} of {self._rows:,} events became available before they happened"
         return [
             f"{self._where}: by column {self._column!r} (time.available_at) {share}; they count as available at their "
-            "own time. Look at the clocks and time zones of both columns."
+            "own time. Check the clocks and time zones of both columns."
         ]
 
 
 def list_event_types(folder: Path) -> dict[str, str]:
-    """Return the types of the prepared event columns that precede the features: the item and the availability."""
+    """Return the types of the prepared event columns that are not features: item and availability."""
     names = ("item", AVAILABLE)
     return {name: str(open_array(path).dtype) for name in names if (path := folder / f"{name}.npy").exists()}
 
 
 def select_available_events(folder: Path, cutoffs: tuple[int, int] | None) -> NDArray[np.bool_] | bool:
-    """Return a mask of the events that were available before the first line of a split by time, or True for all."""
+    """Return a mask of the events that were available before the first cutoff of a split by time, or True for all."""
     path = folder / f"{AVAILABLE}.npy"
     return open_array(path) < cutoffs[0] if cutoffs is not None and path.exists() else True
 
@@ -94,12 +90,13 @@ def select_last_available(
     """Return the last ``n`` positions per range whose event was available strictly before a timestamp.
 
     Args:
-        first, stop: int64 ``[B]`` ranges of places.
-        timestamps: int64 ``[B]``.
-        available: int64, by place.
+        first, stop: start and end of each range of positions, int64 ``[B]``.
+        timestamps: timestamp of each range, int64 ``[B]``.
+        n: maximum number of positions per range.
+        available: availability of the event at each position, int64.
 
     Returns:
-        int64 places ``[N]``, range after range and rising in each, and their offsets ``[B + 1]``.
+        Positions, int64 ``[N]``, concatenated by range and sorted in each, and their offsets ``[B + 1]``.
     """
     pending, width = np.arange(len(first)), n
     owners, kept_positions = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -120,7 +117,7 @@ def select_last_available(
 
 
 def expand_ranges(first: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the positions of all ranges, concatenated, and int64 offsets ``[B + 1]``.
+    """Return the concatenated positions of all ranges, and their offsets, int64 ``[B + 1]``.
 
     >>> expand_ranges(np.array([3, 7]), np.array([2, 1]))
     (array([3, 4, 7]), array([0, 2, 3]))

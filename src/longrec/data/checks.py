@@ -1,4 +1,4 @@
-"""Checks of a log's columns against the features that read them. Errors name the row of the file, before any work."""
+"""Checks of the raw columns of a log against the features that use them, with the row number in each error."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from longrec.features.schema import Schema
 
 
 def check_values(log: Relation, schema: Schema) -> None:
-    """Refuse text among numbers, ids that would lose their zeros, and rows with a wrong count of numbers.
+    """Raise an error for text in numeric columns, ids that would lose leading zeros, and vectors of a wrong length.
 
     Raises:
-        DataError: with the column and the first row.
+        DataError: invalid values. The message gives the column and the first row.
     """
     if schema.label.equals is None:
         log.numeric(schema.label.column)
@@ -31,15 +31,15 @@ def check_values(log: Relation, schema: Schema) -> None:
 
 
 def warn_of_early_feedback(available_at: Mapping[str, str], early: Mapping[str, int], rows: int) -> list[str]:
-    """Return one sentence per column of feedback timestamps that lie before their event, as skewed clocks write them.
+    """Return one warning per availability column with timestamps before their event, for example from a wrong clock.
 
     Args:
-        available_at: feature -> its column of timestamps.
-        early: feature -> how many of its timestamps lie before their event.
-        rows: of the log.
+        available_at: feature -> availability column.
+        early: feature -> number of timestamps before their event.
+        rows: number of rows of the log.
     """
     return [
-        f"features.{name}: {early[name]:,} of {rows:,} values of the column {column!r} (available_at) lie before "
+        f"features.{name}: {early[name]:,} of {rows:,} values of the column {column!r} (available_at) are before "
         "their own event. They count as available at the event; correct the column if its clock is wrong."
         for name, column in available_at.items()
         if early[name]
@@ -47,10 +47,10 @@ def warn_of_early_feedback(available_at: Mapping[str, str], early: Mapping[str, 
 
 
 def check_width(source: Relation, column: str, feature: Feature) -> None:
-    """Refuse a row with another count of numbers than ``width``.
+    """Raise an error if a row does not have ``width`` numbers.
 
     Raises:
-        DataError: with the number of the row, from 1.
+        DataError: a wrong count. The message gives the row number, from 1.
     """
     kind, quoted = source.types[column], name(column)
     text = kind == "VARCHAR"
@@ -59,7 +59,7 @@ def check_width(source: Relation, column: str, feature: Feature) -> None:
     elif kind.endswith("]"):
         count = "len(v)"
     else:
-        return  # neither text that is split nor a list: the encoder says so
+        return  # neither separated text nor a list: the encoder raises an error
     bad_row = source.row(
         f"SELECT r, {count}, v FROM (SELECT row_number() OVER () AS r, {quoted} AS v FROM {source.view}) "
         f"WHERE v IS NOT NULL AND {count} <> {feature.width}{' AND v <> ' + literal('') if text else ''} LIMIT 1"
@@ -68,6 +68,6 @@ def check_width(source: Relation, column: str, feature: Feature) -> None:
         raise DataError(
             f"{source.where}: column {column!r}",
             f"{bad_row[1]} numbers in row {bad_row[0]}: {str(bad_row[2])[:80]}",
-            f"{feature.width} in every row, as width says",
-            "mend the row, or correct width",
+            f"{feature.width} in every row, as set by width",
+            "correct the row or width",
         )

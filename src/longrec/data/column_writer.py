@@ -1,4 +1,4 @@
-"""Writer of the files of a prepared log, chunk by chunk: flat columns of events and columns of lists."""
+"""Chunk-by-chunk writer of the column files of a prepared log: event columns and list columns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from longrec.store.column_types import format_type
 
 
 class ColumnWriter:
-    """Writer that appends chunks to ``events/NAME.npy`` and ``lists/NAME.*.npy``. The first chunk opens a file."""
+    """Writer that appends chunks to ``events/NAME.npy`` and ``lists/NAME.*.npy``. Files open with the first chunk."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -30,7 +30,7 @@ class ColumnWriter:
         """Append one list per event.
 
         Args:
-            rows: height of the table that the ids index.
+            rows: number of rows of the table that the ids index. It determines the integer type.
         """
         path = f"lists/{name}"
         so_far = self._writers[f"{path}.values"].length if f"{path}.values" in self._writers else None
@@ -40,12 +40,12 @@ class ColumnWriter:
             self._put(f"{path}.weights", column.weights, np.float32)
 
     def close(self) -> None:
-        """Close all files, which writes their lengths."""
+        """Write the final lengths and close all files."""
         for writer in self._writers.values():
             writer.close()
 
     def event_types(self) -> dict[str, str]:
-        """Return the type of every written event column by name."""
+        """Return the types of the written event columns by name."""
         paths = (
             (path.removeprefix("events/"), writer) for path, writer in self._writers.items() if path[:6] == "events"
         )
@@ -58,7 +58,7 @@ class ColumnWriter:
 
 
 def check_same_lengths(one: tuple[str, NDArray[np.int64]], two: tuple[str, NDArray[np.int64]], where: str) -> None:
-    """Refuse list columns of one history whose lists differ in length. A column is its name and its offsets."""
+    """Raise an error if two list columns of a history, each a name and offsets, have lists of different lengths."""
     odd = np.flatnonzero(np.diff(one[1]) != np.diff(two[1]))
     if len(odd):
         (first, mine), (second, other) = ((column, np.diff(offsets)[odd[0]]) for column, offsets in (one, two))
@@ -70,7 +70,7 @@ def check_same_lengths(one: tuple[str, NDArray[np.int64]], two: tuple[str, NDArr
 
 
 def cast_separated_text(flat: pa.Array, kind: pa.DataType, where: str) -> pa.Array:
-    """Cast separated text to numbers if the feature's own column has numbers."""
+    """Return flat values cast to the type of the feature's own column if they are text and that type is numeric."""
     if pa.types.is_string(kind) or not (pa.types.is_string(flat.type) or pa.types.is_large_string(flat.type)):
         return flat
     try:

@@ -1,4 +1,4 @@
-"""Digests of a prepared log and of a split: one short name per content."""
+"""Digests that identify a prepared log and a split by their content."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from longrec.features.schema import Schema
 
 FORMAT = "longrec-log-1"
 _RULES = 3
-"""Number of the rules by which a log is prepared. A log prepared by other rules is prepared again."""
+"""Version of the preparation. A log prepared by another version is prepared again."""
 
 
 def log_digest(config: DataConfig, schema: Schema, sources: str) -> str:
-    """Return the digest of a prepared log: sources, split and schema without what is decided per batch."""
+    """Return the digest of a prepared log: of inputs, split and schema, without settings that only affect batches."""
     schema_dict: dict[str, Any] = schema.model_dump(mode="json", exclude_unset=True)
     schema_dict.pop("label_delay", None)
     schema_dict["features"] = {
@@ -27,18 +27,18 @@ def log_digest(config: DataConfig, schema: Schema, sources: str) -> str:
             feature.pop(later, None)
         if isinstance(feature.get("vocab"), str) and Path(feature["vocab"]).is_file():
             feature["vocab"] = sha256(Path(feature["vocab"]).read_bytes()).hexdigest()
-    # What other models left is read when a batch is made.
+    # Token histories are read when a batch is built.
     histories = {name: history for name, history in schema_dict.pop("histories", {}).items() if not history.get("from")}
     for history in histories.values():
         history.pop("max_length", None)
     if histories:
         schema_dict["histories"] = histories
     content = [FORMAT, _RULES, sources, config.split.model_dump(mode="json"), schema_dict]
-    if config.weights:  # a log without keeps the name it had
+    if config.weights:  # without weights, the digest is that of earlier versions
         content.append(list(config.weights))
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def split_digest(split: Split, sources: str) -> str:
-    """Return the digest of one split of one log. Logs prepared for different features may share it."""
+    """Return the digest of the split of an input. It is the same for logs prepared with different features."""
     return sha256(f"{sources} {split.model_dump_json()}".encode()).hexdigest()[:16]

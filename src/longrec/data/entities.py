@@ -1,4 +1,4 @@
-"""Users and items of a log: their keys and their raw columns, joined by key."""
+"""User and item tables of a log: keys, raw columns joined by key, and encoding."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ from longrec.features.schema import Schema
 from longrec.features.vocabulary import Keys
 
 _STRETCH = 1_000_000
-"""Events whose versions are searched at once."""
+"""Number of events whose versions are looked up together."""
 _MANY = 0.5
-"""A larger share of rows without a version gives a warning."""
+"""Share of rows without a version above which there is a warning."""
 
 
 class Entities:
-    """All users or all items: the union of the log and of their own table, sorted by key.
+    """All users or all items: the union of the keys of the log and of the entity table, sorted.
 
     Attributes:
-        versions: of an own table with ``as_of``: what is read of it has an entry a version, all else one a key.
-        share_without_version: the share of training events before which there is no version.
+        versions: row versions of an entity table with ``as_of``, else None. Features read from such a table have one
+            entry per version, all others one per key.
+        share_without_version: fraction of the training events without an earlier version of their entity.
     """
 
     def __init__(
@@ -75,14 +76,14 @@ class Entities:
                 f"{own.where}: column {self.key!r}",
                 f"{twice[0]!r} is in {twice[1]} rows",
                 "one row per key",
-                "remove the copies; or give as_of, the column that says since when each row holds",
+                "remove the copies; or set as_of to the column with the time from which each row is valid",
             )
 
     def _read_versions(self, own: Relation, as_of: str) -> Versions:
-        """Return the versions of the own table, with the timestamp from which each row holds."""
+        """Return the versions of the entity table, with the timestamp from which each row is valid."""
         time, where = self.schema.time, f"{own.where}: column {as_of!r}"
         if time is None:
-            raise DataError(where, "as_of, but the schema names no time", "a time column", "leave as_of out")
+            raise DataError(where, "as_of, but the schema has no time column", "a time column", "leave as_of out")
         own.no_nulls(as_of, "time", "row of a table with as_of")
         self._since = read_timestamps(own, as_of, time).sql
         twice = own.row(
@@ -97,7 +98,7 @@ class Entities:
         return Versions(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), read["since"].to_numpy())
 
     def _read(self, value: str, own: Relation) -> pa.Table:
-        """Return a value per version, in the order of the versions, with the position of its key and its timestamp."""
+        """Return one value per version in order, with the position of its key and its timestamp."""
         own.con.register("_keys", pa.table({"key": self.keys.values, "place": np.arange(len(self.keys))}))
         key = f"{name(self.key)}::{self.log.key_type(self.key)}"
         versions_table = own.table(
@@ -108,11 +109,11 @@ class Entities:
         return versions_table
 
     def source(self, column: str) -> Relation:
-        """Return the relation that holds a column: the own table if it has it, else the log."""
+        """Return the relation that has a column: the entity table if it has it, else the log."""
         return self.own if self.own is not None and column in self.own.types else self.log
 
     def reads_own_table(self, feature: str) -> bool:
-        """Return whether a feature reads its own table besides the key."""
+        """Return whether a feature reads a column of the entity table other than the key."""
         if self.schema.features[feature].kind == "embedding":
             return False
         return any(c != self.key and self.source(c) is self.own for c in self.schema.columns(feature))
@@ -145,7 +146,7 @@ class Entities:
             values, where = self.keys.values, f"{self.log.where}: column {column!r}"
         else:
             values = self._plain(column, feature, source, where)
-        if dated:  # beside a column of versions: the same in all versions of a key
+        if dated:  # combined with a versioned column: the same value in all versions of a key
             assert self.versions is not None
             values = values.take(pa.array(np.repeat(np.arange(len(self.keys)), np.diff(self.versions.offsets)[1:])))
         return values, where
@@ -158,7 +159,7 @@ class Entities:
         if source is self.own:
             joined = f"SELECT {key} AS key, {name(column)} AS value FROM {source.view}"
         else:
-            # Null in some rows counts as a value: filled in from other rows, it would show what came later.
+            # Null in some rows counts as a value: filling it from other rows would leak later values.
             value = name(column)
             odd = source.row(
                 f"SELECT {key} FROM {source.view} WHERE {key} IS NOT NULL GROUP BY 1 "
@@ -167,9 +168,9 @@ class Entities:
             if odd:
                 raise DataError(
                     where,
-                    f"several values, or null beside a value, for the {self.role} {odd[0]!r}",
-                    f"one value a {self.role}, as table: {self.role} says",
-                    f"set side: context for the feature {feature!r}, or give a {self.role} table",
+                    f"several values, or a value and null, for the {self.role} {odd[0]!r}",
+                    f"one value per {self.role}, as the feature has side: {self.role}",
+                    f"set side: context for the feature {feature!r}, or add a table of {self.role}s",
                 )
             joined = f"SELECT {key} AS key, any_value({value}) AS value FROM {source.view} GROUP BY 1"
         values = source.table(f"SELECT j.value FROM _keys k LEFT JOIN ({joined}) j ON k.key = j.key ORDER BY k.place")
@@ -182,12 +183,12 @@ class Entities:
         owners: Callable[[NDArray[np.int64]], NDArray[Any]],
         timestamps: NDArray[np.int64],
     ) -> NDArray[np.int64] | None:
-        """Count the training events that read each version: ``[V]``, or None without versions.
+        """Return the number of training events that read each version, ``[V]``, or None without versions.
 
         Args:
-            train: which events are.
-            owners: from places of events to rows of this table.
-            timestamps: of all events.
+            train: mask of the training events.
+            owners: function from event indices to row indices of this table.
+            timestamps: timestamp of each event.
         """
         if self.versions is None:
             return None
@@ -204,9 +205,9 @@ class Entities:
         """Pass every value of this entity's features to the fitters, weighted by the training events that read it.
 
         Args:
-            counts: training events of each key.
-            reads: training events that read each version, where there are versions: one that only later events read
-                is ignored.
+            counts: number of training events per key.
+            reads: number of training events per version, if there are versions. A version that no training event
+                reads has no weight.
         """
         names = [feature for feature in fitters if self.schema.side(feature) == self.role]
         for feature, values, _, where in self.columns([f for f in names if fitters[f].needs_data()]):
@@ -217,7 +218,7 @@ class Entities:
             add_values(fitters[feature], self.schema, feature, values, weight, where)
 
     def encode(self, fitted: FittedSchema) -> EntityTable:
-        """Return the encoded table. Row 0 is for an unknown key and for a key without a version."""
+        """Return the encoded table. Row 0 is for unknown keys and keys without a version."""
         plain: dict[str, NDArray[Any] | Lists] = {}
         dated: dict[str, NDArray[Any] | Lists] = {}
         for feature, values, weights, where in self.columns(fitted.list_features(self.role)):
@@ -230,7 +231,7 @@ class Entities:
         return EntityTable(self.keys, plain, self.versions, dated)
 
     def warnings(self) -> list[str]:
-        """Return the caveats that the timestamps of the own table put on results measured on the log."""
+        """Return warnings about results with features of an entity table without valid timestamps."""
         features = [f for f in self.schema.features if self.schema.side(f) == self.role and self.reads_own_table(f)]
         if self.own_source is None or not features:
             return []
@@ -238,7 +239,7 @@ class Entities:
         several, listed = len(features) > 1, ", ".join(features)
         if self.versions is None:
             does = f"features {listed} are taken as they are" if several else f"feature {listed} is taken as it is"
-            do = "; where that changes with time, keep one row per version and name the column that dates it with as_of"
+            do = "; if it changes over time, keep one row per version and set as_of to the column with its timestamp"
             return [f"{named} has no as_of: {does} in the file, for every impression{do if self.schema.time else ''}"]
         if self.share_without_version <= _MANY:
             return []
@@ -252,7 +253,7 @@ class Entities:
 def add_values(
     fitter: EncoderFitter, schema: Schema, feature: str, values: pa.Array, counts: NDArray[np.int64], where: str
 ) -> None:
-    """Pass one chunk to a fitter. Several values per row count as often as their row."""
+    """Add one chunk of values to a fitter. Each of several values per row has the count of its row."""
     if schema.features[feature].kind == "multi_id":
         values, offsets, _ = split_multi_values(schema.features[feature], values, where)
         counts = np.repeat(counts, np.diff(offsets))
@@ -260,5 +261,5 @@ def add_values(
 
 
 def _short_name(file: str) -> str:
-    """Return a file as its name, and a pattern with its folder."""
+    """Return the name of a file, or the folder and name of a pattern."""
     return Path(file).name if not set("*?[") & set(Path(file).name) else "/".join(Path(file).parts[-2:])

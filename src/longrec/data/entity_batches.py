@@ -1,6 +1,6 @@
-"""Batches of users or of items without an impression, as of a timestamp, for models that encode one side.
+"""Batches of only users or only items as of a timestamp, without impressions, for models that encode one side.
 
-Whatever belongs to the other side, or to an event or its candidate, reads as missing.
+Features of the other side, of the context and of the candidate are missing values.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ def build_user_batch(log: Log, users: NDArray[np.int64], timestamp: int) -> Batc
     """Return a batch of users with their histories strictly before a timestamp.
 
     Args:
-        users: int64 ``[B]`` rows of the log's user table.
+        users: row indices in the user table of the log, int64 ``[B]``.
+        timestamp: timestamp of all rows of the batch.
 
     Raises:
-        DataError: a log whose rows carry their histories: there is none but at its rows.
+        DataError: a prejoined log, which has histories only at its own rows.
     """
     if log.schema.prejoined:
-        message = "histories that lie in the rows of the log"
+        message = "histories that are columns of the log"
         raise DataError(str(log.folder), message, "an event log, whose histories can be read at any timestamp")
     timestamps = np.full(len(users), timestamp, np.int64)
     histories = {}
@@ -50,7 +51,8 @@ def build_item_batch(log: Log, items: NDArray[np.int64], timestamp: int) -> Batc
     """Return a batch of items as of a timestamp, without a user.
 
     Args:
-        items: int64 ``[B]`` rows of the log's item table.
+        items: row indices in the item table of the log, int64 ``[B]``.
+        timestamp: timestamp of all rows of the batch.
     """
     histories = {}
     for name, columns in log.fields().histories.items():
@@ -60,7 +62,7 @@ def build_item_batch(log: Log, items: NDArray[np.int64], timestamp: int) -> Batc
 
 
 def _no_events(field: Field) -> torch.Tensor | Jagged:
-    """Return a column without events."""
+    """Return an empty history column."""
     if field.kind == "multi_id":
         weights = torch.zeros(0) if field.weighted else None
         return Jagged(torch.zeros(0, dtype=torch.int32), torch.zeros(1, dtype=torch.int64), weights)

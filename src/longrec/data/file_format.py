@@ -1,6 +1,6 @@
-"""Format of the rows of files: ``rows`` of a source.
+"""Row format of input files: the config key ``rows`` of an input.
 
-``file_reader.py`` reads it, ``packed_cells.py`` parses packed cells.
+``file_reader.py`` reads files of this format, and ``packed_cells.py`` parses packed cells.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ ValueT = Annotated[int | float | str, BeforeValidator(_plain)]
 
 
 class PackedCells(Strict):
-    """Format of a cell that holds several features per step: ``name:value#name:value;name:value#...``.
+    """Format of a cell with a sequence of steps, several features each: ``name:value#name:value;name:value#...``.
 
-    ``into`` gives each name its list column. A step that lacks a name, or its value, holds the default of that column
-    (null unless given); an empty step is none; names in ``ignore`` are passed over; anything else is refused.
+    ``into`` maps each name to its list column. If a step lacks a name or its value, the default of that column is used
+    (null if not set). Empty steps and names in ``ignore`` are skipped. Anything else is an error.
     """
 
     into: dict[str, str] = Setting(min_length=1)
@@ -48,10 +48,10 @@ class PackedCells(Strict):
             contained = next((mark for mark in marks.values() if mark in name), None)
             if not name or contained:
                 raise ValueError(
-                    f"the name {name!r} " + (f"holds the separator {contained!r}" if contained else "is empty")
+                    f"the name {name!r} " + (f"contains the separator {contained!r}" if contained else "is empty")
                 )
         if len(set(self.into.values())) < len(self.into):
-            raise ValueError("into gives two names one column")
+            raise ValueError("into maps two names to one column")
         both = sorted(set(self.into) & set(self.ignore))
         if both:
             raise ValueError(f"{both[0]!r} is in into and in ignore")
@@ -59,19 +59,21 @@ class PackedCells(Strict):
 
 
 class FileFormat(Strict):
-    """Columns, types, defaults and packed cells of the rows of files.
+    """Columns, types, defaults and packed cells of the rows of input files.
 
-    With ``columns`` the files are text, whatever they are called: one row a line (a quoted cell may hold line ends),
-    cells in the order of ``columns``. Without it they are Parquet or Arrow, which know their columns.
+    With ``columns`` the files are text, regardless of their names: one row per line (a quoted cell may contain line
+    ends), cells in the order of ``columns``. Without it they are Parquet or Arrow, which store their columns.
     """
 
     columns: dict[str, KindT] | None = Setting(None, min_length=1)
-    header: bool = Setting(False, description="the first line of every file names the columns")
+    header: bool = Setting(False, description="the first line of every file is the column names")
     separator: str = Setting(",", min_length=1)
-    quote: str | None = Setting('"', description="one character around a cell that holds the separator; null: none")
-    defaults: dict[str, ValueT] = Setting({}, description="what a null or empty cell of a column counts as")
-    packed: dict[str, PackedCells] = Setting({}, description="columns whose cells are sequences, by name")
-    number: str | None = Setting(None, description="a column more: 0, 1, ... over all files in their order")
+    quote: str | None = Setting('"', description="quote character of cells that contain the separator; null for none")
+    defaults: dict[str, ValueT] = Setting({}, description="value for null or empty cells, per column")
+    packed: dict[str, PackedCells] = Setting({}, description="columns with packed cells, by name")
+    number: str | None = Setting(
+        None, description="name of an additional column with the row number, 0, 1, ... over all files"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> FileFormat:
@@ -81,7 +83,7 @@ class FileFormat(Strict):
         return self
 
     def list_packed_columns(self) -> dict[str, str]:
-        """Return each list column that a packed column yields -> that packed column."""
+        """Return a dict from each list column to the packed column it is parsed from."""
         return {column: cell for cell, packed in self.packed.items() for column in packed.into.values()}
 
     def _text_faults(self) -> list[str]:
@@ -90,9 +92,9 @@ class FileFormat(Strict):
             return [f"{key} is for text files, whose columns must be given" for key in sorted(text_settings)]
         faults = []
         if len(self.separator.encode()) > 4:
-            faults.append(f"separator {self.separator!r} is longer than 4 bytes, which text files are not read with")
+            faults.append(f"separator {self.separator!r} is longer than 4 bytes, which is not supported")
         if {"\n", "\r"} & set(self.separator):
-            faults.append("separator holds a line end, which ends a row")
+            faults.append("separator contains a line end, which ends a row")
         if self.quote is not None and len(self.quote.encode()) != 1:
             faults.append(f"quote must be one ASCII character, or null; got {self.quote!r}")
         elif self.quote is not None and self.quote in self.separator:
@@ -107,11 +109,11 @@ class FileFormat(Strict):
                 faults.append(f"packed: no column {cell!r} in columns")
             elif kind != "text":
                 faults.append(f"packed: column {cell!r} must be text, is {kind}")
-        # The engine does not distinguish names by case.
+        # DuckDB names are case-insensitive.
         taken: dict[str, str] = {}
         for column in self.columns or self.packed:
             if column.lower() in taken:
-                faults.append(f"columns: {taken[column.lower()]!r} and {column!r} differ in case alone")
+                faults.append(f"columns: {taken[column.lower()]!r} and {column!r} differ only in case")
             taken.setdefault(column.lower(), column)
         packed_columns = [("packed", column) for packed in self.packed.values() for column in packed.into.values()]
         for setting, column in [*packed_columns, *([("number", self.number)] if self.number is not None else [])]:

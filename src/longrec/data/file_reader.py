@@ -1,7 +1,6 @@
-"""Reader of files with a declared format: it checks their rows and writes one Parquet file of typed columns.
+"""Conversion of input files with a declared row format to one Parquet file of typed columns.
 
-Text is read with the declared types alone: nothing is guessed from the values, so a log reads the same whatever is in
-it. Every later pass reads the Parquet file, column by column.
+Text is read with the declared types. No type is inferred from the values. Every later pass reads the Parquet file.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ from longrec.data.sql import literal, name, unreadable
 from longrec.data.text_rows import check_header, read_text, select_typed, text_fault
 from longrec.errors import DataError, nearest
 
-_CHUNK = 16_384  # cells taken apart at once
+_CHUNK = 16_384  # cells that are parsed together
 _INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT"}
 
 
 class FileReader:
-    """Reader of one source with a declared format into a Parquet file.
+    """Reader that converts input files with a declared row format to Parquet.
 
     Args:
-        con: the connection that reads.
-        rows: the layout.
-        where: the source as errors name it.
-        files: the files per split, in their order; under None without splits.
-        split_column: the column that names the split.
+        con: DuckDB connection.
+        row_format: declared columns, types, defaults and packed cells.
+        where: name of the input in error messages.
+        files: ordered files per split, or of the key None if the input has no splits.
+        split_column: name of the column to add with the split of each row.
     """
 
     def __init__(
@@ -52,17 +51,17 @@ class FileReader:
         )
 
     def write(self, rows: str | None, target: Path) -> str:
-        """Write the rows to ``target``.
+        """Check the rows and write them to ``target``.
 
         Args:
-            rows: the relation to read (Parquet, Arrow), split column included; None reads the text files.
+            rows: SQL relation over Parquet or Arrow files, including the split column. None reads the text files.
 
         Returns:
-            SQL that reads what was written.
+            SQL that reads the written file.
 
         Raises:
-            DataError: a row of more or fewer cells, a value that does not fit its column, a packed cell that does not
-                read as such, a default or packed column that is not there. The first of each, with its place.
+            DataError: a row with a wrong number of cells, a value of the wrong type, an invalid packed cell, or a
+                missing column of ``defaults`` or ``packed``. The message locates the first one.
         """
         sql = self._text() if rows is None else self._select_with_defaults(rows)
         try:
@@ -94,7 +93,7 @@ class FileReader:
         return " UNION ALL ".join(queries)
 
     def _select_with_defaults(self, rows: str) -> str:
-        """Return SQL over typed files, with defaults filled in."""
+        """Return SQL that reads typed files and fills in defaults."""
         described = self.con.execute(f"DESCRIBE SELECT * FROM {rows}").fetchall()
         types = {row[0]: row[1] for row in described}
         askers = {column: "packed" for column in self.row_format.packed}
@@ -119,7 +118,9 @@ class FileReader:
         ]
         for column in taken:
             if column in types:
-                raise DataError(self.where, f"a column {column!r} of its own", "a name that is free for rows to make")
+                raise DataError(
+                    self.where, f"a column {column!r} in the files", "an unused name for the column that rows adds"
+                )
         return f"SELECT {', '.join(self._fill_default(column, kind) for column, kind in types.items())} FROM {rows}"
 
     def _fill_default(self, column: str, kind: str) -> str:
@@ -146,7 +147,7 @@ class FileReader:
                 writer.close()
 
     def _chunks(self, sql: str) -> Iterator[pa.RecordBatch]:
-        """Yield the rows with their packed columns parsed: at least one chunk, which may be empty."""
+        """Yield the rows with parsed packed columns. There is at least one chunk, which may be empty."""
         done = 0
         with self.con.sql(sql).to_arrow_reader(_CHUNK) as reader:
             for batch in reader:
@@ -171,11 +172,11 @@ class FileReader:
             f"{self._locate_row(before + invalid.row)}, column {column!r}, step {invalid.step}",
             invalid.actual,
             invalid.expected,
-            f"mend the cell, or correct rows.packed.{column}; the cell is {shown!r}",
+            f"correct the cell or rows.packed.{column}; the cell is {shown!r}",
         )
 
     def _locate_row(self, row: int) -> str:
-        """Return the file and the row in it, from 1, of a row of the whole source."""
+        """Return the file of a row of the whole input, and the row number in the file, from 1."""
         con = self.con.cursor()  # the first one is still reading
         for path in self._paths():
             count = con.execute(f"SELECT count(*) FROM {self._scan_file(con, path)}").fetchall()[0][0]

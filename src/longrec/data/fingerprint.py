@@ -1,8 +1,8 @@
-"""Fingerprint of the sources of a prepared log: contents of files and results of queries, as one digest.
+"""Fingerprint of the inputs of a prepared log: one digest of the contents of files and the results of queries.
 
-The content of a file is hashed once. Its digest is kept beside the prepared logs with what the file system says of the
-file, and the file is read again only where that changed: a copy, a checkout or a new time stamp finds the log prepared
-before, and a file replaced by one of equal size and time does not.
+The content of a file is hashed once. Its digest is stored beside the prepared logs together with size, times and inode
+of the file, and the file is hashed again only if these changed. So the prepared log is reused if a file is rewritten
+with the same content, and not if it is replaced by another file of the same size and modification time.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from longrec.errors import DataError
 
 INDEX = "files.json"
 _RACY = 2_000_000_000
-"""Nanoseconds. A file changed so shortly before it was hashed may have changed again within one tick of its clock."""
+"""Nanoseconds. A file changed within this time before it was hashed may have changed again with the same timestamp."""
 
 
 def fingerprint(config: DataConfig, con: duckdb.DuckDBPyConnection, files: ContentIndex) -> str:
-    """Return a digest of the sources: path, content, split and format of every file, and the result of a query."""
+    """Return a digest of the inputs: path, content, split and format of every file, and the result of each query."""
     sections: list[str] = []
     for source in (config.log, config.users, config.items):
         if source is None:
@@ -36,7 +36,7 @@ def fingerprint(config: DataConfig, con: duckdb.DuckDBPyConnection, files: Conte
             query = query_rows(source.query)
             try:
                 columns = [row[:2] for row in con.execute(f"DESCRIBE SELECT * FROM ({query})").fetchall()]
-                # A sum, not an exclusive or, in which two equal rows would cancel out.
+                # A sum, because equal rows would cancel out in an exclusive or.
                 rows = con.execute(f"SELECT count(*), sum(hash(q)) FROM ({query}) q").fetchall()
             except duckdb.Error as error:
                 raise unreadable(str(source), error) from None
@@ -54,10 +54,10 @@ def fingerprint(config: DataConfig, con: duckdb.DuckDBPyConnection, files: Conte
 
 
 class ContentIndex:
-    """Index of the content digests of files, kept in ``files.json`` of a folder of prepared logs.
+    """Cache of the content digests of files, stored in ``files.json`` of a folder of prepared logs.
 
-    Losing an entry costs a reading of its file, no more: a damaged index is written anew, and of two processes that
-    write at once either may win.
+    If an entry is lost, its file is hashed again. So a damaged index is ignored, and if two processes write at the same
+    time, either version may remain.
     """
 
     def __init__(self, root: Path) -> None:
@@ -70,7 +70,7 @@ class ContentIndex:
         """Return the digest of a file's content.
 
         Raises:
-            DataError: a file that cannot be read, or that changes meanwhile.
+            DataError: a file that cannot be read, or that changes while it is read.
         """
         key = str(path.resolve())
         self._used[key] = path
@@ -89,19 +89,19 @@ class ContentIndex:
         return str(entry["digest"])
 
     def check(self) -> None:
-        """Refuse files that changed since they were read: rows of two states would be mixed.
+        """Raise an error if a file changed since it was read, since rows of two states would be mixed.
 
         Raises:
-            DataError: with the file.
+            DataError: a changed file.
         """
         for key, path in self._used.items():
             if not path.exists() or _stat(path) != self._entries[key]["stat"]:
-                raise DataError(str(path), "changed while it was read", "a file that stays as it is", "prepare again")
+                raise DataError(str(path), "changed while it was read", "a file that does not change", "prepare again")
 
     def save(self, scratch: Path) -> None:
-        """Write new entries, through a copy in ``scratch``, a folder of the same file system.
+        """Write new entries atomically, through a copy in ``scratch``, a folder of the same file system.
 
-        The index only saves reading, so a folder that cannot be written, or a full disk, is none of its business.
+        Write errors are ignored, because the index is only a cache.
         """
         if not self._new:
             return
@@ -127,7 +127,7 @@ def _stat(path: Path) -> list[int]:
 
 
 def _is_complete(entry: Any) -> bool:
-    """Return whether an entry has all its fields. Anything else in the file is damage."""
+    """Return whether an entry has all its fields, as opposed to a damaged one."""
     return (
         isinstance(entry, dict)
         and isinstance(entry.get("digest"), str)

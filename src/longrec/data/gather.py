@@ -1,4 +1,4 @@
-"""Batches from rows of a log: one gather per column, nothing copied before."""
+"""Construction of batches from rows of a log, with one gather per column."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from longrec.features.history_columns import HistoryEvents, build_history_column
 def gather(
     log: Log, rows: NDArray[np.int64], targets: Sequence[str] = (), available_before: int | None = None
 ) -> Batch:
-    """Return the batch of some rows: features as of their timestamps, histories strictly before them.
+    """Return a batch of rows: features as of their timestamps, and histories strictly before them.
 
     Args:
-        rows: int64 ``[B]`` places in the log, in any order.
-        targets: further labels to compute (``data/targets.py``); a batch that is only scored needs none.
-        available_before: the timestamp before which these must be available; default the end of the training window.
+        rows: row indices in the log in any order, int64 ``[B]``.
+        targets: names of additional labels to compute (``data/targets.py``). A batch that is only scored needs none.
+        available_before: timestamp before which the targets must be available. Default: end of the training window.
     """
     users, timestamps = log.user(rows), log.timestamps.take(rows)
     owners = {"user": users, "item": log.events.columns["item"].take(rows)}
@@ -88,12 +88,13 @@ def _gather_feature(
 def gather_history(
     log: Log, name: str, at: NDArray[np.int64], offsets: NDArray[np.int64], now: NDArray[np.int64]
 ) -> HistoryBatch:
-    """Return a history of some events, each as available at a timestamp.
+    """Return a history batch of given events, with the values that were available at a timestamp.
 
     Args:
-        at: int64 ``[N]`` rows of the log.
-        offsets: int64 ``[B + 1]``.
-        now: int64 ``[N]``, or ``[1]`` for all.
+        name: name of the history in the schema.
+        at: row indices of the events in the log, int64 ``[N]``.
+        offsets: offsets of the histories, int64 ``[B + 1]``.
+        now: timestamp per event, int64 ``[N]``, or one for all, ``[1]``.
     """
     columns = log.events.columns
     own = set(log.schema.histories[name].features).intersection(list_event_columns(log.fitted))
@@ -126,7 +127,7 @@ def _gather_listed_history(log: Log, name: str, rows: NDArray[np.int64]) -> Hist
 
 
 def to_tensor(column: NDArray[Any] | Lists) -> Tensor | Jagged:
-    """Return int32 ids or float32 numbers as a tensor, and lists as a jagged one."""
+    """Return a column as a tensor of int32 ids or float32 numbers, and a list column as a jagged tensor."""
     if isinstance(column, Lists):
         weights = None if column.weights is None else torch.from_numpy(column.weights)
         return Jagged(_to_tensor(column.values), torch.from_numpy(column.offsets), weights)

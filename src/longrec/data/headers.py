@@ -1,7 +1,7 @@
-"""Headers of the files of a source: the footer of Parquet, the schema of Arrow, the first line of text.
+"""Headers of input files: the footer of Parquet, the schema of Arrow, the first line of text.
 
-Files are read together by the names of their columns, and a column that one file lacks would read as null in all of
-its rows. So the columns that are needed must be in every file, and of one kind.
+Files are combined by column name, and a column that one file lacks would be null in all of its rows. So every file must
+have all required columns, with the same kind of values.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ _ARROW = (".arrow", ".feather")
 
 @dataclass(frozen=True)
 class Header:
-    """Columns of one file, in its order.
+    """Columns of one file, in file order.
 
     Attributes:
-        kinds: what each column holds: integers, numbers, text, times, lists; empty where the file does not say.
+        kinds: kind of values per column: integers, numbers, text, times or lists. Empty if the file does not record it.
     """
 
     path: Path
     kinds: dict[str, str]
 
     def kind(self, column: str) -> str | None:
-        """Return the kind of values of a column, or None if the file lacks it. Names are compared without case."""
+        """Return the kind of values of a column, or None if the file lacks it. Names are case-insensitive."""
         return next((kind for name, kind in self.kinds.items() if name.lower() == column.lower()), None)
 
 
 def read_header(con: duckdb.DuckDBPyConnection, path: Path) -> Header:
-    """Read the columns of a file, and of a text file the few rows that reveal its separator.
+    """Return the header of a file. Of a text file, a few rows are read to detect its separator.
 
     Raises:
-        DataError: a file that cannot be read, or of an unknown kind.
+        DataError: a file that cannot be read, or has an unknown format.
     """
     kind = path.suffix.lower()
     try:
@@ -83,14 +83,15 @@ def _kind(kind: pa.DataType) -> str:
 
 
 def check_alike(where: str, headers: Iterable[Header], columns: Mapping[str, str]) -> None:
-    """Refuse a file that lacks a column which others have, or holds another kind of values in it.
+    """Raise an error if a file lacks a column that others have, or has another kind of values in it.
 
     Args:
-        where: the source, as a message names it.
-        columns: column -> the setting that reads it; columns that no file has are refused elsewhere.
+        where: name of the input in error messages.
+        headers: header of each file.
+        columns: column -> config key that uses it. Columns that no file has are checked elsewhere.
 
     Raises:
-        DataError: with the file and the column.
+        DataError: files that differ. The message gives the files and columns.
     """
     headers = list(headers)
     lacks, differs = [], []
@@ -113,7 +114,7 @@ def check_alike(where: str, headers: Iterable[Header], columns: Mapping[str, str
         raise DataError(
             where,
             "; ".join(lacks[:4]) + (f"; and {len(lacks) - 4} more" if len(lacks) > 4 else ""),
-            "the columns of the schema in every file: their rows would read as null",
+            "the columns of the schema in every file, else its rows would be null",
             "write the file again with this column, or leave the file out",
         )
     if differs:

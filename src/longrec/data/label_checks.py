@@ -1,4 +1,4 @@
-"""Checks of the labels of a log: how many there are, and whether a model can learn from them."""
+"""Checks of the labels of a log: number, classes, and availability in the training window."""
 
 from __future__ import annotations
 
@@ -22,28 +22,30 @@ __all__ = [
 
 
 def check_labels(labels: NDArray[np.float32], codes: NDArray[np.int8], where: str) -> None:
-    """Refuse a training window without labels, or with labels of one class.
+    """Raise an error if the training rows have no labels, or labels of only one class.
 
     Args:
-        codes: the split of each row, as in ``SPLITS``.
+        labels: label of each row, NaN for none.
+        codes: split code of each row, as in ``SPLITS``.
+        where: label column, for error messages.
     """
     train = labels[(codes == splits.TRAIN) & ~np.isnan(labels)]
     if not len(train):
         raise DataError(
-            where, "no training row has a label", "labeled rows before the split line", "look at label and split"
+            where, "no training row has a label", "labeled rows before the split cutoff", "check label and split"
         )
     if train.min() == train.max():
         raise DataError(
             where,
             f"every training label is {train[0]:g}",
             "both classes",
-            "look at the label's condition, and at the split"
-            + ("; a log of clicks alone needs rows with label 0: what was shown and not clicked" if train[0] else ""),
+            "check the condition of the label, and the split"
+            + ("; a log of only clicks needs rows with label 0 for impressions without a click" if train[0] else ""),
         )
 
 
 def describe_label_delay(log: Log) -> str:
-    """Return the setting of the schema that delays labels, as a message names it."""
+    """Return the config key and value that delay the labels, for messages."""
     schema = log.schema
     if schema.label_available_at is not None:
         return f"available_at of features.{schema.label_available_at}"
@@ -56,7 +58,7 @@ def describe_label_delay(log: Log) -> str:
 
 
 def describe_exclusions(log: Log, split: str) -> str:
-    """Return the reasons why rows of train or valid are left out, with their counts."""
+    """Return the reasons why rows of train or valid are excluded, with their counts."""
     excluded, what = log.excluded_rows(split), "valid or test" if split == "train" else "test"
     messages = []
     if excluded.late_labels:
@@ -70,14 +72,14 @@ def describe_exclusions(log: Log, split: str) -> str:
 
 
 def check_window(log: Log) -> None:
-    """Refuse a training window in which too few labels were available to learn from.
+    """Raise an error if the labels available in the training window are not of both classes.
 
     Raises:
-        DataError: no label of train is left, or labels of one class.
+        DataError: no available training label, or labels of one class.
     """
     excluded = log.excluded_rows("train")
     if not len(excluded.rows):
-        return  # ``prepare`` checked the labels as they are
+        return  # ``prepare`` has checked the labels of all rows
     labels = log.labels.take(log.rows_of("train"))
     if len(labels) and labels.min() < labels.max():
         return
@@ -91,20 +93,20 @@ def check_window(log: Log) -> None:
 
 
 def window_warnings(log: Log) -> list[str]:
-    """Return warnings about labels that became available too late for what is measured on a log."""
+    """Return warnings about labels that became available too late for training or validation."""
     messages, window = [], log.training_window
     if "valid" in log.excluded_counts and not len(log.rows_of("valid")):
         messages.append(
-            f"validation: every row is left out, {describe_exclusions(log, 'valid')}. No row chose the weights or "
-            "stopped training, so the last weights count; begin validation earlier."
+            f"validation: every row is left out, {describe_exclusions(log, 'valid')}. So there is no early stopping "
+            "and no best checkpoint: the weights after the last step are used; begin validation earlier."
         )
     if len(window.train) > 1 and log.has_delayed_labels and window.first_test < NEVER:
         rows = log.rows_of("train")
         late = (log.label_time(rows) >= window.first_test) & (log.events.times.take(rows) < window.first_test)
         if late.any():
             messages.append(
-                f"training: a further {late.mean():.2%} of the training rows lie before the first test row with labels "
-                f"that became available only at or after it ({describe_label_delay(log)}); "
+                f"training: a further {late.mean():.2%} of the training rows are before the first test row, with "
+                f"labels that became available only at or after it ({describe_label_delay(log)}); "
                 "split by time to leave them out."
             )
     return messages

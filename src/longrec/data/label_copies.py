@@ -1,9 +1,9 @@
-"""Copies of the label among the features: features that alone predict the label of their own row, on a sample.
+"""Detection of label leaks among the features: single features that predict the label of their row on a sample.
 
-A feature's rates of the label are learned from the rows of half of the users and measured on the other half. So the
-identity of a user predicts nothing, and the identity of an item predicts what it honestly does. An honest feature
-rarely reaches an AUC of .9. A copy of the label, of a later stage or of another task's label does, or has a value
-that nearly always comes with the label.
+The label rate per feature value is learned on the rows of half of the users and evaluated on the other half. So user
+ids predict nothing, and item ids predict no more than they do in use. A legitimate feature rarely reaches an AUC of
+0.9. A copy of the label, of a later conversion stage or of another task's label does, or has a value that nearly always
+occurs with the label.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from longrec.features.feature_encoders import FIRST, CalendarEncoder, Lists
 from longrec.features.fitted_schema import gather_lists
 
 MOST = 10_000
-"""Sampled rows of each class; AUC does not depend on how many there are of each."""
+"""Maximum number of sampled rows per class. AUC does not depend on the class ratio."""
 LEAST = 50
-"""Rows of each class, in each half, without which there is no warning."""
+"""Minimum number of rows of each class in each half. With fewer there is no warning."""
 AUC = 0.9
-"""An honest feature alone stays below: the strongest of the public logs that were tried reaches .67."""
+"""AUC from which a feature is reported. The strongest legitimate feature of the tested public logs reaches 0.67."""
 COPY = 0.99
 """AUC from which feedback counts as a copy of the label."""
 ODDS = 50.0
-"""Ratio of a value's odds with the label to those of other values, from which the value counts as a copy."""
+"""Odds ratio of the label, for one value against all others, from which the value counts as a copy."""
 PURE = 0.9
-"""Share of the rows of a value that have the label, where it gives the label away."""
+"""Share of positive rows among the rows of a value from which the value can count as a copy."""
 _EXAMINED = 2_000_000
 _BUCKETS = 64
 _PRIOR = 2.0
@@ -43,9 +43,9 @@ class LabelCopy:
     """Measurement of how well one feature predicts the label of its own row.
 
     Attributes:
-        auc: of its rates of the label, learned on half of the users and measured on the other.
-        pure: the largest share of the label among the rows of one value that gives it away; 0 where none does.
-        rows: how many rows were measured.
+        auc: AUC of the label rate per value, learned on half of the users and evaluated on the other half.
+        pure: largest share of positive rows of a value that counts as a copy, or 0 if there is none.
+        rows: number of measured rows.
     """
 
     auc: float
@@ -56,14 +56,14 @@ class LabelCopy:
         """Return the measurement as a phrase."""
         if self.auc >= AUC:
             return f"alone predicts {label_name} of its own row (AUC {self.auc:.3f} on {self.rows:,} training rows)"
-        return f"has a value that comes with {label_name} of its own row ({self.pure:.1%} of such rows)"
+        return f"has a value that occurs with {label_name} of its own row ({self.pure:.1%} of such rows)"
 
 
 def find_label_copies(log: Log) -> tuple[list[str], list[str]]:
-    """Return warnings about features that reveal the label or other feedback of their own row, and copies of the label.
+    """Return warnings about features that leak the label or other feedback of their row, and names of label copies.
 
-    The second list holds feedback features that predict the label as well as the label itself. Those are fine unless
-    they are available before it.
+    The second list has the feedback features that predict the label as well as the label itself. They are leaks only if
+    they are available before the label.
     """
     sample = _Sample.of(log)
     if sample is None:
@@ -93,10 +93,10 @@ def find_label_copies(log: Log) -> tuple[list[str], list[str]]:
 
 
 def filter_warning(history: str, column: str, counts: NDArray[np.int64]) -> str:
-    """Return the warning about a filter on an undeclared column that reveals the label, or an empty text.
+    """Return a warning if a history filter on an undeclared column leaks the label, else an empty string.
 
     Args:
-        counts: int64 ``[2, 2]`` training rows by whether the condition holds, and by label.
+        counts: number of training rows by result of the condition and by label, int64 ``[2, 2]``.
     """
     held = counts[1] / np.maximum(counts.sum(0), 1)
     auc = 0.5 + abs(float(held[1] - held[0])) / 2
@@ -112,7 +112,12 @@ def filter_warning(history: str, column: str, counts: NDArray[np.int64]) -> str:
 
 
 def _pure(own: NDArray[Any], rest: NDArray[Any]) -> float:
-    """Return the share of the label among some rows, (without, with) it, if it reveals the label, else 0."""
+    """Return the share of positive rows of a value if the value counts as a copy, else 0.
+
+    Args:
+        own: number of negative and of positive rows of the value.
+        rest: number of negative and of positive rows of all other values.
+    """
     if own[1] < LEAST or own[1] < PURE * own.sum() or own[1] * (rest[0] + 1) < ODDS * (own[0] + 1) * rest[1]:
         return 0.0
     return float(own[1] / own.sum())
@@ -121,8 +126,8 @@ def _pure(own: NDArray[Any], rest: NDArray[Any]) -> float:
 def _sentence(name: str, columns: tuple[str, ...], copy: LabelCopy, label_name: str) -> str:
     of = "" if columns in ((), (name,)) else f" (column {', '.join(map(repr, columns))})"
     return (
-        f"feature {name!r}{of} {copy.phrase(label_name)}, as a value does that is available only after the event; "
-        "if it is such, mark it feedback: true, which keeps it to histories, or drop it"
+        f"feature {name!r}{of} {copy.phrase(label_name)}, like a value that is available only after the event; "
+        "if it is such a value, set feedback: true, which restricts it to histories, or remove the feature"
     )
 
 
@@ -135,10 +140,10 @@ class _Sample:
     """Sample of rows with labels of both classes, in two halves of the users.
 
     Attributes:
-        rows: int64 ``[S]``, rising.
-        label: bool ``[S]``.
-        half: int64 ``[S]``, 0 or 1.
-        weight: float ``[2]``: how many training rows a sampled row without and with the label stands for.
+        rows: sorted row indices, int64 ``[S]``.
+        label: True for positive rows, bool ``[S]``.
+        half: half of the users that the row belongs to, 0 or 1, int64 ``[S]``.
+        weight: number of training rows per sampled row, for negative and positive rows, float ``[2]``.
     """
 
     log: Log
@@ -149,9 +154,9 @@ class _Sample:
 
     @classmethod
     def of(cls, log: Log) -> _Sample | None:
-        """Return a sample of the training rows, or None if a class has too few."""
+        """Return a sample of the training rows, or None if a class has too few rows."""
         random = np.random.default_rng(0)
-        # One row of each stretch, so that a large log is not read from end to end.
+        # One row per stretch, so that not all of a large log is read.
         stretch = max(len(log.labels) // _EXAMINED, 1)
         rows = np.arange(len(log.labels) // stretch) * stretch
         rows += random.integers(0, stretch, len(rows))
@@ -162,7 +167,7 @@ class _Sample:
         some = [rows if len(rows) <= MOST else random.choice(rows, MOST, replace=False) for rows in classes]
         rows = np.sort(np.concatenate(some))
         users = log.user(rows).astype(np.uint64)
-        # Users may be numbered by their behavior: a hash separates neighbors.
+        # User numbers may correlate with behavior, so users are assigned to halves by a hash.
         half = ((users * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)).astype(np.int64) & 1
         for halves in (half, random.integers(0, 2, len(rows))):
             sample = cls(log, rows, log.labels.take(rows) > 0.5, halves, weight)
@@ -171,11 +176,11 @@ class _Sample:
         return None
 
     def counts(self) -> NDArray[np.int64]:
-        """Return int64 ``[4]``: rows by half and label."""
+        """Return the number of rows by half and label, int64 ``[4]``."""
         return np.bincount(2 * self.half + self.label, minlength=4)
 
     def relabel(self, ids: NDArray[Any]) -> _Sample | None:
-        """Return the same rows with another label: the higher of two values of a feedback feature."""
+        """Return the same rows with the higher of two values of a feedback feature as the label."""
         available = ids >= FIRST
         values = np.unique(ids[available])
         if len(values) != 2:
@@ -184,11 +189,11 @@ class _Sample:
         return sample if np.bincount(2 * sample.half + sample.label, minlength=4)[:4].min() >= LEAST else None
 
     def of_event(self, name: str) -> NDArray[Any]:
-        """Return ``[S]`` values of a feature of the row."""
+        """Return the values of a feature of the sampled rows, ``[S]``."""
         return self.log.events.columns[name].take(self.rows, axis=0)
 
     def plain(self) -> Iterator[tuple[str, list[NDArray[np.int64] | Lists]]]:
-        """Yield the features of the impression itself as columns of ids, then the lists of prejoined rows."""
+        """Yield the features of the impressions as columns of ids, then the list columns of prejoined histories."""
         log, timestamps = self.log, self.log.timestamps.take(self.rows)
         owners = {"user": log.user(self.rows), "item": log.events.columns["item"].take(self.rows)}
         tables = {
@@ -213,7 +218,7 @@ class _Sample:
                 yield name, _columns(gather_lists(lists, self.rows))
 
     def measure(self, values: NDArray[np.int64] | Lists) -> LabelCopy | None:
-        """Return how well a column predicts the label of its row, or None if it has one value."""
+        """Return the measurement of a column, or None if it has only one value."""
         if isinstance(values, Lists):
             return self._measure_lists(values)
         distinct, index = np.unique(values, return_inverse=True)
@@ -228,13 +233,13 @@ class _Sample:
         return LabelCopy(auc, self._find_purest(counts), int(counts.sum()))
 
     def _find_purest(self, counts: NDArray[np.float64]) -> float:
-        """Return the largest share of the label in both halves, of one value or of all but the most frequent one."""
+        """Return the largest share of positive rows, in both halves, of one value or of all but the most frequent."""
         weighted = counts * self.weight[None, :, None]
         total, mode = weighted.sum(2), int(weighted.sum((0, 1)).argmax())
-        # All but the most frequent value (as a rule the missing one) count as one value more.
+        # All values but the most frequent one (usually the missing value) are also tested as one value.
         every = np.concatenate([weighted, (total - weighted[:, :, mode])[:, :, None]], 2)
         number = np.concatenate([counts, (counts.sum(2) - counts[:, :, mode])[:, :, None]], 2)
-        # One sampled row more without the label stands for what the sample may have missed.
+        # One more negative row accounts for rows that the sample may have missed.
         missed = every[:, 0] + self.weight[0]
         share = every[:, 1] / (every[:, 1] + missed)
         odds = every[:, 1] * (total[:, :1] - every[:, 0] + 1)
@@ -265,7 +270,7 @@ def _columns(values: NDArray[Any] | Lists, label: NDArray[np.bool_] | None = Non
     """Return values as columns of ids: bucketized numbers, and per list also its length and its weights.
 
     Args:
-        label: of the rows; of many numbers per row only those whose means differ most between its classes are used.
+        label: label of each row. Of long vectors, only the components whose class means differ most are used.
     """
     if isinstance(values, Lists):
         lengths = np.diff(values.offsets)
@@ -287,19 +292,19 @@ def _to_buckets(numbers: NDArray[Any]) -> NDArray[np.int64]:
     if len(distinct) <= _BUCKETS:
         return index.astype(np.int64)
     edges = np.unique(np.quantile(numbers, np.arange(1, _BUCKETS) / _BUCKETS))
-    # Numbers on an edge, such as the one for a missing value, are a bucket of their own.
+    # Numbers equal to an edge, such as the default of missing values, have a separate bucket.
     return np.searchsorted(edges, numbers, side="left") + np.searchsorted(edges, numbers, side="right")
 
 
 def _rates(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the rate of the label per value, from counts ``[2, V]`` without and with it."""
+    """Return the smoothed label rate per value, from counts of negative and positive rows ``[2, V]``."""
     prior = counts[1].sum() / max(counts.sum(), 1)
     rates: NDArray[np.float64] = (counts[1] + _PRIOR * prior) / (counts.sum(0) + _PRIOR)
     return rates
 
 
 def _weighted_auc(score: NDArray[np.float64], counts: NDArray[np.float64]) -> float:
-    """Return the AUC of scores ``[V]`` of values that stand for ``[2, V]`` rows without and with the label.
+    """Return the AUC of scores ``[V]``, weighted by counts of negative and positive rows ``[2, V]``.
 
     Ties count half.
     """

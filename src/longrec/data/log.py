@@ -1,6 +1,7 @@
-"""The prepared log: memory-mapped events, users and items, and the history before each row.
+"""Prepared log: memory-mapped events, users and items, with access to the history before each row.
 
-A sample is an event row. Its history is a view: the last N events of the same user strictly before its timestamp.
+A sample is an event row with a label. Its history is not stored: it is the last N events of the same user strictly
+before the timestamp of the row.
 """
 
 from __future__ import annotations
@@ -36,26 +37,26 @@ from longrec.store.token_store import TokenInfo, TokenStore
 
 FORMAT = "longrec-log-1"
 _ROWS = 65_536
-"""Rows whose histories are held at once when only their lengths are wanted."""
+"""Number of rows whose histories are in memory together when only their lengths are computed."""
 _CHUNK = 1 << 21
-"""Rows that are processed together."""
+"""Number of rows that are processed together."""
 
 
 class Log:
     """A prepared log, opened for reading.
 
     Attributes:
-        events: all events, sorted by (user row, time); a row is a place in it.
-        labels: float32 ``[n]``, NaN where the row is no sample.
-        splits: int8 ``[n]``: 0 train, 1 valid, 2 test.
-        timestamps: int64 ``[n]``: the time as of which a row's features are taken (the start of its request).
-        available: int64 ``[n]``: from when on each event could be read, never before its own time; None where every
-            event was available at once.
-        tokens: where the token histories are read.
-        knowledge: where the vector features are read.
-        warnings: one sentence per fact that makes numbers measured on this log worth less than they look.
-        weights: float32 ``[n]`` by name: the columns of ``data.weights``.
-        sample_weight: that of the loss, where training names one; batches then carry it.
+        events: all events, sorted by (user row, time). A row of the log is an index into them.
+        labels: label of each row, float32 ``[n]``. NaN for rows that are not samples.
+        splits: split code of each row, int8 ``[n]``: 0 train, 1 valid, 2 test.
+        timestamps: timestamp as of which the features of each row are read (the start of its request), int64 ``[n]``.
+        available: timestamp from which each event can be read, int64 ``[n]``, never before the event. None if every
+            event was available immediately.
+        tokens: token histories by name.
+        knowledge: features read from knowledge stores, by name.
+        warnings: one warning per reason why metrics measured on this log may be wrong.
+        weights: sample weights by column of ``data.weights``, each float32 ``[n]``.
+        sample_weight: sample weights of the loss, added to batches. None if training uses none.
     """
 
     def __init__(self, folder: Path, fitted: FittedSchema) -> None:
@@ -90,12 +91,12 @@ class Log:
         """Open a folder that ``prepare`` wrote.
 
         Args:
-            schema: the same schema with other widths or history lengths; default the one it was prepared with.
-            sample_weight: column of ``data.weights`` that weighs the rows of a loss.
-            stores: open the token and knowledge stores that the schema names; without them no batch can be made.
+            schema: the schema of the prepared log with other embedding widths or history lengths. Default: that schema.
+            sample_weight: column of ``data.weights`` that weights the rows in the loss.
+            stores: open the token and knowledge stores of the schema. Without them no batch can be built.
 
         Raises:
-            DataError: no prepared log, or one of another format.
+            DataError: no prepared log in the folder, or one of another format.
         """
         folder = Path(folder)
         manifest = read_manifest(folder / "log.json", FORMAT, "a prepared log", "run longrec prepare", DataError)
@@ -122,7 +123,7 @@ class Log:
         return log
 
     def _warn_of_early_copies(self, names: Sequence[str]) -> list[str]:
-        """Return one sentence per copy of the label (``data/label_copies.py``) that is available before the label."""
+        """Return one warning per copy of the label (``data/label_copies.py``) that is available before the label."""
         rows = np.flatnonzero(~np.isnan(self.labels)) if names else np.zeros(0, np.int64)
         rows = rows[:: max(len(rows) // 1_000, 1)]
         messages, read = [], self.schema.histories.values()
@@ -174,10 +175,10 @@ class Log:
         return self.fitted.fields()
 
     def weight_of(self, column: str) -> NDArray[np.float32]:
-        """Return float32 ``[n]``: a column of sample weights.
+        """Return a column of sample weights, float32 ``[n]``.
 
         Raises:
-            DataError: the log was prepared without it.
+            DataError: the log was prepared without this column.
         """
         if column not in self.weights:
             names = ", ".join(self.weights) or "none"
@@ -187,9 +188,9 @@ class Log:
         return self.weights[column]
 
     def rows_of(self, split: str) -> NDArray[np.int64]:
-        """Return int64 rows of the samples of train, valid or test, in the order of the log (by user, then time).
+        """Return the row indices of the samples of a split, int64, in the order of the log (by user, then time).
 
-        Rows of train and valid whose label was not available in time are left out: see ``data/training_window.py``.
+        Rows of train and valid whose label was not available in time are excluded: see ``data/training_window.py``.
         """
         if split not in SPLITS:
             raise UnknownName("split", split, SPLITS)
@@ -198,7 +199,7 @@ class Log:
         return np.flatnonzero(chosen)
 
     def excluded_rows(self, split: str) -> ExcludedRows:
-        """Return the labeled rows of a split that ``rows_of`` leaves out, and the reasons."""
+        """Return the labeled rows that ``rows_of`` excludes because of late labels, with counts by reason."""
         if split not in self._excluded:
             self._excluded[split] = (
                 ExcludedRows(np.zeros(0, np.int64)) if split == "test" else self._find_late_rows(split)
@@ -207,7 +208,7 @@ class Log:
 
     def _find_late_rows(self, split: str) -> ExcludedRows:
         ends = self.training_window.train if split == "train" else self.training_window.valid
-        # Labels without delay are available before a line if their row is, unless a request crosses the line.
+        # A label without delay is available before a cutoff if its row is, unless a request crosses the cutoff.
         early = (
             bool(self.manifest.get("lines")) and not self.has_delayed_labels and self.timestamps is self.events.times
         )
@@ -226,7 +227,7 @@ class Log:
 
     @cached_property
     def training_window(self) -> TrainingWindow:
-        """The timestamps before which labels must be available to train and to validate, computed on first use."""
+        """Timestamps before which labels must be available for training and validation, computed on first use."""
         if self.manifest.get("lines"):
             first, second = self.manifest["lines"]
             counts = self.manifest["parts"]
@@ -238,7 +239,7 @@ class Log:
 
     @cached_property
     def excluded_counts(self) -> dict[str, dict[str, int]]:
-        """Labeled rows of train and valid that are left out, by reason. Empty if there are none."""
+        """Number of excluded labeled rows of train and valid, by reason. Empty if there are none."""
         excluded = {split: self.excluded_rows(split) for split in ("train", "valid")}
         return {
             split: {"label_not_known": out.late_labels, "not_before_measured": out.late_rows}
@@ -247,14 +248,14 @@ class Log:
         }
 
     def user(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the int64 user row of each row."""
+        """Return the row index of each row's user in the user table, int64."""
         return np.searchsorted(self.events.offsets, rows, side="right") - 1
 
     def label_time(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the int64 timestamp at which the label of each row became available.
+        """Return the timestamp at which the label of each row became available, int64.
 
-        It is the label column's own ``available_at`` if some feedback feature names it, else the event's time plus its
-        delay. It is never before the event was available.
+        It is read from the ``available_at`` column of a feedback feature of the label column if there is one. Else it
+        is the event time plus the delay. It is never before the event was available.
         """
         times, own = self.events.times.take(rows), self.schema.label_available_at
         if own is None:
@@ -271,14 +272,14 @@ class Log:
         )
 
     def clamp_to_available(self, timestamps: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return timestamps of rows ``[B]``, raised to the timestamp at which each row's event became available."""
+        """Return the later of each timestamp and the time at which the event of its row became available, ``[B]``."""
         return timestamps if self.available is None else np.maximum(timestamps, self.available.take(rows))
 
     def select_history(self, name: str, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the events of the history of each row: concatenated rows of the log ``[N]`` and offsets ``[B + 1]``.
+        """Return the events of the history of each row: concatenated row indices ``[N]`` and offsets ``[B + 1]``.
 
-        Only events strictly before the row's timestamp that were also available strictly before it: ties and its own
-        request are not among them.
+        A history has only events that happened and were available strictly before the timestamp of the row. Ties and
+        events of the same request are excluded.
         """
         return self.select_history_at(name, self.user(rows), self.timestamps.take(rows), rows)
 
@@ -292,9 +293,9 @@ class Log:
         """Return the events of the history of each user at a timestamp, as ``select_history`` does.
 
         Args:
-            users: int64 ``[B]`` rows of the user table.
-            timestamps: int64 ``[B]``.
-            below: int64 ``[B]``: rows at or after which no event is selected, if given.
+            users: row indices in the user table, int64 ``[B]``.
+            timestamps: timestamp per user, int64 ``[B]``.
+            below: exclusive upper limit of the selected row indices, int64 ``[B]``. Default: no limit.
         """
         first, stop = self._range(name, users, timestamps, below)
         kept, last = self._select_filtered(name), self.schema.histories[name].max_length
@@ -307,7 +308,7 @@ class Log:
         return at if kept is None else kept.take(at), offsets
 
     def compute_history_lengths(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return int64 ``[B]``: the number of events in the history of each row."""
+        """Return the number of events in the history of each row, int64 ``[B]``."""
         last = self.schema.histories[name].max_length
         if self.available is None:
             first, stop = self._range(name, self.user(rows), self.timestamps.take(rows), rows)
@@ -318,7 +319,7 @@ class Log:
     def _range(
         self, name: str, users: NDArray[np.int64], timestamps: NDArray[np.int64], below: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the start and end of all events before a timestamp, counted among those that pass the filter."""
+        """Return the index range of each user's events before a timestamp, within the events that pass the filter."""
         first = self.events.offsets[users]
         delay = compute_filter_delay(self.fitted, name)
         below = self.events.offsets[users + 1] if below is None else below
@@ -327,7 +328,7 @@ class Log:
         return (first, stop) if kept is None else (np.searchsorted(kept, first), np.searchsorted(kept, stop))
 
     def _select_filtered(self, name: str) -> NDArray[np.int64] | None:
-        """Return the rows of the events that pass the filter of a history, or None without a filter."""
+        """Return the row indices of the events that pass the filter of a history, or None without a filter."""
         if not self.schema.histories[name].where:
             return None
         if name not in self._filtered_rows:
@@ -336,13 +337,13 @@ class Log:
 
     @property
     def leak(self) -> str:
-        """Reason why models that read this log's stores see more than they should. Empty if they do not."""
+        """Description of a leak through the stores that this log reads, or an empty string."""
         names = [name for name, info in self._read_stores().items() if assess_disclosure(info, self.schema).leaks]
-        return f"written by a source that reads a store which leaks ({', '.join(names)})" if names else ""
+        return f"written by a source model that reads a leaking store ({', '.join(names)})" if names else ""
 
     @property
     def column_delays(self) -> Mapping[str, Delay] | None:
-        """Earliest time a model of this log, with its stores, can disclose each raw column. None if it is unknown."""
+        """Earliest availability of each raw column in the output of a model of this log. None if it is unknown."""
         return merge_column_delays(compute_column_delays(self.schema), self._read_stores().values())
 
     def _read_stores(self) -> dict[str, TokenInfo | KnowledgeInfo]:
@@ -356,7 +357,7 @@ class Log:
 
 
 def _with_unit(schema: Schema, prepared: Schema) -> Schema:
-    """Return a schema with the unit of time that preparation detected if the size of the numbers does not show it."""
+    """Return the schema with the time unit that ``prepare`` detected, if it was not set."""
     if schema.time is None or prepared.time is None or schema.time.unit != "auto":
         return schema
     return schema.model_copy(update={"time": schema.time.model_copy(update={"unit": prepared.time.unit})})

@@ -1,4 +1,4 @@
-"""Down-sampling of negatives: the rows with label 0 that enter the loss."""
+"""Down-sampling of negatives: random selection of the rows with label 0 that enter the loss."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from numpy.typing import NDArray
 
 
 def sample_negatives(rows: NDArray[np.int64], label: NDArray[np.float32], rate: float, seed: int) -> NDArray[np.int64]:
-    """Return the rows that are kept: every positive, and each negative with probability ``rate``.
+    """Return all positive rows, and each negative row with probability ``rate``.
 
-    Only the seed and the number of a row decide, so that the decision depends neither on other rows nor on how often
-    the row is read.
+    The selection of a row depends only on the seed and the row index, not on other rows or on how often it is read.
 
     Args:
-        rows: int64 ``[n]`` of the log.
-        label: float32 ``[n]``.
+        rows: row indices in the log, int64 ``[n]``.
+        label: label of each row, float32 ``[n]``.
     """
     if rate >= 1:
         return rows
@@ -22,7 +21,7 @@ def sample_negatives(rows: NDArray[np.int64], label: NDArray[np.float32], rate: 
 
 
 def _uniform(rows: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
-    """Return a number in [0, 1) per row: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) of seed and row."""
+    """Return one number in [0, 1) per row, by SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) of seed and row."""
     x = _mix(rows.astype(np.uint64) + _mix(np.array([seed], np.uint64)))
     return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
 

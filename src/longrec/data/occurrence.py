@@ -1,4 +1,4 @@
-"""Checks for values that a schema names and a log lacks: values of filters, labels and vocabularies."""
+"""Checks that the values in filters, label conditions and vocabularies of a schema occur in the log."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _CHUNK = 1_000_000
 
 
 class Filters:
-    """The ``where`` of every history, evaluated chunk by chunk, with a record of the values that occur.
+    """Filters (``where``) of all histories, evaluated chunk by chunk, with a record of the values that occur.
 
     Args:
-        where: the log, as a message names it.
+        where: name of the log in error messages.
     """
 
     def __init__(self, schema: Schema, where: str) -> None:
@@ -39,7 +39,7 @@ class Filters:
             for column, condition in own.items()
         }
 
-        # Rows by whether a condition holds and by label, for columns that are not declared as feedback.
+        # Number of rows by condition and label, for columns that are not declared as feedback.
         self._labels = {
             (history, column): np.zeros((2, 2), np.int64)
             for history, own in self.histories.items()
@@ -48,14 +48,14 @@ class Filters:
         }
 
     def columns(self) -> set[str]:
-        """Return the raw columns that filters read."""
+        """Return the names of the raw columns that filters use."""
         return {column for own in self.histories.values() for column in own}
 
     def select_rows(self, history: str, chunk: pa.RecordBatch, labels: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Return bool ``[n]``: the rows of a chunk that pass the filter of a history.
+        """Return a mask of the rows of a chunk that pass the filter of a history, bool ``[n]``.
 
         Args:
-            labels: ``[n]``, NaN for rows that are no training rows.
+            labels: label of each row, ``[n]``. NaN for rows that are not training rows.
         """
         masks = []
         for column, condition in self.histories[history].items():
@@ -66,7 +66,7 @@ class Filters:
                 counts += _label_counts(passing, labels)
             missing = self._missing[history, column]
             if missing and passing.any():
-                # After the first chunks of most logs nothing is missing, and nothing is searched.
+                # In most logs all values occur in the first chunks, so later chunks are not searched.
                 here = [
                     Condition(at_least=v) if condition.at_least is not None else Condition(equals=v) for v in missing
                 ]
@@ -76,10 +76,10 @@ class Filters:
         return np.logical_and.reduce(masks)
 
     def warnings(self, con: duckdb.DuckDBPyConnection, rows: Path) -> list[str]:
-        """Return one sentence per value that no row has, and per undeclared column that reveals the label of its row.
+        """Return one warning per value that no row has, and per undeclared column that leaks the label of its row.
 
         Args:
-            rows: the Parquet file of the events, whose columns are called ``c.NAME``.
+            rows: Parquet file of the sorted events, with raw columns ``c.NAME``.
         """
         messages = [filter_warning(*column_key, counts) for column_key, counts in self._labels.items()]
         messages = [sentence for sentence in messages if sentence]
@@ -108,7 +108,7 @@ class Filters:
 
 
 def _label_counts(passing: NDArray[np.bool_], labels: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return int64 ``[2, 2]``: labeled rows by whether a condition holds and by label."""
+    """Return the number of labeled rows by result of a condition and by label, int64 ``[2, 2]``."""
     labeled = ~np.isnan(labels)
     return np.bincount(2 * passing[labeled] + (labels[labeled] > 0.5), minlength=4).reshape(2, 2)
 
@@ -120,10 +120,10 @@ def _list_wanted(condition: Condition) -> list[Any]:
 
 
 def check_condition(label: Label, met: bool, con: duckdb.DuckDBPyConnection, rows: Path, where: str) -> None:
-    """Refuse a condition of the label that no row meets, and list the values that occur.
+    """Raise an error with the values that occur if no row meets the condition of the label.
 
     Args:
-        met: whether any row meets it.
+        met: True if some row meets the condition.
     """
     if met:
         return
@@ -152,12 +152,12 @@ def _describe_range(con: duckdb.DuckDBPyConnection, rows: Path, column: str) -> 
     ((low, high),) = con.execute(
         f"SELECT min({quoted}), max({quoted}) FROM read_parquet({literal(str(rows))})"
     ).fetchall()
-    return "the column holds nulls alone" if high is None else f"its values lie between {low} and {high}"
+    return "the column has only nulls" if high is None else f"its values are between {low} and {high}"
 
 
 def _describe_values(values: list[tuple[Any, int]]) -> str:
     shown = ", ".join(f"{value!r} ({count:,} rows)" for value, count in values[:5])
-    return f"the most frequent values are {shown}" if values else "the column holds nulls alone"
+    return f"the most frequent values are {shown}" if values else "the column has only nulls"
 
 
 def _suggest_value(value: Any, values: list[tuple[Any, int]]) -> str:
@@ -171,10 +171,10 @@ def _suggest_value(value: Any, values: list[tuple[Any, int]]) -> str:
 def vocabulary_warnings(
     fitted: FittedSchema, build: Path, tables: Iterable[Mapping[str, NDArray[Any] | Lists]]
 ) -> list[str]:
-    """Return one sentence per configured vocabulary whose values never occur.
+    """Return one warning per configured vocabulary without any value that occurs.
 
     Args:
-        build: folder of the prepared log, its columns written.
+        build: folder of the prepared log, with its columns.
         tables: encoded columns of users and of items.
     """
     features, tables = fitted.schema.features, list(tables)
@@ -212,7 +212,7 @@ def _columns(
 
 
 def _occurs(column: NDArray[Any], last: int) -> bool:
-    """Return whether an id of a vocabulary value occurs in a column. ``last`` is the first id beyond them."""
+    """Return whether an id of a vocabulary value occurs in a column. ``last`` is the first id after them."""
     for start in range(0, len(column), _CHUNK):
         chunk = column[start : start + _CHUNK]
         if ((chunk >= FIRST) & (chunk < last)).any():

@@ -1,6 +1,6 @@
-"""Parser of packed sequences: cells such as ``name:value#name:value;name:value#...`` into list columns.
+"""Parser of packed cells such as ``name:value#name:value;name:value#...`` into list columns.
 
-Everything is a kernel over a whole chunk of cells; single rows and steps are read only to report a fault.
+A whole chunk of cells is parsed with Arrow kernels. Single rows and steps are parsed only to locate an error.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from longrec.errors import nearest
 
 
 class InvalidCell(Exception):
-    """Error of a cell that does not parse as packed.
+    """Error for a packed cell that cannot be parsed.
 
     Attributes:
-        row: its index in the chunk.
-        step: which step of the cell, from 1, empty ones counted.
-        actual, expected: found and expected of the error.
+        row: index of the cell in the chunk.
+        step: number of the step in the cell, from 1, including empty steps.
+        actual: invalid content, for the error message.
+        expected: expected content, for the error message.
     """
 
     def __init__(self, row: int, step: int, actual: str, expected: str) -> None:
@@ -31,18 +32,19 @@ class InvalidCell(Exception):
 
 
 def unpack(cells: pa.Array, packed: PackedCells, fill: Mapping[str, str]) -> dict[str, pa.ListArray]:
-    """Return the list columns of a chunk of cells, each a list of text per row with one value per step.
+    """Return the list columns of a chunk of cells: one list of text per row, with one value per step.
 
-    A null or empty cell has no step. A step without a name, or without its value, holds what ``fill`` says for the
-    column, else null. Text is kept as it is, blanks and all.
+    A null or empty cell has no steps. A name or value that is missing in a step becomes the default in ``fill``, else
+    null. Spaces in values are kept.
 
     Args:
-        cells: text ``[n]``.
-        fill: column -> what a missing value counts as.
+        cells: text cells, ``[n]``.
+        packed: separators and names.
+        fill: list column -> default of missing values.
 
     Raises:
-        InvalidCell: a feature without a name or of two separators, an unknown name, or a name twice in a step. The
-            first of the chunk.
+        InvalidCell: the first invalid cell of the chunk. It has a feature without a name or with two separators, an
+            unknown name, or a name twice in a step.
     """
     segments, of_row = _split(pc.fill_null(cells, ""), packed.step)
     real = pc.not_equal(segments, "")
@@ -72,7 +74,7 @@ def unpack(cells: pa.Array, packed: PackedCells, fill: Mapping[str, str]) -> dic
 
 
 def _split(text: pa.Array, separator: str) -> tuple[pa.Array, NDArray[np.int64]]:
-    """Return the segments of all texts, concatenated, and int64 offsets ``[n + 1]``.
+    """Return the concatenated segments of all texts, and their offsets, int64 ``[n + 1]``.
 
     An empty text has one empty segment.
     """
@@ -81,11 +83,13 @@ def _split(text: pa.Array, separator: str) -> tuple[pa.Array, NDArray[np.int64]]
 
 
 def _align_to_steps(values: pa.Array, own: NDArray[np.int64], owner: NDArray[np.int64], steps: int) -> pa.Array:
-    """Return the value of every step, null for a step without one.
+    """Return the value of one name in every step, or null if the step has none.
 
     Args:
-        mine: places among ``values`` of the feature, in the order of the steps.
-        owner: the step of every value.
+        values: values of all names.
+        own: indices in ``values`` of the name, in the order of the steps.
+        owner: index of the step of every value.
+        steps: number of steps.
     """
     if len(own) == steps:
         return values.take(pa.array(own))
@@ -95,7 +99,7 @@ def _align_to_steps(values: pa.Array, own: NDArray[np.int64], owner: NDArray[np.
 
 
 def _find_first_invalid(cells: pa.Array, packed: PackedCells) -> InvalidCell:
-    """Return the first fault of a chunk that has one, searched cell by cell."""
+    """Return the error for the first invalid cell of a chunk that has one."""
     for row, cell in enumerate(cells.to_pylist()):
         for number, step in enumerate((cell or "").split(packed.step), 1):
             seen: set[str] = set()
@@ -109,7 +113,7 @@ def _find_first_invalid(cells: pa.Array, packed: PackedCells) -> InvalidCell:
 
 
 def _fault(feature: str, name: str, packed: PackedCells, seen: set[str]) -> tuple[str, str] | None:
-    """Return the fault of one feature of a step as (found, expected), or None."""
+    """Return the error of one feature of a step as (found, expected), or None."""
     count, valid_names = feature.count(packed.name), [*packed.into, *packed.ignore]
     if count != 1:
         shown = repr(feature if len(feature) <= 60 else feature[:57] + "...")
@@ -121,4 +125,4 @@ def _fault(feature: str, name: str, packed: PackedCells, seen: set[str]) -> tupl
         near = nearest(name, valid_names)
         hint = f" (did you mean {near!r}?)" if near else ""
         return f"the name {name!r}{hint}", f"one of {', '.join(valid_names)}, or the name in ignore"
-    return (f"{name!r} twice in one step", "each name once a step") if name in seen and name in packed.into else None
+    return (f"{name!r} twice in one step", "each name once per step") if name in seen and name in packed.into else None

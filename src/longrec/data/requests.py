@@ -1,6 +1,6 @@
-"""Rows of the log as the request that would have been sent at their timestamp.
+"""Conversion of log rows to the serving requests that would have been sent at their timestamp.
 
-Export replays such requests: online and offline must give the same scores.
+Export replays such requests, because online and offline scores must be equal.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from longrec.features.feature_encoders import Lists
 
 
 def build_impression(log: Log, row: int, others: Iterable[int]) -> dict[str, Any]:
-    """Return one impression as the log holds it: user, timestamp, context and history.
+    """Return the data of one impression: user, timestamp, context, history and candidate items.
 
     Args:
-        others: rows of the item table to rank beside the row's own item; row 0 and repeats are left out.
+        row: row index in the log.
+        others: row indices in the item table of further candidates. Row 0 and duplicates are ignored.
 
     Returns:
         ``user`` (row of the user table), ``items`` (rows of the item table), ``timestamp``, ``events`` (encoded event
@@ -33,7 +34,7 @@ def build_impression(log: Log, row: int, others: Iterable[int]) -> dict[str, Any
     items = np.array([item for item in dict.fromkeys([own, *map(int, others)]) if item > 0], np.int64)
     user, timestamp = log.user(np.array([row])), log.timestamps[[row]]
     batch = gather(log, np.array([row], np.int64))
-    # A row has candidate features of its own item only. The other items take those of the rows that follow.
+    # A row has candidate features of its own item only. For the other items, those of the next rows are used.
     near = (row + np.arange(len(items), dtype=np.int64)) % len(log)
     candidate_features = gather(log, near).features if log.fitted.list_features("candidate") else {}
     plain = [n for n in log.fitted.list_features("context") if not log.schema.features[n].feedback]

@@ -1,4 +1,4 @@
-"""Sample weights: numbers beside the rows that weigh each row in a loss or a metric, and nowhere else."""
+"""Sample weights: columns that weight the rows in the loss or in metrics and are not features."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def write_weights(log: Relation, columns: Sequence[str], sorted_events: Path, fo
     """Write each weight column of the sorted events as float32 ``[n]``: ``weights/0.npy`` and so on.
 
     Args:
-        rows: read together.
+        rows: number of rows per chunk.
 
     Raises:
-        DataError: a weight that is null, negative or not finite, with its row.
+        DataError: a weight that is null, negative or not finite. The message gives its row.
     """
     for number, column in enumerate(columns):
         (folder / "weights").mkdir(exist_ok=True)
@@ -38,13 +38,16 @@ def open_weights(folder: Path, columns: Sequence[str]) -> Mapping[str, NDArray[n
 
 
 def check_weights(weight: NDArray[np.float32], label: NDArray[np.float32], where: str, setting: str) -> None:
-    """Refuse weights that leave nothing to learn from or to measure.
+    """Raise an error if the weights of all rows of one class are 0.
 
     Args:
-        weight, label: float32 ``[n]`` of the rows of one split.
+        weight: weight of each row of a split, float32 ``[n]``.
+        label: label of each row of the split, float32 ``[n]``.
+        where: name of the split.
+        setting: config key of the weights.
 
     Raises:
-        DataError: no weight above 0 on one of the classes.
+        DataError: a class without a weight above 0.
     """
     for value, of in ((1, "positive"), (0, "negative")):
         if not (weight[label == value] > 0).any():
@@ -52,7 +55,7 @@ def check_weights(weight: NDArray[np.float32], label: NDArray[np.float32], where
                 f"{setting}: the {where} split",
                 f"a weight of 0 on every {of} row",
                 "a weight above 0 on some row of both classes",
-                f"look at the column, or leave {setting} out",
+                f"check the column, or remove {setting}",
             )
 
 
@@ -71,5 +74,5 @@ def _check_values(values: pa.Array, log: Relation, column: str) -> NDArray[np.fl
         f"{log.where}: column {column!r}",
         f"{what}, as the weight of a sample",
         "a finite number of 0 or more in every row",
-        "mend the column, or name another one in fit.sample_weight and evaluate.sample_weight",
+        "correct the column, or set another one in fit.sample_weight and evaluate.sample_weight",
     )

@@ -1,4 +1,4 @@
-"""Scratch folders of preparations, held by a lock and removed after their process was killed."""
+"""Scratch folders of ``prepare``, protected by a lock while in use and removed if their process was killed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SCRATCH = ".scratch-"
 
 @contextmanager
 def in_use(scratch: Path) -> Iterator[None]:
-    """Hold the lock of a scratch folder. The system releases it even if the process is killed."""
+    """Hold the lock of a scratch folder. The operating system releases it even if the process is killed."""
     with (scratch / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def sweep(root: Path) -> None:
-    """Remove the scratch folders of killed preparations, whose locks are free."""
+    """Remove scratch folders that are not locked, whose processes were killed."""
     for lock in root.glob(f"{SCRATCH}*/lock"):
         with lock.open() as file:
             try:

@@ -1,4 +1,4 @@
-"""The ``data`` section of a config: the sources of events and their split. Formats: ``file_format.py``."""
+"""Settings of the ``data`` section of a config: input files and their split. Row formats: ``file_format.py``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from longrec.features.schema import Schema
 
 
 def _text(value: Any) -> Any:
-    """Return a timestamp that YAML reads as a number (a step, or 20260131) as text."""
+    """Return a timestamp that YAML parses as a number (a step, or 20260131) as text."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -25,12 +25,12 @@ TimestampT = Annotated[str | None, BeforeValidator(_text)]
 class Split(Strict):
     """Rule that splits rows into train, valid and test.
 
-    ``time`` draws one global line: by shares of the rows (``valid``, ``test``), by whole days from the end
-    (``valid_days``, ``test_days``), or from timestamps (``valid_from``, ``test_from``).
-    Rows that share a timestamp stay together. ``user`` puts whole users into one split. ``leave_one_out`` tests on
+    ``time`` uses the same cutoff timestamps for all users: from shares of the rows (``valid``, ``test``), from days
+    before the end (``valid_days``, ``test_days``), or as given (``valid_from``, ``test_from``).
+    Rows with equal timestamps stay together. ``user`` puts whole users into one split. ``leave_one_out`` tests on
     each user's last row and validates on the one before. ``column`` reads train, valid, test from a column.
-    ``files`` puts each row into the split whose files it came from (``log.splits``); files of train, valid and test
-    follow each other in time unless ``allow_overlap``.
+    ``files`` assigns each row to the split of its file (``log.splits``). The files of train, valid and test must follow
+    each other in time unless ``allow_overlap`` is set.
     """
 
     renamed_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {"by": {"parts": "files"}}
@@ -61,7 +61,7 @@ class Split(Strict):
         if self.valid + self.test >= 1:
             raise ValueError(f"valid {self.valid} and test {self.test} leave nothing to train on")
         if (self.by == "column") != (self.column is not None):
-            raise ValueError("column names the split column of a split by column")
+            raise ValueError("a split by column needs column")
         ways = [
             {"valid", "test"} & set_fields,
             {"valid_days", "test_days"} & set_fields,
@@ -72,7 +72,7 @@ class Split(Strict):
         if (self.valid_from is not None and self.test_from is None) or (
             self.valid_days is not None and self.test_days is None
         ):
-            raise ValueError("say where test begins too")
+            raise ValueError("set the start of test too")
         return self
 
 
@@ -84,7 +84,7 @@ FilesT = Annotated[tuple[str, ...], BeforeValidator(_files), Setting(min_length=
 
 
 class SplitFiles(Strict):
-    """Files per split (names or globs, one or several). Train is required, and one more to measure on."""
+    """Files per split (paths or globs, one or several). Train is required, and valid or test."""
 
     train: FilesT
     valid: FilesT | None = None
@@ -97,16 +97,16 @@ class SplitFiles(Strict):
         return self
 
     def each(self) -> dict[str, tuple[str, ...]]:
-        """Return the splits that have files, in the order train, valid, test."""
+        """Return the files of each split that has some, in the order train, valid, test."""
         named = {"train": self.train, "valid": self.valid, "test": self.test}
         return {split: files for split, files in named.items() if files}
 
 
 class Source(Strict):
-    """Source of rows: files (Parquet, CSV, Arrow, globs), files by split, or a DuckDB query.
+    """Input of rows: files (Parquet, CSV, Arrow, globs), files per split, or a DuckDB query.
 
-    ``rows`` says how the rows of the files are laid out; without it text files name their columns in the first line.
-    ``as_of`` gives a table of users or items versions: the column that says since when each row holds.
+    ``rows`` is the row format of the files. Without it, the first line of text files is the column names.
+    ``as_of`` is the column of a user or item table with the timestamp from which each row (version) is valid.
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"parts": "splits"}
@@ -122,15 +122,15 @@ class Source(Strict):
         if sum(source is not None for source in (self.files, self.splits, self.query)) != 1:
             raise ValueError("needs exactly one of files, splits, query")
         if self.rows is not None and self.query is not None:
-            raise ValueError("rows is for files; a query lays out its rows itself")
+            raise ValueError("rows is for files; a query returns typed columns")
         return self
 
     def patterns(self) -> tuple[str, ...]:
-        """Return every file or glob, split after split. A query has none."""
+        """Return all files and globs in the order of the splits. A query has none."""
         return sum(self.splits.each().values(), ()) if self.splits is not None else self.files or ()
 
     def map_paths(self, map_path: Callable[[str], str]) -> Source:
-        """Return the same source with every path passed through ``map_path``."""
+        """Return a copy of the input with ``map_path`` applied to every path."""
         if self.splits is not None:
             mapped = {split: tuple(map(map_path, files)) for split, files in self.splits.each().items()}
             return self.model_copy(update={"splits": SplitFiles(**mapped)})
@@ -156,7 +156,7 @@ def _source(value: Any) -> Any:
     ):
         kind = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
         raise ValueError(
-            f"is a {kind} in memory; expected files or a query: write it to a Parquet file, and give its name"
+            f"is a {kind} in memory; expected files or a query: write it to a Parquet file, and set its path"
         )
     return {"files": value} if isinstance(value, list) else value
 
@@ -171,16 +171,20 @@ def _size(value: Any) -> Any:
 
 
 class DataConfig(Strict):
-    """The data to read. ``schema`` is a path (beside the config) or the schema itself, resolved by the job."""
+    """Input data of a job, and settings of its preparation.
+
+    ``schema`` is a path (relative to the config) or the schema itself, resolved by the job.
+    """
 
     log: SourceT
     users: Annotated[Source | None, BeforeValidator(_source)] = None
     items: Annotated[Source | None, BeforeValidator(_source)] = None
     split: Split = Split()
     weights: tuple[str, ...] = Setting(
-        (), description="columns of sample weights kept beside the rows; those that fit and evaluate name are added"
+        (),
+        description="columns to keep as sample weights; fit.sample_weight and evaluate.sample_weight are added",
     )
-    folder: str = Setting("prepared", description="where prepared logs are kept, one folder a fingerprint")
+    folder: str = Setting("prepared", description="folder of the prepared logs, with one folder per fingerprint")
     memory: Annotated[str, BeforeValidator(_size)] = Setting(
         "400MB", description="memory the sort may use before it spills to disk"
     )
@@ -190,22 +194,24 @@ class DataConfig(Strict):
     def _fits(self) -> DataConfig:
         for role, table in (("users", self.users), ("items", self.items)):
             if table is not None and table.splits is not None:
-                raise ValueError(f"{role}: splits is for the log alone; name the files of a table")
+                raise ValueError(f"{role}: splits is only for the log; use files for a table")
         if self.log.as_of is not None:
             raise ValueError("log.as_of: as_of is for users and items; the schema's time is the timestamp of an event")
         if (self.log.splits is not None) != (self.split.by == "files"):
-            raise ValueError("log.splits and split {by: files} go together: one names the files, the other reads them")
+            raise ValueError("log.splits and split {by: files} must be used together")
         return self
 
 
 def as_of_faults(config: DataConfig, schema: Schema) -> list[str]:
-    """Return the faults of the ``as_of`` of users and items under a schema, one line each."""
+    """Return one message per invalid ``as_of`` of users and items under a schema."""
     faults = []
     for role, table, key in (("users", config.users, schema.user), ("items", config.items, schema.item)):
         if table is None or table.as_of is None:
             continue
         if schema.time is None:
-            faults.append(f"{role}.as_of: needs the schema's time column, which says when an impression was")
+            faults.append(f"{role}.as_of: needs a time column in the schema, to compare with the time of impressions")
         if table.as_of == key:
-            faults.append(f"{role}.as_of: {key!r} is the key of the table; name the column that dates its rows")
+            faults.append(
+                f"{role}.as_of: {key!r} is the key of the table; use the column with the timestamp of its rows"
+            )
     return faults

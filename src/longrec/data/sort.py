@@ -1,6 +1,6 @@
 """Sorting of checked events by (user, time, order of the file) into a scratch Parquet file.
 
-Ties keep the order of the file. A bigger engine may write the same file; everything after reads only that.
+Ties keep the order of the file. All later passes read only the sorted file.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from longrec.errors import DataError
 from longrec.features.schema import Schema
 
 USER, ITEM, TIME, REQUEST_TIME, AVAILABLE_AT = "_user", "_item", "_time", "_moment", "_available"
-_DROP = "leave time.format out: timestamps need none"
+_DROP = "remove time.format, which timestamp types do not need"
 
 
 def event_columns(schema: Schema) -> dict[str, str]:
-    """Return the raw columns of the log that are needed besides user, item and time -> the setting that reads them."""
+    """Return a dict from each required raw column, other than user, item and time, to the setting that uses it."""
     needed = {schema.label.column: "the label"}
     if schema.request:
         needed.setdefault(schema.request, "the request")
@@ -39,7 +39,7 @@ def event_columns(schema: Schema) -> dict[str, str]:
 
 
 def timestamp_columns(schema: Schema) -> list[str]:
-    """Return the raw columns that hold timestamps: the event's own, then those of availability."""
+    """Return the raw timestamp columns: the event time, then the availability columns."""
     if schema.time is None:
         return []
     available_at = [feature.available_at for feature in schema.features.values()]
@@ -48,18 +48,18 @@ def timestamp_columns(schema: Schema) -> list[str]:
 
 
 def chunk_rows(schema: Schema) -> int:
-    """Return the rows written and read together. Rows that carry their histories are ten times as wide, so fewer."""
+    """Return the number of rows per chunk. It is smaller for prejoined logs, whose rows are about ten times as wide."""
     return 50_000 if schema.prejoined else 500_000
 
 
 def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path) -> Schema:
-    """Write the sorted events: ``_user _item _time`` (``_moment``, ``_available``) beside the raw columns.
+    """Write the sorted events: ``_user _item _time`` (``_moment``, ``_available``) and the raw columns.
 
     Returns:
-        The schema, with the unit of times that count from about zero, which their size does not reveal.
+        The schema, with the detected time unit if the times are so small that their size does not determine it.
 
     Raises:
-        DataError: null users or times, ids that are none, times that are none or ambiguous.
+        DataError: null users or times, invalid ids, invalid or ambiguous times.
     """
     user, item = name(schema.user), name(schema.item)
     user_type, item_type = log.key_type(schema.user), log.key_type(schema.item)
@@ -97,7 +97,7 @@ def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path)
 
 
 def _read_late_columns(log: Relation, schema: Schema, event: Timestamps | None) -> dict[str, Timestamps]:
-    """Return the readers of the columns with the availability of events or feedback."""
+    """Return the SQL readers of the event time and of the availability columns."""
     if schema.time is None or event is None:
         return {}
     readers = {schema.time.column: event}
@@ -110,7 +110,7 @@ def _read_late_columns(log: Relation, schema: Schema, event: Timestamps | None) 
         raise DataError(
             f"{log.where}: column {time.column!r}",
             f"times of type {kind}",
-            "text or digits, as time.format reads",
+            "text or digits, which time.format parses",
             _DROP,
         )
     return readers

@@ -1,4 +1,4 @@
-"""Train, valid and test: one small code per row (0, 1, 2)."""
+"""Computation of splits: one code per row, 0 train, 1 valid or 2 test."""
 
 from __future__ import annotations
 
@@ -21,24 +21,26 @@ TRAIN, VALID, TEST = 0, 1, 2
 SPLITS = {"train": TRAIN, "valid": VALID, "test": TEST}
 _DAY = 86_400_000
 _CHUNK = 200_000
-"""Rows that are processed together."""
+"""Number of rows that are processed together."""
 _SAMPLE = 100_000
-"""Values of the sample that locates a rank."""
+"""Number of sampled values that narrow down the search for a rank."""
 
 
 def compute_time_cutoffs(
     split: Split, times: NDArray[np.int64], step: bool, where: str, time: TimeColumn | None = None
 ) -> tuple[int, int]:
-    """Return the first timestamps of valid and of test.
+    """Return the cutoffs of a split by time: the first timestamps of valid and of test.
+
+    A share is a fraction of all rows in time order. Rows with equal timestamps stay together, in the later split.
 
     Args:
-        step: the log counts in steps.
-        time: how the log's timestamps read, for lines given as timestamps.
-
-    A share is a share of the rows along the global time line; rows of one timestamp stay together, on the later side.
+        times: timestamp of each row.
+        step: True if the timestamps are integer time indices (``unit: step``).
+        where: name of the log in error messages.
+        time: time column of the schema, to parse cutoffs that are given as timestamps.
 
     Raises:
-        DataError: invalid timestamps, timestamps out of order, or days for a log in steps.
+        DataError: invalid timestamps, timestamps out of order, or days for a log with ``unit: step``.
     """
     last, time = int(times.max()), time or TimeColumn(column="", unit="step" if step else "auto")
     if split.test_from is not None:
@@ -63,9 +65,9 @@ def compute_time_cutoffs(
 
 
 def select_rank(values: NDArray[np.int64], rank: int) -> int:
-    """Return the value with ``rank`` smaller ones: ``np.partition``, in half its time on long columns.
+    """Return the value at ``rank`` in sorted order, in half the time of ``np.partition`` on long columns.
 
-    A sample says between which two values it lies, and only what lies there is put in order.
+    A sample gives an interval that contains the value, and only the values in this interval are partitioned.
     """
     step = len(values) // _SAMPLE
     if step > 1:
@@ -79,8 +81,8 @@ def select_rank(values: NDArray[np.int64], rank: int) -> int:
 
 
 def _parse_cutoff(text: str, time: TimeColumn, where: str) -> int:
-    """Parse a split line as the log's own timestamps are, or as ISO 8601 text."""
-    # Eight digits are a date of ISO 8601: as seconds they would lie in 1970.
+    """Parse a cutoff in the format of the timestamps of the log, or as ISO 8601 text."""
+    # Eight digits are an ISO 8601 date. As seconds they would be in 1970.
     day = re.fullmatch("([0-9]{4})([0-9]{2})([0-9]{2})", text) if time.unit != "step" else None
     try:
         timestamp = read_iso("-".join(day.groups()) if day else text) if time.unit != "step" else None
@@ -88,12 +90,12 @@ def _parse_cutoff(text: str, time: TimeColumn, where: str) -> int:
             timestamp = parsed
         return read_timestamp(text, time.unit) if timestamp is None else timestamp
     except TimestampError as bad:
-        expected = bad.expected if time.unit == "step" else "an ISO date or time, UTC unless it names an offset"
+        expected = bad.expected if time.unit == "step" else "an ISO date or time, in UTC unless it has an offset"
         raise DataError(where, f"the timestamp {text!r}", expected) from None
 
 
 def describe_timestamp(timestamp: int, step: bool) -> str:
-    """Return a timestamp as messages name it: ISO in UTC, or the number of a step.
+    """Return a timestamp as text for messages: ISO 8601 in UTC, or the step number.
 
     >>> describe_timestamp(1_700_000_000_000, step=False), describe_timestamp(12, step=True)
     ('2023-11-14T22:13:20Z', 'step 12')
@@ -104,20 +106,20 @@ def describe_timestamp(timestamp: int, step: bool) -> str:
 
 
 def split_by_time(times: NDArray[np.int64], cutoffs: tuple[int, int]) -> NDArray[np.int8]:
-    """Return codes of rows by their timestamp. Rows of one request share it, so they stay together."""
+    """Return split codes of rows by timestamp. Rows of one request have the same timestamp, so they stay together."""
     return ((times >= cutoffs[0]).astype(np.int8) + (times >= cutoffs[1])).astype(np.int8)
 
 
 def summarize_splits(
     labels: NDArray[np.float32], codes: NDArray[np.int8], times: NDArray[np.int64], step: bool
 ) -> tuple[dict[str, dict[str, int]], dict[str, tuple[int, int]] | dict[str, tuple[str, str]]]:
-    """Return samples and positives per split, and the first and last timestamp of each split with rows.
+    """Return the number of samples and positives per split, and the first and last timestamp per non-empty split.
 
     Timestamps are ISO 8601 text, or steps.
     """
     counts = {split: {"samples": 0, "positives": 0} for split in SPLITS}
     ends: dict[str, list[int]] = {}
-    for at in range(0, len(codes), _CHUNK):  # pieces that stay in the cache: three times as fast as whole columns
+    for at in range(0, len(codes), _CHUNK):  # chunks that fit the CPU cache: three times as fast as whole columns
         chunk = slice(at, at + _CHUNK)
         label, own, when = labels[chunk], codes[chunk], times[chunk]
         labeled = ~np.isnan(label)
@@ -136,16 +138,16 @@ def summarize_splits(
 
 
 def split_by_user(split: Split, users: pa.Array) -> NDArray[np.int8]:
-    """Return codes of users: a stable hash of the key against the shares."""
+    """Return the split code of each user, by a stable hash of the key."""
     mixed = hash_keys(users) ^ np.uint64((split.seed * 0x9E3779B97F4A7C15) % 2**64)
     share = (hash_keys(pa.array(mixed.view(np.int64))) >> np.uint64(11)) / 2.0**53
     return ((share < split.valid + split.test).astype(np.int8) + (share < split.test)).astype(np.int8)
 
 
 def split_leave_one_out(offsets: NDArray[np.int64], sample: NDArray[np.bool_]) -> NDArray[np.int8]:
-    """Return codes: each user's last sample is test, the one before valid.
+    """Return split codes in which each user's last sample is test and the one before is valid.
 
-    A user with fewer than three is all training.
+    All samples of users with fewer than three samples are training samples.
     """
     codes = np.zeros(len(sample), np.int8)
     rows = np.flatnonzero(sample)
@@ -157,10 +159,10 @@ def split_leave_one_out(offsets: NDArray[np.int64], sample: NDArray[np.bool_]) -
 
 
 def split_by_column(column: pa.Array, where: str) -> NDArray[np.int8]:
-    """Return codes from a text column.
+    """Return split codes from a text column.
 
     Raises:
-        DataError: another value than train, valid, test.
+        DataError: a value other than train, valid or test.
     """
     try:
         text = column.cast(pa.string())
@@ -176,10 +178,10 @@ def split_by_column(column: pa.Array, where: str) -> NDArray[np.int8]:
 
 
 def warn_of_missing_splits(split: Split, samples: Mapping[str, int]) -> list[str]:
-    """Return one sentence per split without samples that weakens a measurement.
+    """Return a warning if valid or test has no samples.
 
     Args:
-        samples: labeled rows per split.
+        samples: number of labeled rows per split.
     """
     if not samples["valid"]:
         what = "the split has no validation rows, so training cannot stop early or keep a best checkpoint: the weights "
@@ -193,7 +195,7 @@ def warn_of_missing_splits(split: Split, samples: Mapping[str, int]) -> list[str
 
 
 def warn_of_missing_validation(config: DataConfig) -> list[str]:
-    """Return the sentence of :func:`warn_of_missing_splits` if the config alone implies that no row is validated on."""
+    """Return the warning of :func:`warn_of_missing_splits` if the config implies that there are no validation rows."""
     rule, valid = config.split, True
     if rule.by == "files":
         valid = config.log.splits is not None and config.log.splits.valid is not None
@@ -205,7 +207,7 @@ def warn_of_missing_validation(config: DataConfig) -> list[str]:
 
 
 def _valid_setting(split: Split) -> str:
-    """Return the setting that gives a split validation rows."""
+    """Return advice on how to get validation rows."""
     if split.by == "column":
         return f"write 'valid' into column {split.column!r} for some training rows"
     if split.by == "files":

@@ -1,8 +1,8 @@
-"""Further labels of impressions: feedback features with the values 0 and 1, for models with several tasks.
+"""Additional labels of impressions for models with several tasks: feedback features with the values 0 and 1.
 
-A target is read as of the end of the training window: a value that became available later reads as missing. So a
-purchase counts only inside its attribution window, and never because it was read from the test split. Targets are
-computed when a batch is made, of the features that the model learns from and no other.
+A target is read as of the end of the training window, and a value that became available later is missing. So a purchase
+counts only inside its attribution window, and no target leaks from the test period. A batch has only the targets that
+the model trains on.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ _VALUES = {0: 0.0, 1: 1.0, "0": 0.0, "1": 1.0}
 def compute_targets(
     log: Log, rows: NDArray[np.int64], names: Sequence[str], available_before: int | None = None
 ) -> dict[str, Tensor]:
-    """Return the targets of some rows by feature, each float32 ``[B]``: NaN if the value was not available in time.
+    """Return targets by feature name, each float32 ``[B]``. A value that was not available in time is NaN.
 
     Args:
-        available_before: the timestamp before which a value must be available; default the end of the training window.
+        rows: row indices in the log, int64 ``[B]``.
+        names: names of the target features.
+        available_before: timestamp before which a value must be available. Default: end of the training window.
 
     Raises:
-        ConfigError: a name that is no target.
+        ConfigError: a feature that cannot be a target.
     """
     if not names:
         return {}
@@ -45,11 +47,11 @@ def compute_targets(
 def compute_target(
     log: Log, name: str, rows: NDArray[np.int64], before: int | NDArray[np.int64] | None = None
 ) -> NDArray[np.float32]:
-    """Return float32 ``[B]``: 0 or 1, or NaN if the value is null or was not available strictly ``before`` a timestamp.
+    """Return one target, float32 ``[B]``: 0 or 1, or NaN for a value that is null or was not available in time.
 
     Args:
-        before: one timestamp, or one per row; None for the final value, which is what a finished model
-            is measured on.
+        before: timestamp strictly before which the value must be available, or one per row. None returns the final
+            value, which is used for the metrics of a trained model.
     """
     encoder = log.fitted.encoders[name]
     assert isinstance(encoder, IdEncoder)
@@ -61,18 +63,18 @@ def compute_target(
 
 
 def compute_available_at(log: Log, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return int64 ``[B]``: the time from which a feedback feature was available, never before its event was."""
+    """Return the time from which a feedback feature was available per row, int64 ``[B]``, never before its event."""
     own, times = log.events.columns.get(f"known.{name}"), log.events.times.take(rows)
     since = np.maximum(own.take(rows), times) if own is not None else times + log.schema.available_after(name)
     return log.clamp_to_available(since, rows)
 
 
 def check_targets(log: Log, names: Sequence[str]) -> None:
-    """Refuse targets that a log cannot provide, before training on them.
+    """Raise an error if the log does not have usable targets of these names.
 
     Raises:
-        ConfigError: no feedback feature of that name, other values than 0 and 1, or no value available in the training
-            window, or one of them alone.
+        ConfigError: no feedback feature of that name, values other than 0 and 1, or fewer than two values available in
+            the training window.
     """
     faults = [f"model: the target {name!r} {fault}" for name in names if (fault := _fault(log, name))]
     if not faults:
@@ -82,7 +84,7 @@ def check_targets(log: Log, names: Sequence[str]) -> None:
             values = np.unique(labels[~np.isnan(labels)])
             if not len(values):
                 faults.append(
-                    f"model: the target {name!r} has no training row where it was available before the split line"
+                    f"model: the target {name!r} has no training row where it was available before the split cutoff"
                 )
             elif len(values) < 2:
                 faults.append(
@@ -93,7 +95,7 @@ def check_targets(log: Log, names: Sequence[str]) -> None:
 
 
 def _fault(log: Log, name: str) -> str:
-    """Return the reason why a feature is no target, or an empty text."""
+    """Return the reason why a feature cannot be a target, or an empty string."""
     features = log.schema.features
     feedback = [name for name, feature in features.items() if feature.feedback and feature.kind == "id"]
     if name not in features:
@@ -104,7 +106,7 @@ def _fault(log: Log, name: str) -> str:
         return "is no feedback; a target is a feature with feedback: true"
     encoder = log.fitted.encoders[name]
     if getattr(features[name], "min_count", 1) > 1:
-        return f"has min_count: {features[name].min_count}; a target keeps every value it has"
+        return f"has min_count: {features[name].min_count}; a target must keep all values"
     if not isinstance(encoder, IdEncoder):
         return f"is of kind {features[name].kind}; a target is an id with the values 0 and 1, without hash"
     odd = [value for value in encoder.keys.values.to_pylist()[:3] if value not in _VALUES]

@@ -18,18 +18,18 @@ FAST = (
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ](?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,9})?"
     r"(?:Z| UTC|[+-](?:[01][0-9]|2[0-3])(?::?[0-5][0-9])?)?)?"
 )
-"""ISO 8601 as most files have it: the engine's own cast reads it as the rule does, several times as fast."""
+"""Common form of ISO 8601, for which the cast of DuckDB equals the rule and is several times as fast."""
 
 _DAY = 86_400_000
 
 
 def matches(text: str, pattern: str) -> str:
-    """Return SQL that is true if a whole text has a pattern."""
+    """Return SQL that is true if a pattern matches a whole text."""
     return f"regexp_full_match({text}, {literal(pattern)})"
 
 
 def floor_divided(value: str, divide: int) -> str:
-    """Return SQL of floor division of a whole number. The engine's ``//`` rounds toward zero."""
+    """Return SQL of floor division of an integer. The operator ``//`` of DuckDB rounds toward zero."""
     if divide == 1:
         return value
     return f"CASE WHEN {value} >= 0 THEN {value} // {divide} ELSE -((-{value} + {divide - 1}) // {divide}) END"
@@ -39,7 +39,7 @@ def whole_sql(value: str, unit: str, low: int) -> str:
     """Return SQL of the milliseconds of integers that fit 64 bits.
 
     Args:
-        low: the smallest of them; none below zero makes cheaper SQL.
+        low: smallest of the integers. The SQL is simpler if it is not negative.
     """
     times, divide = UNITS[unit]
     if times > 1:
@@ -62,7 +62,7 @@ def decimal_sql(value: str, unit: str) -> str:
 
 
 def number_text_sql(text: str, unit: str) -> str:
-    """Return SQL of the milliseconds of text of numbers."""
+    """Return SQL of the milliseconds of numbers written as text."""
     return f"CASE WHEN {matches(text, PLAIN)} THEN {decimal_sql(text, unit)} ELSE {double_sql(text, unit)} END"
 
 
@@ -74,7 +74,7 @@ def instant_sql(value: str, kind: str) -> str:
 
 
 def fast_sql(text: str) -> str:
-    """Return SQL of the milliseconds of text that has the pattern ``FAST``, null if it names no day."""
+    """Return SQL of the milliseconds of text that matches ``FAST``, null if the day does not exist."""
     return f"({floor_divided(f'epoch_us(try_cast({text} AS TIMESTAMPTZ))', 1_000)})"
 
 
@@ -84,12 +84,12 @@ def iso_sql(text: str) -> str:
 
 
 def grammar_sql(text: str, grammar: Grammar) -> str:
-    """Return SQL of the milliseconds of text by a grammar, null if it does not match or names no day."""
+    """Return SQL of the milliseconds of text by a grammar, null if it does not match or the day does not exist."""
     if grammar.width:
         digits = f"regexp_full_match({text}, '[0-9]+') AND length({text}) < {grammar.width}"
         text = f"CASE WHEN {digits} THEN lpad({text}, {grammar.width}, '0') ELSE {text} END"
     names = "[" + ", ".join(literal(name) for name in grammar.names) + "]"
-    # Evaluated once a row as the only element of a list, and named p.
+    # Evaluated once per row, as the only element of a list, and bound to p.
     held = f"regexp_extract({text}, {literal(f'^(?:{grammar.pattern})$')}, {names})"
     return f"list_transform([{held}], lambda p: {_milliseconds(grammar)})[1]"
 

@@ -1,4 +1,4 @@
-"""Histories inside the training window, for models that compute statistics before the first step."""
+"""Iteration over the histories of the training split, for models that compute statistics before training."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from longrec.features.batch import HistoryBatch
 from longrec.features.history_columns import NEVER, compute_filter_delay
 
 _MOST = 1_000_000
-"""Events of a chunk, unless one user has more."""
+"""Maximum number of events per chunk, unless one user has more."""
 _ROWS = 8_192
-"""Rows of a chunk of a prejoined log."""
+"""Number of rows per chunk of a prejoined log."""
 
 
 def iterate_training_histories(log: Log, max_events: int = _MOST) -> Iterator[dict[str, HistoryBatch]]:
-    """Yield every event of the training split once, as histories of its user, oldest first.
+    """Yield batches of complete training histories, one row per user, oldest event first.
 
-    There is one row per user, chunk by chunk.
+    Each event of the training split that passes the filter of a history occurs once, without the limit on the length of
+    the history. Values are those available at the end of the training window, which may differ per user. Token
+    histories are omitted. A prejoined log yields one row per training row, so an event can occur several times.
 
-    The events are those a history lets in, without its limit of length, as available when the window ended (for
-    the user, where the split draws no line through all users).
-    Histories of tokens are left out. A prejoined log gives one row per training row, and an
-    event appears as often as it is listed.
+    Args:
+        max_events: maximum number of events per chunk, unless one user has more.
     """
     if log.schema.prejoined:
         rows = log.rows_of("train")
@@ -54,7 +54,7 @@ def iterate_training_histories(log: Log, max_events: int = _MOST) -> Iterator[di
                 own = own & (log.available[start:stop] < now)
             at = start + np.flatnonzero(own)
             bounds = np.searchsorted(at, offsets[low : high + 1]).astype(np.int64)
-            # If nothing is measured later, the window ends after its last timestamp.
+            # Without rows in valid and test, the window ends after its last timestamp.
             now_or_last = np.where(now == NEVER, last + 1, now)
             chunk[name] = gather_history(
                 log, name, at, bounds, now_or_last if len(now_or_last) == 1 else now_or_last[own]

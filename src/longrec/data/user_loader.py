@@ -1,8 +1,8 @@
-"""Batches of consecutive rows of users, in an order of users that depends on (seed, epoch) alone.
+"""Batches of consecutive rows of users, in an order of users that depends only on (seed, epoch).
 
-The log is sorted by user and time, so a run of rows of one user is contiguous. Users longer than
-``rows_per_user`` are cut into runs; a run is never parted, and a batch holds whole runs. Earlier rows of the user may
-precede a run (``context``): the run attends to them, and their loss does not count.
+The log is sorted by user and time, so a run of consecutive rows of one user is contiguous. Users with more than
+``rows_per_user`` rows are divided into several runs, and a batch consists of whole runs. A run may be preceded by
+earlier rows of the user (``context``), which the model can attend to but which have no loss.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from longrec.features.batch import Batch
 
 
 class UserLoader:
-    """Loader of batches of some rows of a log, user by user.
+    """Loader of batches of given rows of a log, user by user.
 
-    The whole state of an epoch is its number and how many batches of it are done. All epochs have the same number of
-    batches. A batch holds ``batch_size`` rows give or take a run, and the rows of their context besides; not
-    shuffled, its context is part of the ``batch_size``.
+    The state of an epoch is its number and the number of completed batches. All epochs have the same number of batches.
+    A batch has about ``batch_size`` rows (the difference is at most one run) plus their context rows. Without
+    shuffling, the context rows count toward ``batch_size``.
 
     Args:
-        rows: int64 rows of the log in any order; each is met once an epoch.
-        batch_size: rows a batch; at least the longest run.
-        shuffle: visit users at random; False keeps the order of the log (for prediction).
-        rows_per_user: longest run.
-        loss_rows: those of ``rows`` whose loss counts; default all. The others are context.
-        context: rows of the log, of any split, put before each run; fewer where the user has fewer.
-        mirrored: every second epoch goes backwards through the runs of the epoch before.
-        targets, available_before: further labels to compute, as ``gather``.
+        rows: row indices in the log in any order, int64. Each occurs once per epoch.
+        batch_size: rows per batch, at least the longest run.
+        shuffle: shuffle the runs. False keeps the order of the log (for prediction).
+        rows_per_user: maximum length of a run.
+        loss_rows: subset of ``rows`` that have a loss. The others are context. Default: all.
+        context: maximum number of earlier rows of the user, of any split, before each run.
+        mirrored: every second epoch visits the runs in the reverse order of the epoch before.
+        targets, available_before: additional labels to compute, as in ``gather``.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class UserLoader:
         return self._batches
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        """Return the runs in the order of an epoch."""
+        """Return the indices of the runs in the order of an epoch."""
         if not self.shuffle:
             return np.arange(len(self._first))
         drawn = epoch // 2 if self.mirrored else epoch
@@ -81,14 +81,14 @@ class UserLoader:
         return order[::-1] if self.mirrored and epoch % 2 else order
 
     def _cuts(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the boundaries of batches in the order of runs. A run belongs to the batch of its middle."""
+        """Return the boundaries of batches in the order of runs. A run is in the batch that contains its middle."""
         cost = self._cost[order]
         stop = np.cumsum(cost)
         batch = (2 * stop - cost) * self._batches // (2 * int(stop[-1]))
         return np.searchsorted(batch, np.arange(self._batches + 1))
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """Return int64 rows in the order of an epoch without their context, in the order of the log inside a batch."""
+        """Return the row indices of an epoch without context, int64. Inside a batch they have the order of the log."""
         runs = self._order(epoch)
         cuts = self._cuts(runs) if len(runs) else runs
         batches = [self._counted(runs[low:high]) for low, high in pairwise(cuts)]
@@ -120,7 +120,7 @@ class UserLoader:
 
 
 def _runs(users: NDArray[np.int64], longest: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the start and end of each run: users in as few runs of similar length as ``longest`` allows.
+    """Return the start and end of each run. Users have as few runs as possible, of similar length up to ``longest``.
 
     >>> _runs(np.array([3, 3, 3, 3, 3, 8]), 3)
     (array([0, 2, 5]), array([2, 5, 6]))
@@ -135,7 +135,7 @@ def _runs(users: NDArray[np.int64], longest: int) -> tuple[NDArray[np.int64], ND
 
 
 def _spans(first: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the numbers from each first to before each last, concatenated.
+    """Return the concatenated ranges from each ``first`` to each ``last``, exclusive.
 
     >>> _spans(np.array([3, 7]), np.array([5, 8]))
     array([3, 4, 7])
