@@ -30,7 +30,7 @@ _LIKES, _ELSE = 0.85, 0.15  # click probability of an item of a bought category,
 class BoughtOrPassed(Strict):
     """Parameters of ``bought_or_passed``."""
 
-    users: int = Field(1_200, ge=1, description="users")
+    users: int = Field(1_200, ge=1, description="number of users")
     seen: int = Field(4, ge=2, le=_CATEGORIES, multiple_of=2, description="categories that each user has seen")
     shown: int = Field(8, ge=1, description="impressions per user, all after the history")
 

@@ -23,7 +23,7 @@ STORY = (
 class CoAction(Strict):
     """Parameters of ``co_action``."""
 
-    users: int = Field(1_500, ge=1, description="users")
+    users: int = Field(1_500, ge=1, description="number of users")
     side: Literal["history", "field"] = Field(
         "history", description="what the item is paired with: earlier clicks, or one field of the impression"
     )

@@ -29,7 +29,7 @@ _LIKES, _ELSE = 0.85, 0.15  # click probability of an item of the last category,
 class DriftingInterest(Strict):
     """Parameters of ``drifting_interest``."""
 
-    users: int = Field(2_000, ge=1, description="users")
+    users: int = Field(2_000, ge=1, description="number of users")
     phases: int = Field(3, ge=2, le=_CATEGORIES, description="categories that each user clicks through")
     stay: int = Field(3, ge=1, description="clicks per category")
     shown: int = Field(6, ge=1, description="impressions per user, all after the clicks")

@@ -29,7 +29,7 @@ _GOLDEN = (5**0.5 - 1) / 2
 class FrequentQueries(Strict):
     """Parameters of ``frequent_queries``."""
 
-    users: int = Field(500, ge=1, description="users")
+    users: int = Field(500, ge=1, description="number of users")
     clicked: int = Field(7, ge=1, lt=_CATEGORIES - 1, description="categories with one to three clicks of a user")
     most: int = Field(
         64, ge=1, description="maximum number of clicks on the dominant category; the minimum is a quarter of it"

@@ -22,7 +22,7 @@ _EVENTS = 10  # per user
 class LateCorrection(Strict):
     """Parameters of ``late_correction``."""
 
-    users: int = Field(800, ge=1, description="users, 10 events each")
+    users: int = Field(800, ge=1, description="number of users, with 10 events each")
 
 
 def make(parameters: LateCorrection, random: np.random.Generator) -> SyntheticDataset:

@@ -31,7 +31,7 @@ _LIKES, _ELSE = 0.85, 0.15  # click probability of an item of a wanted category,
 class MicroBehaviors(Strict):
     """Parameters of ``micro_behaviors``."""
 
-    users: int = Field(800, ge=1, description="users")
+    users: int = Field(800, ge=1, description="number of users")
     visited: int = Field(2, ge=2, le=_CATEGORIES, multiple_of=2, description="items that each user visits")
     shown: int = Field(8, ge=1, description="impressions per user, all after the visits")
 

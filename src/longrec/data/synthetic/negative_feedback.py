@@ -26,7 +26,7 @@ _ALOUD = 0.3  # probability of a dislike of an unclicked item of the unwanted st
 class NegativeFeedback(Strict):
     """Parameters of ``negative_feedback``."""
 
-    users: int = Field(1_400, ge=1, description="users")
+    users: int = Field(1_400, ge=1, description="number of users")
     passed: int = Field(
         6, ge=2, lt=_CATEGORIES, multiple_of=2, description="categories in which a user left an item unclicked"
     )

@@ -21,7 +21,7 @@ _LIKES, _ELSE = 0.85, 0.15  # click probability of an item of the liked category
 class OneInterest(Strict):
     """Parameters of ``one_interest``."""
 
-    users: int = Field(1_500, ge=1, description="users, 20 events each")
+    users: int = Field(1_500, ge=1, description="number of users, with 20 events each")
 
 
 def make(parameters: OneInterest, random: np.random.Generator) -> SyntheticDataset:

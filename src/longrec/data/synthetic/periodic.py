@@ -34,7 +34,7 @@ _SINCE, _BEFORE = (60, 9 * _HOUR), (40 * _HOUR, 400 * _HOUR)
 class Periodic(Strict):
     """Parameters of ``periodic``."""
 
-    users: int = Field(800, ge=1, description="users")
+    users: int = Field(800, ge=1, description="number of users")
     visits: int = Field(3, ge=2, le=_CATEGORIES, description="visits per user, one of them a day ago")
     clicks: int = Field(2, ge=1, description="clicks per visit")
     shown: int = Field(8, ge=1, description="impressions per user, all at the same time")

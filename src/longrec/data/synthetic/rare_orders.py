@@ -22,9 +22,9 @@ _CLICKS, _ELSE = 0.5, 0.02  # click probability of an item that the town likes, 
 class RareOrders(Strict):
     """Parameters of ``rare_orders``."""
 
-    users: int = Field(600, ge=1, description="users")
+    users: int = Field(600, ge=1, description="number of users")
     towns: int = Field(12, ge=1, description="number of towns; all users of a town like the same kinds")
-    items: int = Field(120, ge=_KINDS, description="items")
+    items: int = Field(120, ge=_KINDS, description="number of items")
     shown: int = Field(30, ge=1, description="impressions per user")
     orders: float = Field(0.15, gt=0, le=1, description="share of clicks that become orders")
 

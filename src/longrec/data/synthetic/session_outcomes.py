@@ -32,7 +32,7 @@ _LIKES, _ELSE = 0.85, 0.15  # click probability after a session with checkout, a
 class Sessions(Strict):
     """Parameters of ``sessions``."""
 
-    users: int = Field(1_200, ge=1, description="users")
+    users: int = Field(1_200, ge=1, description="number of users")
     visits: int = Field(2, ge=1, le=_CATEGORIES // 2, description="sessions with checkout; as many have exit")
     clicks: int = Field(3, ge=1, description="clicks per session, in addition to the one on checkout or exit")
     shown: int = Field(8, ge=1, description="impressions per user, all after the sessions")

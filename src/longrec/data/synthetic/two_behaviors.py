@@ -23,7 +23,7 @@ _LIKES, _ELSE = 0.85, 0.15  # click probability of an item of a clicked category
 class TwoBehaviors(Strict):
     """Parameters of ``two_behaviors``."""
 
-    users: int = Field(800, ge=1, description="users")
+    users: int = Field(800, ge=1, description="number of users")
     categories: int = Field(8, ge=4, le=24, description="number of categories")
     each: int = Field(2, ge=1, le=2, description="categories that each user clicks on; as many are ordered")
     events: int = Field(3, ge=1, description="clicks per clicked category, and orders per ordered one")
