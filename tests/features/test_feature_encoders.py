@@ -23,6 +23,7 @@ from longrec.features.feature_encoders import (
     IdEncoder,
     LogSquareEncoder,
     NumericEncoder,
+    NumericListEncoder,
     cast_numbers,
     compute_log_square,
     dump_encoder,
@@ -75,6 +76,15 @@ def test_booleans_and_nulls_are_numbers_too() -> None:
 def test_what_is_no_number(array: pa.Array, says: str) -> None:
     with pytest.raises(DataError, match=says):
         cast_numbers(array, "x")
+
+
+def test_a_number_beyond_float32_is_refused() -> None:
+    message = r"^x: -4e\+38 at row 1, beyond the range of float32; expected numbers between -3.4e38"
+    with pytest.raises(DataError, match=message):
+        NumericEncoder("raw", 0.0, 1.0, 0.0).encode(pa.array([1.0, -4e38]), "x")
+    with pytest.raises(DataError, match=r"1e\+39 at row 1, beyond"):
+        NumericListEncoder("raw", 0.0, 2, None).encode(pa.array([[1.0, 2.0], [3.0, 1e39]]), "x")
+    assert NumericEncoder("log", 0.0, 1.0, 0.0).encode(pa.array([1e300]), "x")[0] == pytest.approx(690.78, abs=0.01)
 
 
 # ---- dense -------------------------------------------------------------------------------------------------------

@@ -195,6 +195,7 @@ def test_what_does_not_fit_the_schema_is_refused(
         ({"device": {"a": 1}}, "context.device", "expected 64-bit integers or strings"),
         ({"shown": "much"}, "context.shown", "text, for example 'much'; expected numbers"),
         ({"shown": [1]}, "context.shown", "expected numbers"),
+        ({"tags": ["sun"], "tag_weights": [-3.5e38]}, "context.tags: weights", "-3.5e+38 at row 0, beyond the range"),
         ({"campaign": 2.5}, "context.campaign", "ids stored as floats"),
         ({"campaign": 10**18 * 8, "tags": "sun"}, "context.tags", "a list column"),
         ({"tags": ["sun"], "tag_weights": [1.0, 2.0]}, "context.tags: weights", "one weight per value"),

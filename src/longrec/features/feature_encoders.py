@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from longrec.errors import DataError
+from longrec.features.float32 import to_float32
 from longrec.features.vocabulary import Keys, cast_keys, hash_keys
 
 MISSING, UNSEEN, FIRST = 0, 1, 2
@@ -76,10 +77,13 @@ class NumericEncoder:
 
     def encode(self, array: pa.Array, where: str) -> NDArray[np.float32]:
         """Encode a column to float32 ``[n]``."""
-        values = np.nan_to_num(cast_numbers(array, where), nan=self.missing)
+        return to_float32(self.transform(np.nan_to_num(cast_numbers(array, where), nan=self.missing)), where)
+
+    def transform(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return scaled numbers."""
         if self.scale == "log":
             values = np.sign(values) * np.log1p(np.abs(values))
-        return ((values - self.shift) / self.spread).astype(np.float32)
+        return (values - self.shift) / self.spread
 
 
 @dataclass(frozen=True)
@@ -120,10 +124,7 @@ class NumericListEncoder:
         values[~none] = np.nan_to_num(parse_numbers(flat, where)[np.repeat(~none, lengths)], nan=self.missing).reshape(
             -1, self.width
         )
-        encoded: NDArray[Any] = NumericEncoder(self.scale, 0.0, 1.0, self.missing).encode(
-            pa.array(values.ravel()), where
-        )
-        return encoded.reshape(-1, self.width)
+        return to_float32(NumericEncoder(self.scale, 0.0, 1.0, self.missing).transform(values), where)
 
 
 def parse_numbers(array: pa.Array, where: str) -> NDArray[np.float64]:

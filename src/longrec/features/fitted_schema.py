@@ -19,6 +19,7 @@ from longrec.features import feature_encoders
 from longrec.features.compose import ColumnLocator, check_cross_types, compose_column, split_multi_values
 from longrec.features.feature_encoders import CalendarEncoder, CrossEncoder, Encoder, IdEncoder, Lists
 from longrec.features.fields import COMPUTED, Field, Fields
+from longrec.features.float32 import to_float32
 from longrec.features.manifest import read_manifest
 from longrec.features.schema import Schema
 from longrec.features.token_columns import TokenSpec
@@ -201,8 +202,8 @@ def _read_weights(
     if flat.null_count:
         raise DataError(f"{where}: weights", f"{flat.null_count} null", "a number for every value")
     if separator is None:
-        return feature_encoders.cast_numbers(flat, f"{where}: weights").astype(np.float32)
+        return to_float32(feature_encoders.cast_numbers(flat, f"{where}: weights"), f"{where}: weights")
     weights = feature_encoders.parse_numbers(flat, f"{where}: weights")
     if np.isnan(weights).any():
         raise DataError(f"{where}: weights", "a weight that is no number", "a number for every value")
-    return weights.astype(np.float32)
+    return to_float32(weights, f"{where}: weights")
