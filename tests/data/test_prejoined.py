@@ -136,7 +136,7 @@ def test_a_loader_may_group_by_their_length(prepared: Callable[..., Log]) -> Non
             "items",
             [[1, 2], [3]],
             None,
-            r"column 'shops': a row with 1 values of 'shops' beside 2 of 'items'; expected lists of one length",
+            r"column 'shops': a row with 1 values of 'shops' and 2 of 'items'; expected lists of one length",
         ),
     ],
 )

@@ -96,7 +96,7 @@ def test_timestamps() -> None:
 
 @pytest.mark.parametrize("text", ["soon", "", "NaT", "now", "today", "2026-13-01", "12"])
 def test_what_is_no_timestamp(text: str) -> None:
-    with pytest.raises(DataError, match=rf"^log: the timestamp '{text}'; expected an ISO date or time, UTC"):
+    with pytest.raises(DataError, match=rf"^log: the timestamp '{text}'; expected an ISO date or time, in UTC"):
         codes([0, 1], step=False, test_from=text)
 
 

@@ -230,7 +230,7 @@ def test_a_version_of_the_timestamp_or_later_reveals_no_coin(after: int, prepare
     static = prepared(log, COINS, items=pa.table({"item": np.arange(200), "ctr": means}))
     assert area(static) > 0.6
     assert static.warnings == [
-        "items.parquet has no as_of: feature ctr is taken as it is in the file, for every impression; "
+        "items.parquet has no as_of: feature ctr is used unchanged for every impression; "
         "if it changes over time, keep one row per version and set as_of to the column with its timestamp"
     ]
 
@@ -249,9 +249,7 @@ def test_only_a_table_that_some_feature_reads_is_reported(prepared: Callable[...
         "features": {"ctr": {"kind": "numeric", "side": "item"}, "b": {"kind": "id", "side": "item", "column": "a"}},
     }
     (warnings,) = prepared(log, both, items=items).warnings
-    assert warnings.startswith(
-        "items.parquet has no as_of: features ctr, b are taken as they are in the file, for every"
-    )
+    assert warnings.startswith("items.parquet has no as_of: features ctr, b are used unchanged for every")
 
 
 def test_timestamps_that_all_lie_late_are_reported(prepared: Callable[..., Log]) -> None:

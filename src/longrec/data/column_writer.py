@@ -64,7 +64,7 @@ def check_same_lengths(one: tuple[str, NDArray[np.int64]], two: tuple[str, NDArr
         (first, mine), (second, other) = ((column, np.diff(offsets)[odd[0]]) for column, offsets in (one, two))
         raise DataError(
             where,
-            f"a row with {other} values of {second!r} beside {mine} of {first!r}",
+            f"a row with {other} values of {second!r} and {mine} of {first!r}",
             "lists of one length in every row of a history",
         )
 

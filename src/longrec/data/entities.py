@@ -238,9 +238,9 @@ class Entities:
         named = ", ".join(map(_short_name, self.own_source.files or ())) or f"the query of {self.role}s"
         several, listed = len(features) > 1, ", ".join(features)
         if self.versions is None:
-            does = f"features {listed} are taken as they are" if several else f"feature {listed} is taken as it is"
+            does = f"features {listed} are used unchanged" if several else f"feature {listed} is used unchanged"
             do = "; if it changes over time, keep one row per version and set as_of to the column with its timestamp"
-            return [f"{named} has no as_of: {does} in the file, for every impression{do if self.schema.time else ''}"]
+            return [f"{named} has no as_of: {does} for every impression{do if self.schema.time else ''}"]
         if self.share_without_version <= _MANY:
             return []
         does = f"features {listed} read" if several else f"feature {listed} reads"

@@ -1,6 +1,6 @@
 """Fingerprint of the inputs of a prepared log: one digest of the contents of files and the results of queries.
 
-The content of a file is hashed once. Its digest is stored beside the prepared logs together with size, times and inode
+The content of a file is hashed once. Its digest is stored next to the prepared logs, with size, times and inode
 of the file, and the file is hashed again only if these changed. So the prepared log is reused if a file is rewritten
 with the same content, and not if it is replaced by another file of the same size and modification time.
 """

@@ -146,7 +146,7 @@ class Log:
         """Read the token history ``name`` from a store.
 
         Raises:
-            DataError: a store of other keys or another unit of time.
+            DataError: a store that does not fit the log (keys, time unit), or that leaks.
         """
         history = TokenHistory(store, self.schema, name, self.users.keys, f"histories.{name}")
         self.tokens[name] = history
@@ -157,7 +157,7 @@ class Log:
         """Read the embedding feature ``name`` from a store.
 
         Raises:
-            DataError: a store of other keys or another unit of time.
+            DataError: a store that does not fit the log (keys, time unit), or that leaks.
         """
         table = self.schema.side(name)
         keys = self.users.keys if table == "user" else self.items.keys

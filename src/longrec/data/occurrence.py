@@ -190,7 +190,7 @@ def vocabulary_warnings(
         keys = encoder.keys.values
         messages.append(
             f"feature {feature!r}: none of the {len(keys):,} values of its vocabulary (the first is "
-            f"{keys[0].as_py()!r}) occurs in column {fitted.schema.column(feature)!r}, so it carries no information: "
+            f"{keys[0].as_py()!r}) occurs in column {fitted.schema.column(feature)!r}, so it has no information: "
             "every value counts as unseen; correct vocab, or remove it to learn the values"
         )
     return messages

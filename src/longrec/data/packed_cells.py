@@ -119,7 +119,7 @@ def _fault(feature: str, name: str, packed: PackedCells, seen: set[str]) -> tupl
         shown = repr(feature if len(feature) <= 60 else feature[:57] + "...")
         actual = f"{shown}, with {f'{count} separators' if count else 'no separator'} {packed.name!r}"
         if not feature:
-            actual = f"nothing beside a separator {packed.feature!r}"
+            actual = f"an empty feature next to a separator {packed.feature!r}"
         return actual, f"name{packed.name}value between separators {packed.feature!r}"
     if name not in valid_names:
         near = nearest(name, valid_names)

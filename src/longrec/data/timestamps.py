@@ -54,7 +54,7 @@ def read_timestamps(log: Relation, column: str, time: TimeColumn) -> Timestamps:
     """Return the SQL that reads a column of timestamps, after a check of the column.
 
     Raises:
-        DataError: a type or a value that is no timestamp, a unit that does not fit, values whose meaning is ambiguous.
+        DataError: an invalid type or value, a unit that does not fit the values, or ambiguous values.
     """
     return _Column(log, column, time).read()
 
