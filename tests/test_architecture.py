@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "longrec"
 
 BASE = {"errors", "config", "progress", "resources"}
-TOP = {"__init__", "__main__", "cli", "demo", "imports", "commands"}
+TOP = {"__init__", "__main__", "cli", "commands", "demo", "former_names", "imports"}
 MAY_IMPORT: dict[str, set[str]] = {
     "features": set(),
     "metrics": set(),

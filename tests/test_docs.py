@@ -140,13 +140,14 @@ def list_commands_used(text: str) -> set[str]:
 
 
 def test_every_command_exists() -> None:
-    from longrec.cli import _FORMER_COMMANDS, build_parser
+    from longrec.cli import build_parser
+    from longrec.former_names import FORMER_COMMANDS
 
     actions = [action for action in build_parser()._actions if isinstance(action.choices, dict)]
     commands = set(actions[0].choices)
     used = {command: page for page in PAGES for command in list_commands_used(page.read_text(encoding="utf-8"))}
     assert {
-        command: str(page.name) for command, page in used.items() if command not in {*commands, *_FORMER_COMMANDS}
+        command: str(page.name) for command, page in used.items() if command not in {*commands, *FORMER_COMMANDS}
     } == {}
     missing = commands - set(used)
     assert not missing, f"no page shows {sorted(missing)}"

@@ -20,18 +20,11 @@ from typing import Any
 
 from longrec import __version__, commands, imports
 from longrec.errors import ConfigError, LongRecError
+from longrec.former_names import refuse_former_names
 from longrec.report import tables
 from longrec.resources import resource_error
 
 # Names that versions up to 0.4 had: commands, and the options of each command.
-_FORMER_COMMANDS = {"worlds": "synthetic"}
-_FORMER_OPTIONS = {
-    "evaluate": {"part": "split"},
-    "predict": {"part": "split"},
-    "compare": {"part": "split", "unit": "resample", "replicates": "n-resamples"},
-    "synthetic": {"tell": "signal"},
-}
-# Parameters of a synthetic dataset that have an option of their own.
 _DATASET_OPTIONS = ("users", "fields", "signal")
 
 
@@ -75,7 +68,7 @@ def _parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = build_parser()
     if not arguments:
         return argparse.Namespace(function=lambda _: print(parser.format_help(), end=""))
-    _refuse_former_names(arguments)
+    refuse_former_names(arguments)
     try:
         args, rest = parser.parse_known_args(arguments)
     except SystemExit:
@@ -86,34 +79,6 @@ def _parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     if rest:
         args.overrides = [*args.overrides, *rest]
     return args
-
-
-def _refuse_former_names(arguments: Sequence[str]) -> None:
-    """Refuse a command and options under the names of earlier versions.
-
-    Raises:
-        ConfigError: if the command line has former names. All are listed, each with its new name.
-    """
-    command, *rest = arguments
-    faults = []
-    if command in _FORMER_COMMANDS:
-        new = _FORMER_COMMANDS[command]
-        faults.append(f"longrec {command} is called longrec {new}; write longrec {' '.join([new, *rest[:1]])}")
-        command = new
-    former = _FORMER_OPTIONS.get(command, {})
-    for index, argument in enumerate(rest):
-        if argument == "--":
-            break
-        option, equals, value = argument.partition("=")
-        name = option.removeprefix("--")
-        if name == option or name not in former:
-            continue
-        if not equals:
-            value = next((item for item in rest[index + 1 : index + 2] if not item.startswith("-")), "")
-        new = f"--{former[name]}"
-        faults.append(f"{option} is called {new}; write {f'{new} {value}'.rstrip()}")
-    if faults:
-        raise ConfigError("command line", faults)
 
 
 def _report_internal_error(error: Exception) -> int:
