@@ -25,6 +25,7 @@ from longrec.report import tables
 from longrec.resources import resource_error
 
 # Names that versions up to 0.4 had: commands, and the options of each command.
+# Parameters of a synthetic dataset that have an option of their own.
 _DATASET_OPTIONS = ("users", "fields", "signal")
 
 

@@ -13,7 +13,6 @@ FORMER_OPTIONS = {
     "compare": {"part": "split", "unit": "resample", "replicates": "n-resamples"},
     "synthetic": {"tell": "signal"},
 }
-# Parameters of a synthetic dataset that have an option of their own.
 
 
 def refuse_former_names(arguments: Sequence[str]) -> None:

@@ -25,6 +25,6 @@ def to_float32(values: NDArray[np.float64], where: str) -> NDArray[np.float32]:
     beyond = np.argwhere(np.isinf(narrow))
     if len(beyond):
         position = tuple(beyond[0])
-        found = f"{values[position]:.3g} at row {position[0]}, beyond the range of float32"
-        raise DataError(where, found, "numbers between -3.4e38 and 3.4e38", "scale or correct the values")
+        message = f"{values[position]:.3g} at row {position[0]}, beyond the range of float32"
+        raise DataError(where, message, "numbers between -3.4e38 and 3.4e38", "scale or correct the values")
     return narrow
