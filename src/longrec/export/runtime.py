@@ -28,9 +28,8 @@ class Program:
     def __init__(self, path: Path) -> None:
         require_memory(path.parent.glob(f"{path.name}*"), "a program")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = (
-            1  # a server runs one process per core, and threads inside would compete for cores
-        )
+        # A server runs one process per core, and threads inside would compete for cores.
+        options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL

@@ -13,12 +13,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from longrec.config import upgrade
+from longrec.features.feature import Feature
 from longrec.features.fields import RENAMED_COLUMNS, Field
 from longrec.models.core.base import Model, find
 from longrec.models.core.catalog import is_model
 from longrec.nn.embedding import parameter_name
-
-_KINDS = {"multi": "multi_id", "dense": "numeric", "vector": "embedding"}
 
 
 def rename_parameters(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -52,11 +51,9 @@ def upgrade_settings(cls: type[Model], settings: Mapping[str, Any]) -> dict[str,
 
 def upgrade_field(content: Mapping[str, Any]) -> Field:
     """Return a stored field of a model under the names of today."""
-    own = dict(content)
-    if "table" in own:
-        side = own.pop("table")
-        own["side"] = "context" if side == "event" else side
-    own["kind"] = _KINDS.get(own["kind"], own["kind"])
+    own = {Feature.renamed_keys.get(key, key): value for key, value in content.items()}
+    for key in ("kind", "side"):
+        own[key] = Feature.renamed_values[key].get(own[key], own[key])
     for key in ("name", "share"):
         own[key] = RENAMED_COLUMNS.get(own.get(key, ""), own.get(key, ""))
     return Field(**own)
