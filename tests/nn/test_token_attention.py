@@ -71,7 +71,7 @@ def by_hand(attention: TokenAttention, q_Q: Tensor, toks: list[Tensor]) -> Tenso
 def test_attention_is_the_formula_position_by_position(
     fused: bool, activation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_attention, "_use_written_formulas", lambda x: not fused)
+    monkeypatch.setattr(token_attention, "_runs_absorbed", lambda x: fused)
     tokens = lively(TokenInput(5, 6, SIDES, 2, activation))
     attention = lively(TokenAttention(7, tokens, 8, 2))
     lengths = [3, 0, 5, 1]
@@ -98,7 +98,7 @@ def test_absorbed_and_in_buckets_it_is_the_plain_attention(lengths: list[int], m
     results = []
     for fused in (False, True):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(token_attention, "_use_written_formulas", lambda x, fused=fused: not fused)
+            patch.setattr(token_attention, "_runs_absorbed", lambda x, fused=fused: fused)
             patch.setattr(token_kernel, "_MAX_POSITIONS", most)
             h = attention(q, tokens, x, ids, owns)
         grads = torch.autograd.grad((h * torch.linspace(-1, 1, h.numel()).view_as(h)).sum(), wanted)

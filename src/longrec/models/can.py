@@ -51,6 +51,7 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
 from longrec.models.core.base import BaseSection, Model, Ranker, build_base, name_of
+from longrec.nn import kernels
 from longrec.nn.activation import ActivationName, make_activation
 from longrec.nn.embedding import Embeddings
 from longrec.nn.mlp import MLP
@@ -203,7 +204,7 @@ class _Layout:
 
     def __init__(self, segments: Segments | None) -> None:
         self.segments = segments
-        if segments is not None and not segments.shared and not torch.compiler.is_compiling():
+        if segments is not None and not segments.shared and not kernels.is_traced():
             lengths = segments.offsets.diff()
             tiles = (lengths + _TILE - 1) // _TILE
             first = (tiles.cumsum(0) - tiles) * _TILE
@@ -220,7 +221,7 @@ class _Layout:
         if segments.shared:
             h_BMO = unit(p_UCI.flatten(0, 1), w_BW)
             return h_BMO.reshape(segments.rows, segments.positions, orders, unit.outputs).sum(1)
-        if torch.compiler.is_compiling():
+        if kernels.is_traced():
             h_NCO = unit(p_UCI, w_BW.index_select(0, segments.row))
         else:
             x = p_UCI.new_zeros(len(self.row) * _TILE, orders * width).index_copy(0, self.index, p_UCI.flatten(1))

@@ -49,6 +49,7 @@ from longrec.features.batch import Batch
 from longrec.features.fields import TIME_GAP, Fields
 from longrec.features.fields import Field as Column
 from longrec.models.core.base import BaseSection, Ranker, build_base
+from longrec.nn import kernels
 from longrec.nn.activation import ActivationName, make_activation
 from longrec.nn.embedding import EmbeddedBatch, Embeddings
 from longrec.nn.length_buckets import find_empty_rows, split_rows
@@ -286,8 +287,8 @@ def _sorted(columns: tuple[Column, ...]) -> _Columns:
 
 def _read(reader: Reader, q_BQ: Tensor, tokens: TokenInput, x_UI: Tensor, ids_GU: Tensor, segments: Segments) -> Tensor:
     """Return the output of F, ``[B, D]``. Reads with wide tensors of all positions run chunk by chunk."""
-    few = segments.shared or torch.compiler.is_compiling() or segments.positions <= _CHUNK
-    if few or isinstance(reader, TokenAttention):
+    chunked = not segments.shared and kernels.choose(x_UI, _CHUNK + 1, casts=False) == "cpu"
+    if not chunked or isinstance(reader, TokenAttention):
         return reader(q_BQ, tokens, x_UI, ids_GU, segments)
     rows, positions, chunks = split_rows(segments, _CHUNK)
     split = torch.split

@@ -49,6 +49,7 @@ from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
 from longrec.models.core.base import BaseSection, Model, Ranker, build_base, name_of
+from longrec.nn import kernels
 from longrec.nn.embedding import RESERVED, Embeddings
 from longrec.nn.segments import Segments
 
@@ -277,7 +278,7 @@ class CenteredEmbeddings(Embeddings):
         if field.owner != self.item.owner:
             return super()._look_up(field, uses)
         flat = [use.values if isinstance(use, Jagged) else use for use in uses]
-        if torch.compiler.is_compiling():
+        if kernels.is_traced():
             return [F.embedding(values, self.table_of_all) for values in flat]
         ids = torch.cat(flat).long()
         if not self.training and not torch.is_grad_enabled():

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longrec.nn import kernels
 from longrec.nn.length_buckets import Bucket, Buckets
 from longrec.nn.segments import Segments
 
@@ -163,7 +164,7 @@ def _split_heads(x_RTX: Tensor, heads: int) -> Tensor:
 def _attend_within(q_RTX: Tensor, k_RTX: Tensor, v_RTV: Tensor, heads: int, seen: Tensor | None) -> Tensor:
     """``[R, T, V]``."""
     q, k, v = (_split_heads(x, heads) for x in (q_RTX, k_RTX, v_RTV))
-    if torch.compiler.is_compiling():
+    if kernels.is_traced():
         s_RHTT = torch.matmul(q, k.transpose(2, 3))
         if seen is not None:
             s_RHTT = s_RHTT.masked_fill(~seen, -torch.inf)

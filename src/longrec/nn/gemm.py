@@ -42,7 +42,9 @@ def _fits_onednn(x: Tensor) -> bool:
 
 
 def allocate_rows(like: Tensor, rows: int, width: int) -> Tensor:
-    """Return an uninitialized ``[rows, width]`` whose memory has room for whole grains of rows."""
+    """Return an uninitialized ``[rows, width]``. On the CPU its memory has room for whole grains of rows."""
+    if like.device.type != "cpu":
+        return like.new_empty(rows, width)
     whole = -(-rows // GRAIN) * GRAIN
     return like.new_empty(whole, width).resize_(rows, width)
 

@@ -1,7 +1,7 @@
 """A linear layer over many rows, with its ReLU.
 
 The formula is ``relu(x w^T + b)``. In float32 training and evaluation it runs on ``nn/gemm.py`` with a hand-written
-gradient. While a program is traced, under autocast, and for few rows it is the plain formula.
+gradient. While a program is traced, under autocast, for few rows and on a GPU it is the plain formula.
 
 Shapes: N rows, I inputs, O outputs.
 """
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from longrec.nn import gemm
+from longrec.nn import gemm, kernels
 
 _MIN_ROWS = 512
 
@@ -25,8 +25,7 @@ def use_plain_formula(x: Tensor) -> bool:
     """Return True if a formula over the rows of ``x`` should run as written, so that torch differentiates, traces and
     casts it.
     """
-    autocast = torch.is_autocast_enabled(x.device.type)
-    return torch.compiler.is_compiling() or autocast or x.shape[0] < _MIN_ROWS
+    return kernels.choose(x, _MIN_ROWS) != "cpu"
 
 
 def linear(

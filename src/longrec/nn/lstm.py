@@ -8,7 +8,8 @@ if given, scales the new content (Gu et al. 2020: weight and time of an event). 
 of a row to its first.
 
 It runs as nn/recurrent.py does: the term of the input is one product over all positions of the batch, a step is a slice
-of the rows that are still active, and the gradient is written by hand. The forget gate f starts open (its bias at 1),
+of the rows that are still active, and the gradient is written by hand. On a GPU an ordinary LSTM runs on
+``nn/packed.py``. The forget gate f starts open (its bias at 1),
 so that the state is kept by default.
 
 Shapes: B rows, N positions, U entries of the history (see ``Segments``), T positions of a shared history, I inputs, H
@@ -25,8 +26,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from longrec.nn import gemm
+from longrec.nn import gemm, kernels
 from longrec.nn.linear import linear
+from longrec.nn.packed import run_lstm
 from longrec.nn.segments import Segments
 from longrec.nn.steps import Steps, gather_last, run_steps
 
@@ -100,6 +102,9 @@ class LSTM(nn.Module):
         moves_T: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return h after every position, and after the last one of a shared history."""
+        plain = gates_UX is None and scale_UH is None and not segments.shared and segments.positions > 0
+        if plain and kernels.choose(x_UI) == "cuda":
+            return run_lstm(x_UI, self.weight, self.recurrent, self.bias, Steps.of(segments, self.reverse)), None
         x_UG = linear(x_UI, self.weight, self.bias)
         if gates_UX is not None:
             x_UG = x_UG + F.pad(gates_UX, (0, self.hidden))

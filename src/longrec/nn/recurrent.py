@@ -11,7 +11,8 @@ The update z is u itself. With an attention weight a per position it is, by DIEN
 
 The term of the input is one product over all positions of the batch. The scan then runs over time steps. Rows are
 sorted by length and positions ordered by step, so that a step is a slice of the rows that are still active and no
-padding is computed. The gradient is written by hand. That of the recurrent weights is again one product.
+padding is computed. The gradient is written by hand. That of the recurrent weights is again one product. On a GPU an
+ordinary GRU runs on ``nn/packed.py``.
 
 Shapes: B rows, N positions, U entries of the history (see ``Segments``), T positions of a shared history, I inputs, H
 hidden units, G inputs of a step (3 H; 2 H for ``agru``, which has no u), X those of its gates (G - H).
@@ -27,8 +28,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from longrec.nn import gemm
+from longrec.nn import gemm, kernels
 from longrec.nn.linear import linear
+from longrec.nn.packed import run_gru
 from longrec.nn.segments import Segments
 from longrec.nn.steps import Steps, gather_last, run_steps
 
@@ -61,6 +63,8 @@ class GRU(nn.Module):
         Args:
             gates_UX: terms added inside the gates u and r, not inside n.
         """
+        if gates_UX is None and self._runs_packed(x_UI, segments):
+            return run_gru(x_UI, self.weight, self.recurrent, self.bias, Steps.of(segments))
         x_UG = self._inputs(x_UI, gates_UX)
         if segments.shared:
             return self._run_steps(x_UG.unsqueeze(1), None, 1)[1].squeeze(1)
@@ -77,6 +81,8 @@ class GRU(nn.Module):
         assert (a_N is None) == (self.update == "gru"), (
             "attention must be passed to updates that use it, and to no other"
         )
+        if self._runs_packed(x_UI, segments):
+            return gather_last(self.states(x_UI, segments), segments)
         x_UG = self._inputs(x_UI)
         if segments.shared:
             rows = segments.rows if a_N is not None else 1
@@ -91,6 +97,11 @@ class GRU(nn.Module):
         x_NG = self._inputs(x_NI)
         x_TBG = x_NG.reshape(segments.rows, segments.positions, x_NG.shape[1]).transpose(0, 1)
         return self._run_steps(x_TBG, None, segments.rows)[0]
+
+    def _runs_packed(self, x_UI: Tensor, segments: Segments) -> bool:
+        """Return True if torch's own GRU computes the same and is faster."""
+        ragged = not segments.shared and segments.positions > 0
+        return ragged and self.update == "gru" and kernels.choose(x_UI) == "cuda"
 
     def _inputs(self, x_UI: Tensor, gates_UX: Tensor | None = None) -> Tensor:
         x_UG = linear(x_UI, self.weight, self.bias)

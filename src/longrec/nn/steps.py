@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch._higher_order_ops.scan import scan
 
+from longrec.nn import kernels
 from longrec.nn.segments import Segments
 
 State = tuple[Tensor, ...]
@@ -77,7 +78,7 @@ def run_steps(
         inputs: ``[T, ...]`` each.
         moves_T: bool: steps that update the state. The others leave it unchanged.
     """
-    if torch.compiler.is_compiling():
+    if kernels.is_traced():
 
         def masked_step(state: State, at: tuple[Tensor, ...]) -> tuple[State, Tensor]:
             *step_inputs, real = at

@@ -12,7 +12,7 @@ row:
 
 In training only the adaptation is a matrix product at every position. Keys and values are absorbed, ``s_jh = (W_k^T
 q)_h . tok_j`` and ``o_h = W_v (sum_j w_j tok_j)``, and side information is looked up in tables that are scored once per
-row (``nn/token_kernel.py``). While a program is traced, and for few positions, the formulas run as written.
+row (``nn/token_kernel.py``). While a program is traced, for few positions and on a GPU the formulas run as written.
 
 Shapes: B rows, N positions, U entries of the history, I width of the content, A width of the adapted content, S width
 of all side information, K = A + S, Q width of the query, D width of the result, H heads, G side columns.
@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from longrec.nn import kernels
 from longrec.nn.activation import ActivationName, make_activation
 from longrec.nn.attention import TargetAttention
 from longrec.nn.linear import Linear
@@ -145,7 +146,7 @@ class TokenAttention(nn.Module):
         segments: Segments,
     ) -> Float[Tensor, "B D"]:
         """Return the attention output of each row."""
-        if not segments.shared and not _use_written_formulas(x_UI):
+        if not segments.shared and _runs_absorbed(x_UI):
             # In float32 in any precision mode: absorbing saves more than narrow numbers would.
             with torch.autocast(x_UI.device.type, enabled=False):
                 o_BD = self._attend_absorbed(q_BQ.to(self.query.weight.dtype), tokens, x_UI, ids_GU, segments)
@@ -182,9 +183,9 @@ class TokenAttention(nn.Module):
         return o_HBd.transpose(0, 1).flatten(1)
 
 
-def _use_written_formulas(x_UI: Tensor) -> bool:
-    """Return True if the formulas should run as written above, so that torch traces and differentiates them."""
-    return torch.compiler.is_compiling() or x_UI.shape[0] < _MIN_POSITIONS
+def _runs_absorbed(x_UI: Tensor) -> bool:
+    """Return True if keys and values are absorbed. Otherwise the formulas run as written above."""
+    return kernels.choose(x_UI, _MIN_POSITIONS, casts=False) == "cpu"
 
 
 def _split_heads(x_ND: Tensor, heads: int) -> Tensor:

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from longrec.nn import kernels
 from longrec.nn.length_buckets import Buckets
 from longrec.nn.linear import Linear
 from longrec.nn.segments import Segments
@@ -185,7 +186,7 @@ def _keep_newest(x: Tensor, most: int | None) -> Tensor:
     """Return the newest entries of ``[R, T, ...]``. In a traced program always ``most``, with zeros before them."""
     if most is None:
         return x
-    if not torch.compiler.is_compiling():
+    if not kernels.is_traced():
         return x[:, max(x.shape[1] - most, 0) :]
     blank = x.new_zeros(x.shape[0], most, *x.shape[2:])
     return torch.cat([blank, x], 1)[:, x.shape[1] :]

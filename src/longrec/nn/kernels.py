@@ -1,0 +1,37 @@
+"""Choice of the implementation of a formula. All files ask here, and none tests the device or the tracer itself.
+
+- ``traced``: a program is captured. Only operators that every runtime supports, and no size that depends on data.
+- ``plain``: the formula as written, differentiated by torch: few rows, autocast.
+- ``cpu``: many float32 rows on the CPU, on oneDNN and with hand-written gradients.
+- ``cuda``: any other device. Plain operators, attention and recurrences of torch, plans from the host.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kernel = Literal["traced", "plain", "cpu", "cuda"]
+
+
+def is_traced() -> bool:
+    """Return True while torch captures a program."""
+    return torch.compiler.is_compiling()
+
+
+def choose(x: Tensor, min_rows: int = 0, *, casts: bool = True) -> Kernel:
+    """Return the kernel for a formula over the rows of ``x``.
+
+    Args:
+        min_rows: number of rows from which hand-written code is faster on the CPU.
+        casts: the formula follows autocast, which hand-written code does not.
+    """
+    if is_traced():
+        return "traced"
+    if x.device.type != "cpu":
+        return "cuda"
+    if x.shape[0] < min_rows or (casts and torch.is_autocast_enabled("cpu")):
+        return "plain"
+    return "cpu"
