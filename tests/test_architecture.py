@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"features", "store", "models", "pipeline"},
     "serve": {"features", "store", "pipeline", "export"},
     "report": {"metrics"},
+    "testing": {"features", "nn", "models", "train"},
 }
 LINES = 400
 VAGUE = re.compile(r"(^|_)(utils?|commons?|helpers?|misc)(_|$)")

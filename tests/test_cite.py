@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sample_batches import FEW
 
 from longrec import __version__, commands
 from longrec.cli import main
@@ -19,6 +18,7 @@ from longrec.models.core import artifact
 from longrec.models.core.base import build
 from longrec.models.core.catalog import Card, describe, is_model, names
 from longrec.models.core.citation import Citation, citation, entries, software
+from longrec.testing.batches import FEW
 
 SCHEMA = """
 user: user

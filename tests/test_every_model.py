@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
-from conformance import CHECKS, Case, program_agrees
-from sample_batches import FEW, FIELDS
 
-from longrec.models.core.base import find, names
+from longrec.models.core.base import names
+from longrec.testing.case import Case
+from longrec.testing.programs import program_agrees
+from longrec.testing.suite import cases_of, check_case
 
-CASES = [Case(name, settings) for name in names() for settings in ({}, *find(name).variants)]
+CASES = [case for name in names() for case in cases_of(name)]
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_model(case: Case, check: Callable[[Case], None]) -> None:
-    check(case)
+def test_every_model(case: Case) -> None:
+    check_case(case)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_program_of_every_model_agrees(case: Case) -> None:
     """The defaults run with columns of every kind and two histories, which costs most of the time."""
-    program_agrees(case, FEW if case.settings else FIELDS)
+    program_agrees(case, case.few if case.variant else case.fields)

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sample_batches import pick, ragged, take
 
 from longrec.features.batch import Jagged
+from longrec.testing.batches import pick, ragged, take
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conformance import Case
-from sample_batches import FIELDS, ragged
 
 from longrec.errors import ConfigError, ResourceError, RunError
 from longrec.models.core import artifact
+from longrec.testing.batches import FIELDS, ragged
+from longrec.testing.case import Case
 
 
 @pytest.fixture

@@ -7,8 +7,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from conformance import Case
-from sample_batches import FEW, FIELDS, GAP, ITEM, RATING, pick, ragged, repeated, shared, take, with_history
 from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,6 +18,8 @@ from longrec.features.fields import Field, Fields
 from longrec.models.atrank import ATRank
 from longrec.models.core.base import build
 from longrec.nn.transformer import EncoderLayer
+from longrec.testing.batches import FEW, FIELDS, GAP, ITEM, RATING, pick, ragged, repeated, shared, take, with_history
+from longrec.testing.case import Case
 
 SETTINGS: list[dict[str, Any]] = [{"width": 12, "spaces": 3}, *ATRank.variants]
 TWO = Fields(FEW.features, {"seen": (ITEM, RATING), "liked": (ITEM, GAP)})

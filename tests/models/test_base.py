@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conformance import CHECKS, Case
-from sample_batches import FIELDS, ragged
 
 from longrec.errors import ConfigError, UnknownName
 from longrec.models.core.base import build, describe, find, name_of, names
 from longrec.models.din import DIN
+from longrec.testing import Case, check_case
+from longrec.testing.batches import FIELDS, ragged
 
 MODEL = '''"""Mine: A model of one weight.
 
@@ -110,8 +110,7 @@ def test_a_model_of_a_stranger_passes_the_suite(tmp_path: Path, monkeypatch: pyt
     model = case.build()
     assert name_of(model) == "my_team.mine"
     assert describe("my_team.mine").title == "A model of one weight"
-    for check in CHECKS:
-        check(case)
+    check_case(case)
 
 
 def test_a_module_defines_exactly_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

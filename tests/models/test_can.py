@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conformance import Case
-from sample_batches import FEW, FIELDS, GAP, ITEM, RATING, pick, ragged, take, with_history
 from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,6 +14,8 @@ from longrec.features.batch import Batch, Jagged
 from longrec.features.fields import Field, Fields
 from longrec.models.can import CAN
 from longrec.models.core.base import build
+from longrec.testing.batches import FEW, FIELDS, GAP, ITEM, RATING, pick, ragged, take, with_history
+from longrec.testing.case import Case
 from longrec.train.warm_start import inherit
 
 SMALL: dict[str, object] = {"base": {"name": "deepfm"}, "pairs": [["item", "seen.item"]]}

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import torch
-from conformance import Case
-from sample_batches import ragged
 
 from longrec.models.dcn import DCN
+from longrec.testing.batches import ragged
+from longrec.testing.case import Case
 
 
 def test_equation_5() -> None:

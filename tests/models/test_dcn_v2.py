@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conformance import Case
-from sample_batches import ragged
 from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor, nn
 
@@ -13,6 +11,8 @@ from longrec.data.synthetic import generate_dataset
 from longrec.models.dcn_v2 import DCNV2, Cross, CrossMixture
 from longrec.nn.cross import CrossNetwork
 from longrec.nn.linear import Linear
+from longrec.testing.batches import ragged
+from longrec.testing.case import Case
 
 
 def dcn_v2(settings: dict[str, object]) -> DCNV2:

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import torch
-from conformance import Case
-from sample_batches import ragged
 
 from longrec.models.core.base import build
 from longrec.models.deepfm import DeepFM
+from longrec.testing.batches import ragged
+from longrec.testing.case import Case
 
 
 def test_the_deep_network_adds_its_logit_to_that_of_fm() -> None:

@@ -9,8 +9,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from conformance import Case, captured, close, program_agrees
-from sample_batches import FEW, ITEM, RATING, flat, pick, ragged, repeated, shared, take, with_history
 from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,6 +21,10 @@ from longrec.models.core.base import bce_loss, build
 from longrec.models.dfn import DFN, _Internal, _UnclickedAttention
 from longrec.nn.linear import Linear
 from longrec.nn.segments import Segments
+from longrec.testing.batches import FEW, ITEM, RATING, pick, ragged, repeated, shared, take, with_history
+from longrec.testing.case import Case
+from longrec.testing.expect import expect_close
+from longrec.testing.programs import capture, flatten, program_agrees
 
 THREE = Fields(FEW.features, {"clicked": (RATING, ITEM), "left": (RATING, ITEM), "disliked": (ITEM,)})
 """Clicks as wide as what was left unclicked, and dislikes that are narrower."""
@@ -134,23 +136,23 @@ def test_a_request_is_read_as_its_rows_are(settings: dict[str, Any]) -> None:
     for candidates, events, apart in ((4, 9, 1), (3, 1, 0), (2, 0, 2), (2, 0, 0)):
         batch = shared(candidates, events, fields=THREE, apart=apart)
         whole = repeated(batch, THREE)
-        close(model(batch), model(whole))
-        close(model(batch), as_written(model, whole)[0])
+        expect_close(model(batch), model(whole))
+        expect_close(model(batch), as_written(model, whole)[0])
         explanation = model.explain(whole)
         for number, (history, w_BT) in enumerate(model.explain(batch).items()):
             assert w_BT.shape == (candidates, events + apart * number)
-            close(w_BT.flatten(), explanation[history])
+            expect_close(w_BT.flatten(), explanation[history])
 
 
 def test_a_graph_picks_from_what_was_left_unclicked() -> None:
     """At lengths other than those it was captured with."""
     bare = Fields((ITEM,), {"left": (ITEM,), "disliked": (ITEM,)})
     model = dfn(fields=bare, unclicks="left", dislikes="disliked")
-    graph = captured(model).module()
+    graph = capture(model).module()
     for candidates, events, apart in ((5, 7, 2), (3, 30, 1), (2, 2, 3)):
         batch = shared(candidates, events, seed=events, fields=bare, apart=apart)
         with torch.no_grad():
-            close(graph(*flat(batch).values()), model(batch))
+            expect_close(graph(*flatten(batch).values()), model(batch))
 
 
 @pytest.mark.slow

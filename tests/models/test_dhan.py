@@ -6,8 +6,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from conformance import Case
-from sample_batches import GENRES, ITEM, RATING, TOKENS, offsets, ragged, repeated, shared, with_history
 from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
 
@@ -20,6 +18,8 @@ from longrec.models.dhan import DHAN, _Path
 from longrec.nn.attention import TargetAttention
 from longrec.nn.groups import Groups
 from longrec.nn.segments import Segments
+from longrec.testing.batches import GENRES, ITEM, RATING, TOKENS, offsets, ragged, repeated, shared, with_history
+from longrec.testing.case import Case
 
 KIND = Field("kind", "id", 6, side="item")
 KINDS = Fields(

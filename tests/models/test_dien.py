@@ -11,8 +11,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from conformance import Case
-from sample_batches import FEW, ragged
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -22,6 +20,8 @@ from longrec.metrics import auc
 from longrec.models.core.base import bce_loss
 from longrec.models.dien import DIEN, _Path
 from longrec.nn.segments import Segments
+from longrec.testing.batches import FEW, ragged
+from longrec.testing.case import Case
 
 SETTINGS: list[dict[str, Any]] = [{"hidden": 6}, *DIEN.variants]
 

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conformance import Case
-from sample_batches import FIELDS, GAP, ITEM, RATING, offsets, pick, ragged, repeated, shared
 from torch import Tensor
 
 from longrec.errors import ConfigError
@@ -11,6 +9,8 @@ from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Field, Fields
 from longrec.models.core.base import build
 from longrec.models.din import DIN
+from longrec.testing.batches import FIELDS, GAP, ITEM, RATING, offsets, pick, ragged, repeated, shared
+from longrec.testing.case import Case
 
 SETTINGS = [{}, *DIN.variants]
 

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conformance import Case
-from sample_batches import FEW, FIELDS, ITEM, RATING, ragged, shared, values, with_feature
 from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
@@ -17,6 +15,8 @@ from longrec.errors import ConfigError
 from longrec.features.fields import Field, Fields
 from longrec.models.core.base import build
 from longrec.models.dmt import DMT, _Path, _waves
+from longrec.testing.batches import FEW, FIELDS, ITEM, RATING, ragged, shared, values, with_feature
+from longrec.testing.case import Case
 
 SMALL = {"embedding_dim": 6, "heads": 2, "expert": [8], "tower": []}
 

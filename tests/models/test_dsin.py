@@ -9,8 +9,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from conformance import Case, Program, close, quiet
-from sample_batches import FEW, GAP, ITEM, RATING, SESSION, flat, ragged, repeated, shared, take, with_history
 from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,6 +24,10 @@ from longrec.nn.lstm import LSTM
 from longrec.nn.segments import Segments
 from longrec.nn.sessions import Sessions
 from longrec.nn.transformer import EncoderLayer
+from longrec.testing.batches import FEW, GAP, ITEM, RATING, SESSION, ragged, repeated, shared, take, with_history
+from longrec.testing.case import Case
+from longrec.testing.expect import expect_close
+from longrec.testing.programs import Program, flatten, silence_exporter
 
 TWO = Fields(FEW.features, {"seen": (RATING, ITEM), "liked": (GAP, SESSION, ITEM)})
 SMALL: dict[str, Any] = {"embedding_dim": 4, "heads": 2, "mlp": [16]}
@@ -145,7 +147,7 @@ def test_the_equations_session_by_session(settings: dict[str, Any]) -> None:
     for history, w_N in weights.items():
         torch.testing.assert_close(explanation[history], w_N, rtol=1e-4, atol=1e-5)
         totals = torch.stack([w_N[start:stop].sum() for start, stop in pairwise(batch.histories[history].offsets)])
-        close(totals, (totals > 0).float())
+        expect_close(totals, (totals > 0).float())
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -154,27 +156,27 @@ def test_a_request_is_read_as_its_rows_are(settings: dict[str, Any]) -> None:
     for candidates, events in ((3, 40), (2, 6), (4, 1), (2, 0)):
         batch = in_sessions(shared(candidates, events, fields=TWO))
         whole = repeated(batch, TWO)
-        close(model(batch), model(whole))
-        close(model(batch), as_written(model, whole)[0])
+        expect_close(model(batch), model(whole))
+        expect_close(model(batch), as_written(model, whole)[0])
         explanation = model.explain(whole)
         for history, w_BT in model.explain(batch).items():
             assert w_BT.shape == (candidates, events)
-            close(w_BT.flatten(), explanation[history])
+            expect_close(w_BT.flatten(), explanation[history])
 
 
 def test_a_program_reads_sessions_by_their_column() -> None:
     """At lengths other than the one it was traced with, sessions that are not there and dropped ones included."""
     fields = Fields((ITEM,), {"liked": (ITEM, SESSION)})
     model = dsin({**SMALL, "sessions": 3, "session_items": 3, "shortest": 1}, fields)
-    example = flat(in_sessions(shared(5, 7, fields=fields)))
+    example = flatten(in_sessions(shared(5, 7, fields=fields)))
     free = {0: torch.export.Dim.DYNAMIC}
-    with quiet(), torch.no_grad():
+    with silence_exporter(), torch.no_grad():
         program = Program(model, list(example)).eval()
         shapes = (tuple(free for _ in example),)
         traced = torch.export.export(program, tuple(example.values()), dynamic_shapes=shapes).module()
         for candidates, events in ((5, 7), (3, 40), (1, 2), (4, 1), (2, 0)):
             batch = in_sessions(shared(candidates, events, fields=fields), seed=events)
-            close(traced(*flat(batch).values()), model(batch))
+            expect_close(traced(*flatten(batch).values()), model(batch))
 
 
 def test_one_session_and_no_lstm_equals_plain_self_attention_pooling() -> None:
@@ -217,11 +219,11 @@ def test_empty_sessions_do_not_change_the_output() -> None:
     roomy.load_state_dict(state)
     batch = in_sessions(ragged(9, fields=TWO, longest=5))
     assert max(len(cut(roomy, batch, "liked", row)) for row in range(9)) <= 4
-    close(roomy(batch), model(batch))
+    expect_close(roomy(batch), model(batch))
     for seed in range(3):
         request = in_sessions(shared(3, 6, fields=TWO), seed)
         assert len(cut(roomy, repeated(request, TWO), "liked", 0)) <= 4
-        close(roomy(request), model(request))
+        expect_close(roomy(request), model(request))
 
 
 def test_a_gap_of_exactly_1800_seconds_does_not_split_and_1801_does() -> None:
@@ -301,12 +303,12 @@ def test_sessions_that_are_left_out_are_not_read() -> None:
     other = torch.full_like(item, 3)
     other[kept] = item[kept]
     assert (other != item).sum() > 10
-    close(model(with_history(batch, "liked", {"item": other})), model(batch))
+    expect_close(model(with_history(batch, "liked", {"item": other})), model(batch))
 
 
 def test_longer_neighbors_change_nothing() -> None:
     model, batch = dsin(), in_sessions(ragged(3, fields=TWO, lengths=[3, 4, 40]))
-    close(model(batch)[:2], model(take(batch, [0, 1])))
+    expect_close(model(batch)[:2], model(take(batch, [0, 1])))
 
 
 def test_where_a_session_ends_is_no_other_input() -> None:

@@ -5,8 +5,6 @@ from typing import cast
 
 import pytest
 import torch
-from conformance import Case
-from sample_batches import FIELDS, ITEM, offsets, pick, ragged, repeated, shared, values, with_feature
 from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
 
@@ -17,6 +15,8 @@ from longrec.features.fields import Field, Fields
 from longrec.models.core.base import build
 from longrec.models.dstn import DSTN, LARGEST, SetFusion
 from longrec.nn.segments import Segments
+from longrec.testing.batches import FIELDS, ITEM, offsets, pick, ragged, repeated, shared, values, with_feature
+from longrec.testing.case import Case
 
 FUSIONS = ["interactive", "self", "pooling"]
 

@@ -10,8 +10,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from conformance import Case
-from sample_batches import FEW, FIELDS, ITEM, ragged, shared
 from synthetic_runs import aucs_of, run_in
 from torch import Tensor, nn
 
@@ -25,6 +23,8 @@ from longrec.models.dupn import DUPN, _Path
 from longrec.nn.lstm import LSTM
 from longrec.nn.mlp import MLP
 from longrec.nn.segments import Segments
+from longrec.testing.batches import FEW, FIELDS, ITEM, ragged, shared
+from longrec.testing.case import Case
 
 SMALL: dict[str, Any] = {"hidden": 6, "attention": [5], "mlp": [16]}
 SETTINGS: list[dict[str, Any]] = [SMALL, *DUPN.variants]

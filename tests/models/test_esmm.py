@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conformance import Case
-from sample_batches import FEW, ragged
 from synthetic_runs import solves
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
@@ -17,6 +15,8 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
 from longrec.models.core.base import build
 from longrec.models.esmm import ESMM
+from longrec.testing.batches import FEW, ragged
+from longrec.testing.case import Case
 from longrec.train.sparse_optimizers import LazyAdam
 
 

@@ -4,12 +4,12 @@ import itertools
 
 import pytest
 import torch
-from conformance import Case
-from sample_batches import FIELDS, ragged
 
 from longrec.errors import ConfigError
 from longrec.features.fields import Field, Fields
 from longrec.models.core.base import build
+from longrec.testing.batches import FIELDS, ragged
+from longrec.testing.case import Case
 
 
 @pytest.mark.parametrize("name", ["fm", "deepfm"])

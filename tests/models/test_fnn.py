@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conformance import Case
-from sample_batches import FIELDS, ragged
 from synthetic_runs import aucs_of, run_in
 from torch.nn import functional as F
 
@@ -16,6 +14,8 @@ from longrec.models.fm import FM
 from longrec.models.fnn import FNN
 from longrec.nn.embedding import Embeddings
 from longrec.nn.mlp import MLP
+from longrec.testing.batches import FIELDS, ragged
+from longrec.testing.case import Case
 from longrec.train.warm_start import inherit
 
 

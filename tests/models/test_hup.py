@@ -11,8 +11,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from conformance import Case, close
-from sample_batches import FEW, ITEM, RATING, SINCE, ragged, repeated, shared, with_history
 from synthetic_runs import aucs_of, run_in
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, linear
@@ -26,6 +24,9 @@ from longrec.models.core.base import bce_loss, build
 from longrec.models.hup import HUP, _Level, _Steps, hard_sigmoid
 from longrec.nn.lstm import LSTM
 from longrec.nn.segments import Segments
+from longrec.testing.batches import FEW, ITEM, RATING, SINCE, ragged, repeated, shared, with_history
+from longrec.testing.case import Case
+from longrec.testing.expect import expect_close
 
 CATEGORY = Field("category", "id", 8, side="item")
 THREE = Fields((Field("user", "id", 40, side="user"), ITEM, CATEGORY), {"seen": (ITEM, CATEGORY, RATING, SINCE)})
@@ -126,11 +127,11 @@ def test_steps_taken_out_equal_steps_masked(settings: dict[str, Any]) -> None:
     model = hup(settings)
     for candidates, events in ((3, 12), (2, 1), (4, 0)):
         batch = in_visits(shared(candidates, events, fields=THREE))
-        close(model(batch), model(repeated(batch, THREE)))
+        expect_close(model(batch), model(repeated(batch, THREE)))
         weights = model.explain(batch)["seen"]
         assert weights.shape == (candidates, events)
-        close(weights.flatten(), model.explain(repeated(batch, THREE))["seen"])
-        close(weights.sum(1), torch.full((candidates,), float(events > 0)))
+        expect_close(weights.flatten(), model.explain(repeated(batch, THREE))["seen"])
+        expect_close(weights.sum(1), torch.full((candidates,), float(events > 0)))
 
 
 def test_without_weights_and_times_it_is_torchs_lstm() -> None:

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conformance import Case, close
-from sample_batches import FEW, FIELDS, ragged, shared, take
 from torch import Tensor
 
 from longrec.errors import ConfigError
@@ -18,6 +16,9 @@ from longrec.features.fields import Field, Fields
 from longrec.models.core.base import ContextInstances, UserOrder, bce_loss, build
 from longrec.models.iat import IAT
 from longrec.nn.quantize import ResidualQuantizer
+from longrec.testing.batches import FEW, FIELDS, ragged, shared, take
+from longrec.testing.case import Case
+from longrec.testing.expect import expect_close
 
 USER: dict[str, Any] = {"width": 8, "base": {"name": "fm", "embedding_dim": 4}}
 LABELS = {**USER, "labels": True}
@@ -49,9 +50,9 @@ def test_the_equations_of_temporal_order() -> None:
     w1, b1 = model.compressor.linear.weight, model.compressor.linear.bias
     first, last = model.decoder.layers[0].linear, model.decoder.last
     e = F.gelu(h @ w1.t() + b1)
-    close(model.encode(batch), e)
+    expect_close(model.encode(batch), e)
     back = F.gelu(e @ first.weight.t() + first.bias) @ last.weight.t() + last.bias
-    close(model(batch), model.base.head(back))
+    expect_close(model(batch), model.base.head(back))
     assert model.user_order is None
 
 
@@ -85,11 +86,11 @@ def test_7_pre_sit_storage(settings: dict[str, Any]) -> None:
     e = model.encode(batch)
     assert batch.users is not None
     assert batch.label is not None
-    close(model.encode(replace(batch, users=batch.users.flip(0), label=1 - batch.label)), e)
-    close(model.encode(replace(batch, users=None, timestamps=None, label=None)), e)
+    expect_close(model.encode(replace(batch, users=batch.users.flip(0), label=1 - batch.label)), e)
+    expect_close(model.encode(replace(batch, users=None, timestamps=None, label=None)), e)
     order = torch.randperm(40).tolist()
-    close(model.encode(take(batch, order)), e[order])
-    close(model.encode(take(batch, [7])), e[[7]])
+    expect_close(model.encode(take(batch, order)), e[order])
+    expect_close(model.encode(take(batch, [7])), e[[7]])
     assert (model(batch) - model(replace(batch, users=batch.users.flip(0)))).abs().max() > 1e-3, "but a logit does"
 
 
@@ -101,7 +102,7 @@ def test_7_the_ablation_that_stores_after_sit_does_depend_on_history() -> None:
     assert moved.max() > 1e-3
     alone = model.encode(replace(batch, users=None))
     first = [i for i, before in enumerate(earlier(batch)) if not before]
-    close(alone[first], model.encode(batch)[first])
+    expect_close(alone[first], model.encode(batch)[first])
     assert not iat(USER).encodes_in_context
 
 
@@ -113,7 +114,7 @@ def test_8_one_causal_pass_equals_each_impression_by_itself(settings: dict[str, 
     for i, before in enumerate(earlier(batch)):
         one = take(batch, [*before, i])
         one = replace(one, loss_mask=torch.tensor([False] * len(before) + [True]))
-        close(model(one)[-1:], together[[i]])
+        expect_close(model(one)[-1:], together[[i]])
         losses.append(model.loss(one))
     torch.testing.assert_close(torch.stack(losses).mean(), model.loss(batch), rtol=0, atol=1e-5)
 
@@ -123,7 +124,7 @@ def test_8_stream_equals_batch(settings: dict[str, Any]) -> None:
     """Earlier rows read from a store give the same logits and losses as earlier rows of the batch."""
     model, batch = iat(settings), rows()
     context = context_of(model, batch)
-    close(model.logits_with_context(batch, context), model(batch))
+    expect_close(model.logits_with_context(batch, context), model(batch))
     torch.testing.assert_close(model.loss_with_context(batch, context), model.loss(batch), rtol=0, atol=1e-5)
 
 
@@ -146,7 +147,7 @@ def test_labels_as_available_need_no_label_times() -> None:
     model, batch = iat(LABELS), rows()
     batch = replace(batch, label_time=batch.timestamps)
     context = context_of(model, batch)
-    close(model.logits_with_context(batch, replace(context, label_times=None)), model(batch))
+    expect_close(model.logits_with_context(batch, replace(context, label_times=None)), model(batch))
     unknown = replace(context, labels=torch.full_like(context.labels, 3), label_times=None)
     assert (model.logits_with_context(batch, unknown) - model(batch)).abs().max() > 1e-3
     with pytest.raises(ValueError, match="the context has none"):
@@ -181,7 +182,7 @@ def test_a_row_reads_labels_when_available_and_never_its_own() -> None:
     # A label that is missing is a label of its own; without labels at all every one counts as not known yet.
     assert (model(replace(batch, label=torch.full((40,), torch.nan))) - before).abs().max() > 1e-3
     never = replace(batch, label_time=torch.full_like(batch.label_time, 2**62))
-    close(model(replace(batch, label=None)), model(never))
+    expect_close(model(replace(batch, label=None)), model(never))
 
 
 def test_without_labels_nothing_depends_on_labels() -> None:
@@ -194,7 +195,7 @@ def test_rows_of_nobody_see_themselves_alone() -> None:
     for settings in (USER, LABELS, SLOTS):
         model, batch = iat(settings), rows(12)
         strangers = replace(batch, users=torch.arange(12))
-        close(model(replace(batch, users=None, timestamps=None, label_time=None)), model(strangers))
+        expect_close(model(replace(batch, users=None, timestamps=None, label_time=None)), model(strangers))
         assert model(shared(4, 3, fields=FEW)).shape == (4,)
 
 
@@ -206,9 +207,9 @@ def test_loss_counts_the_rows_that_count() -> None:
     direct = model._decode(model.encode(batch))
     expected = F.binary_cross_entropy_with_logits(model(batch)[counts], batch.label[counts])
     expected = expected + 0.5 * F.binary_cross_entropy_with_logits(direct[counts], batch.label[counts])
-    close(model.loss(masked), expected)
+    expect_close(model.loss(masked), expected)
     # The labels of rows that do not count may be missing.
-    close(model.loss(replace(masked, label=torch.where(counts, batch.label, torch.nan))), expected)
+    expect_close(model.loss(replace(masked, label=torch.where(counts, batch.label, torch.nan))), expected)
 
 
 def test_codes_and_codebooks_make_the_tokens() -> None:
@@ -218,7 +219,7 @@ def test_codes_and_codebooks_make_the_tokens() -> None:
     assert codes.shape == (40, 2 * 2)
     assert books.shape == (2, 2, 16, 8)
     by_hand = torch.cat([sum(books[s, m][codes[:, 2 * s + m].long()] for m in (0, 1)) for s in (0, 1)], 1)
-    close(model.encode(batch), by_hand)
+    expect_close(model.encode(batch), by_hand)
     assert len(model.encode(batch).unique(dim=0)) > 20
     assert model.width == 16
 

@@ -6,8 +6,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from conformance import Case
-from sample_batches import GAP, ITEM, RATING, TOKENS, offsets, pick, ragged, shared, take, with_feature
 from torch import Tensor, nn
 
 from longrec.errors import ConfigError
@@ -16,6 +14,8 @@ from longrec.features.fields import Field, Fields
 from longrec.models.core.base import build
 from longrec.models.iat_reader import IATReader
 from longrec.models.keep_plug import KEEPPlug, without
+from longrec.testing.batches import GAP, ITEM, RATING, TOKENS, offsets, pick, ragged, shared, take, with_feature
+from longrec.testing.case import Case
 from longrec.train.sparse_optimizers import LazyAdam
 
 READS: list[dict[str, Any]] = [

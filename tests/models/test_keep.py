@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from sample_batches import FIELDS, GAP, ITEM, RATING, pick, ragged, shared, values, with_feature, with_history
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -15,6 +14,7 @@ from longrec.features.fields import Field, Fields
 from longrec.models.core.base import build
 from longrec.models.core.multi_task import masked_bce_loss
 from longrec.models.keep import KEEP
+from longrec.testing.batches import FIELDS, GAP, ITEM, RATING, pick, ragged, shared, values, with_feature, with_history
 
 SETTINGS: list[dict[str, Any]] = [{}, *KEEP.variants]
 NAN = float("nan")

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from sample_batches import FIELDS, ITEM, ragged, shared
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -16,6 +15,7 @@ from longrec.models.core.base import Ranker, build
 from longrec.models.keep import KEEP
 from longrec.models.keep_plug import KEEPPlug, mlps, plug, without
 from longrec.nn.mlp import Layer
+from longrec.testing.batches import FIELDS, ITEM, ragged, shared
 from longrec.train.optimizers import build_optimizers
 from longrec.train.settings import FitConfig
 from longrec.train.warm_start import inherit, move_optimizer_state

@@ -6,8 +6,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from conformance import Case
-from sample_batches import ITEM, RATING, SESSION, TOKENS, offsets, pick, ragged, repeated, shared
 from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
 
@@ -18,6 +16,8 @@ from longrec.features.fields import Field, Fields
 from longrec.models.core.base import build
 from longrec.models.kfatt import KalmanAttention, KFAtt, SessionEncoder
 from longrec.nn.segments import Segments
+from longrec.testing.batches import ITEM, RATING, SESSION, TOKENS, offsets, pick, ragged, repeated, shared
+from longrec.testing.case import Case
 
 KIND = Field("kind", "id", 5, side="item")
 QUERY = Field("query", "id", 7)

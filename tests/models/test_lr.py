@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import torch
-from sample_batches import FIELDS, ragged
 
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
 from longrec.models.core.base import build
 from longrec.models.lr import LR
+from longrec.testing.batches import FIELDS, ragged
 
 
 def test_the_logit_is_the_bias_and_one_weight_a_value() -> None:

@@ -3,12 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from conformance import Case
-from sample_batches import FEW, ragged
 from synthetic_runs import solves
 
 from longrec.data.synthetic import generate_dataset
 from longrec.models.mmoe import MMoE
+from longrec.testing.batches import FEW, ragged
+from longrec.testing.case import Case
 
 SMALL = {"experts": 3, "expert": [7], "tower": [], "batch_norm": False}
 

@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import Case
-from sample_batches import FEW, FIELDS, TOKENS, ragged
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -16,6 +14,8 @@ from longrec.models.core.base import Ranker, bce_loss, build, names
 from longrec.models.core.bottom import Bottom, BottomConfig
 from longrec.models.core.multi_task import Tasks, join_logits, masked_bce_loss
 from longrec.models.iat_reader import IATReader
+from longrec.testing.batches import FEW, FIELDS, TOKENS, ragged
+from longrec.testing.case import Case
 from longrec.train.warm_start import inherit
 
 NAN = float("nan")

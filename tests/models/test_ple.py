@@ -3,12 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from conformance import Case
-from sample_batches import FEW, ragged
 from synthetic_runs import solves
 
 from longrec.data.synthetic import generate_dataset
 from longrec.models.ple import PLE
+from longrec.testing.batches import FEW, ragged
+from longrec.testing.case import Case
 
 SMALL = {"own": 1, "experts": 1, "expert": [7], "tower": [], "batch_norm": False, "tasks": {"bought": 1.0}}
 

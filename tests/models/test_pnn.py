@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conformance import Case
-from sample_batches import FIELDS, ragged
 from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
 
@@ -15,6 +13,8 @@ from longrec.errors import ConfigError
 from longrec.features.fields import Field, Fields
 from longrec.models.core.base import build
 from longrec.models.pnn import PNN, Inner, Outer, RankOne, _Triangle
+from longrec.testing.batches import FIELDS, ragged
+from longrec.testing.case import Case
 
 
 def pnn(settings: dict[str, object]) -> PNN:

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conformance import Case
-from sample_batches import FIELDS, ragged, take
 
 from longrec.errors import ConfigError
 from longrec.features.fields import Fields
 from longrec.models.core.base import build
 from longrec.models.pooling import Pooling
+from longrec.testing.batches import FIELDS, ragged, take
+from longrec.testing.case import Case
 
 
 @pytest.mark.parametrize("how", ["mean", "sum", "max"])

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import Case
 from safetensors.torch import load_file, save_file
-from sample_batches import ragged
 from torch import nn
 
 from longrec.models.core import artifact
 from longrec.models.core.renames import rename_parameters
+from longrec.testing.batches import ragged
+from longrec.testing.case import Case
 from longrec.train import checkpoint
 
 OLD: list[tuple[str, dict[str, Any], str, str]] = [

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,17 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conformance import (
-    Case,
-    check_every_parameter_gets_a_gradient,
-    check_exported_program_agrees,
-    check_many_rows_score_as_few,
-    check_only_touched_rows_move,
-    check_rows_do_not_see_each_other,
-    check_saved_and_loaded,
-    check_shared_batch_scores_as_ragged,
-)
-from sample_batches import FEW, FIELDS, GAP, ITEM, offsets, ragged
 from synthetic_runs import aucs_of, run_in
 from torch import Tensor
 
@@ -31,6 +20,8 @@ from longrec.features.batch import HistoryBatch
 from longrec.features.fields import Field, Fields
 from longrec.models.core.base import Model, build
 from longrec.models.res_embedding import InterestGraph, ResEmbedding, edges
+from longrec.testing import Case, check_case
+from longrec.testing.batches import FEW, GAP, ITEM, offsets, ragged
 from longrec.train.blocks import refuse_training_window
 from longrec.train.warm_start import inherit
 
@@ -52,7 +43,7 @@ def random_history(seed: int = 0) -> dict[str, HistoryBatch]:
 class Drawn(Case):
     """A case whose model has a graph."""
 
-    def build(self, seed: int = 0, fields: Fields = FIELDS) -> Model:
+    def build(self, seed: int = 0, fields: Fields | None = None) -> Model:
         model = super().build(seed, fields)
         model.fit_statistics([random_history()])
         return model
@@ -169,25 +160,23 @@ def test_c_the_table_of_evaluation_equals_the_vectors_of_training(weighting: str
 
 
 @pytest.mark.parametrize("settings", [{}, *ResEmbedding.variants], ids=str)
-@pytest.mark.parametrize(
-    "check",
-    [
-        check_rows_do_not_see_each_other,
-        check_many_rows_score_as_few,
-        check_shared_batch_scores_as_ragged,
-        check_every_parameter_gets_a_gradient,
-        check_only_touched_rows_move,
-        check_saved_and_loaded,
-    ],
-)
-def test_with_a_graph_too_it_passes_the_conformance_suite(
-    check: Callable[[Case], None], settings: dict[str, Any]
-) -> None:
-    check(Drawn("res_embedding", settings))
+def test_with_a_graph_too_it_passes_the_conformance_suite(settings: dict[str, Any]) -> None:
+    check_case(
+        Drawn("res_embedding", settings),
+        only=[
+            "rows_do_not_see_each_other",
+            "many_rows_score_as_few",
+            "shared_batch_scores_as_ragged",
+            "every_parameter_gets_a_gradient",
+            "only_touched_rows_move",
+            "saved_and_loaded",
+        ],
+    )
 
 
 def test_a_program_with_a_graph_agrees() -> None:
-    check_exported_program_agrees(Drawn("res_embedding", {**POOLING, "weighting": "attention"}))
+    case = Drawn("res_embedding", {**POOLING, "weighting": "attention"}, variant=True)
+    check_case(case, only=["exported_program_agrees"])
 
 
 def test_equation_5_penalizes_each_item_of_the_batch_once() -> None:

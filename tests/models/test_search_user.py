@@ -9,8 +9,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from conformance import Case
-from sample_batches import GAP, ITEM, RATING, TASTE, ragged, repeated, shared, take, with_feature, with_history
 from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,6 +20,8 @@ from longrec.features.fields import Field, Fields
 from longrec.models.core.base import build
 from longrec.models.search_user import SearchUser, _Path
 from longrec.nn.transformer import EncoderLayer
+from longrec.testing.batches import GAP, ITEM, RATING, TASTE, ragged, repeated, shared, take, with_feature, with_history
+from longrec.testing.case import Case
 
 QUERY = Field("query", "id", 30)
 FIELDS = Fields(

@@ -3,13 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from conformance import Case
-from sample_batches import FEW, ragged
 from synthetic_runs import aucs_of, run_in, solves
 
 from longrec.data.synthetic import generate_dataset
 from longrec.models.shared_bottom import SharedBottom
 from longrec.nn.mlp import MLP
+from longrec.testing.batches import FEW, ragged
+from longrec.testing.case import Case
 
 
 def test_each_label_has_a_tower_over_one_bottom() -> None:

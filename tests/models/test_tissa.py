@@ -11,8 +11,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from conformance import Case
-from sample_batches import FIELDS, GAP, ITEM, RATING, SINCE, ragged, shared
 from synthetic_runs import aucs_of, run_in
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -25,6 +23,8 @@ from longrec.features.fields import Field, Fields
 from longrec.models.core.base import build
 from longrec.models.tissa import TiSSA, _Path
 from longrec.nn.segments import Segments
+from longrec.testing.batches import FIELDS, GAP, ITEM, RATING, SINCE, ragged, shared
+from longrec.testing.case import Case
 
 TIMED = Fields((Field("user", "id", 40, side="user"), ITEM), {"seen": (RATING, ITEM, GAP, SINCE)})
 SMALL: dict[str, Any] = {"hidden": 6, "heads": 2, "mlp": [16], "slices": 4, "newest": 12}

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conformance import Case
-from sample_batches import FIELDS, ragged, repeated, shared, take
 
 from longrec.errors import ConfigError
 from longrec.models.core.base import build
 from longrec.models.wide_deep import WideDeep, cross
+from longrec.testing.batches import FIELDS, ragged, repeated, shared, take
+from longrec.testing.case import Case
 
 CROSSED = Case("wide_deep", {"crosses": [["user", "item"], ["user", "hour"]], "cross_buckets": 50})
 

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sample_batches import FIELDS, ragged, repeated, shared
 from torch import Tensor
 
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.fields import Field, Fields
 from longrec.nn.embedding import Embeddings
+from longrec.testing.batches import FIELDS, ragged, repeated, shared
 
 
 def lively(fields: Fields, **settings: int) -> Embeddings:

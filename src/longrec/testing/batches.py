@@ -1,4 +1,4 @@
-"""Small random batches of every kind of field, and changes of a batch that leave scores unchanged."""
+"""Small random batches of every kind of field, and changes of a batch whose effect on the scores is known."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ FIELDS = Fields(
     ),
     histories={"seen": (RATING, ITEM, GENRES, ACTORS, GAP), "liked": (ITEM, GAP, SINCE, SESSION)},
 )
-"""Every kind of field, two histories, a column of the past that no candidate has."""
+"""Fields of almost every kind, two histories, a column of the past that no candidate has."""
 
 FEW = Fields(
     features=(Field("user", "id", 40, side="user"), TASTE, ITEM, Field("price", "numeric", 0, side="item")),
     histories={"seen": (RATING, ITEM)},
 )
+"""A few fields and one history, for checks that take long."""
 
 TOKENS = Fields(
     features=(*FEW.features, Field("facts", "embedding", 0, side="item", width=4)),
@@ -57,12 +58,14 @@ TARGETS = ("bought", "kept")
 
 
 def values(field: Field, count: int, generator: torch.Generator) -> Tensor | Jagged:
-    """Random values of a field: ids from all rows of its table, the reserved ones too; knowledge with its flag."""
+    """Return random values of a field: ids from all rows of its table, reserved ones too; knowledge with its flag."""
     if field.kind == "numeric":
         return torch.randn(count, generator=generator)
     if field.kind == "embedding":
         there = torch.rand(count, 1, generator=generator) < 0.7
         return torch.cat([there, torch.randn(count, field.width - 1, generator=generator) * there], 1)
+    if field.kind == "numbers":
+        return torch.randn(count, field.width, generator=generator)
     if field.kind == "id":
         return torch.randint(0, field.rows, (count,), generator=generator, dtype=torch.int32)
     lengths = torch.randint(0, 4, (count,), generator=generator)
@@ -73,19 +76,20 @@ def values(field: Field, count: int, generator: torch.Generator) -> Tensor | Jag
 
 
 def offsets(lengths: Sequence[int]) -> Tensor:
+    """Return the offsets of rows of these lengths: int64 ``[rows + 1]``."""
     return torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
 
 
 def ragged(
     rows: int = 9, seed: int = 0, longest: int = 7, lengths: Sequence[int] | None = None, fields: Fields = FIELDS
 ) -> Batch:
-    """A batch of ``rows`` impressions of some users at some moments, some with an empty history."""
+    """Return a random batch of ``rows`` impressions of some users at some moments, some with an empty history."""
     generator = torch.Generator().manual_seed(seed)
     histories = {}
     for name, columns in fields.histories.items():
-        own = lengths or [0, *torch.randint(0, longest + 1, (rows - 1,), generator=generator).tolist()]
-        drawn = {field.name: values(field, sum(own), generator) for field in columns}
-        histories[name] = HistoryBatch(drawn, offsets(own))
+        length = lengths or [0, *torch.randint(0, longest + 1, (rows - 1,), generator=generator).tolist()]
+        drawn = {field.name: values(field, sum(length), generator) for field in columns}
+        histories[name] = HistoryBatch(drawn, offsets(length))
     features = {field.name: values(field, rows, generator) for field in fields.features}
     label = torch.randint(0, 2, (rows,), generator=generator).float()
     users = torch.randint(0, 1 + rows // 8, (rows,), generator=generator)
@@ -93,15 +97,27 @@ def ragged(
     label_times = timestamps + 1_500 * torch.randint(0, 3, (rows,), generator=generator)
     targets = {}
     for name in TARGETS:
-        drawn = torch.randint(0, 3, (rows,), generator=generator).float()
+        done = torch.randint(0, 3, (rows,), generator=generator).float()
         # Whatever has the label has done all else, as a conversion takes a click.
-        targets[name] = torch.where(drawn == 2, torch.nan, drawn.maximum(label))
-    own = {"label": label, "users": users, "timestamps": timestamps, "label_time": label_times}
-    return Batch(rows, features, histories, **own, task_labels=targets)
+        targets[name] = torch.where(done == 2, torch.nan, done.maximum(label))
+    return Batch(
+        rows,
+        features,
+        histories,
+        label=label,
+        users=users,
+        timestamps=timestamps,
+        label_time=label_times,
+        task_labels=targets,
+    )
 
 
 def shared(candidates: int, events: int, seed: int = 0, fields: Fields = FIELDS, apart: int = 0) -> Batch:
-    """One user, some candidates, the first history of ``events`` events, each further one of ``apart`` more."""
+    """Return a random batch of one user: some candidates, the first history of ``events`` events.
+
+    Args:
+        apart: each further history has this many events more than the one before.
+    """
     generator = torch.Generator().manual_seed(seed)
     lengths = {name: events + apart * number for number, name in enumerate(fields.histories)}
     count = {field.name: candidates if field.side == "item" else 1 for field in fields.features}
@@ -116,7 +132,7 @@ def shared(candidates: int, events: int, seed: int = 0, fields: Fields = FIELDS,
 
 
 def pick(column: Tensor | Jagged, index: Sequence[int] | Tensor) -> Tensor | Jagged:
-    """The entries of a column at ``index``."""
+    """Return the entries of a column at ``index``."""
     at = torch.as_tensor(index, dtype=torch.int64)
     if isinstance(column, Tensor):
         return column[at]
@@ -127,7 +143,7 @@ def pick(column: Tensor | Jagged, index: Sequence[int] | Tensor) -> Tensor | Jag
 
 
 def take(batch: Batch, rows: Sequence[int]) -> Batch:
-    """The batch of these rows of a ragged batch, in this order."""
+    """Return the batch of these rows of a ragged batch, in this order."""
     histories = {}
     for name, history in batch.histories.items():
         spans = [range(int(history.offsets[r]), int(history.offsets[r + 1])) for r in rows]
@@ -142,7 +158,7 @@ def take(batch: Batch, rows: Sequence[int]) -> Batch:
 
 
 def repeated(batch: Batch, fields: Fields = FIELDS) -> Batch:
-    """The ragged batch that says the same as a shared one."""
+    """Return the ragged batch that says the same as a shared one."""
     rows = batch.size
     features = {
         field.name: batch.features[field.name] if field.side == "item" else pick(batch.features[field.name], [0] * rows)
@@ -157,49 +173,12 @@ def repeated(batch: Batch, fields: Fields = FIELDS) -> Batch:
 
 
 def with_history(batch: Batch, name: str, columns: Mapping[str, Tensor | Jagged]) -> Batch:
-    """The batch with some columns of one history replaced."""
+    """Return the batch with some columns of one history replaced."""
     history = batch.histories[name]
     changed = replace(history, columns={**history.columns, **columns})
     return replace(batch, histories={**batch.histories, name: changed})
 
 
 def with_feature(batch: Batch, name: str, column: Tensor | Jagged) -> Batch:
-    """The batch with one feature replaced."""
+    """Return the batch with one feature replaced."""
     return replace(batch, features={**batch.features, name: column})
-
-
-def flat(batch: Batch) -> dict[str, Tensor]:
-    """A shared batch as named tensors, as a program takes them."""
-    tensors: dict[str, Tensor] = {}
-
-    def put(name: str, column: Tensor | Jagged) -> None:
-        if isinstance(column, Tensor):
-            tensors[name] = column
-            return
-        tensors[f"{name}__values"], tensors[f"{name}__offsets"] = column.values, column.offsets
-        if column.weights is not None:
-            tensors[f"{name}__weights"] = column.weights
-
-    for name, column in batch.features.items():
-        put(f"f__{name}", column)
-    for history, events in batch.histories.items():
-        for name, column in events.columns.items():
-            put(f"{history}__{name}", column)
-    return tensors
-
-
-def unflat(tensors: Mapping[str, Tensor], fields: Fields = FIELDS) -> Batch:
-    """The shared batch that ``flat`` told; traceable."""
-
-    def get(name: str, field: Field) -> Tensor | Jagged:
-        if field.kind != "multi_id":
-            return tensors[name]
-        return Jagged(tensors[f"{name}__values"], tensors[f"{name}__offsets"], tensors.get(f"{name}__weights"))
-
-    features = {field.name: get(f"f__{field.name}", field) for field in fields.features}
-    histories = {
-        name: HistoryBatch({f.name: get(f"{name}__{f.name}", f) for f in columns}, torch.arange(2), shared=True)
-        for name, columns in fields.histories.items()
-    }
-    own = next(field.name for field in fields.features if field.side == "item" and field.kind != "multi_id")
-    return Batch(tensors[f"f__{own}"].shape[0], features, histories, shared=True)
