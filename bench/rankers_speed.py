@@ -43,7 +43,8 @@ from longrec.export.inputs import list_inputs, make_random_tensors
 from longrec.export.program import build_shared_batch, trace
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.fields import Fields
-from longrec.models.core.base import Model, Ranker, build
+from longrec.models.core.base import Model, Ranker
+from longrec.models.core.registry import build
 from longrec.train.loaders import build_loader
 
 LAST, BATCH, CANDIDATES = 100, 1024, 100

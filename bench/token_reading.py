@@ -23,7 +23,7 @@ from torch import Tensor
 
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import TIME_GAP, TIME_GAP_ROWS, Field, Fields
-from longrec.models.core.base import build
+from longrec.models.core.registry import build
 from longrec.nn import gemm
 from longrec.train.loop import update
 from longrec.train.optimizers import build_optimizers
@@ -67,7 +67,7 @@ def batch(fields: Fields, how: str, rows: int, seed: int) -> Batch:
         histories[name] = HistoryBatch({field.name: values(field, int(offsets[-1])) for field in columns}, offsets)
     features = {field.name: values(field, rows) for field in fields.features}
     label = torch.randint(0, 2, (rows,), generator=generator).float()
-    return Batch(rows, features, histories, label=label)
+    return Batch.single(rows, features, histories, label=label)
 
 
 class Arm:

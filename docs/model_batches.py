@@ -16,8 +16,9 @@ from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.fields import COMPUTED, Field, Fields
-from longrec.models.core.base import Model, build, find
+from longrec.models.core.base import Model
 from longrec.models.core.catalog import is_model
+from longrec.models.core.registry import build, find
 
 CANDIDATES, EVENTS, ROWS, POSITIONS = 19, 23, 19, 83
 """Numbers that are unlikely to occur elsewhere in a model, so that a shape identifies what it counts."""

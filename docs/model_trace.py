@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from longrec.features.batch import Batch, Jagged
 from longrec.features.fields import Fields
 from longrec.models.core.base import Encoder, Model
-from longrec.nn.embedding import EmbeddedBatch, Embeddings
+from longrec.nn.embedding import Embedded, Embeddings
 
 LISTS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, Model)
 
@@ -223,7 +223,7 @@ class _Watch(TorchDispatchMode):
         box = self.add(name, lambda: Box(name, "output", shape=shape_of(out, self.ragged), rates=rate))
         self.lines |= {(source, box) for source in self.origins.sources(out)}
 
-    def embedded(self, path: str, module: Embeddings, batch: Batch, out: EmbeddedBatch) -> None:
+    def embedded(self, path: str, module: Embeddings, batch: Batch, out: Embedded) -> None:
         """Create one box for the fields of the impression and one per history, although they share tables."""
         columns = {"impression": batch.features, **{name: events.columns for name, events in batch.histories.items()}}
         vectors = {"impression": out.features, **out.histories}

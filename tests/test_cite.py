@@ -15,9 +15,9 @@ from longrec import __version__, commands
 from longrec.cli import main
 from longrec.errors import ConfigError
 from longrec.models.core import artifact
-from longrec.models.core.base import build
 from longrec.models.core.catalog import Card, describe, is_model, names
 from longrec.models.core.citation import Citation, citation, entries, software
+from longrec.models.core.registry import build
 from longrec.testing.batches import FEW
 
 SCHEMA = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from longrec.models.core.base import names
+from longrec.models.core.catalog import names
 from longrec.testing.case import Case
 from longrec.testing.programs import program_agrees
 from longrec.testing.suite import cases_of, check_case

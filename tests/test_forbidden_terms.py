@@ -16,7 +16,8 @@ import pytest
 
 from longrec.cli import build_parser
 from longrec.config import Strict
-from longrec.models.core.base import find, names
+from longrec.models.core.catalog import names
+from longrec.models.core.registry import find
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("src", "tests", "bench", "docs", "examples")

@@ -10,7 +10,8 @@ import longrec
 from longrec.config import Strict, parse, upgrade
 from longrec.errors import ConfigError
 from longrec.features.schema import Schema
-from longrec.models.core.base import find, names
+from longrec.models.core.catalog import names
+from longrec.models.core.registry import find
 from longrec.train.compress_settings import CompressConfig
 from longrec.train.extract import ExtractConfig
 from longrec.train.job import read_job

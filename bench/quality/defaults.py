@@ -32,7 +32,7 @@ from longrec.data.prepare import prepare
 from longrec.data.public_datasets import fetch_movielens_1m
 from longrec.interop import atomic
 from longrec.models.core import artifact
-from longrec.models.core import base as models
+from longrec.models.core import registry as models
 from longrec.report.tables import table
 from longrec.train.job import read_job
 from longrec.train.loop import Loop

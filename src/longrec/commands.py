@@ -158,7 +158,7 @@ def encode(
 
 def _open_encoder(source: Config | Run) -> tuple[Config | Run, str, bool]:
     """Return a run or a config, the name of its model, and True for a knowledge extractor."""
-    from longrec.models.core.base import find
+    from longrec.models.core.registry import find
     from longrec.train.finished_run import Run, open_run
     from longrec.train.job import read_job
 
@@ -264,7 +264,7 @@ def _export_source(folder: Path, out: Path, overwrite: bool) -> Manifest:
     from longrec.export.scale import Scale
     from longrec.export.write import ExternalStores
     from longrec.export.write import export as write
-    from longrec.models.core.base import name_of
+    from longrec.models.core.registry import name_of
     from longrec.serve.online_source import replay
     from longrec.train.token_source import open_source
 
@@ -327,7 +327,7 @@ def models() -> list[Card]:
 
 def explain_model(name: str) -> str:
     """Return the description of a model from its file, and its settings with type, default and meaning."""
-    from longrec.models.core.base import help_text
+    from longrec.models.core.catalog import help_text
 
     return help_text(name)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -285,14 +286,14 @@ def plain(column: torch.Tensor | Jagged) -> list[Any]:
 def compare(reference: SlowReference, log: Log, batch: Batch, at: np.ndarray[Any, Any]) -> None:
     rows = [reference.rows[reference.order[n]] for n in at]
     assert batch.size == len(rows)
-    assert batch.shared is False
+    assert batch.layout.kind == "single"
     assert batch.rows is not None
     assert batch.label is not None
     assert batch.rows.tolist() == at.tolist()
     labels = [float("nan") if row["click"] is None else row["click"] for row in rows]
     np.testing.assert_array_equal(batch.label.numpy(), labels)
     shown = [reference.features(row) for row in rows]
-    assert list(batch.features) == list(shown[0])
+    assert set(batch.features) == set(shown[0])
     for name, column in batch.features.items():
         assert plain(column) == [values[name] for values in shown], name
     ads = batch.features["ads"]
@@ -326,6 +327,12 @@ def test_every_tensor_equals_the_slow_way(case: dict[str, Any], random: Any, pre
     assert len(log) == len(at)
     compare(reference, log, gather(log, np.array(at)), np.array(at))
     compare(reference, log, gather(log, np.array(at[:1])), np.array(at[:1]))
+    for rows in (np.array(at), np.arange(len(at))):
+        grouped = gather(log, rows, group=True)
+        compare(reference, log, grouped.ungroup(), rows)
+        ordered = [reference.rows[reference.order[row]] for row in rows]
+        apart = [a["user"] != b["user"] or a["t"] != b["t"] for a, b in pairwise(ordered)]
+        assert grouped.layout.requests >= 1 + sum(apart)  # more where context features differ
     expected_users = {row["user"] for row in reference.rows} | (set(range(1, 6)) if case["user_table"] else set())
     assert len(log.users) == 1 + len(expected_users)  # those of the table who never came are known too
     if case["user_table"]:

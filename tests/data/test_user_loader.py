@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
+from longrec.data.gather import gather
 from longrec.data.log import Log
 from longrec.data.user_loader import UserLoader
 from longrec.features.batch import Batch
@@ -178,3 +181,41 @@ def test_batches_are_about_as_large_as_requested(log: Log) -> None:
     sizes = [batch.size for batch in predicts.epoch(0)]
     assert len(sizes) == len(predicts) > len(trains)
     assert max(sizes) <= 64 + 30
+
+
+def test_rows_of_a_request_share_it_and_are_in_one_batch(prepared: Callable[..., Log]) -> None:
+    random = np.random.default_rng(1)
+    n = 600
+    columns = {
+        "user": random.integers(0, 9, n),
+        "item": random.integers(0, 9, n),
+        "t": random.integers(0, 40, n),
+        "click": random.integers(0, 2, n),
+        "page": random.integers(0, 2, n),
+    }
+    schema = {**SCHEMA, "features": {"item": {"kind": "id"}, "page": {"kind": "id"}}}
+    log = prepared(pa.table(columns), schema)
+    rows = log.rows_of("train")
+    loader = UserLoader(log, rows, 50, seed=3, by_request=True)
+    batches = list(loader.epoch(0))
+    assert sorted(row for batch in batches for row in split_rows(batch)[0]) == rows.tolist()
+    seen: set[tuple[int, int]] = set()
+    for batch in batches:
+        assert batch.layout.kind == "grouped"
+        assert batch.users is not None
+        assert batch.timestamps is not None
+        keys = set(zip(batch.users.tolist(), batch.timestamps.tolist()))
+        assert not keys & seen
+        seen |= keys
+        page = batch.per_candidate("page")
+        assert isinstance(page, Tensor)
+        requests = set(zip(batch.users.tolist(), batch.timestamps.tolist(), page.tolist()))
+        assert len(requests) <= batch.layout.requests < batch.size
+        assert batch.rows is not None
+        single = gather(log, batch.rows.numpy())
+        assert torch.equal(batch.ungroup().histories["all"].offsets, single.histories["all"].offsets)
+        one, other = (b.histories["all"].columns["item"] for b in (batch.ungroup(), single))
+        assert isinstance(one, Tensor)
+        assert isinstance(other, Tensor)
+        assert torch.equal(one, other)
+    assert len({tuple(split_rows(b)[0]) for b in loader.epoch(1)} & {tuple(split_rows(b)[0]) for b in batches}) == 0

@@ -56,7 +56,7 @@ def test_the_shared_batch_is_the_contract(full: Any) -> None:
     inputs = list_inputs(full.fitted.fields(), histories=True)
     tensors = make_random_tensors(inputs, 4, [6, 2], 0)
     batch = build_shared_batch(inputs, [torch.from_numpy(tensors[entry.name]) for entry in inputs])
-    assert (batch.size, batch.shared) == (4, True)
+    assert (batch.size, batch.layout.kind) == (4, "shared")
     assert list(batch.features) == [field.name for field in full.fitted.fields().features]
     assert batch.features["user_id"].shape == (1,)
     assert batch.features["item_id"].shape == (4,)
@@ -67,7 +67,6 @@ def test_the_shared_batch_is_the_contract(full: Any) -> None:
     assert len(actors.offsets) == 7
     assert actors.weights is not None
     assert batch.histories["liked"].offsets.tolist() == [0, 2]
-    assert batch.histories["liked"].shared
 
 
 def test_slow_operators_are_not_in_the_program(full: Any) -> None:

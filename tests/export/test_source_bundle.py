@@ -21,7 +21,7 @@ from longrec.export.offline import build_golden_tokens
 from longrec.export.scale import Scale
 from longrec.export.store_copies import copy_stores, copy_tokens
 from longrec.export.write import export
-from longrec.models.core.base import build
+from longrec.models.core.registry import build
 from longrec.serve.online_source import OnlineSource, encode_golden, replay
 from longrec.store.token_store import TokenInfo, TokenStore, Version
 from longrec.train.token_source import find_source, open_source

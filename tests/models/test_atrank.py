@@ -16,7 +16,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
 from longrec.models.atrank import ATRank
-from longrec.models.core.base import build
+from longrec.models.core.registry import build
 from longrec.nn.transformer import EncoderLayer
 from longrec.testing.batches import FEW, FIELDS, GAP, ITEM, RATING, pick, ragged, repeated, shared, take, with_history
 from longrec.testing.case import Case

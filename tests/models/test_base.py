@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from longrec.errors import ConfigError, UnknownName
-from longrec.models.core.base import build, describe, find, name_of, names
+from longrec.models.core.catalog import describe, names
+from longrec.models.core.registry import build, find, name_of
 from longrec.models.din import DIN
 from longrec.testing import Case, check_case
 from longrec.testing.batches import FIELDS, ragged

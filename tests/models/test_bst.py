@@ -16,7 +16,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
 from longrec.models.bst import BST, _Path
-from longrec.models.core.base import build
+from longrec.models.core.registry import build
 from longrec.nn.transformer import EncoderLayer
 from longrec.testing.batches import FEW, ITEM, RATING, pick, ragged, repeated, shared, take, with_history
 from longrec.testing.case import Case

@@ -13,7 +13,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch, Jagged
 from longrec.features.fields import Field, Fields
 from longrec.models.can import CAN
-from longrec.models.core.base import build
+from longrec.models.core.registry import build
 from longrec.testing.batches import FEW, FIELDS, GAP, ITEM, RATING, pick, ragged, take, with_history
 from longrec.testing.case import Case
 from longrec.train.warm_start import inherit

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from longrec.models.core.base import build
+from longrec.models.core.registry import build
 from longrec.models.deepfm import DeepFM
 from longrec.testing.batches import ragged
 from longrec.testing.case import Case

@@ -17,7 +17,8 @@ from longrec.data.synthetic import generate_dataset
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Fields
-from longrec.models.core.base import bce_loss, build
+from longrec.models.core.losses import bce_loss
+from longrec.models.core.registry import build
 from longrec.models.dfn import DFN, _Internal, _UnclickedAttention
 from longrec.nn.linear import Linear
 from longrec.nn.segments import Segments

@@ -13,7 +13,7 @@ from longrec.data import synthetic
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
-from longrec.models.core.base import build
+from longrec.models.core.registry import build
 from longrec.models.dhan import DHAN, _Path
 from longrec.nn.attention import TargetAttention
 from longrec.nn.groups import Groups

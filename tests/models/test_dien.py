@@ -17,7 +17,7 @@ from torch.nn.functional import softplus
 from longrec.data import synthetic
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.metrics import auc
-from longrec.models.core.base import bce_loss
+from longrec.models.core.losses import bce_loss
 from longrec.models.dien import DIEN, _Path
 from longrec.nn.segments import Segments
 from longrec.testing.batches import FEW, ragged

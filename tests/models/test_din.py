@@ -7,7 +7,7 @@ from torch import Tensor
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Field, Fields
-from longrec.models.core.base import build
+from longrec.models.core.registry import build
 from longrec.models.din import DIN
 from longrec.testing.batches import FIELDS, GAP, ITEM, RATING, offsets, pick, ragged, repeated, shared
 from longrec.testing.case import Case

@@ -13,7 +13,7 @@ from torch.nn.functional import layer_norm
 from longrec.data.synthetic import generate_dataset
 from longrec.errors import ConfigError
 from longrec.features.fields import Field, Fields
-from longrec.models.core.base import build
+from longrec.models.core.registry import build
 from longrec.models.dmt import DMT, _Path, _waves
 from longrec.testing.batches import FEW, FIELDS, ITEM, RATING, ragged, shared, values, with_feature
 from longrec.testing.case import Case

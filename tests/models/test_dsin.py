@@ -18,7 +18,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.computed_columns import compute_session_recency
 from longrec.features.fields import SESSION_RECENCY, Fields
-from longrec.models.core.base import build
+from longrec.models.core.registry import build
 from longrec.models.dsin import DSIN, _Path, sessions
 from longrec.nn.lstm import LSTM
 from longrec.nn.segments import Segments

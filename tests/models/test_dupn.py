@@ -17,8 +17,9 @@ from longrec.data.synthetic import generate_dataset
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
-from longrec.models.core.base import bce_loss, build
+from longrec.models.core.losses import bce_loss
 from longrec.models.core.multi_task import masked_bce_loss
+from longrec.models.core.registry import build
 from longrec.models.dupn import DUPN, _Path
 from longrec.nn.lstm import LSTM
 from longrec.nn.mlp import MLP

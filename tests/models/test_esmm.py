@@ -13,7 +13,7 @@ from longrec.data.synthetic import generate_dataset
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
-from longrec.models.core.base import build
+from longrec.models.core.registry import build
 from longrec.models.esmm import ESMM
 from longrec.testing.batches import FEW, ragged
 from longrec.testing.case import Case

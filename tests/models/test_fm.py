@@ -7,7 +7,7 @@ import torch
 
 from longrec.errors import ConfigError
 from longrec.features.fields import Field, Fields
-from longrec.models.core.base import build
+from longrec.models.core.registry import build
 from longrec.testing.batches import FIELDS, ragged
 from longrec.testing.case import Case
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from longrec.data.synthetic import generate_dataset
 from longrec.errors import RunError
-from longrec.models.core.base import build
+from longrec.models.core.registry import build
 from longrec.models.fm import FM
 from longrec.models.fnn import FNN
 from longrec.nn.embedding import Embeddings

@@ -20,7 +20,8 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.computed_columns import compute_time_since_previous
 from longrec.features.fields import Field, Fields
-from longrec.models.core.base import bce_loss, build
+from longrec.models.core.losses import bce_loss
+from longrec.models.core.registry import build
 from longrec.models.hup import HUP, _Level, _Steps, hard_sigmoid
 from longrec.nn.lstm import LSTM
 from longrec.nn.segments import Segments

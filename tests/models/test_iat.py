@@ -13,7 +13,9 @@ from torch import Tensor
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
-from longrec.models.core.base import ContextInstances, UserOrder, bce_loss, build
+from longrec.models.core.base import ContextInstances, UserOrder
+from longrec.models.core.losses import bce_loss
+from longrec.models.core.registry import build
 from longrec.models.iat import IAT
 from longrec.nn.quantize import ResidualQuantizer
 from longrec.testing.batches import FEW, FIELDS, ragged, shared, take

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Field, Fields
-from longrec.models.core.base import build
+from longrec.models.core.registry import build
 from longrec.models.iat_reader import IATReader
 from longrec.models.keep_plug import KEEPPlug, without
 from longrec.testing.batches import GAP, ITEM, RATING, TOKENS, offsets, pick, ragged, shared, take, with_feature

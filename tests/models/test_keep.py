@@ -11,8 +11,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
-from longrec.models.core.base import build
 from longrec.models.core.multi_task import masked_bce_loss
+from longrec.models.core.registry import build
 from longrec.models.keep import KEEP
 from longrec.testing.batches import FIELDS, GAP, ITEM, RATING, pick, ragged, shared, values, with_feature, with_history
 

@@ -13,7 +13,7 @@ from longrec.data import synthetic
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Field, Fields
-from longrec.models.core.base import build
+from longrec.models.core.registry import build
 from longrec.models.kfatt import KalmanAttention, KFAtt, SessionEncoder
 from longrec.nn.segments import Segments
 from longrec.testing.batches import ITEM, RATING, SESSION, TOKENS, offsets, pick, ragged, repeated, shared

@@ -4,7 +4,7 @@ import torch
 
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
-from longrec.models.core.base import build
+from longrec.models.core.registry import build
 from longrec.models.lr import LR
 from longrec.testing.batches import FIELDS, ragged
 

@@ -10,9 +10,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from longrec.errors import ConfigError
 from longrec.features.fields import Fields
-from longrec.models.core.base import Ranker, bce_loss, build, names
+from longrec.models.core.base import Ranker
 from longrec.models.core.bottom import Bottom, BottomConfig
+from longrec.models.core.catalog import names
+from longrec.models.core.losses import bce_loss
 from longrec.models.core.multi_task import Tasks, join_logits, masked_bce_loss
+from longrec.models.core.registry import build
 from longrec.models.iat_reader import IATReader
 from longrec.testing.batches import FEW, FIELDS, TOKENS, ragged
 from longrec.testing.case import Case

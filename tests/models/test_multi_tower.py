@@ -9,7 +9,8 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Field, Fields
 from longrec.metrics import auc
-from longrec.models.core.base import build, help_text
+from longrec.models.core.catalog import help_text
+from longrec.models.core.registry import build
 from longrec.models.multi_tower import MultiTower
 from longrec.testing import Case, check_case
 from longrec.testing.batches import FIELDS, GAP, ITEM, RATING, TOKENS, offsets, ragged, repeated, shared

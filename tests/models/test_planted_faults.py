@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longrec.models.core.base import build
+from longrec.models.core.registry import build
 from longrec.nn.activation import BatchNorm
 from longrec.nn.attention import TargetAttention
 from longrec.nn.queries import Queries

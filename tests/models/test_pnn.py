@@ -11,7 +11,7 @@ from torch import Tensor
 from longrec.data.synthetic import generate_dataset
 from longrec.errors import ConfigError
 from longrec.features.fields import Field, Fields
-from longrec.models.core.base import build
+from longrec.models.core.registry import build
 from longrec.models.pnn import PNN, Inner, Outer, RankOne, _Triangle
 from longrec.testing.batches import FIELDS, ragged
 from longrec.testing.case import Case

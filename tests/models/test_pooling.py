@@ -5,7 +5,7 @@ import torch
 
 from longrec.errors import ConfigError
 from longrec.features.fields import Fields
-from longrec.models.core.base import build
+from longrec.models.core.registry import build
 from longrec.models.pooling import Pooling
 from longrec.testing.batches import FIELDS, ragged, take
 from longrec.testing.case import Case

@@ -18,7 +18,8 @@ from longrec.data.training_histories import iterate_training_histories
 from longrec.errors import ConfigError, RunError
 from longrec.features.batch import HistoryBatch
 from longrec.features.fields import Field, Fields
-from longrec.models.core.base import Model, build
+from longrec.models.core.base import Model
+from longrec.models.core.registry import build
 from longrec.models.res_embedding import InterestGraph, ResEmbedding, edges
 from longrec.testing import Case, check_case
 from longrec.testing.batches import FEW, GAP, ITEM, offsets, ragged

@@ -17,7 +17,7 @@ from longrec.data.synthetic import generate_dataset
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
-from longrec.models.core.base import build
+from longrec.models.core.registry import build
 from longrec.models.search_user import SearchUser, _Path
 from longrec.nn.transformer import EncoderLayer
 from longrec.testing.batches import GAP, ITEM, RATING, TASTE, ragged, repeated, shared, take, with_feature, with_history

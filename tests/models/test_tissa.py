@@ -20,7 +20,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import HistoryBatch
 from longrec.features.computed_columns import compute_time_gaps, compute_time_since_previous
 from longrec.features.fields import Field, Fields
-from longrec.models.core.base import build
+from longrec.models.core.registry import build
 from longrec.models.tissa import TiSSA, _Path
 from longrec.nn.segments import Segments
 from longrec.testing.batches import FIELDS, GAP, ITEM, RATING, SINCE, ragged, shared

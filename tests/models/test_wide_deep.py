@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from longrec.errors import ConfigError
-from longrec.models.core.base import build
+from longrec.models.core.registry import build
 from longrec.models.wide_deep import WideDeep, cross
 from longrec.testing.batches import FIELDS, ragged, repeated, shared, take
 from longrec.testing.case import Case

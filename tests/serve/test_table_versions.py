@@ -25,7 +25,8 @@ from longrec.export import bundle as bundles
 from longrec.export.bundle import VERSIONED_FORMAT, Bundle, read_manifest
 from longrec.export.write import export
 from longrec.features.schema import Schema
-from longrec.models.core.base import Ranker, build
+from longrec.models.core.base import Ranker
+from longrec.models.core.registry import build
 from longrec.serve.request_json import decode_request
 from longrec.serve.service import Service, replay
 

@@ -11,7 +11,7 @@ import pytest
 
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
-from longrec.models.core import base as models
+from longrec.models.core import registry as models
 from longrec.models.core.base import Model
 from longrec.models.lr import LR
 from longrec.train.base_rate import base_rate, start_at_base_rates

@@ -18,8 +18,8 @@ from longrec import commands, metrics
 from longrec.data.negative_sampling import sample_negatives
 from longrec.errors import ConfigError, DataError
 from longrec.features.batch import Batch
-from longrec.models.core import base as models
-from longrec.models.core.base import bce_loss
+from longrec.models.core import registry as models
+from longrec.models.core.losses import bce_loss
 from longrec.models.lr import LR
 from longrec.train.compress import compress
 from longrec.train.evaluate import predict
@@ -141,7 +141,9 @@ def test_rows_of_a_user_are_still_looked_back_at(job: dict[str, Any], tmp_path: 
 
 
 def test_a_batch_in_which_no_row_counts_has_no_loss() -> None:
-    batch = Batch(3, {}, label=torch.tensor([0.0, 1.0, float("nan")]), loss_mask=torch.zeros(3, dtype=torch.bool))
+    batch = Batch.single(
+        3, {}, label=torch.tensor([0.0, 1.0, float("nan")]), loss_mask=torch.zeros(3, dtype=torch.bool)
+    )
     logit = torch.zeros(3, requires_grad=True)
     loss = bce_loss(logit, batch)
     loss.backward()

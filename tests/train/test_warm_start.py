@@ -17,7 +17,7 @@ from longrec.data.log import Log
 from longrec.data.prepare import prepare
 from longrec.errors import RunError
 from longrec.features.batch import Batch
-from longrec.models.core import base as models
+from longrec.models.core import registry as models
 from longrec.models.din import DIN
 from longrec.models.keep_plug import KEEPPlug
 from longrec.train.extract import ExtractReport

@@ -77,7 +77,7 @@ def _batch(
     features, table = {}, (log.users if side == "user" else log.items).as_of(rows, timestamps)
     for field in log.fields().features:
         features[field.name] = to_tensor(_feature(log, field.name, side, rows, timestamps, table))
-    return Batch(len(rows), features, histories)
+    return Batch.single(len(rows), features, histories)
 
 
 def _feature(

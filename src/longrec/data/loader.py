@@ -23,7 +23,7 @@ class Loader:
         rows: row indices in the log, int64.
         batch_size: rows per batch. The last batch of an epoch may be smaller.
         shuffle: False keeps the given order (for prediction).
-        targets, available_before: additional labels to compute, as in ``gather``.
+        targets, available_before, group: as in ``gather``.
     """
 
     def __init__(
@@ -37,10 +37,11 @@ class Loader:
         bucket_by_length: bool = False,
         targets: Sequence[str] = (),
         available_before: int | None = None,
+        group: bool = False,
     ) -> None:
         self.log, self.rows, self.batch_size = log, rows, batch_size
         self.seed, self.shuffle, self.bucket_by_length = seed, shuffle, bucket_by_length
-        self.targets, self.available_before = tuple(targets), available_before
+        self.targets, self.available_before, self.group = tuple(targets), available_before, group
 
     @property
     def loss_rows(self) -> NDArray[np.int64]:
@@ -80,4 +81,4 @@ class Loader:
         """Yield the batches of an epoch, from batch ``start`` on."""
         order = self.order(number)
         for at in range(start * self.batch_size, len(order), self.batch_size):
-            yield gather(self.log, order[at : at + self.batch_size], self.targets, self.available_before)
+            yield gather(self.log, order[at : at + self.batch_size], self.targets, self.available_before, self.group)

@@ -1,8 +1,9 @@
-"""Batches of consecutive rows of users, in an order of users that depends only on (seed, epoch).
+"""Batches of consecutive rows of users or requests, in an order that depends only on (seed, epoch).
 
-The log is sorted by user and time, so a run of consecutive rows of one user is contiguous. Users with more than
-``rows_per_user`` rows are divided into several runs, and a batch consists of whole runs. A run may be preceded by
-earlier rows of the user (``context``), which the model can attend to but which have no loss.
+The log is sorted by user and time, so a run of consecutive rows of one user, or of one user and timestamp, is
+contiguous. Users with more than ``rows_per_user`` rows are divided into several runs, and a batch consists of whole
+runs. A run may be preceded by earlier rows of the user (``context``), which the model can attend to but which have no
+loss.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class UserLoader:
         loss_rows: subset of ``rows`` that have a loss. The others are context. Default: all.
         context: maximum number of earlier rows of the user, of any split, before each run.
         mirrored: every second epoch visits the runs in the reverse order of the epoch before.
+        by_request: a run has one user and timestamp, and its rows share features and histories of the request.
         targets, available_before: additional labels to compute, as in ``gather``.
     """
 
@@ -52,12 +54,15 @@ class UserLoader:
         targets: Sequence[str] = (),
         available_before: int | None = None,
         loss_rows: NDArray[np.int64] | None = None,
+        by_request: bool = False,
     ) -> None:
         self.log, self.rows = log, np.unique(rows)
         self.loss_rows = self.rows if loss_rows is None else np.unique(loss_rows)
         self.seed, self.shuffle, self.mirrored = seed, shuffle, mirrored
         self.targets, self.available_before = tuple(targets), available_before
-        self._first, self._last = _runs(log.user(self.rows), rows_per_user)
+        self.by_request = by_request
+        keys = _request_keys(log, self.rows) if by_request else log.user(self.rows)
+        self._first, self._last = _runs(keys, rows_per_user)
         first_rows = self.rows[self._first]
         begins = log.events.offsets[log.user(first_rows)]
         self._from = np.maximum(first_rows - context, begins)
@@ -111,12 +116,18 @@ class UserLoader:
         before = self._from[runs]
         every = np.union1d(rows, _spans(before, before + self._context[runs]))
         if len(every) == len(rows) and len(self.loss_rows) == len(self.rows):
-            return gather(self.log, rows, self.targets, self.available_before)
+            return gather(self.log, rows, self.targets, self.available_before, self.by_request)
         if len(self.loss_rows) < len(self.rows):
             rows = np.intersect1d(rows, self.loss_rows, assume_unique=True)
         counts = np.isin(every, rows, assume_unique=True)
-        batch = gather(self.log, every, self.targets, self.available_before)
+        batch = gather(self.log, every, self.targets, self.available_before, self.by_request)
         return replace(batch, loss_mask=torch.from_numpy(counts))
+
+
+def _request_keys(log: Log, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return a number per row that is the same for adjacent rows of one user and timestamp."""
+    differs = (np.diff(log.user(rows)) != 0) | (np.diff(log.timestamps.take(rows)) != 0)
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(differs)])[: len(rows)]
 
 
 def _runs(users: NDArray[np.int64], longest: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

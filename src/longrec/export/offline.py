@@ -79,7 +79,7 @@ def build_ragged_batch(fitted: FittedSchema, users: EntityTable, items: EntityTa
             for column, ids in columns.items()
         }
         histories[name] = HistoryBatch(repeated, torch.arange(size + 1) * length)
-    return Batch(size, features, histories)
+    return Batch.single(size, features, histories)
 
 
 def encode_row_values(

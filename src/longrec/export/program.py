@@ -21,7 +21,7 @@ from torch.export import Dim
 
 from longrec.errors import BundleError
 from longrec.export.inputs import CODES_OUTPUT, OUTPUT, TOKEN_OUTPUT, Input, make_random_tensors
-from longrec.features.batch import Batch, HistoryBatch, Jagged
+from longrec.features.batch import Batch, Column, HistoryBatch, Jagged, Layout
 from longrec.models.core.base import Encoder
 
 op: Any = opset18
@@ -57,26 +57,26 @@ class SharedModel(nn.Module):
 def build_shared_batch(inputs: Sequence[Input], tensors: Sequence[Tensor]) -> Batch:
     """Build the shared batch of one user and C candidates from flat tensors."""
     by_name = {entry.name: tensor for entry, tensor in zip(inputs, tensors)}
-    columns: dict[str, dict[str, Tensor | Jagged]] = {}
+    columns: dict[str, dict[str, Column]] = {"user": {}, "item": {}}
     sizes: dict[str, int] = {}
     for entry in inputs:
         if entry.component not in ("value", "offsets"):
             continue
-        column: Tensor | Jagged = by_name[entry.name]
+        column: Column = by_name[entry.name]
         size = by_name[entry.name].shape[0]
         if entry.component == "offsets":
             values, weights = by_name[f"{entry.field}.values"], by_name.get(f"{entry.field}.weights")
             column, size = Jagged(values, by_name[entry.name], weights), size - 1
         sizes.setdefault(entry.group, size)
-        group, prefix = ("f", "f.") if entry.name.startswith("f.") else (entry.group, f"{entry.group}.")
-        columns.setdefault(group, {})[entry.field.removeprefix(prefix)] = column
+        prefix = "f." if entry.name.startswith("f.") else f"{entry.group}."
+        columns.setdefault(entry.group, {})[entry.field.removeprefix(prefix)] = column
     histories = {
         # [0, T] as a product: a tensor of a traced length would end the tracing
-        group.removeprefix("h."): HistoryBatch(own, torch.arange(2) * sizes[group], shared=True)
+        group.removeprefix("h."): HistoryBatch(own, torch.arange(2) * sizes[group])
         for group, own in columns.items()
-        if group != "f"
+        if group not in ("user", "item")
     }
-    return Batch(sizes["item"], columns["f"], histories, shared=True)
+    return Batch(Layout.shared(sizes["item"]), columns["user"], columns["item"], histories)
 
 
 def trace(model: nn.Module, inputs: Sequence[Input], path: Path) -> None:

@@ -1,15 +1,23 @@
-"""Input of a model: one batch, with jagged histories and no padding.
+"""Input of a model: one batch of candidates and their requests, with jagged histories and no padding.
 
-Shapes: B rows (impressions), N flat positions of one history over the whole batch, M some of them, T positions of a
-shared history.
+A candidate is scored for a request: one user at one timestamp, with histories and context. Three layouts exist:
+
+- **single**: each request has one candidate, as in training on logged impressions;
+- **shared**: all candidates belong to one request, as in serving;
+- **grouped**: each candidate names its request, as in training on several impressions of one request.
+
+Shapes: R requests, C candidates, N flat positions of one history over all requests, M some of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -48,57 +56,153 @@ class Jagged:
         weights = None if self.weights is None else self.weights.index_select(0, positions)
         return Jagged(self.values.index_select(0, positions), offsets, weights)
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Jagged:
+        """Return a copy on a device."""
+        weights = None if self.weights is None else self.weights.to(device, non_blocking=non_blocking)
+        values, offsets = (x.to(device, non_blocking=non_blocking) for x in (self.values, self.offsets))
+        return Jagged(values, offsets, weights)
+
+
+Column = Tensor | Jagged
+"""Values of a feature: int32 ids or float32 numbers, one entry per row, or several per row."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which request each candidate of a batch belongs to.
+
+    The layout is static: it never depends on values, so that a traced program has one.
+
+    Attributes:
+        requests: R.
+        candidates: C.
+        kind: ``single`` (R = C, candidate i belongs to request i), ``shared`` (R = 1) or ``grouped``.
+        owner: int64 ``[C]``, the request of each candidate. Grouped only.
+        host_owner: the same on the host.
+    """
+
+    requests: int
+    candidates: int
+    kind: Literal["single", "shared", "grouped"] = "single"
+    owner: Tensor | None = None
+    host_owner: NDArray[np.int64] | None = None
+
+    @classmethod
+    def single(cls, rows: int) -> Layout:
+        """Return the layout of requests with one candidate each."""
+        return cls(rows, rows)
+
+    @classmethod
+    def shared(cls, candidates: int) -> Layout:
+        """Return the layout of one request with several candidates."""
+        return cls(1, candidates, "shared")
+
+    @classmethod
+    def grouped(cls, requests: int, owner: NDArray[np.int64]) -> Layout:
+        """Return the layout of candidates that name their request, int64 ``[C]``."""
+        return cls(requests, len(owner), "grouped", torch.from_numpy(owner), owner)
+
+    def repeat(self, x_R: Tensor) -> Tensor:
+        """Return the value of its request for every candidate: ``[C, ...]`` from ``[R, ...]``."""
+        if self.kind == "single":
+            return x_R
+        if self.kind == "shared":
+            return x_R.expand(self.candidates, *x_R.shape[1:])
+        assert self.owner is not None
+        return x_R.index_select(0, self.owner)
+
+    def repeat_column(self, column_R: Column) -> Column:
+        """Return the entry of its request for every candidate, of a column with one or several values per entry."""
+        if isinstance(column_R, Tensor):
+            return self.repeat(column_R)
+        if self.kind == "single":
+            return column_R
+        owner = self.owner
+        if owner is None:
+            owner = torch.zeros(self.candidates, dtype=torch.int64, device=column_R.offsets.device)
+        return column_R.select_rows(owner)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Layout:
+        """Return a copy on a device."""
+        return self if self.owner is None else replace(self, owner=self.owner.to(device, non_blocking=non_blocking))
+
 
 @dataclass(frozen=True)
 class HistoryBatch:
-    """One history of a batch, oldest event first.
+    """One history of every request of a batch, oldest event first.
 
     Attributes:
         columns: values of all positions ``[N]`` (or jagged over them), by column.
-        offsets: int64 ``[B + 1]``, or ``[0, T]`` if shared.
-        shared: True if every row of the batch reads the history of one user.
+        offsets: int64 ``[R + 1]``. Request r has positions ``offsets[r]:offsets[r + 1]``.
+        host: the offsets on the host, from which plans such as buckets of similar length are made. None: copied when
+            first needed.
+        memo: what was derived from the offsets, so that it is derived once per batch.
     """
 
-    columns: Mapping[str, Tensor | Jagged]
+    columns: Mapping[str, Column]
     offsets: Tensor
-    shared: bool = False
+    host: NDArray[np.int64] | None = None
+    memo: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def host_offsets(self) -> NDArray[np.int64]:
+        """The offsets on the host, int64 ``[R + 1]``."""
+        if self.host is not None:
+            return self.host
+        if "host" not in self.memo:
+            self.memo["host"] = self.offsets.detach().cpu().numpy()
+        return self.memo["host"]
 
     def select_events(self, positions_M: Tensor) -> HistoryBatch:
-        """Select the events at some positions, int64 and ascending. The number of rows stays the same."""
-        columns = {
+        """Select the events at some positions, int64 and ascending. The number of requests stays the same."""
+        return HistoryBatch(self._select(positions_M), torch.searchsorted(positions_M, self.offsets))
+
+    def select_requests(self, rows_M: Tensor) -> HistoryBatch:
+        """Select the histories of some requests, in the order of ``rows_M``."""
+        positions = Jagged(torch.arange(int(self.host_offsets[-1]), device=self.offsets.device), self.offsets)
+        chosen = positions.select_rows(rows_M)
+        return HistoryBatch(self._select(chosen.values), chosen.offsets)
+
+    def _select(self, positions_M: Tensor) -> dict[str, Column]:
+        return {
             name: column.select_rows(positions_M) if isinstance(column, Jagged) else column.index_select(0, positions_M)
             for name, column in self.columns.items()
         }
-        return HistoryBatch(columns, torch.searchsorted(positions_M, self.offsets), self.shared)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> HistoryBatch:
+        """Return a copy on a device. It keeps the offsets on the host."""
+        columns = {name: column.to(device, non_blocking=non_blocking) for name, column in self.columns.items()}
+        return HistoryBatch(columns, self.offsets.to(device, non_blocking=non_blocking), self.host_offsets)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch of impressions.
-
-    In a shared batch (one user, ``size`` candidates) user and context fields have one entry and item fields have
-    ``size`` entries. In any other batch every field has ``size`` entries.
+    """One batch of candidates and their requests.
 
     Attributes:
-        features: int32 ids or float32 numbers ``[B]``, or jagged over B, by field.
-        label: float32 ``[B]``, if available.
-        rows: int64 ``[B]`` rows of the log that the samples come from, if they come from a log.
-        users: int64 ``[B]`` user row of each sample, if they come from a log.
-        timestamps: int64 ``[B]`` timestamp of each sample.
-        label_time: int64 ``[B]`` timestamp at which the label of each sample became available.
-        available: int64 ``[B]`` timestamp from which later samples may read each sample. None: its own timestamp.
-        loss_mask: bool ``[B]``, True for rows that contribute to the loss. None: all. Other rows are context only.
-        task_labels: further labels by feedback feature, float32 ``[B]``: 0, 1, or NaN if it is missing or was not
+        layout: which request each candidate belongs to.
+        requests: user and context features, R entries each.
+        candidates: features of the item and of the candidate, C entries each.
+        histories: histories of the requests.
+        label: float32 ``[C]``, if available.
+        rows: int64 ``[C]`` rows of the log that the candidates come from, if they come from a log.
+        users: int64 ``[C]`` user row of each candidate, if they come from a log.
+        timestamps: int64 ``[C]`` timestamp of each candidate.
+        label_time: int64 ``[C]`` timestamp at which the label of each candidate became available.
+        available: int64 ``[C]`` timestamp from which later impressions may read each one. None: its own timestamp.
+        loss_mask: bool ``[C]``, True for candidates that contribute to the loss. None: all. Others are context only.
+        task_labels: further labels by feedback feature, float32 ``[C]``: 0, 1, or NaN if it is missing or was not
             available when the training window ended. Only the loss of the model in training reads them.
-        weight: float32 ``[B]`` weight of each row in a loss, at least 0. None: equal weights.
+        weight: float32 ``[C]`` weight of each candidate in a loss, at least 0. None: equal weights.
+        computed: vectors float32 ``[C, W]`` that one model computes for another one that it is built on.
     """
 
-    size: int
-    features: Mapping[str, Tensor | Jagged]
+    layout: Layout
+    requests: Mapping[str, Column] = field(default_factory=dict)
+    candidates: Mapping[str, Column] = field(default_factory=dict)
     histories: Mapping[str, HistoryBatch] = field(default_factory=dict)
     label: Tensor | None = None
     rows: Tensor | None = None
-    shared: bool = False
     users: Tensor | None = None
     timestamps: Tensor | None = None
     label_time: Tensor | None = None
@@ -106,8 +210,59 @@ class Batch:
     loss_mask: Tensor | None = None
     task_labels: Mapping[str, Tensor] = field(default_factory=dict)
     weight: Tensor | None = None
+    computed: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def single(
+        cls, rows: int, features: Mapping[str, Column], histories: Mapping[str, HistoryBatch] | None = None, **own: Any
+    ) -> Batch:
+        """Return a batch of requests with one candidate each.
+
+        Args:
+            features: all features, ``rows`` entries each.
+            own: further attributes, such as ``label``.
+        """
+        return cls(Layout.single(rows), {}, features, histories or {}, **own)
+
+    @property
+    def size(self) -> int:
+        """C."""
+        return self.layout.candidates
+
+    @property
+    def features(self) -> dict[str, Column]:
+        """All features, those of requests with R entries and those of candidates with C."""
+        return {**self.requests, **self.candidates}
+
+    def per_candidate(self, name: str) -> Column:
+        """Return a feature, or a computed vector, with one entry per candidate."""
+        if name in self.computed:
+            return self.computed[name]
+        return self.candidates[name] if name in self.candidates else self.layout.repeat_column(self.requests[name])
 
     @property
     def loss_rows(self) -> int:
-        """Number of rows that contribute to the loss."""
+        """Number of candidates that contribute to the loss."""
         return self.size if self.loss_mask is None else int(self.loss_mask.sum())
+
+    def ungroup(self) -> Batch:
+        """Return a grouped batch as a single one, with features and histories of a request copied per candidate."""
+        owner = self.layout.owner
+        if owner is None:
+            return self
+        return replace(
+            self,
+            layout=Layout.single(self.size),
+            requests={name: self.layout.repeat_column(column) for name, column in self.requests.items()},
+            histories={name: history.select_requests(owner) for name, history in self.histories.items()},
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Return a copy on a device."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: move(column) for name, column in value.items()}
+            return value if value is None else value.to(device, non_blocking=non_blocking)
+
+        return Batch(**{name: move(value) for name, value in vars(self).items()})

@@ -43,20 +43,20 @@ class Field:
     """An encoded feature, or an encoded column of a history, as a model reads it.
 
     Attributes:
-        kind: ``numeric`` is one number, ``numbers`` several, ``embedding`` a stored vector.
+        kind: ``numeric`` is one number, ``numbers`` several, ``embedding`` a stored vector, ``computed`` a vector that
+            one model computes for another one that it is built on (``Batch.computed``).
         rows: number of rows of the embedding table, reserved rows included. 0 without a table.
         dim: width of the embeddings, as set in the schema. None: the model decides.
         side: owner of the value. In a request for one user only item fields differ between candidates. Columns of the
             candidate count as item fields.
         feedback: available only after its event. The last row of the table means "not yet available".
-        width: size of the value of an ``embedding`` or of ``numbers``. 0 for other kinds.
+        width: size of the value of an ``embedding``, of ``numbers`` or of a ``computed`` vector. 0 for other kinds.
         slots: number of equal blocks in the vector of a token history (several tokens per event).
         share: field whose embedding table it uses. Empty: its own. Both have the same ``rows`` and ``dim``.
-        computed_by: model that computes it for its base model. Empty for a field of the schema.
     """
 
     name: str
-    kind: Literal["id", "multi_id", "numeric", "embedding", "numbers"]
+    kind: Literal["id", "multi_id", "numeric", "embedding", "numbers", "computed"]
     rows: int
     dim: int | None = None
     pool: Literal["mean", "sum", "max"] = "mean"
@@ -66,7 +66,6 @@ class Field:
     width: int = 0
     slots: int = 1
     share: str = ""
-    computed_by: str = ""
 
     @property
     def owner(self) -> str:

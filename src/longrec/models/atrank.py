@@ -46,7 +46,7 @@ from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
 from longrec.nn.activation import ActivationName
 from longrec.nn.bucketed_attention import BucketedAttention
-from longrec.nn.embedding import EmbeddedBatch, Embeddings
+from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
 from longrec.nn.segments import Segments
@@ -142,13 +142,13 @@ class ATRank(Ranker):
         """
         return self._attend(batch, self.embeddings(batch))[2]
 
-    def _attend(self, batch: Batch, embedded: EmbeddedBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _attend(self, batch: Batch, embedded: Embedded) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return user ``[B, D]``, candidate ``[B, D]`` and the weights of the events of every history."""
         events = [
             cast(Tensor, group(torch.cat(list(columns.values()), 1)))
             for group, columns in zip(self.groups, embedded.histories.values())
         ]
-        every = [Segments.of(batch.histories[history], batch.size) for history in self.fields.histories]
+        every = [Segments.of(batch, history) for history in self.fields.histories]
         segments, order = _union(every)
         attention = BucketedAttention(segments)
         x_UD = torch.cat(events)

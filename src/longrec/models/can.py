@@ -50,11 +50,12 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
-from longrec.models.core.base import BaseSection, Model, Ranker, build_base, name_of
-from longrec.nn import kernels
+from longrec.models.core.over import Over
+from longrec.models.core.registry import BaseSection
 from longrec.nn.activation import ActivationName, make_activation
-from longrec.nn.embedding import Embeddings
+from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.mlp import MLP
+from longrec.nn.partners import Partners
 from longrec.nn.segments import Segments
 
 Width = Annotated[int, Field(ge=1)]
@@ -85,7 +86,7 @@ class CANConfig(Strict):
     init_std: float = Field(0.1, gt=0, description="Standard deviation of the initial embeddings of both sides.")
 
 
-class CAN(Ranker):
+class CAN(Over):
     """A ranker plus co-action units of the item and its partners."""
 
     Config = CANConfig
@@ -106,10 +107,8 @@ class CAN(Ranker):
     def __init__(self, config: CANConfig, fields: Fields) -> None:
         super().__init__(config, fields)
         self.pairs = pairs_of(config.pairs, fields)
-        self.base = build_base(config.base, fields, "model.base")
-        histories = {history for _, history, _ in self.pairs if history}
-        self.reads_history = bool(histories) or self.base.reads_history
-        self.order_matters, self.user_order = self.base.order_matters, self.base.user_order
+        self.set_base(config.base, fields)
+        self.reads_history |= any(history for _, history, _ in self.pairs)
         self.unit = Unit(config.micro, config.bias, config.unit_activation, config.outputs == "all")
         self.sets = config.orders if config.independent_orders else 1
         weights, inputs = _sides(self.pairs, fields, self.unit.weights * self.sets, config.micro[0])
@@ -121,47 +120,38 @@ class CAN(Ranker):
         )
         self.interaction_width = self.base.interaction_width + self.units
 
-    def warm_start_prefix(self, other: Model) -> str:
-        """Return the prefix of the base for a ranker without co-actions."""
-        return "" if name_of(other) == name_of(self) else "base."
+    def embed_parts(self, batch: Batch) -> dict[nn.Module, Embedded]:
+        """Look up both sides of the co-actions."""
+        return {self.weights: self.weights(batch), self.inputs: self.inputs(batch)}
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+    def interact(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "B H"]:
         """Return the representation of every row by the base, and the co-actions of all pairs."""
-        return torch.cat([self.base.interact(batch), self.co_actions(batch)], 1)
+        return torch.cat([self.base.interact(batch, embedded), self.co_actions(batch, embedded)], 1)
 
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, "B 1"]:
         """Return the logit of each row (equation 5)."""
-        return self.base.head(h_BH[:, : self.base.interaction_width]) + self.join(h_BH).squeeze(1)
+        return self.base.head(h_BH[:, : self.base.interaction_width]) + self.join(h_BH)
 
-    def output_biases(self) -> Sequence[Tensor]:
-        """Return the output biases of the base."""
-        return self.base.output_biases()
-
-    def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
-        """Return the auxiliary loss of the base."""
-        return self.base.aux_loss(batch)
-
-    def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the explanation of the base."""
-        return self.base.explain(batch)
-
-    def co_actions(self, batch: Batch) -> Float[Tensor, "B units"]:
+    def co_actions(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "B units"]:
         """Return the co-actions of every row (equation 4), pair by pair, order by order, layer by layer."""
-        owned, met = self.weights(batch).features, self.inputs(batch)
+        owned, met = embedded.parts[self.weights].features, embedded.parts[self.inputs]
         at_item, at_met = dict.fromkeys(owned, 0), {name: 0 for name in self.inputs.widths}
         wide, width, outputs = self.unit.weights * self.sets, self.config.micro[0], []
-        layouts: dict[str, _Layout] = {}
+        partners: dict[str, Partners] = {}
         for item, history, column in self.pairs:
             w_BW = owned[item][:, at_item[item] : at_item[item] + wide]
             vectors = met.histories[history][column] if history else met.features[column]
             p_UI = vectors[:, at_met[column] : at_met[column] + width]
             at_item[item] += wide
             at_met[column] += width
-            if history not in layouts:
-                layouts[history] = _Layout(Segments.of(batch.histories[history], batch.size) if history else None)
+            if history and history not in partners:
+                partners[history] = Partners(Segments.of(batch, history), _TILE)
             p_UCI = torch.stack([p_UI**order for order in range(1, self.config.orders + 1)], 1)
             groups = zip(p_UCI.chunk(self.sets, 1), w_BW.chunk(self.sets, 1))
-            outputs += [layouts[history].sum_outputs(self.unit, p, w).flatten(1) for p, w in groups]
+            if history:
+                outputs += [partners[history].sum_outputs(self.unit, p, w).flatten(1) for p, w in groups]
+            else:
+                outputs += [self.unit(p, w).flatten(1) for p, w in groups]
         return torch.cat(outputs, 1)
 
 
@@ -193,41 +183,6 @@ class Unit(nn.Module):
             if self.every or number == len(self.shapes):
                 kept.append(h_GMI)
         return torch.cat(kept, 2)
-
-
-class _Layout:
-    """Layout of an item's partners: one per row (no segments), or the positions of a history.
-
-    Positions of a row share their weights, so they are multiplied in tiles. The weights of a row are copied once per
-    tile, not once per position.
-    """
-
-    def __init__(self, segments: Segments | None) -> None:
-        self.segments = segments
-        if segments is not None and not segments.shared and not kernels.is_traced():
-            lengths = segments.offsets.diff()
-            tiles = (lengths + _TILE - 1) // _TILE
-            first = (tiles.cumsum(0) - tiles) * _TILE
-            self.row = torch.arange(segments.rows, device=lengths.device).repeat_interleave(tiles)
-            every = torch.arange(segments.positions, device=lengths.device)
-            self.index = every + segments.expand_rows(first - segments.offsets[:-1])
-
-    def sum_outputs(self, unit: Unit, p_UCI: Tensor, w_BW: Tensor) -> Tensor:
-        """Return the sum over the partners of each row, ``[B, C, O]``."""
-        segments, (orders, width) = self.segments, p_UCI.shape[1:]
-        if segments is None:
-            out: Tensor = unit(p_UCI, w_BW)
-            return out
-        if segments.shared:
-            h_BMO = unit(p_UCI.flatten(0, 1), w_BW)
-            return h_BMO.reshape(segments.rows, segments.positions, orders, unit.outputs).sum(1)
-        if kernels.is_traced():
-            h_NCO = unit(p_UCI, w_BW.index_select(0, segments.row))
-        else:
-            x = p_UCI.new_zeros(len(self.row) * _TILE, orders * width).index_copy(0, self.index, p_UCI.flatten(1))
-            h = unit(x.view(-1, _TILE * orders, width), w_BW.index_select(0, self.row))
-            h_NCO = h.reshape(-1, orders, unit.outputs).index_select(0, self.index)
-        return segments.sum(h_NCO.flatten(1)).reshape(-1, orders, unit.outputs)
 
 
 Pair = tuple[str, str, str]

@@ -21,40 +21,38 @@ Shapes: B rows, F fields, D embedding width, H width of both inputs of the logit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Ranker, find_common_width
+from longrec.models.core.base import Ranker
+from longrec.models.core.registry import find_common_width
+from longrec.models.core.top import EmbeddingConfig, Width
 from longrec.nn.activation import ActivationName
-from longrec.nn.embedding import Embeddings
+from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.interactions import bi_interaction
 from longrec.nn.mlp import MLP
 
-Width = Annotated[int, Field(ge=1)]
 
-
-class DeepFMConfig(Strict):
+class DeepFMConfig(EmbeddingConfig):
     """Settings of DeepFM."""
 
-    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     mlp: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units of the MLP.")
     activation: ActivationName = Field("relu", description="Activation of the MLP.")
     batch_norm: bool = Field(True, description="Batch normalization in the MLP.")
     dropout: float = Field(0.2, ge=0, lt=1, description="Dropout rate of the MLP.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class DeepFM(Ranker):
     """FM and MLP over one set of tables."""
 
     Config = DeepFMConfig
+    reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({"batch_norm": False, "dropout": 0.0, "activation": "dice"},)
 
     def __init__(self, config: DeepFMConfig, fields: Fields) -> None:
@@ -69,17 +67,21 @@ class DeepFM(Ranker):
         )
         self.interaction_width = len(fields.features) + width + self.deep.width
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+    def embed_parts(self, batch: Batch) -> dict[nn.Module, Embedded]:
+        """Look up the first-order weights."""
+        return {self.first_order: self.first_order(batch)}
+
+    def interact(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "B H"]:
         """Return the first-order weights, the elementwise products of all pairs, and the last hidden layer."""
-        w_BF = torch.cat(list(self.first_order(batch).features.values()), 1)
-        v_BFD = torch.stack(list(self.embeddings(batch).features.values()), 1)
+        w_BF = torch.cat(list(embedded.parts[self.first_order].features.values()), 1)
+        v_BFD = torch.stack(list(embedded.features.values()), 1)
         return torch.cat([w_BF, bi_interaction(v_BFD), self.deep.hidden(v_BFD.flatten(1))], 1)
 
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, "B 1"]:
         """Return the sum of both components."""
         assert self.deep.last is not None
         fm = self.interaction_width - self.deep.width
-        return self.bias + h_BH[:, :fm].sum(1) + self.deep.last(h_BH[:, fm:]).squeeze(1)
+        return self.bias + h_BH[:, :fm].sum(1, keepdim=True) + self.deep.last(h_BH[:, fm:])
 
     def output_biases(self) -> Sequence[Tensor]:
         """Return the bias of the sum."""

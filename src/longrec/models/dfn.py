@@ -49,11 +49,13 @@ from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Ranker, compute_mean_loss, find_common_width
+from longrec.models.core.base import Ranker
+from longrec.models.core.losses import compute_mean_loss
+from longrec.models.core.registry import find_common_width
 from longrec.nn.activation import ActivationName
 from longrec.nn.attention import TargetAttention
 from longrec.nn.bucketed_attention import BucketedAttention
-from longrec.nn.embedding import EmbeddedBatch, Embeddings
+from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.interactions import bi_interaction
 from longrec.nn.length_buckets import find_empty_rows
 from longrec.nn.linear import Linear
@@ -178,7 +180,7 @@ class DFN(Ranker):
         loss_B = F.binary_cross_entropy_with_logits(logit_B, label_B.nan_to_num(), weight_B, reduction="none")
         return compute_mean_loss(loss_B, batch, ~label_B.isnan())
 
-    def feedback(self, batch: Batch, embedded: EmbeddedBatch) -> dict[str, Float[Tensor, "B K"]]:
+    def feedback(self, batch: Batch, embedded: Embedded) -> dict[str, Float[Tensor, "B K"]]:
         """Return the vectors of f: ``clicks``, ``unclicks``, ``dislikes``, then ``unclicks by clicks`` and so on."""
         vectors: dict[str, Tensor] = {}
         read = {role: self.queries(batch, embedded, history) for role, history in self.role.items()}

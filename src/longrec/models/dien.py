@@ -37,8 +37,7 @@ event, Q width of the columns that candidate and events share, H hidden units of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -46,28 +45,25 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Ranker, bce_loss
+from longrec.models.core.top import TopConfig, TopRanker, Width
 from longrec.nn.activation import ActivationName
 from longrec.nn.attention import TargetAttention
-from longrec.nn.embedding import EmbeddedBatch, Embeddings
+from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
 from longrec.nn.recurrent import GRU, Update
 from longrec.nn.segments import Segments
 
-Width = Annotated[int, Field(ge=1)]
 _PathStates = tuple[Tensor, Tensor, Segments]
 """Interests, events and segments of one history."""
 
 
-class DIENConfig(Strict):
+class DIENConfig(TopConfig):
     """Settings of DIEN."""
 
-    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     hidden: Width = Field(36, description="Units of both recurrences.")
     evolution: Literal["augru", "agru", "aigru"] = Field("augru", description="The second recurrence.")
     gate: Literal["paper", "released"] = Field("paper", description="Update gate of AUGRU: the paper's or the code's.")
@@ -75,14 +71,10 @@ class DIENConfig(Strict):
     attention_units: tuple[Width, ...] = Field((80, 40), min_length=1, description="Hidden units of attention: mlp.")
     aux_weight: float = Field(1.0, ge=0, description="Weight of the auxiliary loss; 0 disables it.")
     aux: tuple[Width, ...] = Field((100, 50), min_length=1, description="Hidden units of the auxiliary network.")
-    mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
     mlp_activation: ActivationName = Field("dice", description="Activation of the top MLP.")
-    batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the top MLP.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
-class DIEN(Ranker):
+class DIEN(TopRanker):
     """DIEN over every history of the schema."""
 
     Config = DIENConfig
@@ -106,60 +98,12 @@ class DIEN(Ranker):
             common = self.queries.common_widths[history]
             self.paths[f"path_{history}"] = _Path(self.queries.query_widths[history], key, common or key, config)
             top += key + common + config.hidden
-        self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
-        self.interaction_width = self.top.width
+        # The auxiliary loss draws another event for each step of each row.
+        self.reads_groups = not config.aux_weight
+        self.set_top(top, config)
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """Return the last hidden layer of the top MLP."""
-        return self._interact(batch, self.embeddings(batch))[0]
-
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Return the logit of each row: the final layer."""
-        assert self.top.last is not None
-        logit: Tensor = self.top.last(h_BH).squeeze(1)
-        return logit
-
-    def output_biases(self) -> Sequence[Tensor]:
-        """Return the bias of the final layer."""
-        return [self.top.output_bias]
-
-    def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """Return the cross entropy of the label plus the auxiliary loss of the next events."""
-        h_BH, walked = self._interact(batch, self.embeddings(batch))
-        return bce_loss(self.head(h_BH), batch) + self._auxiliary(walked, batch)
-
-    def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
-        """Return the auxiliary loss of the next events."""
-        if not self.config.aux_weight:
-            return 0.0
-        embedded, walked = self.embeddings(batch), {}
-        for history in self.fields.histories:
-            e_UK, segments = self.queries.gather_keys(batch, embedded, history)
-            h_UH = cast(_Path, self.paths[f"path_{history}"]).interest.states(e_UK, segments)
-            walked[history] = h_UH, e_UK, segments
-        return self._auxiliary(walked, batch)
-
-    def _auxiliary(self, walked: dict[str, _PathStates], batch: Batch) -> Tensor | float:
-        if not self.config.aux_weight:
-            return 0.0
-        extra: Tensor | float = 0.0
-        for history, (h_NH, e_NK, segments) in walked.items():
-            path = cast(_Path, self.paths[f"path_{history}"])
-            extra = extra + path.auxiliary(h_NH, e_NK, segments, batch.users)
-        return self.config.aux_weight * extra / len(walked)
-
-    def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the attention weight of every position of every history: ragged ``[N]``, shared ``[B, T]``."""
-        embedded, weights = self.embeddings(batch), {}
-        for history in self.fields.histories:
-            q_BQ, e_UK, segments = self.queries(batch, embedded, history)
-            path = cast(_Path, self.paths[f"path_{history}"])
-            w_N = path.attend(q_BQ, path.interest.states(e_UK, segments), segments)
-            weights[history] = w_N.reshape(batch.size, -1) if segments.shared else w_N
-        return weights
-
-    def _interact(self, batch: Batch, embedded: EmbeddedBatch) -> tuple[Tensor, dict[str, _PathStates]]:
-        """Return the last hidden layer, and the interests, events and segments of each history."""
+    def read(self, batch: Batch, embedded: Embedded) -> list[Tensor]:
+        """Return all fields of the impression, and of each history the sum of its events and the final interest."""
         inputs, walked = list(embedded.features.values()), {}
         for history in self.fields.histories:
             q_BQ, e_UK, segments = self.queries(batch, embedded, history)
@@ -169,7 +113,29 @@ class DIEN(Ranker):
             inputs += [sum_BK, last_BH]
             if self.queries.common_widths[history]:
                 inputs.append(q_BQ * sum_BK[:, : q_BQ.shape[1]])
-        return self.top.hidden(torch.cat(inputs, 1)), walked
+        embedded.states["interests"] = walked
+        return inputs
+
+    def aux_loss(self, batch: Batch, embedded: Embedded) -> Float[Tensor, ""] | float:
+        """Return the auxiliary loss of the next events."""
+        if not self.config.aux_weight:
+            return 0.0
+        extra: Tensor | float = 0.0
+        walked: dict[str, _PathStates] = embedded.states["interests"]
+        for history, (h_NH, e_NK, segments) in walked.items():
+            path = cast(_Path, self.paths[f"path_{history}"])
+            extra = extra + path.auxiliary(h_NH, e_NK, segments, batch.users)
+        return self.config.aux_weight * extra / len(walked)
+
+    def explain(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the attention weight of every position of every history: ragged ``[N]``, shared ``[B, T]``."""
+        embedded, weights = self.embed(batch), {}
+        for history in self.fields.histories:
+            q_BQ, e_UK, segments = self.queries(batch, embedded, history)
+            path = cast(_Path, self.paths[f"path_{history}"])
+            w_N = path.attend(q_BQ, path.interest.states(e_UK, segments), segments)
+            weights[history] = segments.by_candidate(w_N)
+        return weights
 
 
 class _Path(nn.Module):

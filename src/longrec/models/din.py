@@ -33,47 +33,35 @@ event, H units of the last hidden layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
-import torch
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Ranker
+from longrec.models.core.top import TopConfig, TopRanker, Width
 from longrec.nn.activation import ActivationName
 from longrec.nn.attention import TargetAttention
-from longrec.nn.embedding import Embeddings
-from longrec.nn.mlp import MLP
+from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.queries import Queries
 
-Width = Annotated[int, Field(ge=1)]
 
-
-class DINConfig(Strict):
+class DINConfig(TopConfig):
     """Settings of DIN."""
 
-    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     attention: tuple[Width, ...] = Field((80, 40), min_length=1, description="Hidden units of the activation unit.")
     activation: ActivationName = Field("relu", description="Activation inside the activation unit.")
     softmax: bool = Field(False, description="Normalize the attention over each history.")
     product: bool = Field(False, description="Add the product of query and pooled history to the top MLP.")
-    mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
-    mlp_activation: ActivationName = Field("relu", description="Activation of the top MLP.")
-    batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the top MLP.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
-class DIN(Ranker):
+class DIN(TopRanker):
     """DIN over every history of the schema."""
 
     Config = DINConfig
     reads_history = True
+    reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"softmax": True, "activation": "dice", "product": True},
         {"activation": "prelu", "attention": [36], "mlp_activation": "dice", "batch_norm": False},
@@ -91,12 +79,10 @@ class DIN(Ranker):
             q, k = self.queries.query_widths[history], self.queries.key_widths[history]
             self.units.append(TargetAttention(q, k, config.attention, config.activation, config.softmax))
             top += k + (q if config.product else 0)
-        self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
-        self.interaction_width = self.top.width
+        self.set_top(top, config)
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """Return the last hidden layer of the top MLP."""
-        embedded = self.embeddings(batch)
+    def read(self, batch: Batch, embedded: Embedded) -> list[Tensor]:
+        """Return all fields of the impression, and each history pooled by its attention."""
         inputs = list(embedded.features.values())
         for history, unit in zip(self.fields.histories, self.units):
             q_BQ, k_UK, segments = self.queries(batch, embedded, history)
@@ -104,24 +90,12 @@ class DIN(Ranker):
             inputs.append(u_BK)
             if self.config.product:
                 inputs.append(q_BQ * u_BK[:, : q_BQ.shape[1]])
-        return self.top.hidden(torch.cat(inputs, 1))
-
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Return the logit of each row: the final layer."""
-        assert self.top.last is not None
-        logit: Tensor = self.top.last(h_BH).squeeze(1)
-        return logit
-
-    def output_biases(self) -> Sequence[Tensor]:
-        """Return the bias of the final layer."""
-        return [self.top.output_bias]
+        return inputs
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """Return the attention weight of every position of every history: ragged ``[N]``, shared ``[B, T]``."""
-        embedded = self.embeddings(batch)
-        weights = {}
+        embedded, weights = self.embed(batch), {}
         for history, unit in zip(self.fields.histories, self.units):
             q_BQ, k_UK, segments = self.queries(batch, embedded, history)
-            w_N = cast(TargetAttention, unit).weights(q_BQ, k_UK, segments)
-            weights[history] = w_N.reshape(batch.size, -1) if segments.shared else w_N
+            weights[history] = segments.by_candidate(cast(TargetAttention, unit).weights(q_BQ, k_UK, segments))
         return weights

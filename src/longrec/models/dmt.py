@@ -48,8 +48,9 @@ from torch import Tensor, nn
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Ranker, find_unknown_names
+from longrec.models.core.base import Ranker
 from longrec.models.core.multi_task import Tasks, TasksConfig
+from longrec.models.core.registry import find_unknown_names
 from longrec.nn.activation import ActivationName
 from longrec.nn.bucketed_attention import BucketedAttention
 from longrec.nn.embedding import Embeddings

@@ -56,7 +56,7 @@ from longrec.features.fields import SESSION_RECENCY, SESSION_RECENCY_ROWS, Field
 from longrec.features.fields import Field as Column
 from longrec.models.core.base import Ranker
 from longrec.nn.activation import ActivationName
-from longrec.nn.embedding import RESERVED, EmbeddedBatch, Embeddings
+from longrec.nn.embedding import RESERVED, Embedded, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.lstm import LSTM
 from longrec.nn.mlp import MLP
@@ -163,7 +163,7 @@ class DSIN(Ranker):
             weights[history] = w
         return weights
 
-    def _read(self, batch: Batch, embedded: EmbeddedBatch, history: str, number_U: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(self, batch: Batch, embedded: Embedded, history: str, number_U: Tensor) -> tuple[Tensor, Tensor]:
         """Return the output of a history for the candidate, and the weights of its events."""
         path = cast(_Path, self.paths[f"path_{history}"])
         q_BQ, e_UK, segments = self.queries(batch, embedded, history)

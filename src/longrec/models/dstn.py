@@ -166,7 +166,7 @@ class DSTN(Ranker):
         """Return the target, and the events and segments of each history."""
         embedded = self.embeddings(batch)
         sets = [
-            (torch.cat(list(columns.values()), 1), Segments.of(batch.histories[history], batch.size))
+            (torch.cat(list(columns.values()), 1), Segments.of(batch, history))
             for history, columns in embedded.histories.items()
         ]
         return torch.cat(list(embedded.features.values()), 1), sets

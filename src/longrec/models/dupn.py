@@ -45,7 +45,7 @@ from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
 from longrec.models.core.multi_task import Tasks, TasksConfig
 from longrec.nn.activation import ActivationName
-from longrec.nn.embedding import EmbeddedBatch, Embeddings
+from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.lstm import LSTM
 from longrec.nn.mlp import MLP
@@ -165,13 +165,13 @@ class DUPN(Ranker):
         rest = [embedded.features[name] for name in (*self.of["context"], *self.of["item"])]
         return torch.cat([self._user(batch, embedded), *rest], 1)
 
-    def _user(self, batch: Batch, embedded: EmbeddedBatch) -> Tensor:
+    def _user(self, batch: Batch, embedded: Embedded) -> Tensor:
         inputs = [self._read(batch, embedded, history)[0].expand(batch.size, -1) for history in self.fields.histories]
         return torch.cat([*inputs, *(embedded.features[name] for name in self.of["user"])], 1)
 
-    def _read(self, batch: Batch, embedded: EmbeddedBatch, history: str) -> tuple[Tensor, Tensor, Segments]:
+    def _read(self, batch: Batch, embedded: Embedded, history: str) -> tuple[Tensor, Tensor, Segments]:
         """Return rep_s ``[R, H]``, the attention of R rows and their segments."""
-        columns, segments = embedded.histories[history], Segments.of(batch.histories[history], batch.size)
+        columns, segments = embedded.histories[history], Segments.of(batch, history)
         query = [embedded.features[name] for name in self.query_features]
         if segments.shared and not self.config.candidate:
             segments = Segments(segments.offsets, 1, segments.positions, shared=True)

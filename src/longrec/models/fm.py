@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Ranker, find_common_width
+from longrec.models.core.base import Ranker
+from longrec.models.core.registry import find_common_width
 from longrec.nn.embedding import Embeddings
 from longrec.nn.interactions import bi_interaction
 

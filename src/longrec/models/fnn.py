@@ -35,7 +35,8 @@ from torch import Tensor
 from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Model, Ranker, build, name_of
+from longrec.models.core.base import Model, Ranker
+from longrec.models.core.registry import build, name_of
 from longrec.models.fm import FM
 from longrec.nn.activation import ActivationName
 from longrec.nn.mlp import MLP

@@ -55,9 +55,10 @@ from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import TIME_SINCE_PREVIOUS, Fields
-from longrec.models.core.base import Ranker, bce_loss
+from longrec.models.core.base import Ranker
+from longrec.models.core.losses import bce_loss
 from longrec.nn.activation import ActivationName
-from longrec.nn.embedding import RESERVED, EmbeddedBatch, Embeddings
+from longrec.nn.embedding import RESERVED, Embedded, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.lstm import LSTM
 from longrec.nn.mlp import MLP
@@ -187,18 +188,18 @@ class HUP(Ranker):
             weights[history] = w_U.expand(batch.size, -1) if batch.histories[history].shared else w_U
         return weights
 
-    def _interact(self, embedded: EmbeddedBatch, outputs: dict[str, list[_LevelOutput]]) -> Tensor:
+    def _interact(self, embedded: Embedded, outputs: dict[str, list[_LevelOutput]]) -> Tensor:
         inputs = list(embedded.features.values())
         for levels in outputs.values():
             for level in levels:
                 inputs += [level.output, level.output * level.target]
         return self.top.hidden(torch.cat(inputs, 1))
 
-    def _run_levels(self, batch: Batch, embedded: EmbeddedBatch) -> dict[str, list[_LevelOutput]]:
+    def _run_levels(self, batch: Batch, embedded: Embedded) -> dict[str, list[_LevelOutput]]:
         """Return the outputs of the levels of each history."""
         return {history: self._run_history(batch, embedded, history) for history in self.fields.histories}
 
-    def _run_history(self, batch: Batch, embedded: EmbeddedBatch, history: str) -> list[_LevelOutput]:
+    def _run_history(self, batch: Batch, embedded: Embedded, history: str) -> list[_LevelOutput]:
         columns, ids = embedded.histories[history], batch.histories[history].columns
         q_BQ, e_UK, segments = self.queries(batch, embedded, history)
         if segments.shared:

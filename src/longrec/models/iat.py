@@ -53,9 +53,12 @@ from torch import Tensor, nn
 from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import BaseSection, ContextInstances, Encoder, UserOrder, bce_loss, build_base
+from longrec.models.core.base import ContextInstances, Encoder, UserOrder
+from longrec.models.core.losses import bce_loss
+from longrec.models.core.registry import BaseSection, build_base
 from longrec.nn.activation import ActivationName
 from longrec.nn.causal import CausalTransformer
+from longrec.nn.embedding import Embedded
 from longrec.nn.mlp import MLP, Layer
 from longrec.nn.quantize import ResidualQuantizer
 from longrec.nn.timeline import NOT_YET, Timeline
@@ -148,7 +151,7 @@ class IAT(Encoder):
 
     def forward(self, batch: Batch) -> Float[Tensor, " B"]:
         """Return the logit of every row. In user order it attends to the earlier rows of its user in the batch."""
-        e_BE, _ = self._tokens(batch)
+        e_BE, _ = self._tokens(batch, self.base.embed(batch))
         return self._decode(self._attend_batch(e_BE, batch))
 
     def output_biases(self) -> Sequence[Tensor]:
@@ -157,23 +160,27 @@ class IAT(Encoder):
 
     def encode(self, batch: Batch) -> Float[Tensor, "B E"]:
         """Return the token of every row, slot by slot. With codes it is the quantized token."""
-        e_BE, _ = self._tokens(batch)
+        e_BE, _ = self._tokens(batch, self.base.embed(batch))
         return self._attend_batch(e_BE, batch) if self.encodes_in_context else e_BE
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Return the mean cross entropy of the rows in the loss mask, plus the direct and the quantizer's loss."""
-        e_BE, own = self._tokens(batch)
-        return self._loss(self._attend_batch(e_BE, batch), e_BE, own, batch) + self.base.aux_loss(batch)
+        embedded = self.base.embed(batch)
+        e_BE, own = self._tokens(batch, embedded)
+        loss = self._loss(self._attend_batch(e_BE, batch), e_BE, own, batch)
+        return loss + self.base.aux_loss(batch, embedded)
 
     def logits_with_context(self, batch: Batch, context: ContextInstances) -> Float[Tensor, " B"]:
         """Return the logit of every row, with the earlier rows of its user from ``context`` alone."""
-        e_BE, _ = self._tokens(batch)
+        e_BE, _ = self._tokens(batch, self.base.embed(batch))
         return self._decode(self._attend_context(e_BE, batch, context))
 
     def loss_with_context(self, batch: Batch, context: ContextInstances) -> Float[Tensor, ""]:
         """Return the loss with the earlier rows from ``context``. They get no gradient."""
-        e_BE, own = self._tokens(batch)
-        return self._loss(self._attend_context(e_BE, batch, context), e_BE, own, batch) + self.base.aux_loss(batch)
+        embedded = self.base.embed(batch)
+        e_BE, own = self._tokens(batch, embedded)
+        loss = self._loss(self._attend_context(e_BE, batch, context), e_BE, own, batch)
+        return loss + self.base.aux_loss(batch, embedded)
 
     def codebooks(self) -> Float[Tensor, "S M V D"] | None:
         """Return the codebooks, or None without quantization."""
@@ -183,25 +190,25 @@ class IAT(Encoder):
         """Return the codes of every row, slot by slot, level by level."""
         if self.quantizer is None:
             return super().codes(batch)
-        return self.quantizer.codes(self._slots(self._compress(batch))).flatten(1)
+        return self.quantizer.codes(self._slots(self._compress(batch, self.base.embed(batch)))).flatten(1)
 
-    def _compress(self, batch: Batch) -> Tensor:
-        e_BE: Tensor = self.compressor(self.base.interact(batch))
+    def _compress(self, batch: Batch, embedded: Embedded) -> Tensor:
+        e_BE: Tensor = self.compressor(self.base.interact(batch, embedded))
         return e_BE
 
     def _slots(self, e_BE: Tensor) -> Tensor:
         return e_BE.reshape(-1, self.slots, self.config.width)
 
-    def _tokens(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def _tokens(self, batch: Batch, embedded: Embedded) -> tuple[Tensor, Tensor | None]:
         """Return tokens ``[B, E]``, and the quantizer's loss if there is one."""
-        e_BE = self._compress(batch)
+        e_BE = self._compress(batch, embedded)
         if self.quantizer is None:
             return e_BE, None
         e_BSD, own = self.quantizer(self._slots(e_BE))
         return e_BSD.flatten(1), own
 
     def _decode(self, z_BE: Tensor) -> Tensor:
-        return self.base.head(self.decoder(z_BE))
+        return self.base.ranking_logit(self.base.head(self.decoder(z_BE)))
 
     def _loss(self, z_BE: Tensor, e_BE: Tensor, own: Tensor | None, batch: Batch) -> Tensor:
         loss = bce_loss(self._decode(z_BE), batch)
@@ -213,7 +220,7 @@ class IAT(Encoder):
         """Apply SIT with earlier rows of the batch. Rows without a user attend to themselves alone."""
         if self.sit is None:
             return e_BE
-        if batch.users is None or batch.timestamps is None or batch.shared:
+        if batch.users is None or batch.timestamps is None:
             rows = torch.arange(batch.size, device=e_BE.device)
             return self._attend(e_BE, None if self.slot is None else Timeline(rows, rows, entries_per_row=self.slots))
         labels = None

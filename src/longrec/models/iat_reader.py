@@ -34,7 +34,6 @@ request, D width of the branch's output, H units of the ranker's interaction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -48,11 +47,12 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import TIME_GAP, Fields
 from longrec.features.fields import Field as Column
-from longrec.models.core.base import BaseSection, Ranker, build_base
-from longrec.nn import kernels
+from longrec.models.core.base import Model
+from longrec.models.core.over import Over
+from longrec.models.core.registry import BaseSection
 from longrec.nn.activation import ActivationName, make_activation
-from longrec.nn.embedding import EmbeddedBatch, Embeddings
-from longrec.nn.length_buckets import find_empty_rows, split_rows
+from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.length_buckets import can_split, find_empty_rows, split_rows
 from longrec.nn.linear import Linear
 from longrec.nn.segments import Segments
 from longrec.nn.token_attention import TokenAttention, TokenInput, TokenInterest
@@ -109,7 +109,7 @@ class IATReaderConfig(Strict):
         return self
 
 
-class IATReader(Ranker):
+class IATReader(Over):
     """A ranker with a branch that reads instance tokens.
 
     Attributes:
@@ -148,33 +148,21 @@ class IATReader(Ranker):
             self.readers.append(_reader(config, tokens))
             self.norms.append(nn.LayerNorm(config.width))
             self.defaults.append(nn.Parameter(torch.zeros(config.width)))
-        self.base = build_base(config.base, self._base_fields(), "model.base")
-        self.order_matters = config.read in ("transformer", "longer") or self.base.order_matters
-        self.user_order, self.interaction_width = self.base.user_order, self.base.interaction_width
+        self.set_base(config.base, self._base_fields())
+        self.reads_history, self.reads_groups = True, False
+        self.order_matters |= config.read in ("transformer", "longer")
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """Return the representation of every row by the ranker, with the branch's output among its features."""
-        return self.base.interact(self._base_batch(batch))
+    def embed(self, batch: Batch) -> Embedded:
+        """Read the tokens, and look up the vectors of the ranker with the output of the branch among them."""
+        return self.base.embed(self._add_computed(batch))
 
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Return the head of the ranker."""
-        return self.base.head(h_BH)
-
-    def output_biases(self) -> Sequence[Tensor]:
-        """Return the output biases of the base."""
-        return self.base.output_biases()
-
-    def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """Return the loss of the ranker."""
-        return self.base.loss(self._base_batch(batch))
-
-    def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
-        """Return the auxiliary loss of the ranker."""
-        return self.base.aux_loss(self._base_batch(batch))
+    def warm_start_prefix(self, other: Model) -> str:
+        """Return an empty prefix: a run of the ranker has other inputs."""
+        return ""
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """Return the attention of the branch (mean over heads), and the explanation of the ranker."""
-        weights = self.base.explain(self._base_batch(batch))
+        weights = self.base.explain(self._add_computed(batch))
         embedded = self.embeddings(batch)
         q_BQ = self._query(batch, embedded)
         for name, tokens, reader in zip(self.read, self.inputs, self.readers):
@@ -183,7 +171,7 @@ class IATReader(Ranker):
                 tok_UK = cast(TokenInput, tokens)(x_UI, ids_GU)
                 w_NH = cast(TokenAttention | TokenInterest, reader).weights(q_BQ, tok_UK, segments)
                 w_N = w_NH.mean(1).reshape(-1, self.read[name].slots).sum(1)
-                weights[name] = w_N.reshape(batch.size, -1) if segments.shared else w_N
+                weights[name] = segments.by_candidate(w_N)
         return weights
 
     def read_histories(self, batch: Batch) -> dict[str, Float[Tensor, "B D"]]:
@@ -197,14 +185,14 @@ class IATReader(Ranker):
             outputs[name] = torch.where(find_empty_rows(segments), default, h_BD)
         return outputs
 
-    def _query(self, batch: Batch, embedded: EmbeddedBatch) -> Tensor:
+    def _query(self, batch: Batch, embedded: Embedded) -> Tensor:
         q_BQ: Tensor = self.request(torch.cat(list(embedded.features.values()), 1))
         return q_BQ
 
-    def _tokens(self, batch: Batch, embedded: EmbeddedBatch, name: str) -> tuple[Tensor, Tensor, Segments]:
+    def _tokens(self, batch: Batch, embedded: Embedded, name: str) -> tuple[Tensor, Tensor, Segments]:
         """Return content ``[U, I]``, ids of side information ``[G, U]`` and segments of one history, slot by slot."""
         columns, history = self.read[name], batch.histories[name]
-        segments = Segments.of(history, batch.size)
+        segments = Segments.of(batch, name)
         values = history.columns
         slots = columns.slots
         content = [cast(Tensor, values[f.name]).reshape(-1, f.width // slots) for f in columns.vectors]
@@ -214,7 +202,7 @@ class IATReader(Ranker):
             rest = [x.repeat_interleave(slots, 0) for x in rest]
             sides = [ids.repeat_interleave(slots, 0) for ids in sides]
             sides.append(torch.arange(slots, device=history.offsets.device).repeat(segments.positions))
-            segments = Segments(segments.offsets * slots, segments.rows, segments.positions * slots, segments.shared)
+            segments = segments.multiply(slots)
         inputs = [*content, *rest]
         if not inputs or self.config.tokens == "zeroed":
             width = columns.width(self.config.embedding_dim)
@@ -224,20 +212,20 @@ class IATReader(Ranker):
         return x_UI, ids_GU, segments
 
     def _base_fields(self) -> Fields:
-        """Return the fields of the ranker: all features, one feature per history of the branch, the other histories."""
+        """Return the fields of the ranker: all features, one vector per history of the branch, the other histories."""
         dims = {field.dim for field in self.fields.features}
         # One width of all features in the schema applies to this one too: some rankers need it.
         dim = self.config.base_dim or (dims.pop() if len(dims) == 1 else None)
-        # In a request it differs between candidates, as fields of the item do.
-        template = Column("", "embedding", 0, dim, side="item", width=self.config.width, computed_by="iat_reader")
-        read = [replace(template, name=f"iat.{name}") for name in self.read]
+        # It differs between the candidates of a request, as fields of the item do.
+        template = Column("", "computed", 0, dim, side="item", width=self.config.width)
+        read = [replace(template, name=f"{name}.read") for name in self.read]
         rest = {name: columns for name, columns in self.fields.histories.items() if name not in self.read}
         return Fields((*self.fields.features, *read), rest)
 
-    def _base_batch(self, batch: Batch) -> Batch:
-        read = {f"iat.{name}": h_BD for name, h_BD in self.read_histories(batch).items()}
-        rest = {name: history for name, history in batch.histories.items() if name not in self.read}
-        return replace(batch, features={**batch.features, **read}, histories=rest)
+    def _add_computed(self, batch: Batch) -> Batch:
+        """Return the batch with the output of the branch, which the ranker embeds."""
+        read = {f"{name}.read": h_BD for name, h_BD in self.read_histories(batch).items()}
+        return replace(batch, computed={**batch.computed, **read})
 
 
 @dataclass(frozen=True)
@@ -287,8 +275,7 @@ def _sorted(columns: tuple[Column, ...]) -> _Columns:
 
 def _read(reader: Reader, q_BQ: Tensor, tokens: TokenInput, x_UI: Tensor, ids_GU: Tensor, segments: Segments) -> Tensor:
     """Return the output of F, ``[B, D]``. Reads with wide tensors of all positions run chunk by chunk."""
-    chunked = not segments.shared and kernels.choose(x_UI, _CHUNK + 1, casts=False) == "cpu"
-    if not chunked or isinstance(reader, TokenAttention):
+    if isinstance(reader, TokenAttention) or not can_split(segments, _CHUNK):
         return reader(q_BQ, tokens, x_UI, ids_GU, segments)
     rows, positions, chunks = split_rows(segments, _CHUNK)
     split = torch.split

@@ -45,7 +45,7 @@ from longrec.models.core.base import Encoder
 from longrec.models.core.multi_task import Tasks, Weights
 from longrec.nn.activation import ActivationName
 from longrec.nn.attention import TargetAttention
-from longrec.nn.embedding import EmbeddedBatch, Embeddings
+from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.experts import Form, MMoELayer, PLELevels, Towers
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
@@ -191,19 +191,19 @@ class KEEP(Encoder):
             rest = [name for name in self.keys[history] if name not in names]
             q_BQ = torch.cat([embedded.features[name] for name in names], 1)
             k_UK = torch.cat([columns[name] for name in [*names, *rest]], 1)
-            segments = Segments.of(batch.histories[history], batch.size)
+            segments = Segments.of(batch, history)
             inputs.append(cast(TargetAttention, unit)(q_BQ, k_UK, segments))
         inputs += [embedded.features[name] for name in self.of["context"]]
         return _Hidden(user, item, self.both(torch.cat(inputs, 1)))
 
-    def _user(self, batch: Batch, embedded: EmbeddedBatch) -> Tensor:
+    def _user(self, batch: Batch, embedded: Embedded) -> Tensor:
         inputs = [embedded.features[name] for name in self.of["user"]]
         for history, names in self.keys.items():
-            segments = Segments.of(batch.histories[history], batch.size)
+            segments = Segments.of(batch, history)
             inputs += [segments.pool(embedded.histories[history][name], "mean") for name in names]
         user: Tensor = self.user(torch.cat(inputs, 1))
         return user
 
-    def _item(self, embedded: EmbeddedBatch) -> Tensor:
+    def _item(self, embedded: Embedded) -> Tensor:
         item: Tensor = self.item(torch.cat([embedded.features[name] for name in self.of["item"]], 1))
         return item

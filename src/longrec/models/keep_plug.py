@@ -40,8 +40,11 @@ from longrec.errors import ConfigError, RunError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
-from longrec.models.core.base import BaseSection, Model, Ranker, build, build_base, name_of
+from longrec.models.core.base import Model, Ranker
+from longrec.models.core.over import Over
+from longrec.models.core.registry import BaseSection, build, name_of
 from longrec.nn.activation import ActivationName, make_activation
+from longrec.nn.embedding import Embedded
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP, Layer
 
@@ -67,7 +70,7 @@ class KEEPPlugConfig(Strict):
     drop: float = Field(0.02, ge=0, lt=1, description="Share of knowledge dropped at random while training.")
 
 
-class KEEPPlug(Ranker):
+class KEEPPlug(Over):
     """A ranker with knowledge added to hidden layers."""
 
     Config = KEEPPlugConfig
@@ -79,56 +82,33 @@ class KEEPPlug(Ranker):
     def __init__(self, config: KEEPPlugConfig, fields: Fields) -> None:
         super().__init__(config, fields)
         self.knowledge = _knowledge(config.knowledge, fields)
-        self.base = build_base(config.base, without(fields, self.knowledge), "model.base")
-        self.reads_history, self.order_matters = self.base.reads_history, self.base.order_matters
-        self.user_order, self.interaction_width = self.base.user_order, self.base.interaction_width
+        self.set_base(config.base, without(fields, self.knowledge))
         widths = {field.name: field.width - 1 for field in fields.features if field.name in self.knowledge}
         # Knowledge is standardized, so a default of deviation 1 has the scale of knowledge.
         self.defaults = nn.ParameterList(nn.Parameter(torch.randn(widths[name])) for name in self.knowledge)
         self.plugs = nn.ModuleList()
         for layer in self._layers():
+            layer.split_relu()
             self.plugs.append(Plug(sum(widths.values()), layer.linear.out_features, config))
 
     def warm_start_prefix(self, other: Model) -> str:
         """Return the prefix of the base for a ranker without a plug."""
         return "" if isinstance(other, KEEPPlug) else "base."
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+    def interact(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "B H"]:
         """Return the representation of every row by the base with plugged layers."""
         with self._plugged(batch):
-            return self.base.interact(batch)
-
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Return the head of the base."""
-        return self.base.head(h_BH)
-
-    def output_biases(self) -> Sequence[Tensor]:
-        """Return the output biases of the base."""
-        return self.base.output_biases()
-
-    def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """Return the loss of the base with plugged layers, including its auxiliary loss."""
-        with self._plugged(batch):
-            return self.base.loss(batch)
-
-    def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
-        """Return the auxiliary loss of the base."""
-        return self.base.aux_loss(batch)
-
-    def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the explanation of the base."""
-        return self.base.explain(batch)
+            return self.base.interact(batch, embedded)
 
     def gather_knowledge(self, batch: Batch) -> Float[Tensor, "B K"]:
         """Return K of every row: knowledge if present, else the learned defaults."""
         vectors = []
         for name, default in zip(self.knowledge, self.defaults):
-            x_BW = cast(Tensor, batch.features[name])
+            x_BW = cast(Tensor, batch.per_candidate(name))
             there_B1 = x_BW[:, :1] > 0.5
             if self.training and self.config.drop:
                 there_B1 = there_B1 & (torch.rand_like(x_BW[:, :1]) >= self.config.drop)
-            k_BW = torch.where(there_B1, x_BW[:, 1:].to(default.dtype), default)
-            vectors.append(k_BW.expand(batch.size, -1) if batch.shared else k_BW)
+            vectors.append(torch.where(there_B1, x_BW[:, 1:].to(default.dtype), default))
         return torch.cat(vectors, 1)
 
     def shares(self, batch: Batch) -> Float[Tensor, " L"]:
@@ -149,7 +129,7 @@ class KEEPPlug(Ranker):
             with torch.no_grad():
                 k_BK = self.gather_knowledge(batch)
                 added = torch.stack([torch.linalg.vector_norm(plug(k_BK)) for plug in self.plugs])
-                self.interact(batch)
+                self.represent(batch)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -159,13 +139,15 @@ class KEEPPlug(Ranker):
     def _plugged(self, batch: Batch) -> Iterator[None]:
         """Add the outputs of the plugs to the layers of the base within the context."""
         k_BK, layers = self.gather_knowledge(batch), self._layers()
-        for layer, plug in zip(layers, self.plugs, strict=True):
-            layer.addend = plug(k_BK)
+        hooks = [
+            layer.linear.register_forward_hook(_adder(plug(k_BK)))
+            for layer, plug in zip(layers, self.plugs, strict=True)
+        ]
         try:
             yield
         finally:
-            for layer in layers:
-                del layer.addend  # the class attribute is None
+            for hook in hooks:
+                hook.remove()
 
     def _layers(self) -> list[Layer]:
         """Return the plugged layers."""
@@ -180,6 +162,11 @@ class KEEPPlug(Ranker):
             message = f"{name} has {len(layers)} hidden layers, 0 to {len(layers) - 1}, name each once"
             raise ConfigError("config", [f"model.layers: {list(self.config.layers)}; {message}"])
         return [layers[index] for index in self.config.layers]
+
+
+def _adder(term_BN: Tensor) -> Callable[..., Tensor]:
+    """Return a hook that adds a term to the output of a layer."""
+    return lambda layer, inputs, output_BN: output_BN + term_BN
 
 
 class Plug(nn.Module):
@@ -246,14 +233,6 @@ def mlps(model: Ranker) -> list[MLP]:
 def _knowledge(wanted: tuple[str, ...] | None, fields: Fields) -> tuple[str, ...]:
     """Return the names of the embedding features to plug in."""
     vectors: list[Column] = [field for field in fields.features if field.kind == "embedding"]
-    outer = {field.computed_by for field in vectors if field.computed_by}
-    if outer:
-        # The output of such a model has no presence flag, so it cannot be read as knowledge.
-        reader = ", ".join(sorted(outer))
-        fault = f"model: {reader} is built on keep_plug, which would take what {reader} computes for knowledge"
-        expected = f"expected keep_plug above {reader}, where it sees the knowledge of the schema alone"
-        do = f"name keep_plug first: {{name: keep_plug, base: {{name: {reader}, base: ...}}}}"
-        raise ConfigError("config", [f"{fault}; {expected}; {do}"])
     choices = tuple(field.name for field in vectors)
     if not choices:
         do = "add a feature {kind: embedding, from: knowledge/v1, side: user} (or item) that longrec encode wrote"

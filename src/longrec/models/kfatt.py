@@ -53,7 +53,7 @@ from longrec.features.fields import SESSION_RECENCY, Fields
 from longrec.models.core.base import Ranker
 from longrec.nn.activation import ActivationName
 from longrec.nn.bucketed_attention import BucketedAttention
-from longrec.nn.embedding import EmbeddedBatch, Embeddings
+from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.groups import Groups, choose_group_columns
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
@@ -149,7 +149,7 @@ class KFAtt(Ranker):
         return weights
 
     def _read(
-        self, batch: Batch, embedded: EmbeddedBatch, history: str
+        self, batch: Batch, embedded: Embedded, history: str
     ) -> tuple[Tensor, Tensor, Tensor, Segments, Tensor | None]:
         """Return query, keys, values, segments, and the clicks per key of each event (None if one)."""
         v_UV, segments = self.queries.gather_keys(batch, embedded, history)

@@ -28,7 +28,7 @@ from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
-from longrec.nn.embedding import Embeddings
+from longrec.nn.embedding import Embedded, Embeddings
 
 
 class LRConfig(Strict):
@@ -39,6 +39,7 @@ class LR(Ranker):
     """Logistic regression: a bias and one weight per value."""
 
     Config = LRConfig
+    reads_groups = True
 
     def __init__(self, config: LRConfig, fields: Fields) -> None:
         super().__init__(config, fields)
@@ -46,13 +47,18 @@ class LR(Ranker):
         self.bias = nn.Parameter(torch.zeros(1))
         self.interaction_width = len(fields.features)
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B F"]:
-        """Return the weight of every field."""
-        return torch.cat(list(self.first_order(batch).features.values()), 1)
+    def embed(self, batch: Batch) -> Embedded:
+        """Look up the weights."""
+        weights: Embedded = self.first_order(batch)
+        return weights
 
-    def head(self, h_BH: Float[Tensor, "B F"]) -> Float[Tensor, " B"]:
+    def interact(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "B F"]:
+        """Return the weight of every field."""
+        return torch.cat(list(embedded.features.values()), 1)
+
+    def head(self, h_BH: Float[Tensor, "B F"]) -> Float[Tensor, "B 1"]:
         """Return the sum."""
-        return self.bias + h_BH.sum(1)
+        return self.bias + h_BH.sum(1, keepdim=True)
 
     def output_biases(self) -> Sequence[Tensor]:
         """Return the bias of the sum."""

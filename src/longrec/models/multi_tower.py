@@ -49,7 +49,7 @@ from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
 from longrec.nn.activation import ActivationName, BatchNorm
 from longrec.nn.attention import TargetAttention
-from longrec.nn.embedding import EmbeddedBatch, Embeddings
+from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
 from longrec.nn.queries import choose_attention_columns
@@ -213,7 +213,7 @@ class MultiTower(Ranker):
                 weights[attention.history] = attention.weights(batch, embedded, candidate_BC)
         return weights
 
-    def _inputs(self, batch: Batch) -> tuple[EmbeddedBatch, dict[str, Tensor], Tensor | None]:
+    def _inputs(self, batch: Batch) -> tuple[Embedded, dict[str, Tensor], Tensor | None]:
         """Return the embeddings, the input of every feature, and the concatenated inputs of the candidate."""
         embedded = self.embeddings(batch)
         inputs = dict(embedded.features)
@@ -250,29 +250,27 @@ class _Attention(nn.Module):
         self.width = k + (q if settings.key else 0)
 
     def forward(
-        self, batch: Batch, embedded: EmbeddedBatch, candidate_BC: Float[Tensor, "B C"] | None
+        self, batch: Batch, embedded: Embedded, candidate_BC: Float[Tensor, "B C"] | None
     ) -> Float[Tensor, "B D"]:
         """Return the pooled events and the query."""
         q_BQ, k_UK, segments = self._read(batch, embedded, candidate_BC)
         u_BK: Tensor = self.unit(q_BQ, k_UK, segments)
         return torch.cat([u_BK, q_BQ], 1) if self.key else u_BK
 
-    def weights(self, batch: Batch, embedded: EmbeddedBatch, candidate_BC: Float[Tensor, "B C"] | None) -> Tensor:
+    def weights(self, batch: Batch, embedded: Embedded, candidate_BC: Float[Tensor, "B C"] | None) -> Tensor:
         """Return the weight of every position: ragged ``[N]``, shared ``[B, T]``."""
         q_BQ, k_UK, segments = self._read(batch, embedded, candidate_BC)
         w_N = self.unit.weights(q_BQ, k_UK, segments)
         return w_N.reshape(batch.size, -1) if segments.shared else w_N
 
-    def _read(
-        self, batch: Batch, embedded: EmbeddedBatch, candidate_BC: Tensor | None
-    ) -> tuple[Tensor, Tensor, Segments]:
+    def _read(self, batch: Batch, embedded: Embedded, candidate_BC: Tensor | None) -> tuple[Tensor, Tensor, Segments]:
         if self.projection is None:
             q_BQ = torch.cat([embedded.features[name] for name in self.query], 1)
         else:
             assert candidate_BC is not None
             q_BQ = self.projection(candidate_BC)
         k_UK = torch.cat([embedded.histories[self.history][name] for name in self.keys], 1)
-        return q_BQ, k_UK, Segments.of(batch.histories[self.history], batch.size)
+        return q_BQ, k_UK, Segments.of(batch, self.history)
 
 
 class _Tower(nn.Module):
@@ -304,14 +302,14 @@ class _Tower(nn.Module):
     def forward(
         self,
         batch: Batch,
-        embedded: EmbeddedBatch,
+        embedded: Embedded,
         inputs: Mapping[str, Tensor],
         candidate_BC: Float[Tensor, "B C"] | None,
     ) -> Float[Tensor, "B H"]:
         """Return the last hidden layer of the tower."""
         blocks = [inputs[name] for name in self.features]
         for history, columns in self.pooled.items():
-            segments = Segments.of(batch.histories[history], batch.size)
+            segments = Segments.of(batch, history)
             blocks += [segments.pool(embedded.histories[history][column], self.pool) for column in columns]
         blocks += [attention(batch, embedded, candidate_BC) for attention in self.din.values()]
         x_BI = torch.cat(blocks, 1)

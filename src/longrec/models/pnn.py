@@ -38,7 +38,8 @@ from torch import Tensor, nn
 from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Ranker, find_common_width
+from longrec.models.core.base import Ranker
+from longrec.models.core.registry import find_common_width
 from longrec.nn.activation import ActivationName, BatchNorm, make_activation
 from longrec.nn.embedding import Embeddings
 from longrec.nn.linear import Linear, linear

@@ -76,7 +76,7 @@ class Pooling(Ranker):
         embedded = self.embeddings(batch)
         inputs = list(embedded.features.values())
         for history, columns in embedded.histories.items():
-            segments = Segments.of(batch.histories[history], batch.size)
+            segments = Segments.of(batch, history)
             inputs.extend(segments.pool(k_UD, self.config.pool) for k_UD in columns.values())
         return self.mlp.hidden(torch.cat(inputs, 1))
 

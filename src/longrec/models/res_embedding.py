@@ -31,7 +31,7 @@ width, H as in the base.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -48,9 +48,10 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
-from longrec.models.core.base import BaseSection, Model, Ranker, build_base, name_of
+from longrec.models.core.over import Over
+from longrec.models.core.registry import BaseSection
 from longrec.nn import kernels
-from longrec.nn.embedding import RESERVED, Embeddings
+from longrec.nn.embedding import RESERVED, Embedded, Embeddings, Table
 from longrec.nn.segments import Segments
 
 Weighting = Literal["average", "gcn", "attention"]
@@ -77,7 +78,7 @@ class ResEmbeddingConfig(Strict):
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial centers.")
 
 
-class ResEmbedding(Ranker):
+class ResEmbedding(Over):
     """A ranker whose items share centers."""
 
     Config = ResEmbeddingConfig
@@ -92,19 +93,14 @@ class ResEmbedding(Ranker):
     def __init__(self, config: ResEmbeddingConfig, fields: Fields) -> None:
         super().__init__(config, fields)
         self.item = _item(config.item, fields)
-        self.base = build_base(config.base, fields, "model.base")
-        plain = getattr(self.base, "embeddings", None)
-        if not isinstance(plain, Embeddings) or self.item.name not in plain.widths:
+        self.set_base(config.base, fields)
+        embeddings = getattr(self.base, "embeddings", None)
+        if not isinstance(embeddings, Embeddings) or self.item.name not in embeddings.widths:
             fault = f"model.base.name: {config.base['name']} holds no vectors of {self.item.name!r} in embeddings"
             raise ConfigError("config", [fault])
-        self.graph = InterestGraph(self.item, plain.table(self.item.name).shape, config)
-        self.base.embeddings = CenteredEmbeddings(plain, self.item, self.graph)
-        self.reads_history, self.order_matters = self.base.reads_history, self.base.order_matters
-        self.user_order, self.interaction_width = self.base.user_order, self.base.interaction_width
-
-    def warm_start_prefix(self, other: Model) -> str:
-        """Return the prefix of the base: its item table becomes the residuals."""
-        return "" if name_of(other) == name_of(self) else "base."
+        self.graph = InterestGraph(self.item, embeddings.table(self.item.name).shape, config)
+        self.centered = CenteredTable(embeddings.table(self.item.name), self.graph)
+        embeddings.tables[self.item.owner] = self.centered
 
     def fit_statistics(self, chunks: Iterable[Mapping[str, HistoryBatch]]) -> None:
         """Build the graph from the histories of the training window."""
@@ -120,25 +116,9 @@ class ResEmbedding(Ranker):
         ids = ((ids.numpy(), offsets.numpy()) for ids, offsets in walks if isinstance(ids, Tensor))
         self.graph.draw(*edges(ids, self.item.rows, self.config.window))
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """Return the representation of every row by the base."""
-        return self.base.interact(batch)
-
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Return the head of the base."""
-        return self.base.head(h_BH)
-
-    def output_biases(self) -> Sequence[Tensor]:
-        """Return the output biases of the base."""
-        return self.base.output_biases()
-
-    def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """Return the loss of equation 5."""
-        return self.base.loss(batch) + self._penalty(batch)
-
-    def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
-        """Return the auxiliary loss of the base plus the penalty on the residuals of the batch."""
-        return self.base.aux_loss(batch) + self._penalty(batch)
+    def aux_loss(self, batch: Batch, embedded: Embedded) -> Float[Tensor, ""] | float:
+        """Return the auxiliary loss of the base plus the penalty on the residuals of the batch (equation 5)."""
+        return self.base.aux_loss(batch, embedded) + self._penalty(batch)
 
     def _penalty(self, batch: Batch) -> Tensor | float:
         if not self.config.penalty:
@@ -147,28 +127,18 @@ class ResEmbedding(Ranker):
         r_mD = F.embedding(ids_m, self.residuals, sparse=True)
         return self.config.penalty * r_mD.square().sum()
 
-    def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the explanation of the base."""
-        return self.base.explain(batch)
-
     def vectors(self) -> Float[Tensor, "n D"]:
         """Return E of equation 1, without a gradient."""
-        return self._embeddings.build_table()
+        return self.centered.build_table()
 
     @property
     def residuals(self) -> nn.Parameter:
         """R: the item table of the base."""
-        return self._embeddings.table(self.item.name)
-
-    @property
-    def _embeddings(self) -> CenteredEmbeddings:
-        embeddings = self.base.get_submodule("embeddings")
-        assert isinstance(embeddings, CenteredEmbeddings)
-        return embeddings
+        return self.base.embeddings.table(self.item.name)
 
     def _ids(self, batch: Batch) -> Int[Tensor, " N"]:
         """Return the ids of all items in a batch, in features and histories."""
-        read = self._embeddings.fields
+        read = self.base.embeddings.fields
         ids = [batch.features[f.name] for f in read.features if f.owner == self.item.owner]
         for history, columns in read.histories.items():
             ids += [batch.histories[history].columns[f.name] for f in columns if f.owner == self.item.owner]
@@ -234,8 +204,8 @@ class InterestGraph(nn.Module):
         return segments.weighted_sum(w_N, c_ND)
 
 
-class CenteredEmbeddings(Embeddings):
-    """The embeddings of a base, with centers plus residuals as vectors of the item.
+class CenteredTable(nn.Module, Table):
+    """Lookup of vectors that are a center plus a residual.
 
     In evaluation, and when a program is traced, the vectors come from one table. It is computed when training stops,
     and again after a change of its inputs.
@@ -243,17 +213,13 @@ class CenteredEmbeddings(Embeddings):
 
     table_of_all: Tensor
 
-    def __init__(self, plain: Embeddings, item: Column, graph: InterestGraph) -> None:
-        nn.Module.__init__(self)
-        self.fields, self.widths, self._sharing = plain.fields, plain.widths, plain._sharing
-        for name, parameter in plain.named_parameters():
-            self.register_parameter(name, parameter)
-        self.item = item
-        self._graph = [graph]  # belongs to the model, not to its base
+    def __init__(self, residuals: nn.Parameter, graph: InterestGraph) -> None:
+        super().__init__()
+        self._sources = residuals, graph  # in a tuple, because both belong to other modules
         self._versions: tuple[int, ...] = ()
         self.register_buffer("table_of_all", torch.zeros(0), persistent=False)
 
-    def train(self, mode: bool = True) -> CenteredEmbeddings:
+    def train(self, mode: bool = True) -> CenteredTable:
         """Switch between training and evaluation."""
         super().train(mode)
         if mode:
@@ -265,29 +231,27 @@ class CenteredEmbeddings(Embeddings):
     @torch.no_grad()
     def build_table(self) -> Float[Tensor, "n D"]:
         """Return E of equation 1 as one table."""
-        graph, residuals = self._graph[0], self.table(self.item.name)
-        sources = (graph.centers.table(graph.name), residuals, graph.slots, graph.strength)
-        versions = tuple(source._version for source in sources)
+        residuals, graph = self._sources
+        inputs = (graph.centers.table(graph.name), residuals, graph.slots, graph.strength)
+        versions = tuple(tensor._version for tensor in inputs)
         if versions != self._versions:
             blocks = torch.arange(len(residuals), device=residuals.device).split(_BLOCK)  # type: ignore[no-untyped-call]
             self.table_of_all = residuals + torch.cat([graph(block) for block in blocks])
             self._versions = versions
         return self.table_of_all
 
-    def _look_up(self, field: Column, uses: list[Tensor | Jagged]) -> list[Tensor]:
-        if field.owner != self.item.owner:
-            return super()._look_up(field, uses)
-        flat = [use.values if isinstance(use, Jagged) else use for use in uses]
+    def look_up(self, weight: nn.Parameter, uses: list[Tensor]) -> list[Tensor]:
+        """Return the vectors ``[N, D]`` of the ids of each use, int32 ``[N]``."""
         if kernels.is_traced():
-            return [F.embedding(values, self.table_of_all) for values in flat]
-        ids = torch.cat(flat).long()
+            return [F.embedding(values, self.table_of_all) for values in uses]
+        ids = torch.cat(uses).long()
         if not self.training and not torch.is_grad_enabled():
             e = F.embedding(ids, self.build_table())
         else:
             ids_m, inverse = torch.unique(ids, return_inverse=True)
-            residuals = F.embedding(ids_m, self.table(field.name), sparse=True)
-            e = (residuals + self._graph[0](ids_m)).index_select(0, inverse)
-        return list(torch.split(e, [len(values) for values in flat]))
+            residuals = F.embedding(ids_m, weight, sparse=True)
+            e = (residuals + self._sources[1](ids_m)).index_select(0, inverse)
+        return list(torch.split(e, [len(values) for values in uses]))
 
 
 def edges(

@@ -49,9 +49,10 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.duration import Duration, parse_duration
 from longrec.features.fields import TIME_GAP, Fields
-from longrec.models.core.base import Ranker, find_unknown_names
+from longrec.models.core.base import Ranker
+from longrec.models.core.registry import find_unknown_names
 from longrec.nn.activation import ActivationName
-from longrec.nn.embedding import RESERVED, EmbeddedBatch, Embeddings
+from longrec.nn.embedding import RESERVED, Embedded, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
@@ -166,9 +167,7 @@ class SearchUser(Ranker):
             for name, w in zip(self.fields.histories, weights)
         }
 
-    def _inputs(
-        self, batch: Batch, embedded: EmbeddedBatch
-    ) -> list[tuple[_Path, tuple[Tensor, Tensor, Tensor, Segments]]]:
+    def _inputs(self, batch: Batch, embedded: Embedded) -> list[tuple[_Path, tuple[Tensor, Tensor, Tensor, Segments]]]:
         """Return for each history its path, and query, events, their buckets of time and segments."""
         inputs = []
         for name, columns in embedded.histories.items():

@@ -54,6 +54,7 @@ class FirstLayer(nn.Module):
             h_NH = segments.add(hq_BH, hk_UH) + F.linear(segments.mul(q_BQ, k_UK[:, : self.query]), self.weight_m)
             return h_NH.relu() if relu else h_NH
         w_HX = torch.cat([self.weight_k, self.weight_m], 1)
+        k_UK, segments = segments.flatten(k_UK)
         out: Tensor = _FirstLayerFunction.apply(  # type: ignore[no-untyped-call]
             hq_BH, q_BQ, k_UK, w_HX, segments, relu
         )

@@ -4,20 +4,24 @@ A numeric field has one vector, scaled by its value. An embedding of W numbers h
 
 Gradients of tables are sparse: the cost of a step depends on the ids of the batch, not on the height of the table.
 
-Shapes: B rows, N positions of a history, T positions of a shared one, U either, D width.
+Shapes: R requests, C candidates, U stored positions of a history, N values of a lookup, D width.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longrec.features.batch import Batch, Jagged
+from longrec.features.batch import Batch, Column, Jagged, Layout
 from longrec.features.fields import Field, Fields
+from longrec.nn import kernels
 from longrec.nn.linear import linear
 from longrec.nn.segments import Segments
 
@@ -26,11 +30,51 @@ RESERVED = 2
 
 
 @dataclass(frozen=True)
-class EmbeddedBatch:
-    """Vectors of one batch: ``features[name]`` is ``[B, D]``, ``histories[history][name]`` is ``[U, D]``."""
+class Embedded:
+    """Vectors of one batch: those of requests, of candidates and of histories separately.
 
-    features: Mapping[str, Tensor]
+    Attributes:
+        layout: which request each candidate belongs to.
+        order: names of all features, in the order of the schema.
+        request: ``[R, D]`` per user or context feature.
+        candidate: ``[C, D]`` per feature of the item or candidate.
+        histories: ``[U, D]`` per column, by history.
+        parts: vectors of the further tables of a model, such as first-order weights, by the module that holds them.
+        states: what ``interact`` computed that ``aux_loss`` reads.
+    """
+
+    layout: Layout
+    order: tuple[str, ...]
+    request: Mapping[str, Tensor]
+    candidate: Mapping[str, Tensor]
     histories: Mapping[str, Mapping[str, Tensor]]
+    parts: Mapping[nn.Module, Embedded] = dataclasses.field(default_factory=dict)
+    states: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @cached_property
+    def features(self) -> dict[str, Tensor]:
+        """``[C, D]`` per feature: those of a request are repeated for each of its candidates."""
+        return {
+            name: self.candidate[name] if name in self.candidate else self.layout.repeat(self.request[name])
+            for name in self.order
+        }
+
+
+class Table:
+    """Lookup of the vectors of one embedding table.
+
+    Every lookup of a model goes through a table, so that another kind of table (of residuals, or divided among
+    machines) takes its place in ``Embeddings.tables``.
+    """
+
+    def look_up(self, weight: nn.Parameter, uses: list[Tensor]) -> list[Tensor]:
+        """Return the vectors ``[N, D]`` of the ids of each use, int32 ``[N]``, from a table ``[rows, D]``."""
+        if kernels.is_traced():
+            return [F.embedding(ids, weight) for ids in uses]
+        # One lookup for all uses, so that the optimizer groups the ids of the table once.
+        ids = torch.cat(uses) if len(uses) > 1 else uses[0]
+        e_ND = F.embedding(ids.long(), weight, sparse=True)
+        return list(torch.split(e_ND, [len(values) for values in uses]))
 
 
 class Embeddings(nn.Module):
@@ -41,6 +85,9 @@ class Embeddings(nn.Module):
         width: width of all fields, overriding their own.
         histories: embed histories too.
         std: standard deviation of the normal distribution that initializes the tables.
+
+    Attributes:
+        tables: the lookup of each table of ids, by the name of the field that owns it.
     """
 
     def __init__(
@@ -52,10 +99,12 @@ class Embeddings(nn.Module):
         self._sharing: dict[str, list[Field]] = {}
         for field in self.fields.distinct_fields():
             self._sharing.setdefault(field.owner, []).append(field)
+        self.tables: dict[str, Table] = {}
         for field in (fields[0] for fields in self._sharing.values()):
             table = torch.empty(max(field.rows, field.width, 1), self.widths[field.name]).normal_(std=std)
             if field.rows:
                 table[:RESERVED] = 0
+                self.tables[field.owner] = Table()
             self.register_parameter(parameter_name(field.owner), nn.Parameter(table))
 
     def table(self, name: str) -> nn.Parameter:
@@ -67,40 +116,40 @@ class Embeddings(nn.Module):
         """Return all tables with sparse gradients."""
         return [self.table(fields[0].name) for fields in self._sharing.values() if fields[0].rows]
 
-    def forward(self, batch: Batch) -> EmbeddedBatch:
+    def forward(self, batch: Batch) -> Embedded:
         """Look up all fields, with one lookup per table."""
-        features: dict[str, Tensor] = {}
+        request: dict[str, Tensor] = {}
+        candidate: dict[str, Tensor] = {}
         histories: dict[str, dict[str, Tensor]] = {name: {} for name in self.fields.histories}
         for sharing in self._sharing.values():
-            uses: list[tuple[Field, dict[str, Tensor], Tensor | Jagged, bool]] = []
+            uses: list[tuple[Field, dict[str, Tensor], Column]] = []
             for field in sharing:
                 if field in self.fields.features:
-                    repeat = batch.shared and field.side != "item"
-                    uses.append((field, features, batch.features[field.name], repeat))
+                    uses.append((field, candidate if field.side == "item" else request, _column(batch, field)))
                 for name, columns in self.fields.histories.items():
                     if any(column.name == field.name for column in columns):
-                        uses.append((field, histories[name], batch.histories[name].columns[field.name], False))
-            vectors = self._look_up(sharing[0], [values for _, _, values, _ in uses])
-            for (field, target, values, repeat), e_ND in zip(uses, vectors):
-                e_ND = _pool(field, values, e_ND) if isinstance(values, Jagged) else e_ND
-                target[field.name] = e_ND.expand(batch.size, -1) if repeat else e_ND
-        order = [field.name for field in self.fields.features]
-        return EmbeddedBatch({name: features[name] for name in order}, histories)
+                        uses.append((field, histories[name], batch.histories[name].columns[field.name]))
+            vectors = self._look_up(sharing[0], [values for _, _, values in uses])
+            for (field, target, values), e_ND in zip(uses, vectors):
+                target[field.name] = _pool(field, values, e_ND) if isinstance(values, Jagged) else e_ND
+        order = tuple(field.name for field in self.fields.features)
+        return Embedded(batch.layout, order, request, candidate, histories)
 
-    def _look_up(self, field: Field, uses: list[Tensor | Jagged]) -> list[Tensor]:
+    def _look_up(self, field: Field, uses: list[Column]) -> list[Tensor]:
         """Return the vectors of the values of each use of a field."""
-        table = self.table(field.name)
         flat = [use.values if isinstance(use, Jagged) else use for use in uses]
+        table = self.table(field.name)
+        if field.owner in self.tables:
+            return self.tables[field.owner].look_up(table, flat)
         if field.kind == "numeric":
             return [values.to(table.dtype).unsqueeze(1) * table for values in flat]
-        if field.kind in ("embedding", "numbers"):
-            return [linear(values.to(table.dtype), table.t().contiguous()) for values in flat]
-        if torch.compiler.is_compiling():
-            return [F.embedding(values, table) for values in flat]
-        # One lookup for all uses, so that the optimizer groups the ids of the table once.
-        ids = torch.cat(flat) if len(flat) > 1 else flat[0]
-        e_ND = F.embedding(ids.long(), table, sparse=True)
-        return list(torch.split(e_ND, [len(values) for values in flat]))
+        return [linear(values.to(table.dtype), table.t().contiguous()) for values in flat]
+
+
+def _column(batch: Batch, field: Field) -> Column:
+    if field.kind == "computed":
+        return batch.computed[field.name]
+    return batch.candidates[field.name] if field.name in batch.candidates else batch.requests[field.name]
 
 
 def parameter_name(name: str) -> str:

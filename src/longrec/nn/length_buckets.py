@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from longrec.nn import kernels
 from longrec.nn.segments import Segments
 
 _WASTE = 0.125
@@ -107,6 +108,11 @@ def find_empty_rows(segments: Segments) -> Tensor:
         # A sum instead of a comparison, so that a traced length stays dynamic.
         return (torch.ones(segments.positions, device=segments.offsets.device).sum() == 0).reshape(1, 1)
     return (segments.offsets[1:] == segments.offsets[:-1]).unsqueeze(1)
+
+
+def can_split(segments: Segments, most: int) -> bool:
+    """Return True if ``split_rows`` saves time: more than ``most`` positions of a ragged batch on the CPU."""
+    return not segments.shared and kernels.choose(segments.offsets, casts=False) == "cpu" and segments.positions > most
 
 
 def split_rows(segments: Segments, most: int) -> tuple[list[int], list[int], list[Segments]]:

@@ -74,14 +74,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """One hidden layer.
-
-    Attributes:
-        addend: tensor added to the linear term, before normalization and activation, like a bias per row (see
-            ``keep_plug``). None: nothing is added.
-    """
-
-    addend: Tensor | None = None
+    """One hidden layer."""
 
     def __init__(self, inputs: int, width: int, activation: ActivationName, dropout: float, batch_norm: bool) -> None:
         super().__init__()
@@ -94,12 +87,13 @@ class Layer(nn.Module):
 
     def forward(self, x_NI: Float[Tensor, "N I"]) -> Float[Tensor, "N O"]:
         """Apply the layer."""
-        if self.addend is None:
-            x_NO: Tensor = self.linear(x_NI, relu=self.fused)
-        else:
-            x_NO = self.linear(x_NI) + self.addend
-            x_NO = x_NO.relu() if self.fused else x_NO
+        x_NO: Tensor = self.linear(x_NI, relu=self.fused)
         for step in (self.norm, self.activation, self.dropout):
             if step is not None:
                 x_NO = step(x_NO)
         return x_NO
+
+    def split_relu(self) -> None:
+        """Let a ReLU run after the product, not fused with it, so that something can be added between both."""
+        if self.fused:
+            self.fused, self.activation = False, nn.ReLU()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.nn.embedding import EmbeddedBatch
+from longrec.nn.embedding import Embedded
 from longrec.nn.linear import Linear
 from longrec.nn.segments import Segments
 
@@ -61,18 +61,18 @@ class Queries(nn.Module):
                 self.projections[f"query_{name}"] = Linear(self.query_widths[name], self.key_widths[name])
                 self.query_widths[name] = self.key_widths[name]
 
-    def compute_query(self, embedded: EmbeddedBatch, history: str) -> Tensor:
+    def compute_query(self, embedded: Embedded, history: str) -> Tensor:
         """Return ``[B, Q]``, the query of the candidate for one history."""
         q_BQ = torch.cat([embedded.features[name] for name in self.query_columns[history]], 1)
         key = f"query_{history}"
         return self.projections[key](q_BQ) if key in self.projections else q_BQ
 
-    def gather_keys(self, batch: Batch, embedded: EmbeddedBatch, history: str) -> tuple[Tensor, Segments]:
+    def gather_keys(self, batch: Batch, embedded: Embedded, history: str) -> tuple[Tensor, Segments]:
         """Return keys ``[U, K]``, their columns in common with the query first, and segments of one history."""
         k_UK = torch.cat([embedded.histories[history][name] for name in self.key_columns[history]], 1)
-        return k_UK, Segments.of(batch.histories[history], batch.size)
+        return k_UK, Segments.of(batch, history)
 
-    def forward(self, batch: Batch, embedded: EmbeddedBatch, history: str) -> tuple[Tensor, Tensor, Segments]:
+    def forward(self, batch: Batch, embedded: Embedded, history: str) -> tuple[Tensor, Tensor, Segments]:
         """Return query ``[B, Q]``, keys ``[U, K]`` and segments of one history."""
         return self.compute_query(embedded, history), *self.gather_keys(batch, embedded, history)
 

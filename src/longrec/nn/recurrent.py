@@ -68,7 +68,7 @@ class GRU(nn.Module):
         x_UG = self._inputs(x_UI, gates_UX)
         if segments.shared:
             return self._run_steps(x_UG.unsqueeze(1), None, 1)[1].squeeze(1)
-        return self._scan_rows(x_UG, segments, None)
+        return self._scan_rows(x_UG, segments.requests, None)
 
     def last(
         self, x_UI: Float[Tensor, "U I"], segments: Segments, a_N: Float[Tensor, " N"] | None = None
@@ -88,13 +88,17 @@ class GRU(nn.Module):
             rows = segments.rows if a_N is not None else 1
             a_TB = None if a_N is None else a_N.reshape(segments.rows, segments.positions).t()
             return self._run_steps(x_UG.unsqueeze(1), a_TB, rows)[0].expand(segments.rows, -1)
-        return gather_last(self._scan_rows(x_UG, segments, a_N), segments)
+        if a_N is None:
+            stored = segments.requests
+            return segments.repeat(gather_last(self._scan_rows(x_UG, stored, None), stored))
+        x_NG, segments = segments.flatten(x_UG)
+        return gather_last(self._scan_rows(x_NG, segments, a_N), segments)
 
     def last_of_each(self, x_NI: Float[Tensor, "N I"], segments: Segments) -> Float[Tensor, "B H"]:
         """Return ``last`` of rows that have separate inputs even in a shared batch."""
-        if not segments.shared:
-            return self.last(x_NI, segments)
         x_NG = self._inputs(x_NI)
+        if not segments.shared:
+            return gather_last(self._scan_rows(x_NG, segments, None), segments)
         x_TBG = x_NG.reshape(segments.rows, segments.positions, x_NG.shape[1]).transpose(0, 1)
         return self._run_steps(x_TBG, None, segments.rows)[0]
 

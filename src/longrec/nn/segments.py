@@ -1,29 +1,34 @@
-"""Segments: which positions of a history belong to each row of a batch.
+"""Segments: which positions of a history belong to each candidate of a batch.
 
-A model writes its formula once, and it runs on both kinds of batches:
+A model writes its formula once, and it runs on all layouts of a batch:
 
-- **ragged** (training, evaluation): N flat positions, where row b owns ``offsets[b]:offsets[b + 1]``, possibly empty;
+- **single** (training, evaluation): N flat positions, where row b owns ``offsets[b]:offsets[b + 1]``, possibly empty;
 - **shared** (serving): one history of T positions that each of B candidates reads, so N = B T. Tensors that depend on
-  the history alone keep T rows until they are first combined with the candidate.
+  the history alone keep T rows until they are first combined with the candidate;
+- **grouped** (training on requests of several candidates): the history of a request is stored once and read by each
+  of its candidates. Tensors that depend on the history alone keep one row per stored position.
 
 For a row without positions, ``sum``, ``mean``, ``max`` and ``weighted_sum`` return 0, never NaN.
 
-Shapes: B rows, N positions, T positions of a shared history, U entries of the history (N ragged, T shared), D, H
-widths.
+Shapes: B rows (candidates), R requests, N positions that the rows read, U positions that the histories store (N single,
+T shared, at most N grouped), D, H widths.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from longrec.features.batch import HistoryBatch, Jagged
+from longrec.features.batch import Batch, HistoryBatch, Jagged, Layout
+from longrec.nn import kernels, segment_kernels
 
 Pool = Literal["mean", "sum", "max"]
 
@@ -35,17 +40,29 @@ class Segments:
         offsets: int64 ``[B + 1]``. Not read when shared.
         rows: B.
         positions: N, or T when shared.
+        host: the offsets on the host. None: copied when first needed.
     """
 
-    def __init__(self, offsets: Tensor, rows: int, positions: int, shared: bool = False) -> None:
-        self.offsets, self.rows, self.positions, self.shared = offsets, rows, positions, shared
+    def __init__(
+        self,
+        offsets: Tensor,
+        rows: int,
+        positions: int,
+        shared: bool = False,
+        host: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.offsets, self.rows, self.positions, self.shared, self._host = offsets, rows, positions, shared, host
 
-    @classmethod
-    def of(cls, history: HistoryBatch, rows: int) -> Segments:
-        """Return the segments of a history in a batch of ``rows`` rows."""
-        column = next(iter(history.columns.values()))
-        positions = column.offsets.shape[0] - 1 if isinstance(column, Jagged) else column.shape[0]
-        return cls(history.offsets, rows, positions, history.shared)
+    @staticmethod
+    def of(batch: Batch, history: str) -> Segments:
+        """Return the segments of a history of a batch. They are made once per batch."""
+        events = batch.histories[history]
+        layout, segments = events.memo.get("segments", (None, None))
+        if layout is not batch.layout:
+            segments = _make_segments(events, batch.layout)
+            events.memo["segments"] = batch.layout, segments
+        assert isinstance(segments, Segments)
+        return segments
 
     @classmethod
     def of_runs(cls, key_N: Tensor) -> Segments:
@@ -60,13 +77,69 @@ class Segments:
         """Return the segments of a multi-value feature: entry r owns its values."""
         return cls(values.offsets, values.offsets.shape[0] - 1, values.values.shape[0])
 
+    @staticmethod
+    def concat(every: Sequence[Segments]) -> tuple[Segments, Tensor | None]:
+        """Return the segments of several histories of the same rows as one history, and the order of its positions.
+
+        The order is an index of the concatenated positions that puts those of a row next to each other. None: they
+        keep their order.
+        """
+        first, positions = every[0], sum(segments.positions for segments in every)
+        if len(every) == 1:
+            return first, None
+        if first.shared:
+            return Segments(first.offsets, first.rows, positions, shared=True), None
+        offsets = torch.stack([segments.offsets for segments in every]).sum(0)
+        order = torch.cat([segments.row for segments in every]).argsort(stable=True)
+        host = np.sum([segments.host_offsets for segments in every], 0)
+        return Segments(offsets, first.rows, positions, host=host), order
+
+    @property
+    def host_offsets(self) -> NDArray[np.int64]:
+        """The offsets on the host, int64 ``[B + 1]``. Not defined when shared."""
+        if self._host is None:
+            self._host = self.offsets.detach().cpu().numpy()
+        return self._host
+
+    @property
+    def requests(self) -> Segments:
+        """The requests over the stored positions: R rows, each history once."""
+        return Segments(self.offsets, 1, self.positions, shared=True) if self.shared else self
+
+    def repeat(self, x_RD: Float[Tensor, "R D"]) -> Float[Tensor, "B D"]:
+        """Return the value of its request for every row."""
+        return x_RD.expand(self.rows, -1) if self.shared else x_RD
+
+    def flatten(self, k_UD: Float[Tensor, "U D"]) -> tuple[Float[Tensor, "N D"], Segments]:
+        """Return keys and segments in which no two rows share positions, unless all rows share one history."""
+        return k_UD, self
+
+    def multiply(self, times: int) -> Segments:
+        """Return segments in which each position is followed by ``times - 1`` more of its row."""
+        host = None if self._host is None else self._host * times
+        return Segments(self.offsets * times, self.rows, self.positions * times, self.shared, host)
+
+    def count_newer(self) -> Tensor:
+        """Return int64 ``[U]``: the number of newer positions in the history of each stored position."""
+        stored = self.requests
+        stop = stored.positions if self.shared else stored.expand_rows(stored.offsets[1:])
+        return stop - 1 - torch.arange(stored.positions, device=self.offsets.device)
+
+    def by_candidate(self, w_N: Float[Tensor, " N"]) -> Tensor:
+        """Return weights of positions as a model explains them: ``[N]``, or ``[B, T]`` when shared."""
+        return w_N.reshape(self.rows, -1) if self.shared else w_N
+
+    def repeat_weights(self, w_U: Float[Tensor, " U"]) -> Tensor:
+        """Return weights that depend on the history alone as a model explains them: ``[N]``, or ``[B, T]`` shared."""
+        return w_U.unsqueeze(0).expand(self.rows, -1) if self.shared else self.keys(w_U.unsqueeze(1)).squeeze(1)
+
     @cached_property
     def row(self) -> Tensor:
         """int64 ``[N]``: the row of each position."""
         rows = torch.arange(self.rows, device=self.offsets.device)
         if self.shared:
             return rows.unsqueeze(1).expand(-1, self.positions).reshape(-1)
-        if torch.compiler.is_compiling():
+        if kernels.is_traced():
             # A mark at the start of each row but the first, and a running sum: operators that every runtime supports.
             starts = self.offsets[1:-1]
             marks = torch.zeros(self.positions + 1, dtype=torch.int64, device=starts.device)
@@ -82,10 +155,9 @@ class Segments:
         if self.shared:
             width = x_BD.shape[1]
             return x_BD.unsqueeze(1).expand(-1, self.positions, width).reshape(-1, width)
-        if torch.compiler.is_compiling():
+        if kernels.is_traced():
             return x_BD.index_select(0, self.row)
-        out: Tensor = _Expand.apply(x_BD, self)  # type: ignore[no-untyped-call]
-        return out
+        return segment_kernels.expand(x_BD, self)
 
     def expand_rows(self, x_B: Tensor) -> Tensor:
         """Return ``[N]``, the entry of its row at every position, without a gradient."""
@@ -101,22 +173,21 @@ class Segments:
         """Return ``expand(x) + keys(k)``. When shared, neither is repeated."""
         if self.shared:
             return (x_BD.unsqueeze(1) + k_UD.unsqueeze(0)).reshape(-1, x_BD.shape[1])
-        return k_UD + self.expand(x_BD)
+        return self.keys(k_UD) + self.expand(x_BD)
 
     def mul(self, x_BD: Float[Tensor, "B D"], k_UD: Float[Tensor, "U D"]) -> Float[Tensor, "N D"]:
         """Return ``expand(x) * keys(k)``. When shared, neither is repeated."""
         if self.shared:
             return (x_BD.unsqueeze(1) * k_UD.unsqueeze(0)).reshape(-1, x_BD.shape[1])
-        return k_UD * self.expand(x_BD)
+        return self.keys(k_UD) * self.expand(x_BD)
 
     def sum(self, v_ND: Float[Tensor, "N D"]) -> Float[Tensor, "B D"]:
         """Return the sum over each row's positions."""
         if self.shared:
             return v_ND.reshape(self.rows, self.positions, v_ND.shape[1]).sum(1)
-        if torch.compiler.is_compiling():
+        if kernels.is_traced():
             return v_ND.new_zeros(self.rows, v_ND.shape[1]).index_add(0, self.row, v_ND)
-        out: Tensor = _Sum.apply(v_ND, self)  # type: ignore[no-untyped-call]
-        return out
+        return segment_kernels.add_up(v_ND, self)
 
     def mean(self, v_ND: Float[Tensor, "N D"]) -> Float[Tensor, "B D"]:
         """Return the mean over each row's positions. 0 for a row without positions."""
@@ -151,11 +222,10 @@ class Segments:
         """Return the softmax of the scores of each row."""
         if self.shared:
             return s_N.reshape(self.rows, self.positions).softmax(1).reshape(-1)
-        if torch.compiler.is_compiling():
+        if kernels.is_traced():
             w_N = torch.exp(s_N - self.max(s_N.unsqueeze(1)).squeeze(1).index_select(0, self.row))
             return w_N / self.sum(w_N.unsqueeze(1)).squeeze(1).index_select(0, self.row)
-        out: Tensor = _Softmax.apply(_wide(s_N), self)  # type: ignore[no-untyped-call]
-        return out
+        return segment_kernels.softmax(_wide(s_N), self)
 
     def softmax_with_null(
         self, s_N: Float[Tensor, " N"], null_B: Float[Tensor, " B"]
@@ -166,13 +236,12 @@ class Segments:
         if self.shared:
             w_BT = torch.cat([null_B.unsqueeze(1), s_N.reshape(self.rows, self.positions)], 1).softmax(1)
             return w_BT[:, 1:].reshape(-1), w_BT[:, 0]
-        if torch.compiler.is_compiling():
+        if kernels.is_traced():
             top_B = null_B.scatter_reduce(0, self.row, s_N, "amax", include_self=True)
             w_N, own_B = torch.exp(s_N - top_B.index_select(0, self.row)), torch.exp(null_B - top_B)
             total_B = self.sum(w_N.unsqueeze(1)).squeeze(1) + own_B
             return w_N / total_B.index_select(0, self.row), own_B / total_B
-        out: tuple[Tensor, Tensor] = _SoftmaxWithNull.apply(_wide(s_N), _wide(null_B), self)  # type: ignore[no-untyped-call]
-        return out
+        return segment_kernels.softmax_with_null(_wide(s_N), _wide(null_B), self)
 
     def dot(self, x_BD: Float[Tensor, "B D"], k_UD: Float[Tensor, "U D"]) -> Float[Tensor, " N"]:
         """Return the inner product of the row's value and the history's at every position."""
@@ -184,10 +253,10 @@ class Segments:
         """Return the sum over each row's positions of ``w * k``."""
         if self.shared:
             return w_N.reshape(self.rows, self.positions) @ k_UD
-        if torch.compiler.is_compiling():
-            return self.sum(w_N.unsqueeze(1) * k_UD)
-        out: Tensor = _WeightedSum.apply(w_N.to(k_UD.dtype), k_UD, self)  # type: ignore[no-untyped-call]
-        return out
+        if kernels.is_traced():
+            return self.sum(w_N.unsqueeze(1) * self.keys(k_UD))
+        k_ND = self.keys(k_UD)
+        return segment_kernels.weighted_sum(w_N.to(k_ND.dtype), k_ND, self)
 
     def add_up(self, v_ND: Tensor, w_N: Tensor | None = None) -> Tensor:
         """Return ``[B, D]``: the (weighted) sum of each row's positions, without a gradient.
@@ -216,92 +285,56 @@ def _amax(v: Tensor, dim: int) -> Tensor:
     return torch.where(top == -torch.inf, torch.zeros_like(top), top)
 
 
-class _Expand(torch.autograd.Function):
-    """``x[row]``. Its gradient is the sum over the positions of each row."""
+class GroupedSegments(Segments):
+    """Rows that share the history of their request with others.
 
-    @staticmethod
-    def forward(ctx: Any, x_BD: Tensor, segments: Segments) -> Tensor:
-        ctx.segments = segments
-        return x_BD.index_select(0, segments.row)
+    Args:
+        stored: the requests over the stored positions.
+        layout: which request each row belongs to.
+    """
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g_ND: Tensor) -> tuple[Tensor, None]:
-        return ctx.segments.add_up(g_ND.contiguous()), None
+    def __init__(self, stored: Segments, layout: Layout) -> None:
+        assert layout.host_owner is not None
+        lengths = np.diff(stored.host_offsets)[layout.host_owner]
+        host = np.concatenate([[0], np.cumsum(lengths)])
+        offsets = torch.from_numpy(host).to(stored.offsets.device, non_blocking=True)
+        super().__init__(offsets, layout.candidates, int(host[-1]), host=host)
+        self._stored, self.layout = stored, layout
 
+    @property
+    def requests(self) -> Segments:
+        """The requests over the stored positions."""
+        return self._stored
 
-class _Sum(torch.autograd.Function):
-    """``zeros(B, D).index_add(0, row, v)``."""
+    @cached_property
+    def stored_position(self) -> Tensor:
+        """int64 ``[N]``: the stored position of each position."""
+        assert self.layout.owner is not None
+        starts_B = self._stored.offsets.index_select(0, self.layout.owner)
+        return self._position + self.expand_rows(starts_B - self.offsets[:-1])
 
-    @staticmethod
-    def forward(ctx: Any, v_ND: Tensor, segments: Segments) -> Tensor:
-        ctx.segments = segments
-        return segments.add_up(v_ND.contiguous())
+    def repeat(self, x_RD: Float[Tensor, "R D"]) -> Float[Tensor, "B D"]:
+        """Return the value of its request for every row."""
+        return self.layout.repeat(x_RD)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g_BD: Tensor) -> tuple[Tensor, None]:
-        return g_BD.index_select(0, ctx.segments.row), None
+    def keys(self, k_UD: Float[Tensor, "U D"]) -> Float[Tensor, "N D"]:
+        """Return the value of the history at every position."""
+        return k_UD.index_select(0, self.stored_position)
 
+    def flatten(self, k_UD: Float[Tensor, "U D"]) -> tuple[Float[Tensor, "N D"], Segments]:
+        """Return keys and segments in which no two rows share positions."""
+        return self.keys(k_UD), Segments(self.offsets, self.rows, self.positions, host=self.host_offsets)
 
-class _WeightedSum(torch.autograd.Function):
-    """``zeros(B, D).index_add(0, row, w[:, None] * k)``."""
-
-    @staticmethod
-    def forward(ctx: Any, w_N: Tensor, k_ND: Tensor, segments: Segments) -> Tensor:
-        ctx.segments = segments
-        ctx.save_for_backward(w_N, k_ND)
-        return segments.add_up(k_ND.contiguous(), w_N.contiguous())
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g_BD: Tensor) -> tuple[Tensor, Tensor, None]:
-        w_N, k_ND = ctx.saved_tensors
-        g_ND = g_BD.index_select(0, ctx.segments.row)
-        g_w = (g_ND * k_ND).sum(1)
-        return g_w, g_ND.mul_(w_N.unsqueeze(1)), None
-
-
-class _Softmax(torch.autograd.Function):
-    """``exp(s - max) / sum`` in each row, with the gradient ``w * (g - sum of w g in the row)``."""
-
-    @staticmethod
-    def forward(ctx: Any, s_N: Tensor, segments: Segments) -> Tensor:
-        top_B = s_N.new_zeros(segments.rows).scatter_reduce(0, segments.row, s_N, "amax", include_self=False)
-        w_N = (s_N - top_B.index_select(0, segments.row)).exp_()
-        total_B = segments.add_up(w_N.unsqueeze(1)).squeeze(1)
-        w_N.div_(total_B.index_select(0, segments.row))
-        ctx.segments = segments
-        ctx.save_for_backward(w_N)
-        return w_N
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g_N: Tensor) -> tuple[Tensor, None]:
-        (w_N,) = ctx.saved_tensors
-        product_N = w_N * g_N
-        total_B = ctx.segments.add_up(product_N.unsqueeze(1)).squeeze(1)
-        return product_N - w_N * total_B.index_select(0, ctx.segments.row), None
+    def pool(self, k_UD: Float[Tensor, "U D"], how: Pool) -> Float[Tensor, "B D"]:
+        """Pool the entries of each history once, and repeat the result."""
+        return self.repeat(self._stored.pool(k_UD, how))
 
 
-class _SoftmaxWithNull(torch.autograd.Function):
-    """``exp(s - max) / sum`` in each row, where the null score of the row is included in both."""
-
-    @staticmethod
-    def forward(ctx: Any, s_N: Tensor, null_B: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
-        top_B = null_B.scatter_reduce(0, segments.row, s_N, "amax", include_self=True)
-        w_N, own_B = (s_N - top_B.index_select(0, segments.row)).exp_(), (null_B - top_B).exp_()
-        total_B = segments.add_up(w_N.unsqueeze(1)).squeeze(1) + own_B
-        w_N.div_(total_B.index_select(0, segments.row))
-        own_B.div_(total_B)
-        ctx.segments = segments
-        ctx.save_for_backward(w_N, own_B)
-        return w_N, own_B
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g_N: Tensor, g_B: Tensor) -> tuple[Tensor, Tensor, None]:
-        w_N, own_B = ctx.saved_tensors
-        product_N, product_B = w_N * g_N, own_B * g_B
-        total_B = ctx.segments.add_up(product_N.unsqueeze(1)).squeeze(1) + product_B
-        return product_N - w_N * total_B.index_select(0, ctx.segments.row), product_B - own_B * total_B, None
+def _make_segments(history: HistoryBatch, layout: Layout) -> Segments:
+    column = next(iter(history.columns.values()))
+    positions = column.offsets.shape[0] - 1 if isinstance(column, Jagged) else column.shape[0]
+    if layout.kind == "shared":
+        return Segments(history.offsets, layout.candidates, positions, shared=True)
+    # Offsets are copied to the host only where they are read, which a traced program never does.
+    stored = Segments(history.offsets, layout.requests, positions, host=history.host)
+    return stored if layout.kind == "single" else GroupedSegments(stored, layout)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from longrec.features.batch import Batch, HistoryBatch, Jagged
+from longrec.features.batch import Batch, HistoryBatch, Jagged, Layout
 from longrec.features.fields import COMPUTED, Field, Fields
 
 ITEM = Field("item", "id", 60, side="item")
@@ -100,7 +102,7 @@ def ragged(
         done = torch.randint(0, 3, (rows,), generator=generator).float()
         # Whatever has the label has done all else, as a conversion takes a click.
         targets[name] = torch.where(done == 2, torch.nan, done.maximum(label))
-    return Batch(
+    return Batch.single(
         rows,
         features,
         histories,
@@ -123,12 +125,33 @@ def shared(candidates: int, events: int, seed: int = 0, fields: Fields = FIELDS,
     count = {field.name: candidates if field.side == "item" else 1 for field in fields.features}
     features = {field.name: values(field, count[field.name], generator) for field in fields.features}
     histories = {
-        name: HistoryBatch(
-            {f.name: values(f, lengths[name], generator) for f in columns}, offsets([lengths[name]]), shared=True
-        )
+        name: HistoryBatch({f.name: values(f, lengths[name], generator) for f in columns}, offsets([lengths[name]]))
         for name, columns in fields.histories.items()
     }
-    return Batch(candidates, features, histories, shared=True)
+    return of_layout(Layout.shared(candidates), features, histories, fields)
+
+
+def of_layout(
+    layout: Layout,
+    features: Mapping[str, Tensor | Jagged],
+    histories: Mapping[str, HistoryBatch],
+    fields: Fields = FIELDS,
+    **own: Any,
+) -> Batch:
+    """Return a batch of a layout, with the features of items as those of candidates."""
+    candidate = {field.name for field in fields.features if field.side == "item"}
+    requests = {name: column for name, column in features.items() if name not in candidate}
+    return Batch(layout, requests, {n: column for n, column in features.items() if n in candidate}, histories, **own)
+
+
+def grouped(owner: Sequence[int], seed: int = 0, longest: int = 7, fields: Fields = FIELDS) -> Batch:
+    """Return a random batch of candidates that name their request; some requests have an empty history."""
+    requests, candidates = max(owner) + 1, len(owner)
+    each, several = ragged(requests, seed, longest, fields=fields), ragged(candidates, seed + 1, longest, fields=fields)
+    own = {field.name: several.features[field.name] for field in fields.features if field.side == "item"}
+    labels = {name: getattr(several, name) for name in ("label", "users", "timestamps", "label_time", "task_labels")}
+    layout = Layout.grouped(requests, np.array(owner, np.int64))
+    return of_layout(layout, {**each.features, **own}, each.histories, fields, **labels)
 
 
 def pick(column: Tensor | Jagged, index: Sequence[int] | Tensor) -> Tensor | Jagged:
@@ -154,7 +177,7 @@ def take(batch: Batch, rows: Sequence[int]) -> Batch:
     own = {name: getattr(batch, name) for name in ("label", "users", "timestamps", "label_time")}
     own = {name: values if values is None else values[list(rows)] for name, values in own.items()}
     targets = {name: values[list(rows)] for name, values in batch.task_labels.items()}
-    return Batch(len(rows), features, histories, **own, task_labels=targets)
+    return Batch.single(len(rows), features, histories, **own, task_labels=targets)
 
 
 def repeated(batch: Batch, fields: Fields = FIELDS) -> Batch:
@@ -169,7 +192,7 @@ def repeated(batch: Batch, fields: Fields = FIELDS) -> Batch:
         events = int(history.offsets[-1])
         columns = {column: pick(values, list(range(events)) * rows) for column, values in history.columns.items()}
         histories[name] = HistoryBatch(columns, offsets([events] * rows))
-    return Batch(rows, features, histories)
+    return Batch.single(rows, features, histories)
 
 
 def with_history(batch: Batch, name: str, columns: Mapping[str, Tensor | Jagged]) -> Batch:
@@ -181,4 +204,6 @@ def with_history(batch: Batch, name: str, columns: Mapping[str, Tensor | Jagged]
 
 def with_feature(batch: Batch, name: str, column: Tensor | Jagged) -> Batch:
     """Return the batch with one feature replaced."""
-    return replace(batch, features={**batch.features, name: column})
+    if name in batch.requests:
+        return replace(batch, requests={**batch.requests, name: column})
+    return replace(batch, candidates={**batch.candidates, name: column})

@@ -9,7 +9,7 @@ import torch
 
 from longrec.models.core import artifact
 from longrec.models.core.base import Encoder, Ranker
-from longrec.testing.batches import ragged, repeated, shared, take
+from longrec.testing.batches import grouped, ragged, repeated, shared, take
 from longrec.testing.case import Case, backpropagate, logits, scores
 from longrec.testing.expect import ConformanceError, expect, expect_close
 
@@ -76,6 +76,25 @@ def check_shared_batch_scores_as_ragged(case: Case) -> None:
         expect_close(actual, rows, f"{where} scores otherwise than {candidates} rows of that user")
 
 
+def check_grouped_batch_is_learned_as_single(case: Case) -> None:
+    """Candidates that share the history of their request get the scores, loss and gradients of single rows.
+
+    Only of a model with ``reads_groups = True``. Others get single rows.
+    """
+    model, batch = case.lively(), grouped([2, 0, 0, 1, 3, 3, 3, 2], fields=case.fields)
+    if not model.reads_groups:
+        return
+    expect_close(scores(model, batch), scores(model, batch.ungroup()), "grouped rows score otherwise than single ones")
+    losses, gradients = [], []
+    for one in (batch, batch.ungroup()):
+        model.zero_grad()
+        losses.append(float(backpropagate(model, one).detach()))
+        gradients.append({n: p.grad.to_dense() for n, p in model.named_parameters() if p.grad is not None})
+    expect(abs(losses[0] - losses[1]) < 1e-6, f"the loss of grouped rows is {losses[0]}, of single ones {losses[1]}")
+    for name, gradient in gradients[0].items():
+        expect_close(gradient, gradients[1][name], f"grouped rows give another gradient of {name}")
+
+
 def check_same_seed_same_weights(case: Case) -> None:
     """The seed, and nothing else, decides the initial weights."""
     one, two, other = case.build(3), case.build(3), case.build(4)
@@ -105,6 +124,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     check_many_rows_score_as_few,
     check_an_empty_history_is_scored,
     check_shared_batch_scores_as_ragged,
+    check_grouped_batch_is_learned_as_single,
     check_same_seed_same_weights,
     check_saved_and_loaded,
 )

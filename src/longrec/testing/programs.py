@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from longrec.features.batch import Batch, HistoryBatch, Jagged
+from longrec.features.batch import Batch, HistoryBatch, Jagged, Layout
 from longrec.features.fields import Field, Fields
 from longrec.models.core.base import Encoder, Ranker
-from longrec.testing.batches import shared
+from longrec.testing.batches import of_layout, shared
 from longrec.testing.case import Case, output_of, scores
 from longrec.testing.expect import expect_close
 
@@ -108,11 +108,11 @@ def unflatten(tensors: Mapping[str, Tensor], fields: Fields) -> Batch:
 
     features = {field.name: get(f"f__{field.name}", field) for field in fields.features}
     histories = {
-        name: HistoryBatch({f.name: get(f"{name}__{f.name}", f) for f in columns}, torch.arange(2), shared=True)
+        name: HistoryBatch({f.name: get(f"{name}__{f.name}", f) for f in columns}, torch.arange(2))
         for name, columns in fields.histories.items()
     }
     own = next(field.name for field in fields.features if field.side == "item" and field.kind != "multi_id")
-    return Batch(tensors[f"f__{own}"].shape[0], features, histories, shared=True)
+    return of_layout(Layout.shared(tensors[f"f__{own}"].shape[0]), features, histories, fields)
 
 
 def capture(model: Ranker | Encoder) -> torch.export.ExportedProgram:

@@ -24,7 +24,7 @@ def check_what_is_explained_fits_the_histories(case: Case) -> None:
         expect(not unknown, f"explain returns weights of {', '.join(sorted(unknown))}, which the batch does not have")
         for name, weights in explained.items():
             events = int(batch.histories[name].offsets[-1])
-            shape = (batch.size, events) if batch.shared else (events,)
+            shape = (batch.size, events) if batch.layout.kind == "shared" else (events,)
             found = tuple(weights.shape)
             expect(found == shape, f"explain returns weights of {name} of shape {found}, expected {shape}")
             expect(weights.isfinite().all(), f"explain returns weights of {name} that are NaN or infinite")

@@ -9,7 +9,8 @@ import torch
 
 from longrec.errors import ConfigError, UnknownName
 from longrec.features.fields import Fields
-from longrec.models.core.base import Encoder, Model, Ranker, find
+from longrec.models.core.base import Encoder, Model, Ranker
+from longrec.models.core.registry import find
 from longrec.testing import core, encoders, inputs, programs, rankers, texts, training
 from longrec.testing.case import Case
 from longrec.testing.expect import ConformanceError

@@ -6,8 +6,9 @@ import inspect
 import re
 from collections.abc import Callable
 
-from longrec.models.core.base import build, describe, help_text
+from longrec.models.core.catalog import describe, help_text
 from longrec.models.core.citation import citation
+from longrec.models.core.registry import build
 from longrec.testing.case import Case
 from longrec.testing.expect import expect, expect_config_error
 

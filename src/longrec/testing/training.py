@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from longrec.models.core import artifact
-from longrec.models.core.base import Encoder, Ranker, bce_loss
+from longrec.models.core.base import Encoder, Ranker
+from longrec.models.core.losses import bce_loss
 from longrec.testing.batches import ragged
 from longrec.testing.case import Case, backpropagate, logits, scores
 from longrec.testing.expect import ConformanceError, expect, expect_close, expect_config_error

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from longrec.data.log import Log
 from longrec.data.targets import compute_targets
-from longrec.models.core.base import Model, name_of
+from longrec.models.core.base import Model
+from longrec.models.core.registry import name_of
 
 
 def start_at_base_rates(model: Model, log: Log, rows: NDArray[np.int64], available_before: int | None = None) -> None:

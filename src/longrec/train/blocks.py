@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from longrec.data.log import Log
 from longrec.errors import RunError
-from longrec.models.core.base import Model, name_of
+from longrec.models.core.base import Model
+from longrec.models.core.registry import name_of
 from longrec.train.compress_settings import CompressConfig
 
 

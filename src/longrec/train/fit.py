@@ -19,7 +19,7 @@ from longrec.data.targets import check_targets
 from longrec.data.training_histories import iterate_training_histories
 from longrec.errors import ConfigError
 from longrec.models.core import artifact
-from longrec.models.core import base as models
+from longrec.models.core import registry as models
 from longrec.models.core.base import Model
 from longrec.train import checkpoint
 from longrec.train.base_rate import collect_bias_warnings, start_at_base_rates
@@ -27,6 +27,7 @@ from longrec.train.evaluate import check_splits, measure_table, write_prediction
 from longrec.train.finished_run import Run, open_log, open_run, read_log, require_run
 from longrec.train.folder import create_run_folder, lock_folder, record_resume, require_free, warm_start_warnings
 from longrec.train.job import Job, flatten, read_job
+from longrec.train.loaders import collect_grouping_warnings
 from longrec.train.loop import Loop
 from longrec.train.machine import keep_large_blocks, torch_threads
 from longrec.train.memory import check_memory, estimate_fields
@@ -189,6 +190,7 @@ def _measure(folder: Path, job: Job, log: Log, state: checkpoint.State, quiet: b
             measured[split] = evaluation.to_dict()
     headline = measured["test"] if "test" in measured else measured["valid"]
     run_warnings = [*_collect_run_warnings(folder, log), *collect_bias_warnings(best)]
+    run_warnings += collect_grouping_warnings(best, log, job.fit.group_requests)
     results = {
         **headline,
         "warnings": [*run_warnings, *headline["warnings"]],

@@ -263,7 +263,7 @@ def _read_model(
     if not isinstance(section, dict):
         faults.append(f"model: must be a mapping with a name, got {section!r}")
         return None
-    from longrec.models.core import base as models  # imports torch, which nothing above needs
+    from longrec.models.core import registry as models  # imports torch, which nothing above needs
 
     try:
         kind = models.find(str(section["name"]))

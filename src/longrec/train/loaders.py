@@ -11,6 +11,7 @@ from longrec.data.negative_sampling import sample_negatives
 from longrec.data.user_loader import UserLoader
 from longrec.errors import ConfigError
 from longrec.models.core.base import Model
+from longrec.models.core.registry import name_of
 
 
 def build_loader(
@@ -24,6 +25,7 @@ def build_loader(
     bucket_by_length: bool = False,
     available_before: int | None = None,
     negative_rate: float = 1.0,
+    group_requests: bool = False,
 ) -> Loader | UserLoader:
     """Return the loader of rows of a log that fits a model.
 
@@ -31,8 +33,10 @@ def build_loader(
     each run come as many earlier rows of the user as a run may be long, from any split of the log.
 
     Args:
-        known_before: timestamp before which the model's further labels must be available. Default: the end of the
+        available_before: timestamp before which the model's further labels must be available. Default: the end of the
             training window. Rows that are only scored have none.
+        group_requests: rows of one request are in one batch and share its features and histories, if the model reads
+            such batches.
         negative_rate: share of the negatives to keep. In user order the others stay in the context and have no loss.
 
     Raises:
@@ -40,6 +44,16 @@ def build_loader(
     """
     user_order, targets = model.user_order, model.targets if shuffle else ()
     kept = sample_negatives(rows, log.labels.take(rows), negative_rate, seed) if negative_rate < 1 else rows
+    if user_order is None and group_requests and shuffle:
+        return UserLoader(
+            log,
+            kept,
+            batch_size,
+            seed=seed,
+            by_request=model.reads_groups,
+            targets=targets,
+            available_before=available_before,
+        )
     if user_order is None:
         return Loader(
             log,
@@ -50,6 +64,7 @@ def build_loader(
             bucket_by_length=bucket_by_length,
             targets=targets,
             available_before=available_before,
+            group=group_requests and model.reads_groups,
         )
     if bucket_by_length:
         raise ConfigError(
@@ -68,3 +83,13 @@ def build_loader(
         targets=targets,
         available_before=available_before,
     )
+
+
+def collect_grouping_warnings(model: Model, log: Log, group_requests: bool) -> list[str]:
+    """Return the reason why ``fit.group_requests`` saves no work. Empty if it does, or is off."""
+    if not group_requests or (model.reads_groups and not log.schema.prejoined):
+        return []
+    reason = f"model {name_of(model)} reads a history for each candidate"
+    if log.schema.prejoined:
+        reason = "each row of a prejoined log has a history of its own"
+    return [f"fit.group_requests saves no work: {reason}; remove the key"]

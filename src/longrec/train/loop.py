@@ -69,6 +69,7 @@ class Loop:
             seed=config.seed,
             bucket_by_length=config.bucket_by_length,
             negative_rate=config.negative_rate,
+            group_requests=config.group_requests,
         )
         self.optimizers = build_optimizers(model, config)
         self.checkpoints = folder / "checkpoints"

@@ -18,7 +18,7 @@ from longrec.features.feature_encoders import FIRST, Encoder
 from longrec.features.fields import Fields
 from longrec.features.fitted_schema import FittedSchema
 from longrec.features.schema import Schema
-from longrec.models.core import base as models
+from longrec.models.core import registry as models
 from longrec.resources import available_memory, format_bytes
 from longrec.train.settings import FitConfig
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from longrec.data.log import Log
 from longrec.data.negative_sampling import sample_negatives
 from longrec.errors import ConfigError, DataError
-from longrec.models.core.base import Model, name_of
+from longrec.models.core.base import Model
+from longrec.models.core.registry import name_of
 from longrec.train.settings import FitConfig
 
 

@@ -61,6 +61,11 @@ class FitConfig(Strict):
     bucket_by_length: bool = Setting(
         False, description="batches of rows with similar history length: faster for models that pad, lower quality"
     )
+    group_requests: bool = Setting(
+        False,
+        description="batch the rows of one request (user, timestamp, context) together and encode their history once, "
+        "if the model can; faster where requests have several impressions",
+    )
     val_checks_per_epoch: int = Setting(3, ge=1, description="validations per epoch")
     monitor: Monitor = Setting(
         "log_loss",
@@ -115,6 +120,8 @@ class FitConfig(Strict):
                 faults.append(f"{key} applies only to {', '.join(optimizers)}, but {chosen}")
         if self.warmup_from is not None and not self.warmup_steps:
             faults.append("warmup_from is given without warmup_steps")
+        if self.group_requests and self.bucket_by_length:
+            faults.append("bucket_by_length is given with group_requests, which batches rows by request; remove one")
         if self.allow_future_weights and self.init_from is None:
             faults.append("allow_future_weights is given without init_from")
         if self.warmup_from is not None and self.warmup_from > self.lr:

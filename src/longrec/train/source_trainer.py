@@ -18,7 +18,7 @@ from longrec.data.negative_sampling import sample_negatives
 from longrec.errors import RunError
 from longrec.features.batch import Batch
 from longrec.models.core import artifact
-from longrec.models.core import base as models
+from longrec.models.core import registry as models
 from longrec.models.core.base import ContextInstances, Encoder, Model
 from longrec.store.token_store import TokenStore, Version
 from longrec.store.visibility import read_visible_tokens
@@ -88,6 +88,7 @@ class SourceTrainer:
                 seed=self.fit.seed,
                 available_before=available_before,
                 negative_rate=self.fit.negative_rate,
+                group_requests=self.fit.group_requests,
             )
             self._start_at_base_rates(loader.loss_rows, available_before)
             self.model.train()

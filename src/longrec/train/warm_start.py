@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from longrec.errors import RunError
 from longrec.features.feature_encoders import Encoder, IdEncoder, dump_encoder
 from longrec.features.fitted_schema import FittedSchema
-from longrec.models.core.base import Model, name_of
+from longrec.models.core.base import Model
+from longrec.models.core.registry import name_of
 from longrec.train import checkpoint
 from longrec.train.finished_run import open_run
 from longrec.train.negative_correction import move_rate

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from longrec.config import parse
 from longrec.errors import RunError
 from longrec.features.fields import Fields
-from longrec.models.core.base import Model, find, name_of
+from longrec.models.core.base import Model
+from longrec.models.core.registry import find, name_of
 from longrec.models.core.renames import rename_parameters, upgrade_field, upgrade_settings
 from longrec.resources import require_memory, resource_error
 

@@ -1,51 +1,30 @@
-"""Base classes of models, and functions that find a model by name and build it from a config.
+"""Base classes of models.
 
-The folder is the registry: ``din`` is ``models/din.py``. A dotted path is a module outside the package. A module
-defines exactly one concrete model with its own ``Config``.
+A ranker consists of three parts, so that other models can build on each of them:
+
+    embed(batch) -> Embedded            looks up vectors: of requests, of candidates and of histories separately
+    interact(batch, embedded) -> [C, H] one representation per candidate
+    head(h) -> [C, K]                   the logit of every label
+
+Shapes: C candidates (rows), K labels, H width of a representation, W width of an encoder's vector.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from inspect import isabstract, isclass
-from typing import Annotated, Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
-from pydantic import AfterValidator
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from longrec.config import Strict, parse
-from longrec.errors import ConfigError, UnknownName, nearest
+from longrec.config import Strict
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Fields
-from longrec.models.core.catalog import Card, describe, help_text, names
-from longrec.nn.embedding import Embeddings
-
-__all__ = [
-    "BaseSection",
-    "Card",
-    "ContextInstances",
-    "Encoder",
-    "Model",
-    "Ranker",
-    "UserOrder",
-    "bce_loss",
-    "build",
-    "build_base",
-    "compute_mean_loss",
-    "describe",
-    "find",
-    "find_common_width",
-    "find_unknown_names",
-    "help_text",
-    "name_of",
-    "names",
-]
+from longrec.models.core.losses import bce_loss
+from longrec.nn.embedding import Embedded, Embeddings
 
 
 @dataclass(frozen=True)
@@ -91,6 +70,8 @@ class Model(nn.Module, ABC):
         reads_history: True if the model reads the histories of the user.
         history_optional: True if the model also accepts a schema without histories.
         order_matters: True if the order of the events in a history may change a score.
+        reads_groups: True if it reads grouped batches, in which the candidates of a request share its histories. Other
+            models get a copy of the history per candidate.
         user_order: layout of its batches where each row reads earlier rows of its user. None for rows in any order.
         targets: further labels that its loss reads from the batch: feedback features with the values 0 and 1. A model
             with such labels defines ``logits``.
@@ -103,6 +84,7 @@ class Model(nn.Module, ABC):
     reads_history: bool = False
     history_optional: bool = False
     order_matters: bool = False
+    reads_groups: bool = False
     user_order: UserOrder | None = None
     targets: tuple[str, ...] = ()
     needs_training_window: bool = False
@@ -118,13 +100,13 @@ class Model(nn.Module, ABC):
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Return the training loss, a mean over the rows of the batch."""
 
-    def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
+    def logits(self, batch: Batch) -> Float[Tensor, "C K"]:
         """Return the logit of every label: the schema's, then those of ``targets``."""
         raise NotImplementedError(f"{type(self).__name__} has no logits of several labels")
 
-    def ranking_logit(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
+    def ranking_logit(self, logits_CK: Float[Tensor, "C K"]) -> Float[Tensor, " C"]:
         """Return the logit for ranking, computed from ``logits``. By default that of the schema's label."""
-        return logits_BK[:, 0]
+        return logits_CK[:, 0]
 
     def output_biases(self) -> Sequence[Tensor]:
         """Return the output bias of every label (the schema's, then ``targets``): a parameter of size 1, or a slice.
@@ -164,41 +146,71 @@ class Model(nn.Module, ABC):
 
 
 class Ranker(Model):
-    """A model that returns one score per row, that is, per pair of an impression and its item.
+    """A model that returns one score per candidate.
 
     Attributes:
-        interaction_width: width of the output of ``interact``. 0 for a model without ``interact``.
+        interaction_width: H. 0 for a model without ``interact``.
+        embeddings: the tables of the features, of the model's own.
     """
 
     interaction_width: int = 0
+    embeddings: Embeddings
 
-    def forward(self, batch: Batch) -> Float[Tensor, " B"]:
-        """Return the logit of every row."""
-        return self.head(self.interact(batch))
+    def forward(self, batch: Batch) -> Float[Tensor, " C"]:
+        """Return the logit for ranking of every candidate."""
+        return self.ranking_logit(self.logits(batch))
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """Return the representation of every row after feature interaction: the input of ``head``.
+    def logits(self, batch: Batch) -> Float[Tensor, "C K"]:
+        """Return the logit of every label: the schema's, then those of ``targets``."""
+        return self.head(self.represent(batch))
+
+    def represent(self, batch: Batch) -> Float[Tensor, "C H"]:
+        """Return ``interact`` of the embedded batch."""
+        return self.interact(batch, self.embed(batch))
+
+    def embed(self, batch: Batch) -> Embedded:
+        """Look up all vectors: those of the attribute ``embeddings``, and those of further tables."""
+        embedded, parts = self.embeddings(batch), self.embed_parts(batch)
+        return replace(embedded, parts=parts) if parts else embedded
+
+    def embed_parts(self, batch: Batch) -> dict[nn.Module, Embedded]:
+        """Look up the vectors of further tables of this model, by the module that holds them. By default none."""
+        return {}
+
+    def interact(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "C H"]:
+        """Return the representation of every candidate after feature interaction: the input of ``head``.
 
         Another model may build on it. A model that overrides ``forward`` alone cannot be the base of another.
         """
         raise NotImplementedError(f"{type(self).__name__} defines neither forward nor interact")
 
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Return the logit of every row from its representation."""
+    def head(self, h_CH: Float[Tensor, "C H"]) -> Float[Tensor, "C K"]:
+        """Return the logit of every label from the representations."""
         raise NotImplementedError(f"{type(self).__name__} defines neither forward nor head")
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """Return the mean binary cross entropy of the logits, in float32, plus the auxiliary loss."""
-        return bce_loss(self(batch), batch) + self.aux_loss(batch)
+        """Return the loss of the labels plus the auxiliary loss."""
+        if not self.interaction_width:
+            return bce_loss(self(batch), batch)
+        embedded = self.embed(batch)
+        logits_CK = self.head(self.interact(batch, embedded))
+        return self.label_loss(logits_CK, batch) + self.aux_loss(batch, embedded)
 
-    def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
-        """Return the auxiliary loss. Models that build on this one add it to theirs. Default 0."""
+    def label_loss(self, logits_CK: Float[Tensor, "C K"], batch: Batch) -> Float[Tensor, ""]:
+        """Return the loss of the labels. By default the mean binary cross entropy of the schema's, in float32."""
+        return bce_loss(logits_CK[:, 0], batch)
+
+    def aux_loss(self, batch: Batch, embedded: Embedded) -> Float[Tensor, ""] | float:
+        """Return the auxiliary loss. Models that build on this one add it to theirs. Default 0.
+
+        It may read what ``interact`` left in ``embedded.states``.
+        """
         return 0.0
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """Return the attention weight of every position of each history, if the model has such weights.
 
-        Ragged ``[N]``, shared ``[B, T]``.
+        ``[N]`` over the positions of all rows, or ``[B, T]`` of a shared batch.
         """
         return {}
 
@@ -220,22 +232,22 @@ class Encoder(Model):
     encodes_in_context: bool = False
 
     @abstractmethod
-    def forward(self, batch: Batch) -> Float[Tensor, " B"]:
+    def forward(self, batch: Batch) -> Float[Tensor, " C"]:
         """Return the logit of every row."""
 
     @abstractmethod
-    def encode(self, batch: Batch) -> Float[Tensor, "B W"]:
+    def encode(self, batch: Batch) -> Float[Tensor, "C W"]:
         """Return the vector of every row."""
 
     def codebooks(self) -> Float[Tensor, "S M V D"] | None:
         """Return the codebooks of each slot and level, whose codes sum up to the vectors. None without quantization."""
         return None
 
-    def codes(self, batch: Batch) -> UInt8[Tensor, "B C"]:
+    def codes(self, batch: Batch) -> UInt8[Tensor, "C J"]:
         """Return the codes of every row, slot by slot, level by level: ``codebooks`` maps them to ``encode``."""
         raise NotImplementedError(f"{type(self).__name__} has no codes")
 
-    def logits_with_context(self, batch: Batch, context: ContextInstances) -> Float[Tensor, " B"]:
+    def logits_with_context(self, batch: Batch, context: ContextInstances) -> Float[Tensor, " C"]:
         """Return the logit of every row, with earlier rows read from a store and not from the batch.
 
         An encoder whose logits depend on the row alone ignores the context.
@@ -249,152 +261,3 @@ class Encoder(Model):
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Return the mean binary cross entropy of the rows in the loss mask, in float32."""
         return bce_loss(self(batch), batch)
-
-
-def bce_loss(logit_B: Float[Tensor, " B"], batch: Batch) -> Float[Tensor, ""]:
-    """Return the mean binary cross entropy of the rows in the loss mask, by ``batch.weight`` if set, in float32.
-
-    Raises:
-        ValueError: if the batch has no labels.
-    """
-    if batch.label is None:
-        raise ValueError("the batch carries no label")
-    label_B, weight_B = batch.label, batch.weight
-    if batch.loss_mask is not None:
-        logit_B, label_B = logit_B[batch.loss_mask], label_B[batch.loss_mask]
-        weight_B = None if weight_B is None else weight_B[batch.loss_mask]
-    if weight_B is None and len(label_B):
-        return F.binary_cross_entropy_with_logits(logit_B.float(), label_B)
-    return _mean(F.binary_cross_entropy_with_logits(logit_B.float(), label_B, reduction="none"), weight_B)
-
-
-def compute_mean_loss(loss_B: Float[Tensor, " B"], batch: Batch, labeled_B: Bool[Tensor, " B"]) -> Float[Tensor, ""]:
-    """Return the mean loss of the labeled rows in the loss mask, by ``batch.weight`` if set. 0 if there are none.
-
-    Args:
-        loss_B: the loss of each row, finite for unlabeled rows too.
-    """
-    if batch.loss_mask is not None:
-        labeled_B = labeled_B & batch.loss_mask
-    return _mean(loss_B, labeled_B if batch.weight is None else batch.weight.masked_fill(~labeled_B, 0.0))
-
-
-def _mean(loss_B: Tensor, weight_B: Tensor | None) -> Tensor:
-    """Return the weighted mean. It is 0, with its gradients, if all weights are."""
-    if weight_B is None:
-        return loss_B.sum() / max(len(loss_B), 1)
-    total = weight_B.sum()
-    return (loss_B * weight_B).sum() / total.masked_fill(total == 0, 1)
-
-
-def _base_section(section: dict[str, Any]) -> dict[str, Any]:
-    settings = dict(section)
-    name = settings.pop("name", None)
-    if not isinstance(name, str):
-        raise ValueError("name: is required, the name of a ranker")
-    try:
-        config = parse(find(name).Config, settings, name)
-    except ConfigError as error:
-        raise ValueError("; ".join(error.faults)) from None
-    return {"name": name, **config.model_dump(mode="json")}
-
-
-BaseSection = Annotated[dict[str, Any], AfterValidator(_base_section)]
-"""Type of a setting that names another model, ``{name: deepfm, mlp: [64]}``: validated, with all defaults."""
-
-
-def build_base(section: Mapping[str, Any], fields: Fields, where: str) -> Ranker:
-    """Build the ranker that another model builds on, from the nested section that names it.
-
-    Args:
-        where: path of the section in the config, such as ``model.base``.
-
-    Raises:
-        ConfigError: as ``build``, and if the model is not a ranker with ``interact`` and ``head``, or is a multi-task
-            model.
-    """
-    model, name = build(section, fields, prefix=where), section.get("name")
-    if not isinstance(model, Ranker) or not model.interaction_width:
-        raise ConfigError("config", [f"{where}.name: {name} cannot be a base; it takes a ranker that has interact"])
-    if model.targets:
-        targets = ", ".join(model.targets)
-        do = "build the model of several tasks on the other one"
-        raise ConfigError(
-            "config", [f"{where}: {name} learns {targets} beside the label, which no loss would read; {do}"]
-        )
-    return model
-
-
-def find(name: str) -> type[Model]:
-    """Return the class of a model: ``din`` from this package, or ``my_team.models.din2`` from another one.
-
-    Raises:
-        UnknownName: if there is no such model.
-        ConfigError: if the module does not define exactly one concrete model.
-    """
-    if "." not in name and name not in names():
-        raise UnknownName("model", name, names())
-    path = name if "." in name else f"longrec.models.{name}"
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name and (path == error.name or path.startswith(error.name + ".")):
-            raise UnknownName("model", name, names()) from None
-        raise
-    here = [
-        value
-        for value in vars(module).values()
-        if isclass(value) and issubclass(value, Model) and value.__module__ == path and not isabstract(value)
-    ]
-    if len(here) != 1:
-        class_names = ", ".join(value.__name__ for value in here) or "none"
-        raise ConfigError(path, [f"must define exactly one concrete model, found {class_names}"])
-    return here[0]
-
-
-def name_of(model: Model) -> str:
-    """Return the name under which ``find`` returns the class of ``model``."""
-    return type(model).__module__.removeprefix("longrec.models.")
-
-
-def build(section: Mapping[str, Any], fields: Fields, where: str = "config", prefix: str = "model") -> Model:
-    """Build a model from its section of a config: ``{name: din, attention: [80, 40]}``.
-
-    Args:
-        where: file named in messages.
-        prefix: path of the section inside the file.
-
-    Raises:
-        ConfigError: if the name or keys are unknown, settings are wrong (all are listed), or do not fit the fields.
-    """
-    settings = dict(section)
-    name = settings.pop("name", None)
-    if not isinstance(name, str):
-        raise ConfigError(where, [f"{prefix}.name: is required, the name of a model"])
-    cls = find(name)
-    return cls(parse(cls.Config, settings, where, prefix=prefix), fields)
-
-
-def find_unknown_names(setting: str, names: Sequence[str], choices: Collection[str]) -> list[str]:
-    """Return the faults of a setting that names features of the impression: unknown names and repeated names."""
-    faults = []
-    for name in names:
-        if name not in choices:
-            near = nearest(name, choices)
-            hint = f"did you mean {near!r}?" if near else f"features: {', '.join(choices)}"
-            faults.append(f"{setting}: {name!r} is no feature of the impression; {hint}")
-    return faults + ([f"{setting}: names a feature twice"] if len(set(names)) < len(names) else [])
-
-
-def find_common_width(fields: Fields, dim: int, model: str) -> int:
-    """Return the one embedding width of all features, for models that multiply fields with each other.
-
-    Raises:
-        ConfigError: if the schema sets different widths.
-    """
-    widths = {field.name: field.dim or dim for field in fields.features}
-    if len(set(widths.values())) > 1:
-        listing = ", ".join(f"{name} {width}" for name, width in widths.items())
-        fault = f"model: {model} multiplies fields with each other and needs one dim for all features, got {listing}"
-        raise ConfigError("schema", [fault])
-    return next(iter(widths.values()))

@@ -24,7 +24,7 @@ from torch import Tensor
 from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
-from longrec.models.core.base import bce_loss, compute_mean_loss
+from longrec.models.core.losses import bce_loss, compute_mean_loss
 
 LABEL = "label"
 """Name of the schema's label in settings."""

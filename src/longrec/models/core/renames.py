@@ -7,6 +7,7 @@ submodule, in which case everything inside it is renamed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +16,13 @@ from torch import Tensor, nn
 from longrec.config import upgrade
 from longrec.features.feature import Feature
 from longrec.features.fields import RENAMED_COLUMNS, Field
-from longrec.models.core.base import Model, find
+from longrec.models.core.base import Model
 from longrec.models.core.catalog import is_model
+from longrec.models.core.registry import find
 from longrec.nn.embedding import parameter_name
+
+_COMPUTED = re.compile(r"(?<=\.)table_iat%2E(.+)$")
+"""Former name of the projection of what the reader of instance tokens computes from a history."""
 
 
 def rename_parameters(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -29,7 +34,8 @@ def rename_parameters(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[s
         for old, new in names.items():
             renamed = {_rename(name, prefix + old, prefix + new): tensor for name, tensor in renamed.items()}
     tables = {parameter_name(old): parameter_name(new) for old, new in RENAMED_COLUMNS.items()}
-    return {_rename_last(name, tables): tensor for name, tensor in renamed.items()}
+    renamed = {_rename_last(name, tables): tensor for name, tensor in renamed.items()}
+    return {_COMPUTED.sub(r"table_\1%2Eread", name): tensor for name, tensor in renamed.items()}
 
 
 def upgrade_model_section(section: Any) -> Any:
@@ -56,6 +62,7 @@ def upgrade_field(content: Mapping[str, Any]) -> Field:
         own[key] = Feature.renamed_values[key].get(own[key], own[key])
     for key in ("name", "share"):
         own[key] = RENAMED_COLUMNS.get(own.get(key, ""), own.get(key, ""))
+    own.pop("computed_by", None)
     return Field(**own)
 
 

@@ -1,0 +1,133 @@
+"""Functions that find a model by name and build it from a config.
+
+The folder is the registry: ``din`` is ``models/din.py``. A dotted path is a module outside the package. A module
+defines exactly one concrete model with its own ``Config``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection, Mapping, Sequence
+from inspect import isabstract, isclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+from longrec.config import parse
+from longrec.errors import ConfigError, UnknownName, nearest
+from longrec.features.fields import Fields
+from longrec.models.core.base import Model, Ranker
+from longrec.models.core.catalog import names
+
+
+def _base_section(section: dict[str, Any]) -> dict[str, Any]:
+    settings = dict(section)
+    name = settings.pop("name", None)
+    if not isinstance(name, str):
+        raise ValueError("name: is required, the name of a ranker")
+    try:
+        config = parse(find(name).Config, settings, name)
+    except ConfigError as error:
+        raise ValueError("; ".join(error.faults)) from None
+    return {"name": name, **config.model_dump(mode="json")}
+
+
+BaseSection = Annotated[dict[str, Any], AfterValidator(_base_section)]
+"""Type of a setting that names another model, ``{name: deepfm, mlp: [64]}``: validated, with all defaults."""
+
+
+def build_base(section: Mapping[str, Any], fields: Fields, where: str) -> Ranker:
+    """Build the ranker that another model builds on, from the nested section that names it.
+
+    Args:
+        where: path of the section in the config, such as ``model.base``.
+
+    Raises:
+        ConfigError: as ``build``, and if the model is not a ranker with ``interact`` and ``head``, or is a multi-task
+            model.
+    """
+    model, name = build(section, fields, prefix=where), section.get("name")
+    if not isinstance(model, Ranker) or not model.interaction_width:
+        raise ConfigError("config", [f"{where}.name: {name} cannot be a base; it takes a ranker that has interact"])
+    if model.targets:
+        targets = ", ".join(model.targets)
+        do = "build the model of several tasks on the other one"
+        raise ConfigError(
+            "config", [f"{where}: {name} learns {targets} beside the label, which no loss would read; {do}"]
+        )
+    return model
+
+
+def find(name: str) -> type[Model]:
+    """Return the class of a model: ``din`` from this package, or ``my_team.models.din2`` from another one.
+
+    Raises:
+        UnknownName: if there is no such model.
+        ConfigError: if the module does not define exactly one concrete model.
+    """
+    if "." not in name and name not in names():
+        raise UnknownName("model", name, names())
+    path = name if "." in name else f"longrec.models.{name}"
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name and (path == error.name or path.startswith(error.name + ".")):
+            raise UnknownName("model", name, names()) from None
+        raise
+    here = [
+        value
+        for value in vars(module).values()
+        if isclass(value) and issubclass(value, Model) and value.__module__ == path and not isabstract(value)
+    ]
+    if len(here) != 1:
+        class_names = ", ".join(value.__name__ for value in here) or "none"
+        raise ConfigError(path, [f"must define exactly one concrete model, found {class_names}"])
+    return here[0]
+
+
+def name_of(model: Model) -> str:
+    """Return the name under which ``find`` returns the class of ``model``."""
+    return type(model).__module__.removeprefix("longrec.models.")
+
+
+def build(section: Mapping[str, Any], fields: Fields, where: str = "config", prefix: str = "model") -> Model:
+    """Build a model from its section of a config: ``{name: din, attention: [80, 40]}``.
+
+    Args:
+        where: file named in messages.
+        prefix: path of the section inside the file.
+
+    Raises:
+        ConfigError: if the name or keys are unknown, settings are wrong (all are listed), or do not fit the fields.
+    """
+    settings = dict(section)
+    name = settings.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(where, [f"{prefix}.name: is required, the name of a model"])
+    cls = find(name)
+    return cls(parse(cls.Config, settings, where, prefix=prefix), fields)
+
+
+def find_unknown_names(setting: str, names: Sequence[str], choices: Collection[str]) -> list[str]:
+    """Return the faults of a setting that names features of the impression: unknown names and repeated names."""
+    faults = []
+    for name in names:
+        if name not in choices:
+            near = nearest(name, choices)
+            hint = f"did you mean {near!r}?" if near else f"features: {', '.join(choices)}"
+            faults.append(f"{setting}: {name!r} is no feature of the impression; {hint}")
+    return faults + ([f"{setting}: names a feature twice"] if len(set(names)) < len(names) else [])
+
+
+def find_common_width(fields: Fields, dim: int, model: str) -> int:
+    """Return the one embedding width of all features, for models that multiply fields with each other.
+
+    Raises:
+        ConfigError: if the schema sets different widths.
+    """
+    widths = {field.name: field.dim or dim for field in fields.features}
+    if len(set(widths.values())) > 1:
+        listing = ", ".join(f"{name} {width}" for name, width in widths.items())
+        fault = f"model: {model} multiplies fields with each other and needs one dim for all features, got {listing}"
+        raise ConfigError("schema", [fault])
+    return next(iter(widths.values()))
