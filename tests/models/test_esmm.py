@@ -102,7 +102,7 @@ def test_the_conversion_after_a_click_is_learned_though_no_row_is_left_out() -> 
     click = (rows < ctr.unsqueeze(1)).float()
     order = (rows < (ctr * cvr).unsqueeze(1)).float()
     item = torch.arange(4, dtype=torch.int32).repeat_interleave(each) + 2
-    batch = Batch(4 * each, {"item": item}, label=order.flatten(), task_labels={"click": click.flatten()})
+    batch = Batch.single(4 * each, {"item": item}, label=order.flatten(), task_labels={"click": click.flatten()})
     torch.manual_seed(0)
     fields = Fields((Field("item", "id", 6, side="item"),), {})
     model = build({"name": "esmm", "click": "click", "mlp": [16], "batch_norm": False, "init_std": 1.0}, fields)

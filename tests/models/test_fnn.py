@@ -36,7 +36,7 @@ def from_fm(model: FNN) -> FM:
 def test_a_the_first_layer_reads_the_parameters_of_the_fm_exactly() -> None:
     model, batch = fnn({}), ragged(9)
     fm = from_fm(model)
-    z = model.inputs(batch)
+    z = torch.cat(model.read(batch, model.embed(batch)), 1)
     w, v = fm.first_order(batch).features, fm.embeddings(batch).features
     assert torch.equal(z[:, 0], fm.bias.expand(9))
     at = 1
@@ -78,11 +78,11 @@ def test_c_without_pre_training_it_is_an_mlp_over_embeddings_of_the_same_seed(se
 def test_equations_2_and_3() -> None:
     model, batch = Case("fnn").lively(), ragged(9)
     assert isinstance(model, FNN)
-    h = model.inputs(batch)
-    for layer in model.deep.layers:
+    h = torch.cat(model.read(batch, model.embed(batch)), 1)
+    for layer in model.top.layers:
         h = torch.tanh(F.linear(h, layer.linear.weight, layer.linear.bias))
-    assert model.deep.last is not None
-    expected = F.linear(h, model.deep.last.weight, model.deep.last.bias).squeeze(1)
+    assert model.top.last is not None
+    expected = F.linear(h, model.top.last.weight, model.top.last.bias).squeeze(1)
     torch.testing.assert_close(model(batch), expected, rtol=1e-4, atol=1e-5)
 
 

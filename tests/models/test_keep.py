@@ -123,7 +123,7 @@ def test_a_batch_without_a_target_is_refused() -> None:
     with pytest.raises(ValueError, match="carries no target 'buy'"):
         model.loss(ragged(4))
     with pytest.raises(ValueError, match="carries no target 'buy'"):
-        masked_bce_loss(torch.zeros(4), Batch(4, {}), "buy")
+        masked_bce_loss(torch.zeros(4), Batch.single(4, {}), "buy")
 
 
 def test_more_labels_make_no_other_main_logit() -> None:

@@ -21,8 +21,8 @@ def mmoe(**settings: object) -> MMoE:
 
 def test_equations_6_to_8() -> None:
     model, batch = mmoe(tasks={"bought": 1.0}), ragged(9, fields=FEW)
-    x = model.bottom(batch)
-    product, gates, last = model.shared.experts.layers[0].product, model.shared.gates.linear, model.towers.last
+    x = model.bottom(batch, model.embed(batch))
+    product, gates, last = model.common.experts.layers[0].product, model.common.gates.linear, model.towers.last
     assert gates is not None
     f_BEH = torch.stack(
         [(x @ product.weight[i : i + 7].t() + product.bias[i : i + 7]).relu() for i in range(0, 21, 7)], 1
@@ -39,8 +39,8 @@ def test_one_expert_equals_a_shared_bottom() -> None:
     other = Case("shared_bottom", {"mlp": [7], "tower": [], "batch_norm": False, "tasks": {"bought": 1.0}}).build(
         fields=FEW
     )
-    product = model.shared.experts.layers[0].product
-    names = {"shared.experts.layers.0.product.": "shared.bottom.layers.0.linear."}
+    product = model.common.experts.layers[0].product
+    names = {"common.experts.layers.0.product.": "common.bottom.layers.0.linear."}
     state = {next((k.replace(a, b) for a, b in names.items() if a in k), k): v for k, v in model.state_dict().items()}
     other.load_state_dict(state)
     assert product.weight.shape == (7, model.bottom.width)
@@ -49,7 +49,7 @@ def test_one_expert_equals_a_shared_bottom() -> None:
 
 def test_tasks_may_use_different_experts() -> None:
     model, batch = mmoe(tasks={"bought": 1.0}), ragged(9, fields=FEW)
-    h_BKH = model.interact(batch).view(9, 2, 7)
+    h_BKH = model.represent(batch).view(9, 2, 7)
     assert not torch.allclose(h_BKH[:, 0], h_BKH[:, 1])
 
 

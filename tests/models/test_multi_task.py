@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from longrec.errors import ConfigError
+from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
 from longrec.models.core.bottom import Bottom, BottomConfig
@@ -16,7 +17,6 @@ from longrec.models.core.catalog import names
 from longrec.models.core.losses import bce_loss
 from longrec.models.core.multi_task import Tasks, join_logits, masked_bce_loss
 from longrec.models.core.registry import build
-from longrec.models.iat_reader import IATReader
 from longrec.testing.batches import FEW, FIELDS, TOKENS, ragged
 from longrec.testing.case import Case
 from longrec.train.warm_start import inherit
@@ -78,23 +78,23 @@ def test_a_bottom_of_a_base_is_its_hidden_layer_and_its_logit() -> None:
     bottom = Bottom(BottomConfig(base={"name": "deepfm"}, embedding_dim=8, init_std=0.1), FEW).eval()
     batch = ragged(5, fields=FEW)
     assert bottom.base is not None
-    expected = torch.cat([bottom.base.interact(batch), bottom.base(batch).unsqueeze(1)], 1)
-    torch.testing.assert_close(bottom(batch), expected)
+    expected = torch.cat([bottom.base.represent(batch), bottom.base(batch).unsqueeze(1)], 1)
+    embedded = bottom.embed(batch)
+    torch.testing.assert_close(bottom(batch, embedded), expected)
     assert bottom.width == expected.shape[1]
-    assert bottom.aux_loss(batch) == 0
+    assert bottom.aux_loss(batch, embedded) == 0
 
 
 def test_a_bottom_without_a_base_is_all_fields_and_mean_histories() -> None:
     torch.manual_seed(0)
     bottom, batch = Bottom(BottomConfig(embedding_dim=8, init_std=0.1), FEW), ragged(5, fields=FEW)
-    assert bottom.embeddings is not None
-    embedded = bottom.embeddings(batch)
+    embedded = bottom.embed(batch)
     inputs = [embedded.features[field.name] for field in FEW.features]
     offsets = batch.histories["seen"].offsets.tolist()
     for e in embedded.histories["seen"].values():
         rows = [e[start:stop].sum(0) / max(stop - start, 1) for start, stop in zip(offsets, offsets[1:])]
         inputs.append(torch.stack(rows))
-    torch.testing.assert_close(bottom(batch), torch.cat(inputs, 1))
+    torch.testing.assert_close(bottom(batch, embedded), torch.cat(inputs, 1))
 
 
 BASES = [{"name": "dien", "hidden": 6}, {"name": "hup", "hidden": 6}, {"name": "res_embedding", "penalty": 5.0}]
@@ -104,17 +104,26 @@ KNOWING = Fields(TOKENS.features, {**FEW.histories, **TOKENS.histories})
 
 @pytest.mark.parametrize("base", BASES, ids=lambda base: base["name"])
 @pytest.mark.parametrize("name", ["shared_bottom", "can", "keep_plug", "iat", "iat_reader"])
-def test_a_base_keeps_what_it_learns_beside_its_label(name: str, base: dict[str, Any]) -> None:
+def test_a_base_keeps_what_it_learns_beside_its_label(
+    name: str, base: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Such as DIEN: what comes next in a history. Its label is learned once, by the model that stands on it."""
     fields = KNOWING if name in ("keep_plug", "iat_reader") else FEW
     model, batch = Case(name, {"base": base}).lively(fields), ragged(30, fields=fields)
     below = model.bottom.base if name == "shared_bottom" else model.base
     assert isinstance(below, Ranker)
-    inputs = model._base_batch(batch) if isinstance(model, IATReader) else batch
-    torch.manual_seed(0)  # what did not come next is drawn
-    own = below.aux_loss(inputs)
+    aux_loss = below.aux_loss
+    read: list[Batch] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(below, "aux_loss", lambda batch, embedded: read.append(batch) or aux_loss(batch, embedded))
+        torch.manual_seed(0)  # what did not come next is drawn
+        whole = model.loss(batch)
+    (inputs,) = read  # computed once
+    assert inputs is batch or name == "iat_reader"
+    embedded = below.embed(inputs)
+    below.interact(inputs, embedded)
     torch.manual_seed(0)
-    whole = model.loss(batch)
+    own = below.aux_loss(inputs, embedded)
     assert isinstance(own, Tensor)
     assert own > 0.05
     torch.testing.assert_close(whole, bce_loss(model(batch), batch) + own, rtol=1e-4, atol=1e-5)
@@ -147,6 +156,6 @@ def test_the_score_is_what_rank_by_says(name: str) -> None:
     with torch.no_grad():
         p = model.logits(batch).sigmoid()
         torch.testing.assert_close(model(batch).sigmoid(), p[:, 0] * p[:, 2] ** 0.5)
-        torch.testing.assert_close(model.head(model.interact(batch)), model(batch))
+        torch.testing.assert_close(model.ranking_logit(model.head(model.represent(batch))), model(batch))
         alone = Case(name, {"tasks": settings["tasks"]}).lively(FEW)
         torch.testing.assert_close(alone(batch), model.logits(batch)[:, 0])

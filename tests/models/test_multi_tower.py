@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from longrec.errors import ConfigError
-from longrec.features.batch import Batch, HistoryBatch
+from longrec.features.batch import Batch, HistoryBatch, Layout
 from longrec.features.fields import Field, Fields
 from longrec.metrics import auc
 from longrec.models.core.catalog import help_text
@@ -88,7 +89,7 @@ def test_equations_row_by_row() -> None:
             keys.append(k)
         pooled = torch.stack(scores).softmax(0) @ torch.stack(keys) if keys else torch.zeros(sum_of(model, names))
         inputs += [pooled, q]
-        logits.append(model.final(torch.cat(inputs).unsqueeze(0)).squeeze())
+        logits.append(model.top(torch.cat(inputs).unsqueeze(0)).squeeze())
     torch.testing.assert_close(model(batch), torch.stack(logits), rtol=1e-4, atol=1e-4)
 
 
@@ -119,11 +120,11 @@ def test_one_event_by_hand() -> None:
         unit.first.weight_m.fill_(1)
         unit.rest.last.weight.fill_(1)
         model.towers["on_numbers"].mlp.layers[0].linear.weight.fill_(10)
-        model.final.layers[0].linear.weight.copy_(torch.tensor([[1.0, 1.0, 1.0]]))
-        model.final.last.weight.fill_(1)
+        model.top.layers[0].linear.weight.copy_(torch.tensor([[1.0, 1.0, 1.0]]))
+        model.top.last.weight.fill_(1)
     ids = torch.tensor([2, 3], dtype=torch.int32)
     features = {"item": torch.tensor([2, 4], dtype=torch.int32), "price": torch.tensor([0.5, 0.0])}
-    batch = Batch(2, features, {"seen": HistoryBatch({"item": ids}, offsets([2, 0]))})
+    batch = Batch.single(2, features, {"seen": HistoryBatch({"item": ids}, offsets([2, 0]))})
     # row 0: 10 * 0.5, softmax(1 * 1, 1 * 2) over the events 1 and 2, the candidate 1; row 1: no events, the candidate 3
     w = torch.tensor([1.0, 2.0]).softmax(0)
     torch.testing.assert_close(model(batch), torch.stack([5 + w[0] + 2 * w[1] + 1, torch.tensor(3.0)]))
@@ -146,7 +147,7 @@ def test_a_candidate_that_was_seen_before_is_learned_by_attention_only() -> None
         candidate = torch.where(again, seen[torch.arange(rows), at], fresh)
         history = HistoryBatch({"item": seen.flatten().int()}, offsets([5] * rows))
         label = (seen == candidate.unsqueeze(1)).any(1).float()
-        return Batch(rows, {"item": candidate.int()}, {"seen": history}, label=label)
+        return Batch.single(rows, {"item": candidate.int()}, {"seen": history}, label=label)
 
     aucs = {}
     batches, held = [batch(256, seed) for seed in range(50)], batch(1_000, 999)
@@ -174,7 +175,7 @@ def test_towers_read_their_groups_and_leave_the_rest_out() -> None:
     assert model.reads_history is False
     assert [tower.features for tower in model.towers.values()] == [("item", "hour"), ("age", "hour")]
     batch = ragged(8)
-    few = Batch(8, {name: batch.features[name] for name in ("item", "hour", "age")}, {})
+    few = Batch.single(8, {name: batch.features[name] for name in ("item", "hour", "age")})
     assert torch.equal(model(few), model(batch))
 
 
@@ -196,18 +197,34 @@ def test_several_numbers_enter_as_they_are() -> None:
     fields = Fields((Field("stats", "numbers", 0, side="user", width=3), ITEM), {})
     model = build({"name": "multi_tower", "towers": {"all": {"features": ["stats", "item"], "mlp": []}}}, fields)
     assert isinstance(model, MultiTower)
-    assert model.final.layers[0].linear.in_features == 3 + 16
-    features = {"stats": torch.randn(1, 3), "item": torch.arange(4, dtype=torch.int32)}
-    repeated_features = {**features, "stats": features["stats"].expand(4, -1)}
-    actual = model.eval()(Batch(4, features, {}, shared=True))
-    torch.testing.assert_close(actual, model(Batch(4, repeated_features, {})))
+    assert model.top.layers[0].linear.in_features == 3 + 16
+    stats, item = torch.randn(2, 3), torch.arange(4, dtype=torch.int32)
+    owner = [1, 0, 0, 1]
+    for layout, of_request in (
+        (Layout.shared(4), [0, 0, 0, 0]),
+        (Layout.grouped(2, np.array(owner)), owner),
+    ):
+        several = Batch(layout, {"stats": stats[: layout.requests]}, {"item": item})
+        single = Batch.single(4, {"stats": stats[of_request], "item": item})
+        torch.testing.assert_close(model.eval()(several), model(single))
+
+
+def test_a_vector_that_another_model_computes_enters_as_it_is() -> None:
+    seen = Field("seen", "computed", 0, side="item", width=2, computed_by="another")
+    fields = Fields((Field("age", "numeric", 0, side="user"), seen), {})
+    model = build({"name": "multi_tower", "towers": {"all": {"mlp": []}}, "input_norm": False}, fields)
+    assert isinstance(model, MultiTower)
+    vectors, age = torch.randn(3, 2), torch.randn(1)
+    batch = Batch(Layout.shared(3), {"age": age}, computed={"seen": vectors})
+    actual = torch.cat(model.read(batch, model.embed(batch)), 1)
+    assert torch.equal(actual, torch.cat([age.expand(3, 1), vectors], 1))
 
 
 def test_without_settings_everything_is_read() -> None:
     model = tower({})
     assert [tower.features for tower in model.towers.values()] == [tuple(field.name for field in FIELDS.features)]
     assert list(model.din) == ["on_liked", "on_seen"]
-    assert model.numbers == ["age", "taste", "price"]
+    assert list(model.numbers) == ["age", "taste", "price"]
     assert tower({}, Fields(FIELDS.features, {})).eval()(ragged(5)).shape == (5,)
 
 

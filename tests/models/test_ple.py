@@ -21,8 +21,8 @@ def ple(**settings: object) -> PLE:
 
 def test_two_levels_by_hand() -> None:
     model, batch = ple(), ragged(9, fields=FEW)
-    one, two = model.shared.levels
-    x = model.bottom(batch)
+    one, two = model.common.levels
+    x = model.bottom(batch, model.embed(batch))
 
     def expert(level: torch.nn.Module, index: int, x_BI: torch.Tensor) -> torch.Tensor:
         product = level.experts.layers[0].product
@@ -48,7 +48,7 @@ def test_a_task_keeps_experts_for_itself() -> None:
     model, batch = ple(levels=1), ragged(9, fields=FEW)
     before = model.logits(batch)
     with torch.no_grad():
-        model.shared.levels[0].experts.layers[0].product.weight[7:14] += 1  # the expert of the second task
+        model.common.levels[0].experts.layers[0].product.weight[7:14] += 1  # the expert of the second task
     moved = (model.logits(batch) - before).abs().amax(0) > 0
     assert moved.tolist() == [False, True]
 

@@ -40,7 +40,7 @@ def test_equations_1_and_2(settings: dict[str, object]) -> None:
     signal = signal if model.signal.bias is None else signal + model.signal.bias
     l_1 = signal + sum(product(v) for product in model.products)
     l_1 = l_1 if model.norm is None else model.norm(l_1)
-    torch.testing.assert_close(model(batch), model.deep(l_1.relu()).squeeze(1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model(batch), model.top(l_1.relu()).squeeze(1), rtol=1e-4, atol=1e-4)
     kinds = {"inner": [Inner], "outer": [Outer], "both": [RankOne, Outer]}[model.config.product]
     assert [type(product) for product in model.products] == kinds
 

@@ -25,7 +25,7 @@ def test_the_mlp_reads_the_impression_and_the_pooled_histories(how: str) -> None
                 empty = torch.zeros(vectors.shape[1])
                 pooled = {"mean": lambda v: v.mean(0), "sum": lambda v: v.sum(0), "max": lambda v: v.amax(0)}[how]
                 inputs.append(pooled(events) if len(events) else empty)
-        expected = model.mlp(torch.cat(inputs).unsqueeze(0)).squeeze()
+        expected = model.top(torch.cat(inputs).unsqueeze(0)).squeeze()
         torch.testing.assert_close(model(take(batch, [row]))[0], expected, rtol=1e-4, atol=1e-4)
 
 

@@ -32,6 +32,15 @@ OLD: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     ("search_user", {}, ".of_segment", ".of_part"),
     ("res_embedding", {"base": {"name": "din"}}, "graph.centers.", "graph.centres."),
+    ("fnn", {}, "top.", "deep."),
+    ("pnn", {}, "top.", "deep."),
+    ("pooling", {}, "top.", "mlp."),
+    ("multi_tower", {}, "top.", "final."),
+    ("shared_bottom", {}, "common.", "shared."),
+    ("mmoe", {}, "common.", "shared."),
+    ("ple", {}, "common.", "shared."),
+    ("esmm", {}, "common.", "shared."),
+    ("esmm", {"base": {"name": "pooling"}}, "bottom.base.top.", "bottom.base.mlp."),
     ("can", {"base": {"name": "bst", "position": "concat"}}, ".position_embedding", ".places"),
 ]
 

@@ -16,8 +16,8 @@ def test_each_label_has_a_tower_over_one_bottom() -> None:
     settings = {"tasks": {"bought": 1.0}, "batch_norm": False, "mlp": [12], "tower": [6]}
     model, batch = Case("shared_bottom", settings).lively(FEW), ragged(9, fields=FEW)
     assert isinstance(model, SharedBottom)
-    assert isinstance(model.shared.bottom, MLP)
-    f_BH = model.shared.bottom(model.bottom(batch))
+    assert isinstance(model.common.bottom, MLP)
+    f_BH = model.common.bottom(model.bottom(batch, model.embed(batch)))
     hidden, last = model.towers.layers[0].product, model.towers.last
     for task in range(2):
         h = (f_BH @ hidden.weight[task] + hidden.bias[task * 6 : task * 6 + 6]).relu()
@@ -33,7 +33,7 @@ def test_all_tasks_move_the_bottom_and_each_its_own_tower() -> None:
     grad = model.towers.layers[0].product.weight.grad
     assert not grad[0].any()
     assert grad[1].any()
-    assert model.shared.bottom.layers[0].linear.weight.grad.any()
+    assert model.common.bottom.layers[0].linear.weight.grad.any()
 
 
 def test_a_rare_label_is_learned_from_another(tmp_path: Path) -> None:

@@ -19,42 +19,39 @@ Shapes: B rows, D width of all embeddings together, H width of both outputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
+from longrec.models.core.top import EmbeddingConfig, Width
 from longrec.nn.activation import ActivationName
 from longrec.nn.cross import CrossNetwork
-from longrec.nn.embedding import Embeddings
+from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
 
-Width = Annotated[int, Field(ge=1)]
 
-
-class DCNConfig(Strict):
+class DCNConfig(EmbeddingConfig):
     """Settings of DCN."""
 
-    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     cross_layers: int = Field(3, ge=1, description="Layers of the cross network.")
     mlp: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units of the deep network.")
     activation: ActivationName = Field("relu", description="Activation of the deep network.")
     batch_norm: bool = Field(True, description="Batch normalization in the deep network.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the deep network.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class DCN(Ranker):
     """Cross network and deep network in parallel."""
 
     Config = DCNConfig
+    reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({"cross_layers": 1, "batch_norm": False, "dropout": 0.1},)
 
     def __init__(self, config: DCNConfig, fields: Fields) -> None:
@@ -66,14 +63,14 @@ class DCN(Ranker):
         self.interaction_width = width + self.deep.outputs
         self.last = Linear(self.interaction_width, 1)
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+    def interact(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "B H"]:
         """Return the outputs of the cross network and the deep network."""
-        x_BD = torch.cat(list(self.embeddings(batch).features.values()), 1)
+        x_BD = torch.cat(list(embedded.features.values()), 1)
         return torch.cat([self.cross(x_BD), self.deep(x_BD)], 1)
 
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, "B 1"]:
         """Return the logit of each row (equation 5)."""
-        logit: Tensor = self.last(h_BH).squeeze(1)
+        logit: Tensor = self.last(h_BH)
         return logit
 
     def output_biases(self) -> Sequence[Tensor]:

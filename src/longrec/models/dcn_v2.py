@@ -26,29 +26,26 @@ Shapes: B rows, D width of all embeddings together, R rank, K experts, H width o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
+from longrec.models.core.top import EmbeddingConfig, Width
 from longrec.nn.activation import ActivationName, make_activation
-from longrec.nn.embedding import Embeddings
+from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.linear import Linear, linear
 from longrec.nn.mlp import MLP
 
-Width = Annotated[int, Field(ge=1)]
 
-
-class DCNV2Config(Strict):
+class DCNV2Config(EmbeddingConfig):
     """Settings of DCN-V2."""
 
-    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     cross: Literal["full", "low_rank", "mixture"] = Field("full", description="Form of the matrix of a cross layer.")
     cross_layers: int = Field(2, ge=1, description="Layers of the cross network.")
     rank: Width = Field(32, description="Rank of the matrix in the low-rank forms.")
@@ -62,13 +59,13 @@ class DCNV2Config(Strict):
     activation: ActivationName = Field("relu", description="Activation of the deep network.")
     batch_norm: bool = Field(True, description="Batch normalization in the deep network.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the deep network.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class DCNV2(Ranker):
     """Cross network of matrices and deep network."""
 
     Config = DCNV2Config
+    reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"cross": "low_rank", "rank": 5, "structure": "parallel", "batch_norm": False},
         {"cross": "mixture", "rank": 5, "experts": 3, "dropout": 0.1, "batch_norm": False},
@@ -84,9 +81,9 @@ class DCNV2(Ranker):
         self.interaction_width = self.deep.outputs + (width if config.structure == "parallel" else 0)
         self.last = Linear(self.interaction_width, 1)
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+    def interact(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "B H"]:
         """Return the output of the deep network, and in the parallel structure that of the cross network."""
-        x0_BD = torch.cat(list(self.embeddings(batch).features.values()), 1)
+        x0_BD = torch.cat(list(embedded.features.values()), 1)
         x_BD = x0_BD
         for layer in self.cross:
             x_BD = layer(x0_BD, x_BD)
@@ -95,9 +92,9 @@ class DCNV2(Ranker):
             return h_BH
         return torch.cat([x_BD, self.deep(x0_BD)], 1)
 
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, "B 1"]:
         """Return the logit of each row: the final layer."""
-        logit: Tensor = self.last(h_BH).squeeze(1)
+        logit: Tensor = self.last(h_BH)
         return logit
 
     def output_biases(self) -> Sequence[Tensor]:

@@ -31,7 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -43,9 +43,9 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.bottom import BottomConfig, BottomRanker
 from longrec.models.core.multi_task import Tasks, join_logits
+from longrec.models.core.top import Width
 from longrec.nn.experts import MLPs, Towers
 
-Width = Annotated[int, Field(ge=1)]
 _NEVER = 1e-3
 """Initial share of clicks without a conversion if the training rows have none."""
 
@@ -79,9 +79,9 @@ class ESMM(BottomRanker):
 
     def factors(self, batch: Batch) -> Float[Tensor, "B 2"]:
         """Return the logits of pCTR and pCVR."""
-        return self.tower_logits(self.interact(batch))
+        return self.tower_logits(self.represent(batch))
 
-    def labels(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, "B K"]:
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, "B K"]:
         """Return the logit of pCTCVR, and that of pCTR if there is a click."""
         a_B, b_B = self.tower_logits(h_BH).float().unbind(1)
         both_B = -torch.logsumexp(torch.stack([-a_B, -b_B, -a_B - b_B]), 0)

@@ -19,32 +19,30 @@ Shapes: B rows, F fields, D embedding width, H = F + D.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor, nn
 
-from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
 from longrec.models.core.registry import find_common_width
-from longrec.nn.embedding import Embeddings
+from longrec.models.core.top import EmbeddingConfig
+from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.interactions import bi_interaction
 
 
-class FMConfig(Strict):
+class FMConfig(EmbeddingConfig):
     """Settings of FM."""
-
-    embedding_dim: int = Field(16, ge=1, description="Embedding width of fields without `dim` in the schema.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class FM(Ranker):
     """First order and all pairs."""
 
     Config = FMConfig
+    reads_groups = True
 
     def __init__(self, config: FMConfig, fields: Fields) -> None:
         super().__init__(config, fields)
@@ -54,15 +52,20 @@ class FM(Ranker):
         self.bias = nn.Parameter(torch.zeros(1))
         self.interaction_width = len(fields.features) + width
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+    def embed(self, batch: Batch) -> Embedded:
+        """Look up the vectors and the first-order weights."""
+        weights = self.first_order(batch)
+        return replace(self.embeddings(batch), parts={"first_order": weights})
+
+    def interact(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "B H"]:
         """Return the weight of every field, and the elementwise products of all pairs."""
-        w_BF = torch.cat(list(self.first_order(batch).features.values()), 1)
-        v_BFD = torch.stack(list(self.embeddings(batch).features.values()), 1)
+        w_BF = torch.cat(list(embedded.parts["first_order"].features.values()), 1)
+        v_BFD = torch.stack(list(embedded.features.values()), 1)
         return torch.cat([w_BF, bi_interaction(v_BFD)], 1)
 
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, "B 1"]:
         """Return the sum."""
-        return self.bias + h_BH.sum(1)
+        return self.bias + h_BH.sum(1, keepdim=True)
 
     def output_biases(self) -> Sequence[Tensor]:
         """Return the bias of the sum."""

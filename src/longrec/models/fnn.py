@@ -24,41 +24,38 @@ Shapes: B rows, F fields, D embedding width, Z = 1 + F (1 + D) numbers of z_0, H
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
-import torch
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Model, Ranker
+from longrec.models.core.base import Model
 from longrec.models.core.registry import build, name_of
+from longrec.models.core.top import EmbeddingConfig, TopRanker, Width
 from longrec.models.fm import FM
 from longrec.nn.activation import ActivationName
+from longrec.nn.embedding import Embedded
 from longrec.nn.mlp import MLP
 
-Width = Annotated[int, Field(ge=1)]
 
-
-class FNNConfig(Strict):
+class FNNConfig(EmbeddingConfig):
     """Settings of FNN."""
 
     embedding_dim: Width = Field(16, description="Embedding width of fields without `dim`, as in the fm.")
     mlp: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units.")
     activation: ActivationName = Field("tanh", description="Activation of the hidden layers.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of every layer.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
-class FNN(Ranker):
+class FNN(TopRanker):
     """MLP over the parameters of a factorization machine."""
 
     Config = FNNConfig
+    reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({"activation": "relu", "mlp": [20], "dropout": 0.1},)
+    renamed_parameters: ClassVar[dict[str, str]] = {"deep": "top"}
 
     def __init__(self, config: FNNConfig, fields: Fields) -> None:
         super().__init__(config, fields)
@@ -66,29 +63,18 @@ class FNN(Ranker):
         self.fm = cast(FM, build(section, fields))
         widths = self.fm.embeddings.widths.values()
         inputs = 1 + sum(1 + width for width in list(widths)[: len(fields.features)])
-        self.deep = MLP(inputs, config.mlp, config.activation, config.dropout, outputs=1)
-        self.interaction_width = self.deep.width
+        self.top = MLP(inputs, config.mlp, config.activation, config.dropout, outputs=1)
+        self.interaction_width = self.top.width
 
     def warm_start_prefix(self, other: Model) -> str:
         """Return the prefix of the factorization machine for a run of ``fm``."""
         return "fm." if name_of(other) == "fm" else ""
 
-    def inputs(self, batch: Batch) -> Float[Tensor, "B Z"]:
-        """Return z_0 (equation 1)."""
-        w, v = self.fm.first_order(batch).features, self.fm.embeddings(batch).features
-        vectors = [vector for name in v for vector in (w[name], v[name])]
-        return torch.cat([self.fm.bias.expand(batch.size, 1), *vectors], 1)
+    def embed(self, batch: Batch) -> Embedded:
+        """Look up the vectors and weights of the factorization machine."""
+        return self.fm.embed(batch)
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """Return the last hidden layer."""
-        return self.deep.hidden(self.inputs(batch))
-
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Return the logit of each row (equation 3)."""
-        assert self.deep.last is not None
-        logit: Tensor = self.deep.last(h_BH).squeeze(1)
-        return logit
-
-    def output_biases(self) -> Sequence[Tensor]:
-        """Return the bias of the final layer."""
-        return [self.deep.output_bias]
+    def read(self, batch: Batch, embedded: Embedded) -> list[Tensor]:
+        """Return z_0 (equation 1) in parts: the bias, then the weight and the vector of every field."""
+        w, v = embedded.parts["first_order"].features, embedded.features
+        return [self.fm.bias.expand(batch.size, 1), *(vector for name in v for vector in (w[name], v[name]))]

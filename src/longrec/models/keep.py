@@ -30,19 +30,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Encoder
 from longrec.models.core.multi_task import Tasks, Weights
+from longrec.models.core.top import EmbeddingConfig, Width
 from longrec.nn.activation import ActivationName
 from longrec.nn.attention import TargetAttention
 from longrec.nn.embedding import Embedded, Embeddings
@@ -51,13 +51,10 @@ from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
 from longrec.nn.segments import Segments
 
-Width = Annotated[int, Field(ge=1)]
 
-
-class KEEPConfig(Strict):
+class KEEPConfig(EmbeddingConfig):
     """Settings of the extractor of KEEP."""
 
-    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     user: tuple[Width, ...] = Field((64, 32), min_length=1, description="Hidden units of MLP_u; the last are K_u.")
     item: tuple[Width, ...] = Field((64, 32), min_length=1, description="Hidden units of MLP_v; the last are K_v.")
     both: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units of MLP_b; the last are K_uv.")
@@ -75,7 +72,6 @@ class KEEPConfig(Strict):
     )
     experts: Width = Field(4, description="Experts of mmoe; with ple, those of each label and the shared ones.")
     expert: tuple[Width, ...] = Field((32,), min_length=1, description="Hidden units of an expert.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 @dataclass(frozen=True)
@@ -96,6 +92,7 @@ class KEEP(Encoder):
 
     Config = KEEPConfig
     reads_history = True
+    reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {
             **{"softmax": True, "activation": "dice", "user": [12], "batch_norm": False, "dropout": 0.1},

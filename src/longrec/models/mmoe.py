@@ -24,16 +24,15 @@ Shapes: B rows, K tasks, E experts, H width of the towers' inputs.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from longrec.features.fields import Fields
 from longrec.models.core.bottom import BottomConfig, BottomRanker
 from longrec.models.core.multi_task import Tasks, TasksConfig
+from longrec.models.core.top import Width
 from longrec.nn import experts
-
-Width = Annotated[int, Field(ge=1)]
 
 
 class MMoEConfig(BottomConfig, TasksConfig):
@@ -58,5 +57,5 @@ class MMoE(BottomRanker):
     def __init__(self, config: MMoEConfig, fields: Fields) -> None:
         super().__init__(config, fields, Tasks.of(config))
         count = len(self.tasks.names)
-        shared = experts.MMoELayer(self.bottom.width, count, config.experts, config.expert, config.form)
-        self.set_layers(shared, experts.Towers(shared.width, config.tower, count, config.form))
+        common = experts.MMoELayer(self.bottom.width, count, config.experts, config.expert, config.form)
+        self.set_layers(common, experts.Towers(common.width, config.tower, count, config.form))

@@ -33,7 +33,7 @@ event, I width of a tower's input, H units of the last hidden layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, cast
 
 import torch
@@ -46,16 +46,15 @@ from longrec.errors import ConfigError, nearest
 from longrec.features.batch import Batch
 from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
-from longrec.models.core.base import Ranker
+from longrec.models.core.top import EmbeddingConfig, TopRanker, Width
 from longrec.nn.activation import ActivationName, BatchNorm
 from longrec.nn.attention import TargetAttention
-from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.embedding import Embedded, Embeddings, gather_numbers
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
 from longrec.nn.queries import choose_attention_columns
 from longrec.nn.segments import Pool, Segments
 
-Width = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Shares = Annotated[
     tuple[Share, ...], BeforeValidator(lambda value: (value,) if isinstance(value, int | float) else value)
@@ -112,10 +111,9 @@ class Tower(Layers):
     din: dict[str, Attention] = Field({}, description="Histories with target attention inside the tower.")
 
 
-class MultiTowerConfig(Strict):
+class MultiTowerConfig(EmbeddingConfig):
     """Settings of Multi-Tower."""
 
-    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     towers: dict[str, Tower] | None = Field(
         None,
         min_length=1,
@@ -127,15 +125,16 @@ class MultiTowerConfig(Strict):
     final: Layers = Field(Layers(), description="The MLP over the towers, as {mlp: [...]}.")
     input_norm: bool = Field(True, description="Normalize the input of every tower over the batch.")
     embed_numbers: bool = Field(False, description="Scale a vector by each number; if off, numbers enter as they are.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
-class MultiTower(Ranker):
+class MultiTower(TopRanker):
     """Towers over groups of features and over histories."""
 
     Config = MultiTowerConfig
     reads_history = True
     history_optional = True
+    reads_groups = True
+    renamed_parameters: ClassVar[dict[str, str]] = {"final": "top"}
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {
             "towers": {
@@ -155,7 +154,8 @@ class MultiTower(Ranker):
     def __init__(self, config: MultiTowerConfig, fields: Fields) -> None:
         super().__init__(config, fields)
         plan = _Plan(config, fields)
-        self.numbers = [] if config.embed_numbers else [name for name in plan.read if _is_number(plan.columns[name])]
+        read = {} if config.embed_numbers else {name: plan.columns[name] for name in plan.read}
+        self.numbers = {name: column for name, column in read.items() if _is_number(column)}
         used = tuple(
             field
             for field in fields.features
@@ -165,10 +165,9 @@ class MultiTower(Ranker):
         self.reads_history = bool(histories)
         self.embeddings = Embeddings(Fields(used, histories), config.embedding_dim, histories=True, std=config.init_std)
         widths = dict(self.embeddings.widths)
-        widths |= {name: plan.columns[name].width or 1 for name in self.numbers}
-        self.per_candidate = {field.name for field in fields.features if field.side == "item"}
+        widths |= {name: column.width or 1 for name, column in self.numbers.items()}
         self.towers, self.din = nn.ModuleDict(), nn.ModuleDict()
-        self.candidate = [name for name in plan.read if name in self.per_candidate]
+        self.candidate = [name for name in plan.read if plan.columns[name].side == "item"]
         candidate_width = sum(widths[name] for name in self.candidate)
         width = 0
         for name, (settings, of) in plan.towers.items():
@@ -179,33 +178,22 @@ class MultiTower(Ranker):
             attention = _Attention(unit, history, fields, self.embeddings.widths, candidate_width)
             self.din[_key(history)] = attention
             width += attention.width
-        self.final = config.final.build(width, outputs=1)
-        self.interaction_width = self.final.width
+        self.top = config.final.build(width, outputs=1)
+        self.interaction_width = self.top.width
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """Return the last hidden layer of the final MLP."""
-        embedded, inputs, candidate_BC = self._inputs(batch)
+    def read(self, batch: Batch, embedded: Embedded) -> list[Tensor]:
+        """Return the output of every tower."""
+        inputs, candidate_BC = self._inputs(batch, embedded)
         outputs = [tower(batch, embedded, inputs, candidate_BC) for tower in self.towers.values()]
-        outputs += [attention(batch, embedded, candidate_BC) for attention in self.din.values()]
-        return self.final.hidden(torch.cat(outputs, 1))
-
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Return the logit of each row: the final layer."""
-        assert self.final.last is not None
-        logit: Tensor = self.final.last(h_BH).squeeze(1)
-        return logit
-
-    def output_biases(self) -> Sequence[Tensor]:
-        """Return the bias of the final layer."""
-        return [self.final.output_bias]
+        return outputs + [attention(batch, embedded, candidate_BC) for attention in self.din.values()]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """Return the attention weight of every position of a history: ragged ``[N]``, shared ``[B, T]``.
 
         If several towers attend to a history, it is that of the attention tower, else that of the first tower.
         """
-        embedded, _, candidate_BC = self._inputs(batch)
-        weights: dict[str, Tensor] = {}
+        embedded, weights = self.embed(batch), dict[str, Tensor]()
+        _, candidate_BC = self._inputs(batch, embedded)
         within = [attention for tower in self.towers.values() for attention in cast(_Tower, tower).din.values()]
         for module in (*self.din.values(), *within):
             attention = cast(_Attention, module)
@@ -213,18 +201,12 @@ class MultiTower(Ranker):
                 weights[attention.history] = attention.weights(batch, embedded, candidate_BC)
         return weights
 
-    def _inputs(self, batch: Batch) -> tuple[Embedded, dict[str, Tensor], Tensor | None]:
-        """Return the embeddings, the input of every feature, and the concatenated inputs of the candidate."""
-        embedded = self.embeddings(batch)
-        inputs = dict(embedded.features)
-        for name in self.numbers:
-            values = batch.features[name]
-            assert isinstance(values, Tensor)
-            x_BW = values.float().reshape(values.shape[0], -1)
-            repeat = batch.shared and name not in self.per_candidate
-            inputs[name] = x_BW.expand(batch.size, -1) if repeat else x_BW
+    def _inputs(self, batch: Batch, embedded: Embedded) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Return the input of every feature, and the concatenated inputs of the candidate."""
+        numbers = {name: gather_numbers(batch, column) for name, column in self.numbers.items()}
+        inputs = {**embedded.features, **numbers}
         candidate = [inputs[name] for name in self.candidate]
-        return embedded, inputs, torch.cat(candidate, 1) if candidate else None
+        return inputs, torch.cat(candidate, 1) if candidate else None
 
 
 class _Attention(nn.Module):
@@ -260,8 +242,7 @@ class _Attention(nn.Module):
     def weights(self, batch: Batch, embedded: Embedded, candidate_BC: Float[Tensor, "B C"] | None) -> Tensor:
         """Return the weight of every position: ragged ``[N]``, shared ``[B, T]``."""
         q_BQ, k_UK, segments = self._read(batch, embedded, candidate_BC)
-        w_N = self.unit.weights(q_BQ, k_UK, segments)
-        return w_N.reshape(batch.size, -1) if segments.shared else w_N
+        return segments.by_candidate(self.unit.weights(q_BQ, k_UK, segments))
 
     def _read(self, batch: Batch, embedded: Embedded, candidate_BC: Tensor | None) -> tuple[Tensor, Tensor, Segments]:
         if self.projection is None:
@@ -389,7 +370,7 @@ def _unknown(path: str, kind: str, names: Iterable[str], choices: Iterable[str])
 
 
 def _is_number(column: Column) -> bool:
-    return column.kind in ("numeric", "embedding", "numbers")
+    return column.kind in ("numeric", "embedding", "numbers", "computed")
 
 
 def _key(name: str) -> str:

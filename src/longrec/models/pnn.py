@@ -27,31 +27,26 @@ Shapes: B rows, F fields, D embedding width, D1 units of l_1, P products, H unit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Ranker
 from longrec.models.core.registry import find_common_width
+from longrec.models.core.top import EmbeddingConfig, TopRanker, Width
 from longrec.nn.activation import ActivationName, BatchNorm, make_activation
-from longrec.nn.embedding import Embeddings
+from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.linear import Linear, linear
 from longrec.nn.mlp import MLP
 
-Width = Annotated[int, Field(ge=1)]
 
-
-class PNNConfig(Strict):
+class PNNConfig(EmbeddingConfig):
     """Settings of PNN."""
 
-    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     product: Literal["inner", "outer", "both"] = Field("inner", description="Products of fields: IPNN, OPNN or PNN*.")
     kernel: Literal["full", "rank_one"] = Field("full", description="Weights of the inner products.")
     mlp: tuple[Width, ...] = Field(
@@ -60,7 +55,6 @@ class PNNConfig(Strict):
     activation: ActivationName = Field("relu", description="Activation of the product layer and the MLP.")
     batch_norm: bool = Field(True, description="Batch normalization in the product layer and the MLP.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of every layer.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
     @model_validator(mode="after")
     def _fits(self) -> PNNConfig:
@@ -69,14 +63,16 @@ class PNNConfig(Strict):
         return self
 
 
-class PNN(Ranker):
+class PNN(TopRanker):
     """Product layer and MLP."""
 
     Config = PNNConfig
+    reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"product": "outer", "batch_norm": False},
         {"product": "both", "kernel": "rank_one", "dropout": 0.1, "batch_norm": False, "mlp": [12]},
     )
+    renamed_parameters: ClassVar[dict[str, str]] = {"deep": "top"}
 
     def __init__(self, config: PNNConfig, fields: Fields) -> None:
         super().__init__(config, fields)
@@ -95,28 +91,18 @@ class PNN(Ranker):
         self.norm = BatchNorm(units) if config.batch_norm else None
         self.activation = make_activation(config.activation, units)
         self.dropout = nn.Dropout(config.dropout)
-        self.deep = MLP(units, config.mlp[1:], config.activation, config.dropout, config.batch_norm, outputs=1)
-        self.interaction_width = self.deep.width
+        self.top = MLP(units, config.mlp[1:], config.activation, config.dropout, config.batch_norm, outputs=1)
+        self.interaction_width = self.top.width
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+    def interact(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "B H"]:
         """Return the output of the product layer and the hidden layers after it."""
-        v_BFD = torch.stack(list(self.embeddings(batch).features.values()), 1)
+        v_BFD = torch.stack(list(embedded.features.values()), 1)
         l_BU = self.signal(v_BFD.flatten(1))
         for product in self.products:
             l_BU = l_BU + product(v_BFD)
         if self.norm is not None:
             l_BU = self.norm(l_BU)
-        return self.deep.hidden(self.dropout(self.activation(l_BU)))
-
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Return the logit of each row: the final layer."""
-        assert self.deep.last is not None
-        logit: Tensor = self.deep.last(h_BH).squeeze(1)
-        return logit
-
-    def output_biases(self) -> Sequence[Tensor]:
-        """Return the bias of the final layer."""
-        return [self.deep.output_bias]
+        return self.top.hidden(self.dropout(self.activation(l_BU)))
 
 
 class _Triangle(nn.Module):

@@ -17,48 +17,42 @@ Shapes: B rows, U stored positions, D widths, H units of the last hidden layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-import torch
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Ranker
+from longrec.models.core.top import EmbeddingConfig, TopRanker, Width
 from longrec.nn.activation import ActivationName
-from longrec.nn.embedding import Embeddings
+from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.mlp import MLP
 from longrec.nn.segments import Pool, Segments
 
-Width = Annotated[int, Field(ge=1)]
 
-
-class PoolingConfig(Strict):
+class PoolingConfig(EmbeddingConfig):
     """Settings of Pooling."""
 
-    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     pool: Pool = Field("mean", description="Pooling of the events of a history.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the MLP.")
     activation: ActivationName = Field("relu", description="Activation of the MLP.")
     batch_norm: bool = Field(True, description="Batch normalization in the MLP.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the MLP.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
-class Pooling(Ranker):
+class Pooling(TopRanker):
     """MLP over the impression and the pooled histories."""
 
     Config = PoolingConfig
     reads_history = True
+    reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"pool": "sum", "batch_norm": False},
         {"pool": "max", "dropout": 0.1, "activation": "dice", "batch_norm": False},
     )
+    renamed_parameters: ClassVar[dict[str, str]] = {"mlp": "top"}
 
     def __init__(self, config: PoolingConfig, fields: Fields) -> None:
         super().__init__(config, fields)
@@ -68,24 +62,13 @@ class Pooling(Ranker):
         width = self.embeddings.widths
         read = [*fields.features, *(field for columns in fields.histories.values() for field in columns)]
         inputs = sum(width[field.name] for field in read)
-        self.mlp = MLP(inputs, config.mlp, config.activation, config.dropout, config.batch_norm, outputs=1)
-        self.interaction_width = self.mlp.width
+        self.top = MLP(inputs, config.mlp, config.activation, config.dropout, config.batch_norm, outputs=1)
+        self.interaction_width = self.top.width
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """Return the last hidden layer."""
-        embedded = self.embeddings(batch)
+    def read(self, batch: Batch, embedded: Embedded) -> list[Tensor]:
+        """Return all fields of the impression, and the pooled columns of each history."""
         inputs = list(embedded.features.values())
         for history, columns in embedded.histories.items():
             segments = Segments.of(batch, history)
             inputs.extend(segments.pool(k_UD, self.config.pool) for k_UD in columns.values())
-        return self.mlp.hidden(torch.cat(inputs, 1))
-
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Return the logit of each row: the final layer."""
-        assert self.mlp.last is not None
-        logit: Tensor = self.mlp.last(h_BH).squeeze(1)
-        return logit
-
-    def output_biases(self) -> Sequence[Tensor]:
-        """Return the bias of the final layer."""
-        return [self.mlp.output_bias]
+        return inputs

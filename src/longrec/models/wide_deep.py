@@ -19,32 +19,31 @@ Shapes: B rows, F fields, D embedding width, H width of both components.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, cast
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
+from longrec.models.core.top import EmbeddingConfig, Width
 from longrec.nn.activation import ActivationName
-from longrec.nn.embedding import RESERVED, Embeddings
+from longrec.nn.embedding import RESERVED, Embedded, Embeddings
 from longrec.nn.mlp import MLP
 
-Width = Annotated[int, Field(ge=1)]
 _PRIME, _A, _B = 2**31 - 1, 1_103_515_245, 214_013_741
 
 
-class WideDeepConfig(Strict):
+class WideDeepConfig(EmbeddingConfig):
     """Settings of Wide & Deep."""
 
-    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     crosses: tuple[tuple[str, str], ...] = Field((), description="Pairs of id features to cross in the wide component.")
     cross_buckets: int = Field(
         100_000, ge=1, le=2**31 - 3, description="Weights of each cross; pairs are hashed into them."
@@ -53,13 +52,13 @@ class WideDeepConfig(Strict):
     activation: ActivationName = Field("relu", description="Activation of the deep component.")
     batch_norm: bool = Field(True, description="Batch normalization in the deep component.")
     dropout: float = Field(0.2, ge=0, lt=1, description="Dropout rate of the deep component.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class WideDeep(Ranker):
     """A linear component with crosses and a deep component, trained with one loss."""
 
     Config = WideDeepConfig
+    reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({"batch_norm": False, "activation": "prelu", "dropout": 0.0},)
 
     def __init__(self, config: WideDeepConfig, fields: Fields) -> None:
@@ -81,31 +80,35 @@ class WideDeep(Ranker):
         """Return the parameters of the linear component. No other component uses them."""
         return [*self.wide.parameters(), *self.crosses.parameters(), self.bias]
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+    def embed(self, batch: Batch) -> Embedded:
+        """Look up the vectors, and the weights of fields and crosses."""
+        parts = {"wide": self.wide(batch), "crosses": self.crosses(self._cross(batch))}
+        return replace(self.embeddings(batch), parts=parts)
+
+    def interact(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "B H"]:
         """Return the weight of every field and cross, and the last hidden layer."""
-        v_BD = torch.cat(list(self.embeddings(batch).features.values()), 1)
-        wide = [*self.wide(batch).features.values(), *self._crossed(batch).values()]
+        v_BD = torch.cat(list(embedded.features.values()), 1)
+        wide = [weight for part in embedded.parts.values() for weight in part.features.values()]
         return torch.cat([*wide, self.deep.hidden(v_BD)], 1)
 
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, "B 1"]:
         """Return the sum of both components."""
         assert self.deep.last is not None
         wide = self.interaction_width - self.deep.width
-        return self.bias + h_BH[:, :wide].sum(1) + self.deep.last(h_BH[:, wide:]).squeeze(1)
+        return self.bias + h_BH[:, :wide].sum(1, keepdim=True) + self.deep.last(h_BH[:, wide:])
 
     def output_biases(self) -> Sequence[Tensor]:
         """Return the bias of the sum."""
         return [self.bias]
 
-    def _crossed(self, batch: Batch) -> Mapping[str, Tensor]:
+    def _cross(self, batch: Batch) -> Batch:
+        """Return the batch whose features are the crosses."""
         ids = {}
         for a, b in self.config.crosses:
             # Both are id features, so both are tensors: checked at construction.
-            one, two = cast(Tensor, batch.features[a]), cast(Tensor, batch.features[b])
-            crossed = RESERVED + cross(one, two, self.config.cross_buckets)
-            ids[f"{a} x {b}"] = crossed.expand(batch.size) if batch.shared else crossed
-        features: Mapping[str, Tensor] = self.crosses(Batch(batch.size, ids)).features
-        return features
+            one, two = cast(Tensor, batch.per_candidate(a)), cast(Tensor, batch.per_candidate(b))
+            ids[f"{a} x {b}"] = RESERVED + cross(one, two, self.config.cross_buckets)
+        return Batch.single(batch.size, ids)
 
 
 def cross(a: Tensor, b: Tensor, buckets: int) -> Tensor:
