@@ -102,7 +102,7 @@ def test_positions_are_counted_back_from_the_newest_event() -> None:
 def test_a_one_expert_is_a_shared_bottom() -> None:
     model, batch = dmt(experts=1, tasks={"bought": 1.0}), ragged(7, fields=FEW)
     assert model.experts.gates.linear is None
-    h_BKH = model.interact(batch).view(7, 2, 8)
+    h_BKH = model.represent(batch).view(7, 2, 8)
     assert torch.equal(h_BKH[:, 0], h_BKH[:, 1])
 
 
@@ -133,7 +133,7 @@ def test_d_what_is_served_reads_no_bias_field() -> None:
     other = with_feature(batch, "hour", values(Field("hour", "id", 27), 40, torch.Generator().manual_seed(9)))
     served = model(batch)
     assert torch.equal(model(other), served)
-    without = replace(batch, features={name: x for name, x in batch.features.items() if name != "hour"})
+    without = replace(batch, candidates={name: x for name, x in batch.candidates.items() if name != "hour"})
     assert torch.equal(model(without), served), "it is not even looked for"
     assert not torch.allclose(model.train().logits(other), model.logits(batch))
     model.loss(batch).backward()

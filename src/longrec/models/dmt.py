@@ -38,7 +38,7 @@ event, H width of the towers' inputs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -51,9 +51,10 @@ from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
 from longrec.models.core.multi_task import Tasks, TasksConfig
 from longrec.models.core.registry import find_unknown_names
+from longrec.models.core.top import EmbeddingConfig, Width
 from longrec.nn.activation import ActivationName
 from longrec.nn.bucketed_attention import BucketedAttention
-from longrec.nn.embedding import Embeddings
+from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.experts import Form, MMoELayer, Towers
 from longrec.nn.length_buckets import find_empty_rows
 from longrec.nn.mlp import MLP
@@ -61,18 +62,16 @@ from longrec.nn.queries import Queries
 from longrec.nn.segments import Segments
 from longrec.nn.transformer import EncoderLayer
 
-Width = Annotated[int, Field(ge=1)]
 _SLOWEST = 10_000.0
 """Longest wavelength of a sinusoidal position, divided by two pi."""
 
 
-class DMTConfig(TasksConfig):
+class DMTConfig(EmbeddingConfig, TasksConfig):
     """Settings of DMT."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"places": "max_positions"}
     renamed_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {"position": {"learnt": "learned"}}
 
-    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     heads: Width = Field(4, description="Heads of all attention.")
     encoder: int = Field(1, ge=0, description="Layers of self attention over the events of a history.")
     decoder: Width = Field(1, description="Layers of attention of the candidate over a history.")
@@ -87,7 +86,6 @@ class DMTConfig(TasksConfig):
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate, except for the bias.")
     bias: tuple[str, ...] = Field((), description="Features of the bias, which enters logits in training alone.")
     bias_mlp: tuple[Width, ...] = Field((32,), description="Hidden units of the network over them.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class DMT(Ranker):
@@ -95,6 +93,7 @@ class DMT(Ranker):
 
     Config = DMTConfig
     reads_history = True
+    reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"position": "time", "heads": 3, "hidden": 10, "tasks": {"bought": 0.5}, "expert": [16], "dropout": 0.1},
         {"position": "sincos", "encoder": 2, "decoder": 2, "experts": 1, "batch_norm": False},
@@ -124,13 +123,8 @@ class DMT(Ranker):
         # A model built on this one would lose the bias, so it cannot be a base then.
         self.interaction_width = 0 if bias.features else count * self.experts.width
 
-    def forward(self, batch: Batch) -> Float[Tensor, " B"]:
-        """Return the logit for ranking."""
-        return self.ranking_logit(self.logits(batch))
-
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+    def interact(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "B H"]:
         """Return the inputs of all towers, concatenated, without the bias."""
-        embedded = self.embeddings(batch)
         inputs = list(embedded.features.values())
         for history in self.fields.histories:
             path = cast(_Path, self.paths[f"path_{history}"])
@@ -138,9 +132,10 @@ class DMT(Ranker):
         h_BKH: Tensor = self.experts(torch.cat(inputs, 1))
         return h_BKH.flatten(1)
 
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Return the logit for ranking, without a bias."""
-        return self.ranking_logit(self._towers(h_BH))
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, "B K"]:
+        """Return the logit of every task, without a bias: the schema's label, then ``tasks``."""
+        logits: Tensor = self.towers(h_BH.view(-1, len(self.tasks.names), self.experts.width))
+        return logits
 
     def output_biases(self) -> Sequence[Tensor]:
         """Return the biases of the towers."""
@@ -148,7 +143,7 @@ class DMT(Ranker):
 
     def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
         """Return the logit of every task: the schema's label, then ``tasks``. In training the bias logit is added."""
-        logits_BK = self._towers(self.interact(batch))
+        logits_BK = super().logits(batch)
         return logits_BK + self.bias_logit(batch) if self.training and self.bias_embeddings else logits_BK
 
     def bias_logit(self, batch: Batch) -> Float[Tensor, "B 1"]:
@@ -162,27 +157,27 @@ class DMT(Ranker):
         return self.tasks.ranking_logit(logits_BK)
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """Return the loss of the logits with the bias."""
+        return self.label_loss(self.logits(batch), batch)
+
+    def label_loss(self, logits_BK: Float[Tensor, "B K"], batch: Batch) -> Float[Tensor, ""]:
         """Return the weighted sum of the losses of all tasks."""
-        return self.tasks.loss(self.logits(batch), batch)
+        return self.tasks.loss(logits_BK, batch)
 
     def encode_history(self, batch: Batch, history: str) -> Float[Tensor, "U D"]:
         """Return H of one history: the encoded events, in their original order."""
         path = cast(_Path, self.paths[f"path_{history}"])
-        e_UD, segments = self.queries.gather_keys(batch, self.embeddings(batch), history)
-        attention = BucketedAttention(segments)
+        e_UD, segments = self.queries.gather_keys(batch, self.embed(batch), history)
+        attention = BucketedAttention(segments.requests)
         return attention.restore_positions(path.encode(e_UD, segments, attention))
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """Return the attention of the last decoder layer, mean over heads: ragged ``[N]``, shared ``[B, T]``."""
-        embedded, weights = self.embeddings(batch), {}
+        embedded, weights = self.embed(batch), {}
         for history in self.fields.histories:
             path = cast(_Path, self.paths[f"path_{history}"])
             weights[history] = path(*self.queries(batch, embedded, history))[1]
         return weights
-
-    def _towers(self, h_BH: Tensor) -> Tensor:
-        logits: Tensor = self.towers(h_BH.view(-1, len(self.tasks.names), self.experts.width))
-        return logits
 
 
 class _Path(nn.Module):
@@ -211,24 +206,22 @@ class _Path(nn.Module):
     def forward(self, q_BQ: Tensor, e_UD: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
         """Return u ``[B, D]`` and the weights of the events: ragged ``[N]``, shared ``[B, T]``."""
         attention = BucketedAttention(segments)
-        x_UD = self.encode(e_UD, segments, attention)
+        x_ND = attention.flatten(self.encode(e_UD, segments, attention.requests))
         if self.absent is not None:
             q_BQ = torch.cat([q_BQ, self.absent.expand(q_BQ.shape[0], -1)], 1)
         y_BD = attention.gather_rows(q_BQ * self.width**0.5)
-        w = x_UD
+        w = x_ND
         for layer in self.decoder:
-            y_BD, w = cast(EncoderLayer, layer).attend_query(y_BD, x_UD, attention)
+            y_BD, w = cast(EncoderLayer, layer).attend_query(y_BD, x_ND, attention)
         u_BD = torch.where(find_empty_rows(segments), self.nothing, attention.restore_rows(y_BD))
-        return u_BD, w if segments.shared else attention.restore_positions(w)
+        return u_BD, attention.restore_positions(w)
 
     def encode(self, e_UD: Tensor, segments: Segments, attention: BucketedAttention) -> Tensor:
-        """Return H ``[U, D]``, in the order of the attention layout."""
+        """Return H ``[U, D]``, in the order of the attention over the stored positions."""
         x_UD = e_UD * self.width**0.5
         if self.position_embedding is not None:
-            count = segments.positions
-            stop = count if segments.shared else segments.expand_rows(segments.offsets[1:])
-            back_U = stop - 1 - torch.arange(count, device=e_UD.device)
-            x_UD = x_UD + self.position_embedding.index_select(0, back_U.clamp(max=len(self.position_embedding) - 1))
+            newer_U = segments.count_newer().clamp(max=len(self.position_embedding) - 1)
+            x_UD = x_UD + self.position_embedding.index_select(0, newer_U)
         x_UD = attention.gather_positions(x_UD)
         for layer in self.encoder:
             x_UD = layer(x_UD, attention)

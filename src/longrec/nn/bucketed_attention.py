@@ -53,6 +53,7 @@ class BucketedAttention:
         self.filled = segments.rows
         self.rows: Tensor | None = None
         self.positions: Tensor | None = None
+        self._segments = segments
         if self.shared:
             return
         buckets = Buckets(segments, _MAX_POSITIONS)
@@ -69,6 +70,22 @@ class BucketedAttention:
     @cached_property
     def _positions_back(self) -> Tensor | None:
         return None if self.positions is None else self.positions.argsort()
+
+    @property
+    def requests(self) -> BucketedAttention:
+        """Attention over the events of the requests, each history once. Itself unless rows are grouped."""
+        return self._of_requests or self
+
+    @cached_property
+    def _of_requests(self) -> BucketedAttention | None:
+        stored = self._segments.requests
+        return None if self.shared or stored is self._segments else BucketedAttention(stored)
+
+    def flatten(self, x_UW: Tensor) -> Tensor:
+        """Return ``[N, W]``, the value at every position, from that of ``requests``, both in bucket order."""
+        if self._of_requests is None:
+            return x_UW
+        return self.gather_positions(self._segments.keys(self._of_requests.restore_positions(x_UW)))
 
     def gather_rows(self, x_BW: Tensor) -> Tensor:
         """Reorder a tensor over rows from batch order to bucket order. Rows without events come last."""
