@@ -210,7 +210,7 @@ def test_several_numbers_enter_as_they_are() -> None:
 
 
 def test_a_vector_that_another_model_computes_enters_as_it_is() -> None:
-    seen = Field("seen", "computed", 0, side="item", width=2, computed_by="another")
+    seen = Field("seen", "computed", 0, side="item", width=2)
     fields = Fields((Field("age", "numeric", 0, side="user"), seen), {})
     model = build({"name": "multi_tower", "towers": {"all": {"mlp": []}}, "input_norm": False}, fields)
     assert isinstance(model, MultiTower)
@@ -224,7 +224,7 @@ def test_without_settings_everything_is_read() -> None:
     model = tower({})
     assert [tower.features for tower in model.towers.values()] == [tuple(field.name for field in FIELDS.features)]
     assert list(model.din) == ["on_liked", "on_seen"]
-    assert list(model.numbers) == ["age", "taste", "price"]
+    assert model.numbers == ["age", "taste", "price"]
     assert tower({}, Fields(FIELDS.features, {})).eval()(ragged(5)).shape == (5,)
 
 

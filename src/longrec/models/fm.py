@@ -19,7 +19,6 @@ Shapes: B rows, F fields, D embedding width, H = F + D.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -52,14 +51,13 @@ class FM(Ranker):
         self.bias = nn.Parameter(torch.zeros(1))
         self.interaction_width = len(fields.features) + width
 
-    def embed(self, batch: Batch) -> Embedded:
-        """Look up the vectors and the first-order weights."""
-        weights = self.first_order(batch)
-        return replace(self.embeddings(batch), parts={"first_order": weights})
+    def embed_parts(self, batch: Batch) -> dict[nn.Module, Embedded]:
+        """Look up the first-order weights."""
+        return {self.first_order: self.first_order(batch)}
 
     def interact(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "B H"]:
         """Return the weight of every field, and the elementwise products of all pairs."""
-        w_BF = torch.cat(list(embedded.parts["first_order"].features.values()), 1)
+        w_BF = torch.cat(list(embedded.parts[self.first_order].features.values()), 1)
         v_BFD = torch.stack(list(embedded.features.values()), 1)
         return torch.cat([w_BF, bi_interaction(v_BFD)], 1)
 

@@ -49,7 +49,7 @@ from longrec.features.fields import Fields
 from longrec.models.core.top import EmbeddingConfig, TopRanker, Width
 from longrec.nn.activation import ActivationName, BatchNorm
 from longrec.nn.attention import TargetAttention
-from longrec.nn.embedding import Embedded, Embeddings, gather_numbers
+from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
 from longrec.nn.queries import choose_attention_columns
@@ -154,8 +154,7 @@ class MultiTower(TopRanker):
     def __init__(self, config: MultiTowerConfig, fields: Fields) -> None:
         super().__init__(config, fields)
         plan = _Plan(config, fields)
-        read = {} if config.embed_numbers else {name: plan.columns[name] for name in plan.read}
-        self.numbers = {name: column for name, column in read.items() if _is_number(column)}
+        self.numbers = [] if config.embed_numbers else [name for name in plan.read if _is_number(plan.columns[name])]
         used = tuple(
             field
             for field in fields.features
@@ -165,7 +164,7 @@ class MultiTower(TopRanker):
         self.reads_history = bool(histories)
         self.embeddings = Embeddings(Fields(used, histories), config.embedding_dim, histories=True, std=config.init_std)
         widths = dict(self.embeddings.widths)
-        widths |= {name: column.width or 1 for name, column in self.numbers.items()}
+        widths |= {name: plan.columns[name].width or 1 for name in self.numbers}
         self.towers, self.din = nn.ModuleDict(), nn.ModuleDict()
         self.candidate = [name for name in plan.read if plan.columns[name].side == "item"]
         candidate_width = sum(widths[name] for name in self.candidate)
@@ -203,8 +202,10 @@ class MultiTower(TopRanker):
 
     def _inputs(self, batch: Batch, embedded: Embedded) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return the input of every feature, and the concatenated inputs of the candidate."""
-        numbers = {name: gather_numbers(batch, column) for name, column in self.numbers.items()}
-        inputs = {**embedded.features, **numbers}
+        inputs = dict(embedded.features)
+        for name in self.numbers:
+            x_B = cast(Tensor, batch.per_candidate(name)).float()
+            inputs[name] = x_B if x_B.ndim > 1 else x_B.unsqueeze(1)
         candidate = [inputs[name] for name in self.candidate]
         return inputs, torch.cat(candidate, 1) if candidate else None
 

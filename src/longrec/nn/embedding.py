@@ -152,15 +152,6 @@ def _column(batch: Batch, field: Field) -> Column:
     return batch.candidates[field.name] if field.name in batch.candidates else batch.requests[field.name]
 
 
-def gather_numbers(batch: Batch, field: Field) -> Tensor:
-    """Return the values of a feature of numbers for every candidate as they are: float32 ``[C, W]``."""
-    values = _column(batch, field)
-    assert isinstance(values, Tensor), f"{field.name} is no feature of numbers"
-    x_W = values.float().reshape(values.shape[0], -1)
-    of_request = field.name in batch.requests and not field.computed_by
-    return batch.layout.repeat(x_W) if of_request else x_W
-
-
 def parameter_name(name: str) -> str:
     """Return a parameter name for any field name (torch allows no dots, and some names are methods)."""
     return "table_" + name.replace("%", "%25").replace(".", "%2E")

@@ -7,13 +7,14 @@ Shapes: B rows, N positions, D width.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Ragged rows, as the functions read them."""
 
