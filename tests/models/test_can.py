@@ -24,6 +24,10 @@ PAPER = {"micro": [4, 4, 4], "bias": True, "orders": 2, "outputs": "last"}
 FORMS = [RELEASED, PAPER, {**PAPER, "independent_orders": True, "outputs": "all", "unit_activation": "selu"}]
 
 
+def co_actions(model: CAN, batch: Batch) -> Tensor:
+    return model.co_actions(batch, model.embed(batch))
+
+
 def can(settings: dict[str, object], fields: Fields = FEW) -> CAN:
     model = Case("can", settings).lively(fields)
     assert isinstance(model, CAN)
@@ -60,7 +64,7 @@ def test_a_it_equals_a_loop_over_samples(form: dict[str, object]) -> None:
     model, batch = can({**SMALL, **form}), ragged(9, fields=FEW)
     w = model.weights(batch).features["item"]
     p = model.inputs(batch).histories["seen"]["item"]
-    actual = model.co_actions(batch)
+    actual = co_actions(model, batch)
     torch.testing.assert_close(actual, looped(model, batch, "seen", w, p), rtol=1e-4, atol=1e-4)
     assert actual.shape[1] == model.config.orders * model.unit.outputs
     if form is RELEASED:
@@ -75,7 +79,7 @@ def test_a_every_pair_has_slices_of_its_own() -> None:
     owned, met = model.weights(batch).features, model.inputs(batch)
     assert model.weights.widths == {"user": size, "item": 3 * size}
     assert model.inputs.widths == {"user": 4, "item": 8, "rating": 4}
-    actual = model.co_actions(batch).split(wide, 1)
+    actual = co_actions(model, batch).split(wide, 1)
     columns = met.histories["seen"]
     expected = looped(model, batch, "seen", owned["item"][:, :size], columns["item"][:, :4])
     torch.testing.assert_close(actual[0], expected, rtol=1e-4, atol=1e-4)
@@ -97,16 +101,16 @@ def can_one(model: CAN, w_W: Tensor, p_I: Tensor) -> Tensor:
 def test_b_the_length_of_other_rows_changes_nothing() -> None:
     model = can({**SMALL, **PAPER})
     batch = ragged(6, lengths=[0, 1, 3, 4, 5, 30], fields=FEW)
-    actual = model.co_actions(batch)
+    actual = co_actions(model, batch)
     for row in range(6):
-        torch.testing.assert_close(model.co_actions(take(batch, [row]))[0], actual[row], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(co_actions(model, take(batch, [row]))[0], actual[row], rtol=1e-4, atol=1e-5)
 
 
 def test_c_the_order_of_events_does_not_matter() -> None:
     model, batch = can({**SMALL, **RELEASED}), ragged(1, lengths=[7], fields=FEW)
     column = batch.histories["seen"].columns["item"]
     turned = with_history(batch, "seen", {"item": pick(column, [3, 6, 0, 2, 5, 1, 4])})
-    torch.testing.assert_close(model.co_actions(turned), model.co_actions(batch), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(co_actions(model, turned), co_actions(model, batch), rtol=1e-4, atol=1e-5)
     assert not model.order_matters
 
 
@@ -114,7 +118,7 @@ def test_c_the_order_of_events_does_not_matter() -> None:
 def test_d_without_history_there_is_no_co_action(form: dict[str, object]) -> None:
     """With biases too: a unit that met nothing says nothing."""
     model, batch = can({**SMALL, **form}), ragged(3, lengths=[0, 2, 0], fields=FEW)
-    actual = model.co_actions(batch)
+    actual = co_actions(model, batch)
     assert torch.equal(actual[[0, 2]], torch.zeros(2, actual.shape[1]))
     assert actual[1].abs().sum() > 0
 
@@ -125,7 +129,7 @@ def test_e_one_plain_layer_of_one_output_is_an_inner_product() -> None:
     w, p = model.weights(batch).features["item"], model.inputs(batch).histories["seen"]["item"]
     offsets = batch.histories["seen"].offsets.tolist()
     total = torch.stack([p[start:stop].sum(0) for start, stop in zip(offsets, offsets[1:])])
-    torch.testing.assert_close(model.co_actions(batch), (w * total).sum(1, keepdim=True), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(co_actions(model, batch), (w * total).sum(1, keepdim=True), rtol=1e-4, atol=1e-5)
 
 
 def test_both_sides_and_the_base_have_tables_of_their_own() -> None:
@@ -133,27 +137,27 @@ def test_both_sides_and_the_base_have_tables_of_their_own() -> None:
     three = [model.base.embeddings.table("item"), model.weights.table("item"), model.inputs.table("item")]
     assert len({table.data_ptr() for table in three}) == 3
     assert {id(table) for table in three} <= {id(table) for table in model.embedding_parameters()}
-    base = model.base.interact(batch)
-    before = model.co_actions(batch)
+    base = model.base.represent(batch)
+    before = co_actions(model, batch)
     with torch.no_grad():
         model.weights.table("item").mul_(2)
-    assert torch.equal(model.base.interact(batch), base)
-    assert not torch.allclose(model.co_actions(batch), before)
+    assert torch.equal(model.base.represent(batch), base)
+    assert not torch.allclose(co_actions(model, batch), before)
 
 
 def test_a_slice_belongs_to_its_pair_and_with_independent_orders_to_its_power() -> None:
     pairs = [["item", "seen.item"], ["item", "seen.rating"]]
     model, batch = can({**SMALL, **PAPER, "pairs": pairs, "independent_orders": True}), ragged(9, fields=FEW)
-    size, before = model.unit.weights, model.co_actions(batch)
+    size, before = model.unit.weights, co_actions(model, batch)
     with torch.no_grad():
         model.weights.table("item")[:, 3 * size :].mul_(2)  # the second power of the second pair
-    moved = (model.co_actions(batch) - before).abs().sum(0) > 0
+    moved = (co_actions(model, batch) - before).abs().sum(0) > 0
     assert moved.tolist() == [False] * 12 + [True] * 4
 
 
 def test_equation_5() -> None:
     model, batch = can({**SMALL, "base": {"name": "din"}}), ragged(9, fields=FEW)
-    h, m = model.base.interact(batch), model.co_actions(batch)
+    h, m = model.base.represent(batch), co_actions(model, batch)
     expected = model.base(batch) + model.join(torch.cat([h, m], 1)).squeeze(1)
     torch.testing.assert_close(model(batch), expected)
     assert model.explain(batch).keys() == {"seen"}
@@ -184,7 +188,7 @@ def test_values_of_several_ids_own_their_pooled_weights() -> None:
         return torch.stack([row.mean(0) if len(row) else torch.zeros(table.shape[1]) for row in rows])
 
     w, p = pooled(ids, model.weights.table("genres")), pooled(events, model.inputs.table("genres"))
-    torch.testing.assert_close(model.co_actions(batch), looped(model, batch, "seen", w, p), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(co_actions(model, batch), looped(model, batch, "seen", w, p), rtol=1e-4, atol=1e-4)
 
 
 def test_pairs_that_are_not_there_are_refused_all_at_once() -> None:

@@ -73,7 +73,7 @@ def test_every_event_twice_doubles_the_interest_unless_normalized(softmax: bool,
         twice = [at for at in range(int(events.offsets[-1])) for _ in (0, 1)]
         columns = {column: pick(values, twice) for column, values in events.columns.items()}
         histories[name] = HistoryBatch(columns, events.offsets * 2)
-    doubled = Batch(batch.size, batch.features, histories)
+    doubled = Batch.single(batch.size, batch.features, histories)
     for once, again in zip(pooled(model, batch), pooled(model, doubled), strict=True):
         torch.testing.assert_close(again, factor * once, rtol=1e-4, atol=1e-5)
 
@@ -141,7 +141,7 @@ def test_one_event_by_hand() -> None:
         model.top.layers[0].linear.weight.copy_(torch.tensor([[0.0, 1.0]]))
         model.top.last.weight.fill_(1)
     ids = torch.tensor([3, 2, 2], dtype=torch.int32)
-    batch = Batch(
+    batch = Batch.single(
         2, {"item": torch.tensor([2, 3], dtype=torch.int32)}, {"seen": HistoryBatch({"item": ids}, offsets([2, 1]))}
     )
     # row 0: candidate 2, past 3 and 2: (2*3)*3 + (2*2)*2; row 1: candidate 3, past 2: (3*2)*2

@@ -48,13 +48,13 @@ def earlier(batch: Batch) -> list[list[int]]:
 
 def test_the_equations_of_temporal_order() -> None:
     model, batch = iat({**USER, "order": "temporal"}), rows()
-    h = model.base.interact(batch)
+    h = model.base.represent(batch)
     w1, b1 = model.compressor.linear.weight, model.compressor.linear.bias
     first, last = model.decoder.layers[0].linear, model.decoder.last
     e = F.gelu(h @ w1.t() + b1)
     expect_close(model.encode(batch), e)
     back = F.gelu(e @ first.weight.t() + first.bias) @ last.weight.t() + last.bias
-    expect_close(model(batch), model.base.head(back))
+    expect_close(model(batch), model.base.head(back)[:, 0])
     assert model.user_order is None
 
 
@@ -300,7 +300,9 @@ def test_user_order_keeps_what_a_later_row_needs_and_temporal_order_does_not() -
         label = (bit.roll(1) == 3).float()
         counts = timestamps > 0
         features = {"bit": bit, "noise": noise}
-        return Batch(n, features, label=label, users=torch.arange(n) // length, timestamps=timestamps, loss_mask=counts)
+        return Batch.single(
+            n, features, label=label, users=torch.arange(n) // length, timestamps=timestamps, loss_mask=counts
+        )
 
     def error(order: str) -> float:
         torch.manual_seed(0)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import reduce
 from typing import Any, cast
 
 import pytest
@@ -12,9 +13,22 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Field, Fields
 from longrec.models.core.registry import build
+from longrec.models.core.renames import rename_parameters
 from longrec.models.iat_reader import IATReader
 from longrec.models.keep_plug import KEEPPlug, without
-from longrec.testing.batches import GAP, ITEM, RATING, TOKENS, offsets, pick, ragged, shared, take, with_feature
+from longrec.testing.batches import (
+    GAP,
+    ITEM,
+    RATING,
+    TOKENS,
+    offsets,
+    pick,
+    ragged,
+    shared,
+    take,
+    with_feature,
+    with_history,
+)
 from longrec.testing.case import Case
 from longrec.train.sparse_optimizers import LazyAdam
 
@@ -59,7 +73,7 @@ def test_attention_by_hand() -> None:
             weight.weight.fill_(1)
         model.defaults[0].fill_(7)
     history = HistoryBatch({"tokens.token": torch.tensor([[1.0], [3.0], [-2.0], [1.0]])}, offsets([2, 2, 0]))
-    batch = Batch(3, {"item": torch.tensor([2, 3, 3], dtype=torch.int32)}, {"tokens": history})
+    batch = Batch.single(3, {"item": torch.tensor([2, 3, 3], dtype=torch.int32)}, {"tokens": history})
     # Row 0: request 1, tokens 1 and 3. Row 1: request 2, tokens relu(-2) = 0 and 1. Row 2: the default.
     e = torch.exp(torch.tensor([1.0, 3.0, 0.0, 2.0]))
     expected = [(e[0] + 3 * e[1]) / (e[0] + e[1]), e[3] / (e[2] + e[3]), 7.0]
@@ -155,7 +169,7 @@ def test_histories_that_the_branch_does_not_read_stay_with_the_ranker() -> None:
     model = lively({"base": {"name": "din", "mlp": [16], "attention": [8]}}, BOTH)
     assert list(model.read) == ["tokens"]
     assert list(model.base.fields.histories) == ["seen"]
-    assert [field.name for field in model.base.fields.features][-1] == "iat.tokens"
+    assert [field.name for field in model.base.fields.features][-1] == "tokens.read"
     assert set(model.explain(ragged(4, fields=BOTH))) == {"tokens", "seen"}
     both = lively({"histories": ["seen", "tokens"]}, BOTH)
     assert list(both.read) == ["seen", "tokens"]
@@ -219,10 +233,10 @@ def test_slots_count_as_so_many_tokens(settings: dict[str, Any]) -> None:
 
 
 def test_the_rankers_width_of_the_branch() -> None:
-    assert lively({}).base.embeddings.widths["iat.tokens"] == 16
-    assert lively({"base": {"name": "pooling"}, "base_dim": 40}, BOTH).base.embeddings.widths["iat.tokens"] == 40
+    assert lively({}).base.embeddings.widths["tokens.read"] == 16
+    assert lively({"base": {"name": "pooling"}, "base_dim": 40}, BOTH).base.embeddings.widths["tokens.read"] == 40
     eight = Fields(tuple(replace(field, dim=8) for field in TOKENS.features), TOKENS.histories)
-    assert lively({}, eight).base.embeddings.widths["iat.tokens"] == 8
+    assert lively({}, eight).base.embeddings.widths["tokens.read"] == 8
 
 
 ITEMS = 8
@@ -243,7 +257,7 @@ def planted(rows: int, seed: int) -> Batch:
     row = torch.arange(rows).repeat_interleave(history.offsets.diff())
     sums = torch.zeros(rows).index_add(0, row, tokens[:, 2])
     label = (sums * (item % 2 * 2 - 1) > 0).float()
-    return replace(batch, features={**batch.features, "item": item}, histories={"tokens": history}, label=label)
+    return replace(with_feature(batch, "item", item), histories={"tokens": history}, label=label)
 
 
 def accuracy(settings: dict[str, Any]) -> float:
@@ -286,14 +300,42 @@ SMALL: dict[str, Any] = {"width": 8, "heads": 2, "adapt": 8, "query": 8}
     ],
     ids=["itself", "res_embedding", "can", "iat_reader"],
 )
-@pytest.mark.parametrize("fields", [BOTH, without(BOTH, KNOWLEDGE)], ids=["knowledge", "none"])
-def test_what_it_reads_is_no_knowledge(fields: Fields, around: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """KEEP's plug inside the reader, however deep, would take what was read for the knowledge of an extractor."""
-    base = around({"name": "keep_plug", "base": {"name": "deepfm"}})
-    with pytest.raises(ConfigError, match="iat_reader is built on keep_plug.*\n?.*name keep_plug first"):
-        build({"name": "iat_reader", "base": base, **SMALL}, fields)
-    with pytest.raises(ConfigError, match="iat_reader is built on keep_plug"):
-        build({"name": "mmoe", "base": {"name": "iat_reader", "base": base, **SMALL}, "tasks": {}}, fields)
+def test_a_reader_over_plugged_knowledge_reads_both(around: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """The plug takes the knowledge of the schema alone, and its base what was read, however deep they are nested."""
+    base = around({"name": "keep_plug", "base": {"name": "deepfm"}, "zero_init": False, "drop": 0.0})
+    model = build({"name": "iat_reader", "base": base, **SMALL}, BOTH)
+    plugs = [module for module in model.modules() if isinstance(module, KEEPPlug)]
+    assert [plug.knowledge for plug in plugs] == [KNOWLEDGE]
+    ranker = plugs[0].base.fields
+    assert {field.name for field in ranker.features if field.kind == "computed"} >= {"tokens.read"}
+    assert not any(field.kind == "embedding" for field in ranker.features)
+    model.train()
+    batch = ragged(40, fields=BOTH)
+    model.loss(batch).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.to_dense().abs().sum() > 0, name
+    model.eval()
+    before = model(batch)
+    nothing = reduce(lambda b, n: with_feature(b, n, cast(Tensor, b.features[n]) * 0), KNOWLEDGE, batch)
+    assert not torch.allclose(model(nothing), before)
+    tokens = batch.histories["tokens"].columns["tokens.token"]
+    assert not torch.allclose(model(with_history(batch, "tokens", {"tokens.token": cast(Tensor, tokens) * 0})), before)
+
+
+def test_a_reader_over_a_plug_needs_knowledge() -> None:
+    """What the reader computes is no knowledge."""
+    section = {"name": "iat_reader", "base": {"name": "keep_plug", "base": {"name": "deepfm"}}, **SMALL}
+    with pytest.raises(ConfigError, match="keep_plug plugs in embedding features, and the schema has none"):
+        build(section, without(BOTH, KNOWLEDGE))
+
+
+def test_weights_of_a_reader_under_former_names_load() -> None:
+    model = build({"name": "iat_reader", "base": {"name": "deepfm"}, **SMALL}, BOTH)
+    former = {name.replace("table_tokens%2Eread", "table_iat%2Etokens"): w for name, w in model.state_dict().items()}
+    assert "base.embeddings.table_iat%2Etokens" in former
+    assert "base.first_order.table_iat%2Etokens" in former
+    assert rename_parameters(model, former).keys() == model.state_dict().keys()
 
 
 def test_knowledge_is_plugged_into_a_reader() -> None:
@@ -305,8 +347,7 @@ def test_knowledge_is_plugged_into_a_reader() -> None:
     assert model.knowledge == KNOWLEDGE
     assert isinstance(model.base, IATReader)
     batch = ragged(12, fields=BOTH)
-    nothing = {name: cast(Tensor, batch.features[name]) * 0 for name in KNOWLEDGE}
-    other = replace(batch, features={**batch.features, **nothing})
+    other = reduce(lambda b, n: with_feature(b, n, cast(Tensor, b.features[n]) * 0), KNOWLEDGE, batch)
     assert torch.equal(model.base(batch), model.base(other))
     assert not torch.allclose(model(batch), model(other))
-    assert [field.name for field in model.base.base.fields.features if field.kind == "embedding"] == ["iat.tokens"]
+    assert [field.name for field in model.base.base.fields.features if field.kind == "computed"] == ["tokens.read"]

@@ -16,7 +16,7 @@ from longrec.models.core.registry import build
 from longrec.models.keep import KEEP
 from longrec.models.keep_plug import KEEPPlug, mlps, plug, without
 from longrec.nn.mlp import Layer
-from longrec.testing.batches import FIELDS, ITEM, ragged, shared
+from longrec.testing.batches import FIELDS, ITEM, ragged, shared, with_feature
 from longrec.train.optimizers import build_optimizers
 from longrec.train.settings import FitConfig
 from longrec.train.warm_start import inherit, move_optimizer_state
@@ -134,7 +134,7 @@ def test_3_no_gradient_into_the_extractor() -> None:
     batch = ragged(64, fields=BARE)
     with torch.inference_mode():
         knowledge = torch.cat([torch.ones(64, 1), extractor.user_knowledge(batch)], 1)
-    batch = replace(batch, features={**batch.features, "taste": knowledge})
+    batch = with_feature(batch, "taste", knowledge)
     model, kept = plugged({"zero_init": False}), knowledge.clone()
     optimizers = build_optimizers(model, FitConfig(lr=0.1))
     step(model, optimizers, batch)
@@ -148,7 +148,7 @@ def test_3_no_gradient_into_the_extractor() -> None:
 
 def with_taste(batch: Batch, there: bool, vectors: Tensor) -> Batch:
     flag = torch.full((len(vectors), 1), float(there))
-    return replace(batch, features={**batch.features, "taste": torch.cat([flag, vectors], 1)})
+    return with_feature(batch, "taste", torch.cat([flag, vectors], 1))
 
 
 def test_8_missing_knowledge_reads_the_learned_default() -> None:
@@ -179,8 +179,7 @@ def test_8_missing_knowledge_of_one_side_leaves_the_other() -> None:
     model = plugged({"zero_init": False}, WITH_ITEM).eval()
     batch = ragged(5, fields=WITH_ITEM)
     item = torch.cat([torch.ones(5, 1), torch.randn(5, 3)], 1)
-    batch = replace(with_taste(batch, False, torch.zeros(5, 4)), features={
-        **batch.features, "taste": torch.zeros(5, 5), "item_taste": item})  # fmt: skip
+    batch = with_feature(with_taste(batch, False, torch.zeros(5, 4)), "item_taste", item)
     gather_knowledge = model.gather_knowledge(batch)
     assert torch.equal(gather_knowledge[:, 4:], item[:, 1:])
     assert torch.equal(gather_knowledge[:, :4], model.defaults[0].detach().expand(5, 4))

@@ -17,7 +17,7 @@ def test_the_logit_is_the_bias_and_one_weight_a_value() -> None:
         model.bias.fill_(0.5)
         model.first_order.table("user").copy_(torch.arange(5.0).unsqueeze(1))
         model.first_order.table("price").fill_(-2.0)
-    batch = Batch(2, {"user": torch.tensor([3, 1], dtype=torch.int32), "price": torch.tensor([0.25, 1.0])})
+    batch = Batch.single(2, {"user": torch.tensor([3, 1], dtype=torch.int32), "price": torch.tensor([0.25, 1.0])})
     assert model(batch).tolist() == [0.5 + 3 - 0.5, 0.5 + 1 - 2]
 
 

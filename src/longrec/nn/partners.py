@@ -9,7 +9,7 @@ outputs of the unit.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from longrec.nn import kernels
 from longrec.nn.segments import Segments
 
 
+@runtime_checkable
 class Unit(Protocol):
     """A small network whose weights are an argument."""
 

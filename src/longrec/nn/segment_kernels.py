@@ -7,25 +7,14 @@ Shapes: B rows, N positions, D width.
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-
-@runtime_checkable
-class Rows(Protocol):
-    """Ragged rows, as the functions read them."""
-
-    rows: int
-
-    @property
-    def row(self) -> Tensor:
-        """int64 ``[N]``: the row of each position."""
-
-    def add_up(self, v_ND: Tensor, w_N: Tensor | None = None) -> Tensor:
-        """Return the (weighted) sum of each row's positions, without a gradient."""
+Rows = Any
+"""``Segments``, which import this file."""
 
 
 def expand(x_BD: Tensor, segments: Rows) -> Tensor:
