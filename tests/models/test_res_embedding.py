@@ -157,7 +157,7 @@ def test_c_the_table_of_evaluation_equals_the_vectors_of_training(weighting: str
     assert (again - in_training).abs().max() > 1e-3
     torch.testing.assert_close(again, model(batch), rtol=1e-4, atol=1e-5)
     assert not any("table_of_all" in name for name in model.state_dict())
-    assert model.train().base.embeddings.table_of_all.numel() == 0
+    assert model.train().centered.table_of_all.numel() == 0
 
 
 @pytest.mark.parametrize("settings", [{}, *ResEmbedding.variants], ids=str)
@@ -306,7 +306,7 @@ def test_the_item_is_inferred_or_named() -> None:
     [
         ({"item": "itm"}, r"model.item: 'itm' is not an id that a history holds; ids: item, rating"),
         ({"item": "rating", "base": {"name": "deepfm"}}, "model.base.name: deepfm holds no vectors of 'rating'"),
-        ({"base": {"name": "can"}}, "model.base.name: can holds no vectors of 'item'"),
+        ({"base": {"name": "mmoe"}}, "model.base.name: mmoe holds no vectors of 'item'"),
     ],
 )
 def test_what_does_not_go_is_refused(settings: dict[str, Any], says: str) -> None:
@@ -338,3 +338,15 @@ def test_writing_forward_in_time_is_refused_whoever_holds_it() -> None:
     with pytest.raises(RunError, match="res_embedding, which fits statistics"):
         refuse_training_window(held, "compress")
     refuse_training_window(build({"name": "din"}, FEW), "compress")
+
+
+def test_centers_reach_the_ranker_below_other_models() -> None:
+    """The tables of the ranker are centered, those that a model between them adds are not."""
+    model = res({"base": {"name": "can", "base": {"name": "din", "mlp": [8]}, "pairs": [["item", "seen.item"]]}})
+    model.fit_statistics([random_history(1)])
+    batch = ragged(9, fields=FEW)
+    can = model.base
+    expected = model.vectors()[batch.candidates["item"].long()]  # type: ignore[union-attr]
+    torch.testing.assert_close(can.embed(batch).candidate["item"], expected, rtol=1e-4, atol=1e-5)
+    weights = can.weights.table("item")[batch.candidates["item"].long()]  # type: ignore[union-attr]
+    assert torch.equal(can.embed(batch).parts[can.weights].candidate["item"], weights)
