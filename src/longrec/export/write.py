@@ -68,7 +68,7 @@ def export(
     """Write a bundle, or nothing if a check fails.
 
     Args:
-        model: a ranker or an encoder.
+        model: a ranker or an encoder. Of a model that trains another one, that is exported (``Model.served``).
         log: folder of the prepared log. Schema, users, items and events are copied from it.
         golden: requests with offline scores, see ``offline.build_golden_request``.
         replay: the online path, ``longrec.serve.service.replay`` or
@@ -84,7 +84,7 @@ def export(
     Raises:
         BundleError: if the folder exists, the schema is not the model's, the model cannot be traced, or scores differ.
     """
-    log, out = Path(log), Path(out)
+    model, log, out = model.served(), Path(log), Path(out)
     if out.exists() and not (overwrite and (out / bundle.MANIFEST).is_file()):
         do = "choose another name" if not (out / bundle.MANIFEST).is_file() else "choose another name, or overwrite it"
         raise BundleError(str(out), "it already exists", "a new folder", do)

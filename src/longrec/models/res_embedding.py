@@ -48,7 +48,6 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
-from longrec.models.core.base import Ranker
 from longrec.models.core.over import Over
 from longrec.models.core.registry import BaseSection
 from longrec.nn import kernels
@@ -95,7 +94,7 @@ class ResEmbedding(Over):
         super().__init__(config, fields)
         self.item = _item(config.item, fields)
         self.set_base(config.base, fields)
-        embeddings = getattr(self._innermost, "embeddings", None)
+        embeddings = getattr(self.innermost, "embeddings", None)
         if not isinstance(embeddings, Embeddings) or self.item.name not in embeddings.widths:
             fault = f"model.base.name: {config.base['name']} holds no vectors of {self.item.name!r} in embeddings"
             raise ConfigError("config", [fault])
@@ -133,21 +132,13 @@ class ResEmbedding(Over):
         return self.centered.build_table()
 
     @property
-    def _innermost(self) -> Ranker:
-        """The ranker that all rankers over rankers below this one are built on."""
-        base = self.base
-        while isinstance(base, Over):
-            base = base.base
-        return base
-
-    @property
     def residuals(self) -> nn.Parameter:
         """R: the item table of the base."""
-        return self._innermost.embeddings.table(self.item.name)
+        return self.innermost.embeddings.table(self.item.name)
 
     def _ids(self, batch: Batch) -> Int[Tensor, " N"]:
         """Return the ids of all items in a batch, in features and histories."""
-        read = self._innermost.embeddings.fields
+        read = self.innermost.embeddings.fields
         ids = [batch.features[f.name] for f in read.features if f.owner == self.item.owner]
         for history, columns in read.histories.items():
             ids += [batch.histories[history].columns[f.name] for f in columns if f.owner == self.item.owner]

@@ -51,6 +51,17 @@ class Embedded:
     parts: Mapping[nn.Module, Embedded] = dataclasses.field(default_factory=dict)
     states: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
+    def detach(self) -> Embedded:
+        """Return the vectors without a gradient. Those of further tables keep theirs."""
+
+        def detach(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: x.detach() for name, x in vectors.items()}
+
+        histories = {name: detach(columns) for name, columns in self.histories.items()}
+        return dataclasses.replace(
+            self, request=detach(self.request), candidate=detach(self.candidate), histories=histories
+        )
+
     @cached_property
     def features(self) -> dict[str, Tensor]:
         """``[C, D]`` per feature: those of a request are repeated for each of its candidates."""
@@ -100,6 +111,7 @@ class Embeddings(nn.Module):
         for field in self.fields.distinct_fields():
             self._sharing.setdefault(field.owner, []).append(field)
         self.tables: dict[str, Table] = {}
+        self._lenders: dict[str, tuple[Embeddings]] = {}
         for field in (fields[0] for fields in self._sharing.values()):
             table = torch.empty(max(field.rows, field.width, 1), self.widths[field.name]).normal_(std=std)
             if field.rows:
@@ -109,12 +121,32 @@ class Embeddings(nn.Module):
 
     def table(self, name: str) -> nn.Parameter:
         """Return the table of a field: ``[rows, D]``, ``[1, D]`` (numeric) or ``[W, D]`` (embedding, numbers)."""
-        owner = next(field.owner for field in self.fields.distinct_fields() if field.name == name)
-        return self.get_parameter(parameter_name(owner))
+        parameter = parameter_name(next(f.owner for f in self.fields.distinct_fields() if f.name == name))
+        lender = self._lenders[parameter][0] if parameter in self._lenders else self
+        return lender.get_parameter(parameter)
+
+    def borrow(self, other: Embeddings) -> None:
+        """Look up in the tables of another module, which keeps them, wherever both have one of the same name.
+
+        Raises:
+            ValueError: if two such tables have different shapes. No table was changed.
+        """
+        common = {name: p.shape for name, p in other.named_parameters(recurse=False) if name in self._parameters}
+        odd = [name for name, shape in common.items() if self.get_parameter(name).shape != shape]
+        if odd:
+            raise ValueError(", ".join(name.removeprefix("table_") for name in odd))
+        for name in common:
+            delattr(self, name)
+            # In a tuple, so that it does not become a submodule.
+            self._lenders[name] = (other,)
+        for owner, table in other.tables.items():
+            if parameter_name(owner) in common:
+                self.tables[owner] = table
 
     def embedding_parameters(self) -> list[nn.Parameter]:
-        """Return all tables with sparse gradients."""
-        return [self.table(fields[0].name) for fields in self._sharing.values() if fields[0].rows]
+        """Return all tables with sparse gradients, without borrowed ones."""
+        own = (fields[0] for fields in self._sharing.values() if fields[0].rows)
+        return [self.table(field.name) for field in own if parameter_name(field.owner) in self._parameters]
 
     def forward(self, batch: Batch) -> Embedded:
         """Look up all fields, with one lookup per table."""

@@ -28,6 +28,9 @@ def check_every_parameter_gets_a_gradient(case: Case) -> None:
     tables = {id(table) for table in model.embedding_parameters()}
     for name, parameter in model.named_parameters():
         grad = parameter.grad
+        if not parameter.requires_grad:
+            expect(grad is None, f"{name} is frozen and gets a gradient")
+            continue
         if grad is None:
             raise ConformanceError(f"{name} gets no gradient")
         sparse = "sparse" if grad.is_sparse else "dense"
@@ -41,14 +44,17 @@ def check_every_parameter_gets_a_gradient(case: Case) -> None:
 
 
 def check_the_first_predictions_are_the_base_rates(case: Case) -> None:
-    """A new model that starts at rates predicts them on average, label by label; nothing but its biases moved."""
+    """A new model that starts at rates predicts them on average, label by label; nothing but output biases moved."""
     model, batch = case.build_scorer(), ragged(300, fields=case.fields)
     rates = torch.tensor([0.01, *[0.3] * len(model.targets)])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.start_at_rates(rates.tolist())
     moved = sum(int((tensor != before[name]).sum()) for name, tensor in model.state_dict().items())
-    most = max(len(rates), len(model.output_biases()))
-    expect(1 <= moved <= most, f"start_at_rates moved {moved} numbers, expected 1 to {most}: one bias per label")
+    nets = [part for part in model.modules() if isinstance(part, Ranker | Encoder)]
+    most = len({bias.data_ptr() for part in nets for bias in part.output_biases()})
+    expect(
+        1 <= moved <= most, f"start_at_rates moved {moved} numbers, expected 1 to {most}: one bias per label and net"
+    )
     with torch.no_grad():
         model.eval()
         actual_BK = model.logits(batch) if model.targets else model(batch).unsqueeze(1)

@@ -126,7 +126,12 @@ def _prepare_torch(job: Job) -> Iterator[Callable[[Log], Model]]:
 def _build_model(job: Job, log: Log) -> Model:
     fields = log.fields()
     check_memory(job.model, fields, job.fit)
-    return models.build(job.model, fields)
+    model = models.build(job.model, fields)
+    if model.needs_init_from and job.fit.init_from is None:
+        name = job.model["name"]
+        fault = f"fit.init_from: is required; {name} learns from a trained model, whose weights it reads from a run"
+        raise ConfigError("config", [f"{fault}; name the run folder of that model"])
+    return model
 
 
 def _run(folder: Path, job: Job, log: Log, model: Model, quiet: bool) -> None:

@@ -74,9 +74,13 @@ def check_negatives_left(log: Log, fit: FitConfig) -> None:
 def move_rate(model: Model, old: Model, before: float, now: float) -> None:
     """After a warm start, convert the output bias that ``old`` learned at the rate ``before`` to the rate ``now``.
 
-    A model with a new output on top of the other model is left unchanged.
+    A model with a new output on top of the other model is left unchanged. A frozen part, as a teacher, has an output of
+    its own.
     """
     prefix, own, biases = model.warm_start_prefix(old), dict(model.named_parameters()), model.output_biases()
+    part = model.get_submodule(prefix.rstrip(".")) if prefix else model
+    if isinstance(part, Model) and not any(parameter.requires_grad for parameter in part.parameters()):
+        biases = part.output_biases()
     if before == now or len(biases) != 1:
         return
     if any(own[prefix + name].data_ptr() == biases[0].data_ptr() for name, _ in old.named_parameters()):

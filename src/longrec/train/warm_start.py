@@ -88,6 +88,8 @@ def move_optimizer_state(
     for kind, optimizer in before.items():
         for parameter, state in optimizer.state.items():
             target = own[prefix + names[id(parameter)]]
+            if not target.requires_grad:
+                continue
             optimizers[kind].state[target] = {
                 key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()
             }

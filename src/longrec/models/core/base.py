@@ -75,6 +75,7 @@ class Model(nn.Module, ABC):
         user_order: layout of its batches where each row reads earlier rows of its user. None for rows in any order.
         targets: further labels that its loss reads from the batch: feedback features with the values 0 and 1. A model
             with such labels defines ``logits``.
+        needs_init_from: True if training has to start from the run of another model (``fit.init_from``).
         needs_training_window: True if it computes statistics of the training window first, see ``fit_statistics``.
         variants: settings that the conformance suite runs besides the defaults.
         renamed_parameters: old name -> new name of parameters in weights of earlier versions, see ``core/renames.py``.
@@ -87,6 +88,7 @@ class Model(nn.Module, ABC):
     reads_groups: bool = False
     user_order: UserOrder | None = None
     targets: tuple[str, ...] = ()
+    needs_init_from: bool = False
     needs_training_window: bool = False
     variants: ClassVar[tuple[dict[str, Any], ...]] = ()
     renamed_parameters: ClassVar[dict[str, str]] = {}
@@ -128,6 +130,10 @@ class Model(nn.Module, ABC):
         for bias, rate in zip(self.output_biases(), rates):
             bias.detach().fill_(math.log(rate / (1 - rate)))
 
+    def served(self) -> Model:
+        """Return the model that is exported: a part of this one, or this one itself, the default."""
+        return self
+
     def warm_start_prefix(self, other: Model) -> str:
         """Return the prefix of another model's parameters here for a warm start. Empty for the same model."""
         return ""
@@ -141,8 +147,9 @@ class Model(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} computes no statistics of the training window")
 
     def embedding_parameters(self) -> list[nn.Parameter]:
-        """Return the weights of the embedding tables, the only parameters with sparse gradients."""
-        return [p for module in self.modules() if isinstance(module, Embeddings) for p in module.embedding_parameters()]
+        """Return the weights of the embedding tables in training, the only parameters with sparse gradients."""
+        every = (p for m in self.modules() if isinstance(m, Embeddings) for p in m.embedding_parameters())
+        return [table for table in every if table.requires_grad]
 
 
 class Ranker(Model):

@@ -27,12 +27,21 @@ class Over(Ranker):
 
     base: Ranker
 
-    def set_base(self, section: Mapping[str, Any], fields: Fields) -> None:
-        """Build the base and take over its flags."""
-        self.base = build_base(section, fields, "model.base")
+    def set_base(self, section: Mapping[str, Any], fields: Fields, where: str = "model.base") -> None:
+        """Build the base and take over its flags.
+
+        Args:
+            where: path of the section in the config.
+        """
+        self.base = build_base(section, fields, where)
         self.reads_history, self.order_matters = self.base.reads_history, self.base.order_matters
         self.user_order, self.interaction_width = self.base.user_order, self.base.interaction_width
         self.reads_groups = self.base.reads_groups
+
+    @property
+    def innermost(self) -> Ranker:
+        """The ranker that all rankers over rankers from here on are built on."""
+        return self.base.innermost if isinstance(self.base, Over) else self.base
 
     def embed(self, batch: Batch) -> Embedded:
         """Look up the vectors of the base, and those of this model's own tables."""

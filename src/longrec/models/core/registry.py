@@ -49,6 +49,9 @@ def build_base(section: Mapping[str, Any], fields: Fields, where: str) -> Ranker
     model, name = build(section, fields, prefix=where), section.get("name")
     if not isinstance(model, Ranker) or not model.interaction_width:
         raise ConfigError("config", [f"{where}.name: {name} cannot be a base; it takes a ranker that has interact"])
+    if model.served() is not model:
+        fault = f"{where}.name: {name} trains the model that it serves, and no model can be built on it"
+        raise ConfigError("config", [f"{fault}; build it on the other one"])
     if model.targets:
         targets = ", ".join(model.targets)
         do = "build the model of several tasks on the other one"
