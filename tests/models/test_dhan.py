@@ -18,7 +18,18 @@ from longrec.models.dhan import DHAN, _Path
 from longrec.nn.attention import TargetAttention
 from longrec.nn.groups import Groups
 from longrec.nn.segments import Segments
-from longrec.testing.batches import GENRES, ITEM, RATING, TOKENS, offsets, ragged, repeated, shared, with_history
+from longrec.testing.batches import (
+    GENRES,
+    ITEM,
+    RATING,
+    TOKENS,
+    grouped,
+    offsets,
+    ragged,
+    repeated,
+    shared,
+    with_history,
+)
 from longrec.testing.case import Case
 
 KIND = Field("kind", "id", 6, side="item")
@@ -162,6 +173,9 @@ def test_it_explains_x_by_its_items(settings: dict[str, Any]) -> None:
     again = model.explain(repeated(request, KINDS))
     for history, w_BT in model.explain(request).items():
         torch.testing.assert_close(w_BT.flatten(), again[history], rtol=1e-4, atol=1e-5)
+    several = grouped([2, 0, 0, 1, 2], fields=KINDS)
+    for history, w_N in model.explain(several).items():
+        torch.testing.assert_close(w_N, model.explain(several.ungroup())[history])
 
 
 def test_what_groups() -> None:

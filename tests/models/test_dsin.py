@@ -19,12 +19,24 @@ from longrec.features.batch import Batch
 from longrec.features.computed_columns import compute_session_recency
 from longrec.features.fields import SESSION_RECENCY, Fields
 from longrec.models.core.registry import build
-from longrec.models.dsin import DSIN, _Path, sessions
+from longrec.models.dsin import DSIN, _Path
 from longrec.nn.lstm import LSTM
 from longrec.nn.segments import Segments
-from longrec.nn.sessions import Sessions
+from longrec.nn.sessions import Sessions, number_sessions
 from longrec.nn.transformer import EncoderLayer
-from longrec.testing.batches import FEW, GAP, ITEM, RATING, SESSION, ragged, repeated, shared, take, with_history
+from longrec.testing.batches import (
+    FEW,
+    GAP,
+    ITEM,
+    RATING,
+    SESSION,
+    grouped,
+    ragged,
+    repeated,
+    shared,
+    take,
+    with_history,
+)
 from longrec.testing.case import Case
 from longrec.testing.expect import expect_close
 from longrec.testing.programs import Program, flatten, silence_exporter
@@ -164,6 +176,24 @@ def test_a_request_is_read_as_its_rows_are(settings: dict[str, Any]) -> None:
             expect_close(w_BT.flatten(), explanation[history])
 
 
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_candidates_of_a_request_read_its_sessions(settings: dict[str, Any]) -> None:
+    """Sessions are found and encoded once per request, in sessions that the column tells as in runs of events."""
+    model, batch = dsin(settings), in_sessions(grouped([2, 0, 0, 1, 3, 3, 2], longest=22, fields=TWO))
+    expect_close(model(batch), model(batch.ungroup()))
+    for history, w_N in model.explain(batch).items():
+        expect_close(w_N, model.explain(batch.ungroup())[history])
+
+
+def test_a_model_over_it_reads_its_sessions() -> None:
+    """Its tables are looked up beside those of DSIN, which has found the sessions when it embedded."""
+    settings = {"base": {"name": "dsin", **SETTINGS[0]}, "pairs": [["item", "user"]]}
+    model, batch = Case("can", settings).lively(TWO), in_sessions(ragged(9, fields=TWO, longest=22))
+    base = cast(DSIN, model.base)
+    representation = cast(Any, model).represent(batch)
+    expect_close(representation[:, : base.interaction_width], base.represent(batch))
+
+
 def test_a_program_reads_sessions_by_their_column() -> None:
     """At lengths other than the one it was traced with, sessions that are not there and dropped ones included."""
     fields = Fields((ITEM,), {"liked": (ITEM, SESSION)})
@@ -229,7 +259,7 @@ def test_empty_sessions_do_not_change_the_output() -> None:
 def test_a_gap_of_exactly_1800_seconds_does_not_split_and_1801_does() -> None:
     times = np.array([0, 1800, 3600, 5401, 7201], dtype=np.int64)
     ids = compute_session_recency(times, np.array([0, 5]), 1800)
-    assert sessions(torch.from_numpy(ids), rows(5), 9, 0).tolist() == [1, 1, 1, 0, 0]
+    assert number_sessions(torch.from_numpy(ids), rows(5), 9, 0).tolist() == [1, 1, 1, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -245,9 +275,11 @@ def test_which_session_an_event_is_in(longest: int, shortest: int, expected: lis
     """Two rows that meet in the same id; sessions that are too short are not counted."""
     ids, both = torch.tensor([9, 5, 5, 5, 3, 2, 2, 2, 2, 7]), rows(7, 3)
     left_out = 2**40
-    assert sessions(ids, both, longest, shortest).tolist() == [left_out if n is None else n for n in expected]
+    assert number_sessions(ids, both, longest, shortest).tolist() == [left_out if n is None else n for n in expected]
     one = Segments(torch.tensor([0, 7]), 3, 7, shared=True)
-    assert sessions(ids[:7], one, longest, shortest).tolist() == [left_out if n is None else n for n in expected[:7]]
+    assert number_sessions(ids[:7], one, longest, shortest).tolist() == [
+        left_out if n is None else n for n in expected[:7]
+    ]
 
 
 def test_what_begins_a_history_is_no_session_that_is_dropped() -> None:

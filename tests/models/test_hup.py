@@ -17,15 +17,16 @@ from torch.nn.functional import cosine_similarity, linear
 
 from longrec.data.synthetic import generate_dataset
 from longrec.errors import ConfigError
-from longrec.features.batch import Batch
+from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.computed_columns import compute_time_since_previous
 from longrec.features.fields import Field, Fields
 from longrec.models.core.losses import bce_loss
 from longrec.models.core.registry import build
-from longrec.models.hup import HUP, _Level, _Steps, hard_sigmoid
+from longrec.models.hup import HUP, _Level, hard_sigmoid
+from longrec.nn.level_steps import LevelSteps
 from longrec.nn.lstm import LSTM
 from longrec.nn.segments import Segments
-from longrec.testing.batches import FEW, ITEM, RATING, SINCE, ragged, repeated, shared, with_history
+from longrec.testing.batches import FEW, ITEM, RATING, SINCE, grouped, ragged, repeated, shared, with_history
 from longrec.testing.case import Case
 from longrec.testing.expect import expect_close
 
@@ -144,14 +145,14 @@ def test_without_weights_and_times_it_is_torchs_lstm() -> None:
     for name, weights in (("weight_ih_l0", unit.weight), ("weight_hh_l0", unit.recurrent), ("bias_ih_l0", unit.bias)):
         own.get_parameter(name).data = torch.cat([weights.data.chunk(4)[at] for at in order])
     own.bias_hh_l0.data.zero_()
-    _, h, _ = level(x, x[:, :0], x[:, :0], _Steps(rows(9)))
+    _, h, _ = level(x, x[:, :0], x[:, :0], LevelSteps(rows(9)))
     torch.testing.assert_close(h, own(x.unsqueeze(0))[0][0], rtol=1e-4, atol=1e-5)
     # And with both where T = W = 1: 0.2 y + 0.5 beyond 1 is 1.
     both = level_of(hup(), 1)
     assert both.of_input is not None
     both.of_input.bias.data[:] = 1e3
     x, zeros = torch.randn(9, 38), torch.randn(9, 16)
-    _, h, _ = both(x, zeros, zeros, _Steps(rows(9)))
+    _, h, _ = both(x, zeros, zeros, LevelSteps(rows(9)))
     torch.testing.assert_close(h, both.recurrence.states(x, rows(9)))
 
 
@@ -175,15 +176,15 @@ def test_longer_neighbors_change_nothing() -> None:
     batch = in_visits(ragged(2, lengths=[4, 30], fields=THREE))
     events = batch.histories["seen"]
     first = {name: cast(Tensor, column)[:4] for name, column in events.columns.items()}
-    alone = replace(
-        batch, size=1, histories={"seen": replace(events, columns=first, offsets=events.offsets[:2])},
-        features={name: cast(Tensor, column)[:1] for name, column in batch.features.items()},
+    alone = Batch.single(
+        1, {name: cast(Tensor, column)[:1] for name, column in batch.features.items()},
+        {"seen": HistoryBatch(first, events.offsets[:2])},
     )  # fmt: skip
     torch.testing.assert_close(model(alone)[0], model(batch)[0])
 
 
 def test_an_item_enters_by_its_last_event_and_nothing_later() -> None:
-    steps = _Steps(rows(6, 0, 3))
+    steps = LevelSteps(rows(6, 0, 3))
     item, category = torch.tensor([5, 5, 5, 7, 7, 5, 5, 5, 6]), torch.tensor([3, 3, 3, 3, 3, 3, 3, 3, 4])
     items = steps.ends(item)
     categories = items.ends(category)
@@ -207,7 +208,7 @@ def test_an_item_enters_by_its_last_event_and_nothing_later() -> None:
 def test_ids_that_say_nothing_change_with_every_event() -> None:
     ids = torch.tensor([0, 0, 1, 1, 4, 4])
     for whole in (rows(6), Segments(torch.tensor([0, 6]), 2, 6, shared=True)):
-        mask = _Steps(whole).ends(ids).mask
+        mask = LevelSteps(whole).ends(ids).mask
         assert mask is not None
         assert mask.tolist() == [True, True, True, True, False, True]
 
@@ -224,6 +225,31 @@ def test_the_loss_is_of_the_label_and_of_what_came_next() -> None:
     torch.testing.assert_close(model.loss(batch), bce_loss(model(batch), batch) + 0.5 * torch.stack(expected).mean())
     none = replace(batch, label=torch.zeros(9))
     torch.testing.assert_close(model.loss(none), bce_loss(model(none), none))
+
+
+def test_a_loss_embeds_and_steps_once() -> None:
+    """The cosines are those of the outputs that the logits come from."""
+    model, batch, calls = hup(), in_visits(ragged(9, fields=THREE)), []
+    model.embeddings.register_forward_hook(lambda *_: calls.append("embed"))
+    for level in model.levels.values():
+        level.register_forward_hook(lambda *_: calls.append("level"))
+    model.loss(batch)
+    assert calls == ["embed", *["level"] * 3]
+
+
+def test_candidates_of_a_request_have_its_outputs() -> None:
+    """Levels step once per request. A candidate with label 1 is an item that came next, whichever it is."""
+    model, batch = hup({**SMALL, "aux_weight": 0.5}), in_visits(grouped([2, 0, 0, 1, 3, 3, 2], fields=THREE))
+    lengths: list[int] = []
+    level_of(model, 0).register_forward_hook(lambda _, inputs, __: lengths.append(len(inputs[0])))
+    assert batch.label is not None
+    assert 0 < batch.label.sum() < 7
+    losses = [model.loss(one) for one in (batch, batch.ungroup())]
+    torch.testing.assert_close(*losses)
+    offsets = batch.histories["seen"].offsets
+    assert lengths == [int(offsets[-1]), int(batch.ungroup().histories["seen"].offsets[-1])]
+    weights = [model.explain(one)["seen"] for one in (batch, batch.ungroup())]
+    torch.testing.assert_close(*weights)
 
 
 def test_no_gradient_of_a_cosine_enters_what_came_next() -> None:

@@ -15,12 +15,24 @@ from torch.nn import functional as F
 
 from longrec.data.synthetic import generate_dataset
 from longrec.errors import ConfigError
-from longrec.features.batch import Batch
+from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Field, Fields
 from longrec.models.core.registry import build
 from longrec.models.search_user import SearchUser, _Path
 from longrec.nn.transformer import EncoderLayer
-from longrec.testing.batches import GAP, ITEM, RATING, TASTE, ragged, repeated, shared, take, with_feature, with_history
+from longrec.testing.batches import (
+    GAP,
+    ITEM,
+    RATING,
+    TASTE,
+    grouped,
+    ragged,
+    repeated,
+    shared,
+    take,
+    with_feature,
+    with_history,
+)
 from longrec.testing.case import Case
 
 QUERY = Field("query", "id", 30)
@@ -148,7 +160,7 @@ def test_a_year_falls_into_quarters(days: int, segment: int) -> None:
     model, batch = search_user(SETTINGS[0]), ragged(1, fields=FIELDS, lengths=[1])
     _, inputs = model._inputs(batch, model.embeddings(batch))[0]
     gap = torch.tensor([2 + int(np.log2(1 + days * 86_400))])
-    assert path_of(model, "seen").number(gap, inputs[3]).item() == segment
+    assert path_of(model, "seen").number(HistoryBatch({"time_gap": gap}, torch.arange(2)), inputs[3]).item() == segment
 
 
 @pytest.mark.parametrize(("query", "times"), [(["query", "user"], 1), (["query", "item"], 6), ([], 6)])
@@ -159,6 +171,11 @@ def test_a_query_reads_a_request_once_and_a_candidate_as_often_as_there_are(quer
     actual = model(one)
     assert rows == [times]
     torch.testing.assert_close(actual, model(repeated(one, FIELDS)), rtol=1e-4, atol=1e-5)
+    rows.clear()
+    several = grouped([1, 0, 1, 1, 2, 2], fields=FIELDS)
+    actual = model(several)
+    assert rows == [{1: 3, 6: 6}[times]]
+    torch.testing.assert_close(actual, model(several.ungroup()), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -179,6 +196,9 @@ def test_it_explains_a_request_as_its_rows(settings: dict[str, Any]) -> None:
     for name, w_BT in model.explain(one).items():
         assert w_BT.shape == (4, 5)
         torch.testing.assert_close(w_BT.flatten(), together[name], rtol=1e-4, atol=1e-5)
+    several = grouped([2, 0, 0, 1, 2], fields=FIELDS)
+    for name, w_N in model.explain(several).items():
+        torch.testing.assert_close(w_N, model.explain(several.ungroup())[name], rtol=1e-4, atol=1e-5)
 
 
 def test_what_it_cannot_use_is_refused_with_what_to_do() -> None:

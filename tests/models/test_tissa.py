@@ -23,7 +23,8 @@ from longrec.features.fields import Field, Fields
 from longrec.models.core.registry import build
 from longrec.models.tissa import TiSSA, _Path
 from longrec.nn.segments import Segments
-from longrec.testing.batches import FIELDS, GAP, ITEM, RATING, SINCE, ragged, shared
+from longrec.nn.slices import Slices
+from longrec.testing.batches import FIELDS, GAP, ITEM, RATING, SINCE, grouped, ragged, shared
 from longrec.testing.case import Case
 
 TIMED = Fields((Field("user", "id", 40, side="user"), ITEM), {"seen": (RATING, ITEM, GAP, SINCE)})
@@ -180,13 +181,18 @@ def test_order_inside_a_slice_does_not_matter_to_it() -> None:
     h, slice_U = torch.randn(7, 6), torch.tensor([0, 0, 0, 2, 2, 3, 1])
     turned = [2, 0, 1, 4, 3, 5, 6]
     for segments in (rows(5, 2), Segments(torch.tensor([0, 7]), 2, 7, shared=True)):
-        l_RSD, real, share = path.intra(h, slice_U, segments)
-        l_turned, _, share_turned = path.intra(h[turned], slice_U, segments)
+
+        def pool(order: list[int], segments: Segments = segments) -> tuple[Tensor, Tensor]:
+            return Slices(slice_U[order], 4, segments).pool(path.event(h[order]).squeeze(1), h[order])
+
+        l_RSD, share = pool([*range(7)])
+        l_turned, share_turned = pool(turned)
         torch.testing.assert_close(l_turned, l_RSD)
         torch.testing.assert_close(share_turned, share[turned])
         mixed = [1, 4, 0, 3, 2, 6, 5]  # events of a slice need not stand together
-        torch.testing.assert_close(path.intra(h[mixed], slice_U[mixed], segments)[2], share[mixed])
-        assert real[0].tolist() == [True, segments.shared, True, segments.shared]
+        torch.testing.assert_close(pool(mixed)[1], share[mixed])
+        filled = Slices(slice_U, 4, segments).filled_RS
+        assert filled[0].tolist() == [True, segments.shared, True, segments.shared]
 
 
 def test_a_slice_with_nothing_before_it_gathers_nothing() -> None:
@@ -225,6 +231,9 @@ def test_weights_of_events_sum_to_one(fields: Fields) -> None:
     together = model.explain(shared(3, 5, fields=fields))["seen"]
     assert together.shape == (3, 5)
     torch.testing.assert_close(together.sum(1), torch.ones(3))
+    several = grouped([2, 0, 0, 1, 2], fields=fields)
+    for history, weights in model.explain(several).items():
+        torch.testing.assert_close(weights, model.explain(several.ungroup())[history])
 
 
 def test_the_time_between_events_is_no_other_input() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,10 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longrec.errors import ConfigError
+from longrec.features.batch import Layout
 from longrec.features.fields import Field, Fields
 from longrec.nn.embedding import RESERVED
 from longrec.nn.groups import Groups, choose_group_columns
-from longrec.nn.segments import Segments
+from longrec.nn.segments import GroupedSegments, Segments
 
 
 def names(row: list[int]) -> list[object]:
@@ -92,6 +94,22 @@ def test_groups_are_weighed_and_averaged_as_by_hand() -> None:
         torch.testing.assert_close(share_N, torch.cat([one[0] for one in expected]))
         torch.testing.assert_close(groups.whole(weights_M), torch.cat([one[1] for one in expected]))
         torch.testing.assert_close(over.weighted_sum(weights_M, c_MK), torch.stack([one[2] for one in expected]))
+
+
+def test_grouped_rows_weigh_the_groups_of_their_request_apart() -> None:
+    """Ids and keys of a grouped batch are flattened, and the requests alone have the sizes."""
+    torch.manual_seed(0)
+    ids, k, q = torch.tensor([*ROW, 4, 4], dtype=torch.int32), torch.randn(len(ROW) + 2, 3), torch.randn(2, 3)
+    stored = Segments(torch.tensor([0, len(ROW), len(ROW) + 2]), 2, len(ROW) + 2)
+    segments = GroupedSegments(stored, Layout.grouped(2, np.array([0, 0])))
+    w = torch.rand(2, len(ROW)).softmax(1)
+    groups, (k_NK, _) = Groups(*segments.flatten(ids)), segments.flatten(k)
+    c_MK, over = groups.means(groups.shares(w.flatten()), k_NK)
+    weights_M = over.softmax(over.dot(q, c_MK))
+    expected = torch.stack([by_hand(w[row], k[: len(ROW)], q[row])[2] for row in (0, 1)])
+    torch.testing.assert_close(over.weighted_sum(weights_M, c_MK), expected)
+    counts = Counter(names(ROW))
+    assert Groups(ids, segments.requests).sizes.tolist() == [*(counts[name] for name in names(ROW)), 2, 2]
 
 
 @pytest.mark.parametrize("shared", [False, True])

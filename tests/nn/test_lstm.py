@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from longrec.features.batch import Layout
 from longrec.nn.lstm import LSTM
-from longrec.nn.segments import Segments
+from longrec.nn.segments import GroupedSegments, Segments
 
 LENGTHS = (3, 0, 5, 1, 3)
 TERMS = [(False, False), (True, False), (False, True), (True, True)]
@@ -93,6 +95,19 @@ def test_shared_rows_equal_ragged_rows(gates: bool, scale: bool, reverse: bool) 
     together, alone = Segments(torch.tensor([0, events]), rows, events, shared=True), ragged((events,))
     torch.testing.assert_close(unit.states(x, together, p, m), unit.states(x, alone, p, m))
     torch.testing.assert_close(unit.last(x, together, p, m), unit.last(x, alone, p, m).expand(rows, -1))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("owner", [[2, 0, 2, 1, 4], [1, 1]])
+def test_grouped_rows_take_the_last_state_of_their_request(owner: list[int], reverse: bool) -> None:
+    """The history of a request is read once, also if no row reads it."""
+    unit, stored = make_lstm(reverse=reverse), ragged()
+    x, p, m = drawn(stored.positions, 4), drawn(stored.positions, 9), drawn(stored.positions, 3)
+    grouped = GroupedSegments(stored, Layout.grouped(len(LENGTHS), np.array(owner)))
+    states, last = unit.states_and_last(x, grouped, p, m)
+    torch.testing.assert_close(states, unit.states(x, stored, p, m))
+    torch.testing.assert_close(unit.states(x, grouped, p, m), states)
+    torch.testing.assert_close(last, unit.last(x, stored, p, m)[owner])
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longrec.nn.segments import Segments
-from longrec.nn.sessions import Sessions
+from longrec.features.batch import HistoryBatch, Layout
+from longrec.nn.segments import GroupedSegments, Segments
+from longrec.nn.sessions import Sessions, number_sessions
 
 SESSIONS = 3
 ROWS = st.lists(st.lists(st.integers(0, SESSIONS), max_size=8), min_size=1, max_size=12)
@@ -139,3 +142,67 @@ def test_gradients_reach_what_is_in_sessions_only() -> None:
     assert x.grad is not None
     assert x.grad.abs().sum(1).gt(0).tolist() == [True, False, True, True, False, True]
     assert [b - a for a, b in pairwise(sessions.rows.offsets.tolist())] == [2, 0, 1]
+
+
+@given(ROWS, st.lists(st.integers(0, 11), min_size=1, max_size=8))
+@settings(max_examples=40, deadline=None)
+def test_grouped_rows_read_the_sessions_of_their_request(rows: list[list[int]], choice: list[int]) -> None:
+    """Sessions are encoded once per request, and each row has weights of its own over them and their events."""
+    owner = [request % len(rows) for request in choice]
+    stored, repeated = ragged(rows), ragged([rows[request] for request in owner])
+    layout = Layout.grouped(len(rows), np.array(owner))
+    numbers = torch.tensor([number for row in rows for number in row], dtype=torch.int64)
+    sessions = Sessions(numbers, SESSIONS, GroupedSegments(stored.segments, layout))
+    x, q = torch.randn(len(numbers), 4), torch.randn(len(owner), 4)
+    copied = x[sessions.segments.flatten(torch.arange(len(x)))[0]]
+    for name in ("gather_numbers", "count_newer", "count_events"):
+        assert torch.equal(getattr(sessions, name)(), getattr(stored, name)())
+    assert torch.equal(sessions.gather(x), stored.gather(x))
+    i_GW, i_SW = sessions.mean(sessions.gather(x)), repeated.mean(repeated.gather(copied))
+    assert torch.equal(sessions.rows.flatten(i_GW)[0], i_SW)
+    over = sessions.softmax(sessions.rows.dot(q, i_GW))
+    torch.testing.assert_close(over, repeated.softmax(repeated.rows.dot(q, i_SW)))
+    read, weights = sessions.attend(q, sessions.gather(x))
+    for one, other in zip((read, weights), repeated.attend(q, repeated.gather(copied)), strict=True):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(sessions.weigh_events(over, weights), repeated.weigh_events(over, weights))
+    torch.testing.assert_close(sessions.weigh_events(over), repeated.weigh_events(over))
+
+
+def test_without_event_weights_a_session_weighs_its_events_equally() -> None:
+    row = [2, 3, 0, 0, 2, 0]
+    expected = [0.1, 0.0, 0.3, 0.3, 0.1, 0.3]
+    over = torch.tensor([0.2, 0.9])  # of sessions 2 and 0
+    assert ragged([row]).weigh_events(over).tolist() == pytest.approx(expected)
+    one = one_history(row, 2)
+    shared = torch.tensor([[0.2, 0.0, 0.9], [0.4, 0.0, 1.8]]).reshape(-1)
+    for scale, w_T in zip((1, 2), one.weigh_events(shared), strict=True):
+        assert w_T.tolist() == pytest.approx([scale * w for w in expected])
+
+
+def test_events_in_no_session_can_be_left_out_before_they_are_embedded() -> None:
+    rows = [[2, 3, 0, 0], [3], [1, 0]]
+    sessions, x = ragged(rows), torch.randn(7, 2)
+    events = HistoryBatch({"x": x}, torch.tensor([0, 4, 5, 7]))
+    selected = sessions.select(events)
+    assert selected.offsets.tolist() == [0, 3, 3, 5]
+    assert torch.equal(cast(Tensor, selected.columns["x"]), x[[0, 2, 3, 5, 6]])
+    assert torch.equal(sessions.gather_selected(cast(Tensor, selected.columns["x"])), sessions.gather(x))
+    one = one_history(rows[0], 2)
+    assert one.select(events) is events
+    assert torch.equal(one.gather_selected(x[:4]), one.gather(x[:4]))
+
+
+@pytest.mark.parametrize(
+    ("longest", "shortest", "expected"), [(9, 0, [2, 1, 1, 0, 1, 0, 0]), (1, 1, [9, 9, 0, 9, 9, 9, 0])]
+)
+def test_sessions_are_numbered_from_the_newest_of_each_request(
+    longest: int, shortest: int, expected: list[int]
+) -> None:
+    ids, stored = torch.tensor([7, 5, 5, 4, 4, 3, 3]), Segments(torch.tensor([0, 4, 7]), 2, 7)
+    grouped = GroupedSegments(stored, Layout.grouped(2, np.array([1, 0, 0])))
+    for segments in (stored, grouped):
+        actual = number_sessions(ids, segments, longest, shortest)
+        assert actual.clamp(max=9).tolist() == expected
+    one = Segments(torch.tensor([0, 4]), 3, 4, shared=True)
+    assert number_sessions(ids[:4], one, longest, shortest).clamp(max=9).tolist() == expected[:4]

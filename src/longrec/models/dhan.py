@@ -33,34 +33,28 @@ layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Ranker
+from longrec.models.core.top import TopConfig, TopRanker, Width
 from longrec.nn.activation import ActivationName
 from longrec.nn.attention import TargetAttention
-from longrec.nn.embedding import Embeddings
+from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.groups import Groups, choose_group_columns
-from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
 from longrec.nn.recurrent import GRU
 from longrec.nn.segments import Segments
 
-Width = Annotated[int, Field(ge=1)]
 
-
-class DHANConfig(Strict):
+class DHANConfig(TopConfig):
     """Settings of DHAN."""
 
-    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     group: str | None = Field(None, description="Id column of the groups; see the docstring for the default.")
     base: Literal["din", "dien"] = Field("din", description="Second representation of the history.")
     hidden: Width = Field(36, description="Units of both recurrences of base: dien.")
@@ -69,18 +63,14 @@ class DHANConfig(Strict):
         (80, 40), min_length=1, description="Hidden units of the attention on groups."
     )
     activation: ActivationName = Field("relu", description="Activation inside both attentions.")
-    mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
-    mlp_activation: ActivationName = Field("relu", description="Activation of the top MLP.")
-    batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the top MLP.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
-class DHAN(Ranker):
+class DHAN(TopRanker):
     """DHAN over every history of the schema."""
 
     Config = DHANConfig
     reads_history = True
+    reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"base": "dien", "hidden": 8, "attention": [8], "group_attention": [8, 4], "mlp": [32]},
         {"activation": "dice", "attention": [8, 4], "group_attention": [8], "mlp_activation": "dice", "dropout": 0.1},
@@ -99,41 +89,32 @@ class DHAN(Ranker):
             path = _Path(self.queries.query_widths[history], self.queries.key_widths[history], config)
             self.paths[f"path_{history}"] = path
             top += path.width
-        self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
-        self.interaction_width = self.top.width
+        self.set_top(top, config)
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """Return the last hidden layer of the top MLP."""
-        embedded = self.embeddings(batch)
+    def read(self, batch: Batch, embedded: Embedded) -> list[Tensor]:
+        """Return all fields of the impression, and x and i of each history."""
         inputs = list(embedded.features.values())
-        for history in self.fields.histories:
+        for history, path in zip(self.fields.histories, self.paths.values()):
             q_BQ, k_UK, segments = self.queries(batch, embedded, history)
-            inputs.append(self.paths[f"path_{history}"](q_BQ, k_UK, segments, self._groups(batch, history, segments)))
-        return self.top.hidden(torch.cat(inputs, 1))
-
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Return the logit of each row: the final layer."""
-        assert self.top.last is not None
-        logit: Tensor = self.top.last(h_BH).squeeze(1)
-        return logit
-
-    def output_biases(self) -> Sequence[Tensor]:
-        """Return the bias of the final layer."""
-        return [self.top.output_bias]
+            inputs.append(path(q_BQ, k_UK, segments, self._groups(batch, history, segments)))
+        return inputs
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weight of every position in x: ragged ``[N]``, shared ``[B, T]``. Those of a row sum to one."""
-        embedded, weights = self.embeddings(batch), {}
+        embedded, weights = self.embed(batch), {}
         for history in self.fields.histories:
             q_BQ, k_UK, segments = self.queries(batch, embedded, history)
             path = cast(_Path, self.paths[f"path_{history}"])
             w_N = path.weights(q_BQ, k_UK, segments, self._groups(batch, history, segments))
-            weights[history] = w_N.reshape(batch.size, -1) if segments.shared else w_N
+            weights[history] = segments.by_candidate(w_N)
         return weights
 
     def _groups(self, batch: Batch, history: str, segments: Segments) -> Groups | None:
         column = self.columns[history]
-        return None if column is None else Groups(cast(Tensor, batch.histories[history].columns[column]), segments)
+        if column is None:
+            return None
+        # The weights of items differ per candidate, and so do the means of their groups.
+        return Groups(*segments.flatten(cast(Tensor, batch.histories[history].columns[column])))
 
 
 class _Path(nn.Module):
@@ -157,17 +138,19 @@ class _Path(nn.Module):
         self, q_BQ: Float[Tensor, "B Q"], k_UK: Float[Tensor, "U K"], segments: Segments, groups: Groups | None
     ) -> Float[Tensor, "B X"]:
         """Return ``[x, i]`` of each row. 0 for an empty history."""
-        w_N = self.items.weights(q_BQ, k_UK, segments)
-        c_MK, over = (k_UK, segments) if groups is None else groups.means(groups.shares(w_N), k_UK)
+        k_NK, flat = segments.flatten(k_UK)
+        w_N = self.items.weights(q_BQ, k_NK, flat)
+        c_MK, over = (k_NK, flat) if groups is None else groups.means(groups.shares(w_N), k_NK)
         x_BK = self.categories(q_BQ, c_MK, over)
         if self.interest is None or self.evolution is None:
-            return torch.cat([x_BK, segments.weighted_sum(w_N, k_UK)], 1)
+            return torch.cat([x_BK, flat.weighted_sum(w_N, k_NK)], 1)
         return torch.cat([x_BK, self.evolution.last(self.interest.states(k_UK, segments), segments, w_N)], 1)
 
     def weights(self, q_BQ: Tensor, k_UK: Tensor, segments: Segments, groups: Groups | None) -> Tensor:
         """Return the weight of every position in x, ``[N]``."""
+        k_NK, flat = segments.flatten(k_UK)
         if groups is None:
-            return self.categories.weights(q_BQ, k_UK, segments)
-        share_N = groups.shares(self.items.weights(q_BQ, k_UK, segments))
-        share_M = self.categories.weights(q_BQ, *groups.means(share_N, k_UK))
+            return self.categories.weights(q_BQ, k_NK, flat)
+        share_N = groups.shares(self.items.weights(q_BQ, k_NK, flat))
+        share_M = self.categories.weights(q_BQ, *groups.means(share_N, k_NK))
         return share_N * groups.whole(share_M)

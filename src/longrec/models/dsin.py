@@ -33,49 +33,41 @@ Departures from the paper
       it open;
     - a mean is over the events that there are; each history has weights of its own.
 
-Shapes: B rows, N positions, U stored positions (see nn/segments.py), P events in sessions and G sessions of the
+Shapes: B rows, N positions, M stored events in sessions that are read, P the same session by session, G sessions of the
 batch (see nn/sessions.py), K width of an event (and sessions that are read), Q width of the query, H units of the last
 hidden layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import SESSION_RECENCY, SESSION_RECENCY_ROWS, Fields
 from longrec.features.fields import Field as Column
-from longrec.models.core.base import Ranker
-from longrec.nn.activation import ActivationName
+from longrec.models.core.top import TopConfig, TopRanker, Width
 from longrec.nn.embedding import RESERVED, Embedded, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.lstm import LSTM
-from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
 from longrec.nn.segments import Segments
-from longrec.nn.sessions import Sessions
+from longrec.nn.sessions import Sessions, number_sessions
 from longrec.nn.transformer import EncoderLayer
 
-Width = Annotated[int, Field(ge=1)]
-_NONE = 2**40
-"""Session number of an event that is in no session."""
 _MAX_SESSIONS = SESSION_RECENCY_ROWS - RESERVED - 1
 """Sessions that the column distinguishes. Its last id stands for all earlier ones."""
 
 
-class DSINConfig(Strict):
+class DSINConfig(TopConfig):
     """Settings of DSIN."""
 
-    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     sessions: Width = Field(5, description="Number of latest sessions that are read.")
     session_items: Width = Field(10, description="Number of latest events of a session that are read.")
     session_events: Width = Field(
@@ -87,19 +79,16 @@ class DSINConfig(Strict):
     norm: bool = Field(False, description="Layer normalization in the layer of self attention.")
     lstm: Width | None = Field(None, description="Units of each recurrence; by default as many as its inputs.")
     merge: Literal["sum", "concat"] = Field("sum", description="How the states of both recurrences are merged.")
-    mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
-    mlp_activation: ActivationName = Field("relu", description="Activation of the top MLP.")
-    batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
-class DSIN(Ranker):
+class DSIN(TopRanker):
     """DSIN over every history of the schema."""
 
     Config = DSINConfig
     reads_history = True
     order_matters = True
+    reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"session_events": 2, "heads": 2, "lstm": 6, "merge": "concat", "mlp": [32]},
         {
@@ -119,78 +108,48 @@ class DSIN(Ranker):
             name: tuple(field for field in columns if field.name != SESSION_RECENCY)
             for name, columns in fields.histories.items()
         }
-        self.read = Fields(fields.features, read)
-        self.embeddings = Embeddings(self.read, config.embedding_dim, histories=True, std=config.init_std)
+        embedded = Fields(fields.features, read)
+        self.embeddings = Embeddings(embedded, config.embedding_dim, histories=True, std=config.init_std)
         width = self.embeddings.widths
-        self.queries = Queries(self.read, width, "dsin")
+        self.queries = Queries(embedded, width, "dsin")
         self.paths = nn.ModuleDict()
         top = sum(width[field.name] for field in fields.features)
         for history in fields.histories:
             path = _Path(self.queries.query_widths[history], self.queries.key_widths[history], config)
             self.paths[f"path_{history}"] = path
             top += path.width
-        self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
-        self.interaction_width = self.top.width
+        self.set_top(top, config)
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """Return the last hidden layer of the top MLP."""
-        latest, number, _ = self._latest(batch)
-        embedded = self.embeddings(latest)
-        inputs = list(embedded.features.values())
+    def embed(self, batch: Batch) -> Embedded:
+        """Look up all vectors, those of events in the sessions that are read alone."""
+        histories, sessions = dict(batch.histories), {}
         for history in self.fields.histories:
-            inputs.append(self._read(latest, embedded, history, number[history])[0])
-        return self.top.hidden(torch.cat(inputs, 1))
+            events, segments = batch.histories[history], Segments.of(batch, history)
+            session_id_U = cast(Tensor | None, events.columns.get(SESSION_RECENCY))
+            if session_id_U is None:
+                session_id_U = torch.div(segments.count_newer(), self.config.session_events, rounding_mode="floor")
+            number_U = number_sessions(session_id_U, segments, self.config.session_items, self.config.shortest)
+            sessions[history] = Sessions(number_U, self.config.sessions, segments)
+            histories[history] = sessions[history].select(events)
+        embedded: Embedded = self.embeddings(replace(batch, histories=histories))
+        embedded.states["sessions"] = sessions
+        return embedded
 
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Return the logit of each row: the final layer."""
-        assert self.top.last is not None
-        logit: Tensor = self.top.last(h_BH).squeeze(1)
-        return logit
-
-    def output_biases(self) -> Sequence[Tensor]:
-        """Return the bias of the final layer."""
-        return [self.top.output_bias]
+    def read(self, batch: Batch, embedded: Embedded) -> list[Tensor]:
+        """Return all fields of the impression, and U_I and U_H of each history."""
+        read = [self._read(batch, embedded, history)[0] for history in self.fields.histories]
+        return [*embedded.features.values(), *read]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """Return the attention on I of every session, divided among its events: ragged ``[N]``, shared ``[B, T]``."""
-        (latest, number, index), weights = self._latest(batch), {}
-        embedded = self.embeddings(latest)
-        for history in self.fields.histories:
-            w = self._read(latest, embedded, history, number[history])[1]
-            if history in index:
-                blank_N = w.new_zeros(int(batch.histories[history].offsets[-1]))
-                w = blank_N.index_copy(0, index[history], w)
-            weights[history] = w
-        return weights
+        embedded = self.embed(batch)
+        sessions: dict[str, Sessions] = embedded.states["sessions"]
+        return {name: own.weigh_events(self._read(batch, embedded, name)[1]) for name, own in sessions.items()}
 
-    def _read(self, batch: Batch, embedded: Embedded, history: str, number_U: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the output of a history for the candidate, and the weights of its events."""
-        path = cast(_Path, self.paths[f"path_{history}"])
-        q_BQ, e_UK, segments = self.queries(batch, embedded, history)
-        return path(q_BQ, e_UK, Sessions(number_U, self.config.sessions, segments))
-
-    def _latest(self, batch: Batch) -> tuple[Batch, dict[str, Tensor], dict[str, Tensor]]:
-        """Drop the events that are not read, so that they are not embedded.
-
-        Return the batch, the session number of each event, and its former index. A shared history stays unchanged, as
-        its length must not depend on ids.
-        """
-        kept, number, index = dict(batch.histories), {}, {}
-        for history in self.fields.histories:
-            events = batch.histories[history]
-            segments = Segments.of(events, batch.size)
-            session_id_U = cast(Tensor | None, events.columns.get(SESSION_RECENCY))
-            if session_id_U is None:
-                position_U = torch.arange(segments.positions, device=events.offsets.device)
-                stop = segments.positions if segments.shared else segments.expand_rows(segments.offsets[1:])
-                session_id_U = torch.div(stop - 1 - position_U, self.config.session_events, rounding_mode="floor")
-            number_U = sessions(session_id_U, segments, self.config.session_items, self.config.shortest)
-            if not segments.shared:
-                index[history] = (number_U < self.config.sessions).nonzero().squeeze(1)
-                kept[history] = events.select_events(index[history])
-                number_U = number_U.index_select(0, index[history])
-            number[history] = number_U
-        return replace(batch, histories=kept), number, index
+    def _read(self, batch: Batch, embedded: Embedded, history: str) -> tuple[Tensor, Tensor]:
+        """Return U_I and U_H of a history for the candidate, and the weights of its sessions in U_I."""
+        q_BQ, e_MK, _ = self.queries(batch, embedded, history)
+        return cast(_Path, self.paths[f"path_{history}"])(q_BQ, e_MK, embedded.states["sessions"][history])
 
 
 def _check(config: DSINConfig) -> None:
@@ -235,54 +194,24 @@ class _Path(nn.Module):
         self.state_query = Linear(query, state, bias=False)
         self.width = key + state
 
-    def interests(self, e_UK: Float[Tensor, "U K"], sessions: Sessions) -> Float[Tensor, "G K"]:
+    def interests(self, e_MK: Float[Tensor, "M K"], sessions: Sessions) -> Float[Tensor, "G K"]:
         """Return I of every session."""
         number_P = sessions.gather_numbers().clamp(max=len(self.of_session) - 1)
         back_P = sessions.count_newer().clamp(max=len(self.of_event) - 1)
         b_P = self.of_session.index_select(0, number_P) + self.of_event.index_select(0, back_P)
-        x_PK = sessions.gather(e_UK) + b_P.unsqueeze(1) + self.of_unit
+        x_PK = sessions.gather_selected(e_MK) + b_P.unsqueeze(1) + self.of_unit
         x_PK = self.layer(sessions.attention.gather_positions(x_PK), sessions.attention)
         return sessions.mean(sessions.attention.restore_positions(x_PK))
 
     def states(self, i_GK: Float[Tensor, "G K"], sessions: Sessions) -> Tensor:
         """Return H of every session, ``[G, W]``."""
-        moves = sessions.nonempty_K if sessions.rows.shared else None
-        both = [lstm.states(i_GK, sessions.rows, moves_T=moves) for lstm in (self.forth, self.back)]
+        both = [lstm.states(i_GK, sessions.rows, moves_T=sessions.moves) for lstm in (self.forth, self.back)]
         return torch.cat(both, 1) if self.merge == "concat" else both[0] + both[1]
 
-    def forward(self, q_BQ: Tensor, e_UK: Tensor, sessions: Sessions) -> tuple[Tensor, Tensor]:
-        """Return U_I and U_H, concatenated, and the weight of every event."""
-        i_GK = self.interests(e_UK, sessions)
+    def forward(self, q_BQ: Tensor, e_MK: Tensor, sessions: Sessions) -> tuple[Tensor, Tensor]:
+        """Return U_I and U_H, concatenated, and the weights of the sessions in U_I."""
+        i_GK = self.interests(e_MK, sessions)
         h_GW = self.states(i_GK, sessions)
         a = sessions.softmax(sessions.rows.dot(self.interest_query(q_BQ), i_GK))
         b = sessions.softmax(sessions.rows.dot(self.state_query(q_BQ), h_GW))
-        u_BW = torch.cat([sessions.rows.weighted_sum(a, i_GK), sessions.rows.weighted_sum(b, h_GW)], 1)
-        return u_BW, sessions.weigh_events(a, 1 / sessions.count_events().clamp(min=1))
-
-
-def sessions(session_id_U: Int[Tensor, " U"], segments: Segments, longest: int, shortest: int) -> Int[Tensor, " U"]:
-    """Return the session number of each event, 0 for the latest session. A large number marks a dropped event.
-
-    Args:
-        told_U: changes where a session ends.
-        longest: latest events of a session that are kept.
-        shortest: sessions of at most this many events are dropped, and not counted.
-    """
-    position_U = torch.arange(segments.positions, device=session_id_U.device)
-    before_U = (position_U - 1).clamp(min=0)
-    new_U = (session_id_U != session_id_U.index_select(0, before_U)) | (position_U == 0)
-    if not segments.shared:
-        new_U = new_U | (segments.row != segments.row.index_select(0, before_U))
-    # Sums per session, with operators that every exported program supports.
-    session_U = new_U.long().cumsum(0)
-    blank = torch.zeros(segments.positions + 1, dtype=torch.int64, device=session_id_U.device)
-    size_U = blank.index_add(0, session_U, torch.ones_like(session_U)).index_select(0, session_U)
-    start_U = blank.index_add(0, session_U, torch.where(new_U, position_U, 0)).index_select(0, session_U)
-    kept_U = size_U > shortest
-    count_U = (new_U & kept_U).long().cumsum(0)
-    if segments.shared:
-        all_U = (new_U & kept_U).sum()
-    else:
-        all_U = count_U.index_select(0, segments.expand_rows(segments.offsets[1:]) - 1)
-    newer_U = start_U + size_U - 1 - position_U
-    return torch.where(kept_U & (newer_U < longest), all_U - count_U, _NONE)
+        return torch.cat([sessions.rows.weighted_sum(a, i_GK), sessions.rows.weighted_sum(b, h_GW)], 1), a

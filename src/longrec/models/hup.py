@@ -41,9 +41,8 @@ weights, G width of the gap, D units of the recurrences, O width of an output, H
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -51,42 +50,30 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import TIME_SINCE_PREVIOUS, Fields
-from longrec.models.core.base import Ranker
-from longrec.models.core.losses import bce_loss
-from longrec.nn.activation import ActivationName
-from longrec.nn.embedding import RESERVED, Embedded, Embeddings
+from longrec.models.core.top import TopConfig, TopRanker, Width
+from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.level_steps import LevelSteps
 from longrec.nn.linear import Linear
 from longrec.nn.lstm import LSTM
-from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
 from longrec.nn.segments import Segments
 
-Width = Annotated[int, Field(ge=1)]
 _CATEGORY = 2
 """Index of the level that steps with categories."""
-
-
 _LAST_GAIN = 0.1
 """Factor of the initial weights of the final layer. With 1 % of clicks, 1.0 left NE above 1.02 on unseen rows."""
 
 
-class HUPConfig(Strict):
+class HUPConfig(TopConfig):
     """Settings of HUP."""
 
-    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     hidden: Width = Field(64, description="Units of the recurrences.")
     item: str | None = Field(None, description="Id column of items; by default that with the most values.")
     category: str | None = Field(None, description="Id column of categories; by default another one.")
     aux_weight: float = Field(0.1, ge=0, description="Weight of the cosines; 0 disables them.")
-    mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
-    mlp_activation: ActivationName = Field("relu", description="Activation of the top MLP.")
-    batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the top MLP.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 @dataclass(frozen=True)
@@ -98,12 +85,13 @@ class _LevelOutput:
     weights: Tensor
 
 
-class HUP(Ranker):
+class HUP(TopRanker):
     """HUP over every history of the schema."""
 
     Config = HUPConfig
     reads_history = True
     order_matters = True
+    reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"hidden": 10, "mlp": [24], "aux_weight": 0.0, "batch_norm": False, "dropout": 0.1},
     )
@@ -128,48 +116,29 @@ class HUP(Ranker):
                 inputs = inputs if unit is None else space + config.hidden
                 self.levels[f"level_{history}_{number}"] = _Level(inputs, w, g, space, config.hidden)
                 top += 2 * space
-        self.top = MLP(
-            top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1, last_gain=_LAST_GAIN
-        )
-        self.interaction_width = self.top.width
+        self.set_top(top, config, _LAST_GAIN)
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """Return the last hidden layer of the top MLP."""
-        embedded = self.embeddings(batch)
-        return self._interact(embedded, self._run_levels(batch, embedded))
+    def read(self, batch: Batch, embedded: Embedded) -> list[Tensor]:
+        """Return all fields of the impression, and of each level o and o * v."""
+        inputs, outputs = list(embedded.features.values()), self._run_levels(batch, embedded)
+        for levels in outputs.values():
+            for level in levels:
+                inputs += [level.output, level.output * level.target]
+        embedded.states["levels"] = outputs
+        return inputs
 
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Return the logit of each row: the final layer."""
-        assert self.top.last is not None
-        logit: Tensor = self.top.last(h_BH).squeeze(1)
-        return logit
-
-    def output_biases(self) -> Sequence[Tensor]:
-        """Return the bias of the final layer."""
-        return [self.top.output_bias]
-
-    def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """Return the cross entropy of the label plus the cosine distance between outputs and next items."""
-        embedded = self.embeddings(batch)
-        outputs = self._run_levels(batch, embedded)
-        return bce_loss(self.head(self._interact(embedded, outputs)), batch) + self._auxiliary(batch, outputs)
-
-    def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
+    def aux_loss(self, batch: Batch, embedded: Embedded) -> Float[Tensor, ""] | float:
         """Return the cosine distance between outputs and next items."""
-        return (
-            self._auxiliary(batch, self._run_levels(batch, self.embeddings(batch))) if self.config.aux_weight else 0.0
-        )
-
-    def _auxiliary(self, batch: Batch, outputs: dict[str, list[_LevelOutput]]) -> Tensor | float:
         if not self.config.aux_weight:
             return 0.0
+        outputs: dict[str, list[_LevelOutput]] = embedded.states["levels"]
         extra = sum(self.auxiliary(batch, history, levels) for history, levels in outputs.items())
         return self.config.aux_weight * extra / len(outputs)
 
     def auxiliary(self, batch: Batch, history: str, levels: list[_LevelOutput]) -> Tensor:
         """Return 1 - cos of the outputs of a history, a mean over levels and rows with label 1. 0 without such rows."""
         assert batch.label is not None
-        next_B = (batch.label > 0) & (batch.histories[history].offsets.diff() > 0)
+        next_B = (batch.label > 0) & batch.layout.repeat(batch.histories[history].offsets.diff() > 0)
         if batch.loss_mask is not None:
             next_B &= batch.loss_mask
         far_B = torch.stack([
@@ -182,18 +151,11 @@ class HUP(Ranker):
 
         The upper levels attend to the last event of an item or category alone.
         """
-        outputs, weights = self._run_levels(batch, self.embeddings(batch)), {}
-        for history, levels in outputs.items():
+        weights = {}
+        for history, levels in self._run_levels(batch, self.embed(batch)).items():
             w_U = torch.stack([level.weights for level in levels]).mean(0)
-            weights[history] = w_U.expand(batch.size, -1) if batch.histories[history].shared else w_U
+            weights[history] = Segments.of(batch, history).repeat_weights(w_U)
         return weights
-
-    def _interact(self, embedded: Embedded, outputs: dict[str, list[_LevelOutput]]) -> Tensor:
-        inputs = list(embedded.features.values())
-        for levels in outputs.values():
-            for level in levels:
-                inputs += [level.output, level.output * level.target]
-        return self.top.hidden(torch.cat(inputs, 1))
 
     def _run_levels(self, batch: Batch, embedded: Embedded) -> dict[str, list[_LevelOutput]]:
         """Return the outputs of the levels of each history."""
@@ -202,13 +164,11 @@ class HUP(Ranker):
     def _run_history(self, batch: Batch, embedded: Embedded, history: str) -> list[_LevelOutput]:
         columns, ids = embedded.histories[history], batch.histories[history].columns
         q_BQ, e_UK, segments = self.queries(batch, embedded, history)
-        if segments.shared:
-            segments = Segments(segments.offsets, 1, segments.positions, shared=True)
         names = self.weights[history]
         w_UW = torch.cat([columns[name] for name in names], 1) if names else e_UK[:, :0]
         g_UG = columns.get(TIME_SINCE_PREVIOUS, e_UK[:, :0])
         item_UQ = e_UK[:, : q_BQ.shape[1]]
-        steps, x_UI, h_UD, outputs = _Steps(segments), e_UK, e_UK, []
+        steps, x_UI, h_UD, outputs = LevelSteps(segments.requests), e_UK, e_UK, []
         for number, unit in enumerate([None, *self.units[history]]):
             own_UO, target_BO = item_UQ, q_BQ
             if number == _CATEGORY and unit is not None:
@@ -220,52 +180,8 @@ class HUP(Ranker):
                 x_UI = torch.cat([steps.of_all(own_UO), steps.of_those(h_UD, below)], 1)
             level = cast(_Level, self.levels[f"level_{history}_{number}"])
             o_RO, h_UD, a_U = level(x_UI, steps.of_all(w_UW), steps.of_all(g_UG), steps)
-            outputs.append(_LevelOutput(o_RO.expand(batch.size, -1), target_BO, steps.to_all(a_U)))
+            outputs.append(_LevelOutput(segments.repeat(o_RO), target_BO, steps.to_all(a_U)))
         return outputs
-
-
-class _Steps:
-    """Positions at which a level steps: all, or those of a mask.
-
-    They are gathered from ragged rows. In a shared history they are masked in place, so that lengths are static.
-
-    Attributes:
-        segments: of the rows over the steps.
-        moves: bool ``[T]`` of a shared history. None for all positions.
-    """
-
-    def __init__(self, whole: Segments, mask_U: Tensor | None = None) -> None:
-        self.whole, self.mask, self.segments = whole, mask_U, whole
-        self.moves = mask_U if whole.shared else None
-        self._at = None
-        if mask_U is not None and not whole.shared:
-            self._at = mask_U.nonzero().squeeze(1)
-            self._count = torch.cat([mask_U.new_zeros(1, dtype=torch.int64), mask_U.cumsum(0)])
-            self.segments = Segments(self._count[whole.offsets], whole.rows, len(self._at))
-
-    def ends(self, ids_U: Tensor) -> _Steps:
-        """Return the steps that are followed by another id, or by none."""
-        end_U = (F.pad(ids_U, (0, 1), value=-1)[1:] != ids_U) | (ids_U < RESERVED)
-        if not self.whole.shared:
-            stops = self.whole.offsets[1:] - 1
-            end_U = end_U.index_fill(0, stops[stops >= self.whole.offsets[:-1]], True)
-        return _Steps(self.whole, end_U if self.mask is None else end_U & self.mask)
-
-    def of_all(self, x_UD: Tensor) -> Tensor:
-        """Select the steps from values of all positions."""
-        return x_UD if self._at is None else x_UD.index_select(0, self._at)
-
-    def of_those(self, x_UD: Tensor, below: _Steps) -> Tensor:
-        """Select the steps from values of the steps of the level below."""
-        if self._at is None or below._at is None:
-            return self.of_all(x_UD)
-        return x_UD.index_select(0, below._count[self._at])
-
-    def to_all(self, x_U: Tensor) -> Tensor:
-        """Scatter values of the steps to all positions. 0 elsewhere."""
-        if self._at is None:
-            return x_U
-        return x_U.new_zeros(self.whole.positions).index_copy(0, self._at, x_U)
 
 
 class _Level(nn.Module):
@@ -292,7 +208,7 @@ class _Level(nn.Module):
         factors = [hard_sigmoid(share + layer(inputs[name])) for share, (name, layer) in zip(own, self.scales.items())]
         return factors[0] if len(factors) == 1 else factors[0] * factors[1]
 
-    def forward(self, x_UI: Tensor, w_UW: Tensor, g_UG: Tensor, steps: _Steps) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x_UI: Tensor, w_UW: Tensor, g_UG: Tensor, steps: LevelSteps) -> tuple[Tensor, Tensor, Tensor]:
         """Return o ``[R, O]``, the states ``[U, D]`` and the attention on them ``[U]``."""
         segments = steps.segments
         h_UD, last_RD = self.recurrence.states_and_last(
@@ -300,11 +216,7 @@ class _Level(nn.Module):
         )
         event_U1 = self.of_event(torch.cat([h_UD, w_UW.to(h_UD.dtype)], 1))
         s_U = torch.tanh(segments.add(self.of_last(last_RD), event_U1)).squeeze(1)
-        if steps.moves is not None:
-            s_U = s_U.masked_fill(~steps.moves, torch.finfo(s_U.dtype).min)
-        a_U = segments.softmax(s_U)
-        if steps.moves is not None:
-            a_U = a_U * steps.moves
+        a_U = steps.softmax(s_U)
         return torch.tanh(self.out(segments.weighted_sum(a_U, h_UD))), h_UD, a_U
 
 

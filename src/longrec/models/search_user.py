@@ -29,41 +29,36 @@ Departures from the paper
       from the newest event;
     - each history has an encoder of its own.
 
-Shapes: B rows, N positions, U stored positions (see nn/segments.py), Q width of the query, K width of an event, D
-width, P events in parts (see nn/sessions.py), T positions of a shared history, H units of the last hidden layer.
+Shapes: B rows (requests, if the query is theirs), N positions, U stored positions (see nn/segments.py), Q width of the
+query, K width of an event, D width, P events in segments, E the same as rows read them, and G segments as rows read
+them (see nn/sessions.py), T positions of a shared history, H units of the last hidden layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import log2
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from longrec.config import Strict
 from longrec.errors import ConfigError
-from longrec.features.batch import Batch
+from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.duration import Duration, parse_duration
 from longrec.features.fields import TIME_GAP, Fields
-from longrec.models.core.base import Ranker
 from longrec.models.core.registry import find_unknown_names
-from longrec.nn.activation import ActivationName
+from longrec.models.core.top import TopConfig, TopRanker, Width
 from longrec.nn.embedding import RESERVED, Embedded, Embeddings
 from longrec.nn.linear import Linear
-from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
 from longrec.nn.segments import Segments
 from longrec.nn.sessions import Sessions
 from longrec.nn.transformer import EncoderLayer
 
-Width = Annotated[int, Field(ge=1)]
 
-
-class SearchUserConfig(Strict):
+class SearchUserConfig(TopConfig):
     """Settings of search-style user modeling."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {
@@ -73,7 +68,6 @@ class SearchUserConfig(Strict):
     }
     renamed_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {"segment_by": {"place": "position"}}
 
-    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     query: tuple[str, ...] = Field(
         (), description="Features that are the search query; by default the candidate is the query."
     )
@@ -87,18 +81,15 @@ class SearchUserConfig(Strict):
     )
     quarter: Duration = Field("90d", description="Length of the newest segment.")
     segment_events: Width = Field(50, description="Events per segment with `segment_by: position`.")
-    mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
-    mlp_activation: ActivationName = Field("relu", description="Activation of the top MLP.")
-    batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
-class SearchUser(Ranker):
+class SearchUser(TopRanker):
     """Search-style user modeling over every history of the schema."""
 
     Config = SearchUserConfig
     reads_history = True
+    reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"query": ["user"], "width": 12, "heads": 3, "mlp": [32]},
         {
@@ -138,50 +129,39 @@ class SearchUser(Ranker):
             key = sum(width[column.name] for column in columns)
             self.paths[f"path_{name}"] = _Path(query_width, key, by_time[name], config)
         top = sum(width[field.name] for field in fields.features) + len(fields.histories) * config.width
-        self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
-        self.interaction_width = self.top.width
+        self.set_top(top, config)
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """Return the last hidden layer of the top MLP."""
-        embedded = self.embeddings(batch)
-        vectors = list(embedded.features.values())
-        for path, inputs in self._inputs(batch, embedded):
-            vectors.append(path(*inputs)[0].expand(batch.size, -1))
-        return self.top.hidden(torch.cat(vectors, 1))
-
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Return the logit of each row: the final layer."""
-        assert self.top.last is not None
-        logit: Tensor = self.top.last(h_BH).squeeze(1)
-        return logit
-
-    def output_biases(self) -> Sequence[Tensor]:
-        """Return the bias of the final layer."""
-        return [self.top.output_bias]
+    def read(self, batch: Batch, embedded: Embedded) -> list[Tensor]:
+        """Return all fields of the impression, and u of each history."""
+        inputs = list(embedded.features.values())
+        for path, arguments in self._inputs(batch, embedded):
+            u_BD = path(*arguments)[0]
+            inputs.append(embedded.layout.repeat(u_BD) if self.once else u_BD)
+        return inputs
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """Return the attention of the query: ragged ``[N]``, shared ``[B, T]``."""
-        weights = (path(*inputs)[1] for path, inputs in self._inputs(batch, self.embeddings(batch)))
-        return {
-            name: w.expand(batch.size, -1) if batch.histories[name].shared else w
-            for name, w in zip(self.fields.histories, weights)
-        }
+        weights = {}
+        for name, (path, arguments) in zip(self.fields.histories, self._inputs(batch, self.embed(batch))):
+            _, periods, w_G, w_E = path(*arguments)
+            w = periods.weigh_events(w_G, w_E)
+            weights[name] = Segments.of(batch, name).repeat_weights(w.flatten()) if self.once else w
+        return weights
 
-    def _inputs(self, batch: Batch, embedded: Embedded) -> list[tuple[_Path, tuple[Tensor, Tensor, Tensor, Segments]]]:
-        """Return for each history its path, and query, events, their buckets of time and segments."""
+    def _inputs(
+        self, batch: Batch, embedded: Embedded
+    ) -> list[tuple[_Path, tuple[Tensor, Tensor, HistoryBatch, Segments]]]:
+        """Return for each history its path, and query, vectors of the events, events and segments."""
         inputs = []
         for name, columns in embedded.histories.items():
-            history, e_UK = batch.histories[name], torch.cat(list(columns.values()), 1)
-            segments = Segments.of(history, batch.size)
-            if self.queries is None:
-                q_BQ = torch.cat([embedded.features[column] for column in self.config.query], 1)
-            else:
+            e_UK, segments = torch.cat(list(columns.values()), 1), Segments.of(batch, name)
+            if self.queries is not None:
                 q_BQ = self.queries.compute_query(embedded, name)
-            if self.once and segments.shared:
-                q_BQ, segments = q_BQ[:1], Segments(segments.offsets, 1, segments.positions, shared=True)
+            else:
+                vectors = embedded.request if self.once else embedded.features
+                q_BQ = torch.cat([vectors[column] for column in self.config.query], 1)
             path = cast(_Path, self.paths[f"path_{name}"])
-            time_U = cast(Tensor, history.columns[TIME_GAP]) if path.by_time else e_UK
-            inputs.append((path, (q_BQ, e_UK, time_U, segments)))
+            inputs.append((path, (q_BQ, e_UK, batch.histories[name], segments.requests if self.once else segments)))
         return inputs
 
 
@@ -205,28 +185,28 @@ class _Path(nn.Module):
         self.over = Linear(query, config.width, bias=False) if config.segments > 1 else None
         self.scale = config.width**-0.5
 
-    def number(self, time_U: Tensor, segments: Segments) -> Tensor:
-        """Return the segment of each event, int64 ``[U]``. ``time_U`` holds the ids of ``time_gap`` if by time."""
+    def number(self, events: HistoryBatch, segments: Segments) -> Tensor:
+        """Return the segment of each event, int64 ``[U]``."""
         if self.by_time:
-            back_U = time_U.long() - RESERVED - (self.first - 1)
+            back_U = cast(Tensor, events.columns[TIME_GAP]).long() - RESERVED - (self.first - 1)
         else:
-            position_U = torch.arange(time_U.shape[0], device=time_U.device)
-            stop = segments.positions if segments.shared else segments.expand_rows(segments.offsets[1:])
-            back_U = torch.div(stop - 1 - position_U, self.each, rounding_mode="floor")
+            back_U = torch.div(segments.count_newer(), self.each, rounding_mode="floor")
         return back_U.clamp(0, self.count - 1)
 
-    def forward(self, q_BQ: Tensor, e_UK: Tensor, time_U: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
-        """Return the pooled history ``[B, D]``, and its weights, ragged ``[N]``, shared ``[B, T]``."""
-        periods = Sessions(self.number(time_U, segments), self.count, segments)
+    def forward(
+        self, q_BQ: Tensor, e_UK: Tensor, events: HistoryBatch, segments: Segments
+    ) -> tuple[Tensor, Sessions, Tensor, Tensor]:
+        """Return u ``[B, D]``, the segments as sessions, their weights, and those of the events in them."""
+        periods = Sessions(self.number(events, segments), self.count, segments)
         x_PD = self.events(periods.gather(e_UK)) + self.of_segment.index_select(0, periods.gather_numbers())
         x_PD = periods.attention.gather_positions(x_PD)
         for block in self.blocks:
             x_PD = block(x_PD, periods.attention)
         x_PD = periods.attention.restore_positions(x_PD)
-        u_GD, w = periods.attend(self.query(q_BQ) * self.scale, x_PD)
+        u_GD, w_E = periods.attend(self.query(q_BQ) * self.scale, x_PD)
         s_G = u_GD[:, 0] * 0
         if self.over is not None:
             q_GD = periods.rows.expand(self.over(q_BQ) * self.scale)
             s_G = (q_GD * u_GD).sum(1)
         w_G = periods.softmax(s_G)
-        return periods.rows.sum(w_G.unsqueeze(1) * u_GD), periods.weigh_events(w_G, w)
+        return periods.rows.sum(w_G.unsqueeze(1) * u_GD), periods, w_G, w_E

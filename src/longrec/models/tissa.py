@@ -31,59 +31,51 @@ Departures from the paper
       leaves open what it sums; one more matrix joins the heads;
     - each history has weights of its own.
 
-Shapes: B rows, R rows that differ without the candidate (1 of a request), N positions of the batch's histories,
-T positions of a request's, U stored positions (see nn/segments.py), S slices, D units of the recurrence, A heads,
-X inputs of its gates or width of all heads, Q width of the candidate as a query, H units of the last hidden layer.
+Shapes: B rows, R requests, N positions of the batch's histories, U stored positions (see nn/segments.py), S slices, D
+units of the recurrence, A heads, X inputs of its gates or width of all heads, Q width of the candidate as a query, H
+units of the last hidden layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from longrec.config import Strict
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import TIME_GAP, TIME_SINCE_PREVIOUS, Fields
-from longrec.models.core.base import Ranker
-from longrec.nn.activation import ActivationName
-from longrec.nn.embedding import Embeddings
+from longrec.models.core.top import TopConfig, TopRanker, Width
+from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.linear import Linear, linear
 from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
 from longrec.nn.recurrent import GRU
 from longrec.nn.segments import Segments
+from longrec.nn.slices import Slices, masked_softmax
 
-Width = Annotated[int, Field(ge=1)]
 _FIRST = 2
 """Id of the first bucket of time. Smaller ids stand for no time."""
 
 
-class TiSSAConfig(Strict):
+class TiSSAConfig(TopConfig):
     """Settings of TiSSA."""
 
-    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     hidden: Width = Field(64, description="Units of the recurrence.")
     slices: int = Field(9, ge=2, le=40, description="Number of slices: of time, or of positions without `time_gap`.")
     newest: int = Field(12, ge=1, le=39, description="The newest slice reaches back 2 to this many seconds (or steps).")
     heads: Width = Field(8, description="Heads of the attention among slices.")
     mlp: tuple[Width, ...] = Field((128,), min_length=1, description="Hidden units of the top MLP.")
-    mlp_activation: ActivationName = Field("relu", description="Activation of the top MLP.")
-    batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the top MLP.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
-class TiSSA(Ranker):
+class TiSSA(TopRanker):
     """TiSSA over every history of the schema."""
 
     Config = TiSSAConfig
     reads_history = True
     order_matters = True
+    reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"slices": 3, "newest": 20, "hidden": 10, "heads": 3, "dropout": 0.1, "batch_norm": False},
     )
@@ -95,53 +87,37 @@ class TiSSA(Ranker):
             name: tuple(field for field in columns if field.name != TIME_SINCE_PREVIOUS)
             for name, columns in fields.histories.items()
         }
-        self.read = Fields(fields.features, read)
-        self.embeddings = Embeddings(self.read, config.embedding_dim, histories=True, std=config.init_std)
+        embedded = Fields(fields.features, read)
+        self.embeddings = Embeddings(embedded, config.embedding_dim, histories=True, std=config.init_std)
         width = self.embeddings.widths
-        self.queries = Queries(self.read, width, "tissa", project=False)
+        self.queries = Queries(embedded, width, "tissa", project=False)
         self.paths = nn.ModuleDict()
         for history, columns in fields.histories.items():
             timed = any(field.name == TIME_SINCE_PREVIOUS for field in columns)
             path = _Path(self.queries.query_widths[history], self.queries.key_widths[history], timed, config)
             self.paths[f"path_{history}"] = path
-        top = sum(width[field.name] for field in fields.features) + config.hidden * len(self.paths)
-        self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
-        self.interaction_width = self.top.width
+        self.set_top(sum(width[field.name] for field in fields.features) + config.hidden * len(self.paths), config)
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """Return the last hidden layer of the top MLP."""
-        embedded = self.embeddings(batch)
-        inputs = list(embedded.features.values())
-        for history in self.fields.histories:
-            path = cast(_Path, self.paths[f"path_{history}"])
-            inputs.append(path(*self.queries(batch, embedded, history), batch.histories[history])[0])
-        return self.top.hidden(torch.cat(inputs, 1))
-
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Return the logit of each row: the final layer."""
-        assert self.top.last is not None
-        logit: Tensor = self.top.last(h_BH).squeeze(1)
-        return logit
-
-    def output_biases(self) -> Sequence[Tensor]:
-        """Return the bias of the final layer."""
-        return [self.top.output_bias]
+    def read(self, batch: Batch, embedded: Embedded) -> list[Tensor]:
+        """Return all fields of the impression, and the vector v of each history."""
+        read = [self._read(batch, embedded, history)[0] for history in self.fields.histories]
+        return [*embedded.features.values(), *read]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weight of an event's slice times the weight of the event in it: ragged ``[N]``, shared ``[B, T]``.
 
         Contributions of earlier slices to a slice count as its own.
         """
-        embedded, weights = self.embeddings(batch), {}
+        embedded, weights = self.embed(batch), {}
         for history in self.fields.histories:
-            path, events = cast(_Path, self.paths[f"path_{history}"]), batch.histories[history]
-            q_BQ, e_UK, segments = self.queries(batch, embedded, history)
-            _, w_BS, share_U, slice_U = path(q_BQ, e_UK, segments, events)
-            if segments.shared:
-                weights[history] = w_BS.index_select(1, slice_U) * share_U
-            else:
-                weights[history] = w_BS.flatten().index_select(0, segments.row * path.slices + slice_U) * share_U
+            _, w_BS, share_U, slices = self._read(batch, embedded, history)
+            weights[history] = slices.weigh_events(w_BS, share_U)
         return weights
+
+    def _read(self, batch: Batch, embedded: Embedded, history: str) -> tuple[Tensor, Tensor, Tensor, Slices]:
+        """Return the result of the path of one history."""
+        path = cast(_Path, self.paths[f"path_{history}"])
+        return path(*self.queries(batch, embedded, history), batch.histories[history])
 
 
 class _Path(nn.Module):
@@ -161,20 +137,17 @@ class _Path(nn.Module):
 
     def forward(
         self, q_BQ: Tensor, e_UK: Tensor, segments: Segments, events: HistoryBatch
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return v ``[B, D]``, the weights of slices ``[B, S]``, those of events in slices, and slice numbers."""
+    ) -> tuple[Tensor, Tensor, Tensor, Slices]:
+        """Return v ``[B, D]``, the weights of slices ``[B, S]``, those of events in slices ``[U]``, and the slices."""
         h_UD = self.states(e_UK, segments, events)
-        slice_U = self.slice_numbers(segments, events)
-        l_RSD, real_RS, share_U = self.intra(h_UD, slice_U, segments)
-        u_RSD = self.fuse(l_RSD, self.among(l_RSD, real_RS))
-        hidden_BSD = (
-            self.of_slice(u_RSD.flatten(0, 1)).view_as(u_RSD) + self.of_candidate(q_BQ).unsqueeze(1)
-        ).sigmoid()
+        slices = Slices(self.slice_numbers(segments, events), self.slices, segments)
+        l_RSD, share_U = slices.pool(self.event(h_UD).squeeze(1), h_UD)
+        u_RSD = self.fuse(l_RSD, self.among(l_RSD, slices.filled_RS))
+        of_slice_RSD = self.of_slice(u_RSD.flatten(0, 1)).view_as(u_RSD)
+        hidden_BSD = (segments.broadcast(of_slice_RSD) + self.of_candidate(q_BQ).unsqueeze(1)).sigmoid()
         s_BS = self.target(hidden_BSD.flatten(0, 1)).view(hidden_BSD.shape[:2])
-        w_BS = _softmax(s_BS, real_RS, 1)
-        if segments.shared:
-            return w_BS @ u_RSD[0], w_BS, share_U, slice_U
-        return torch.bmm(w_BS.unsqueeze(1), u_RSD).squeeze(1), w_BS, share_U, slice_U
+        w_BS = masked_softmax(s_BS, segments.broadcast(slices.filled_RS), 1)
+        return slices.weighted_sum(w_BS, u_RSD), w_BS, share_U, slices
 
     def states(self, e_UK: Tensor, segments: Segments, events: HistoryBatch) -> Tensor:
         """Return h ``[U, D]``."""
@@ -193,31 +166,10 @@ class _Path(nn.Module):
             assert isinstance(ids_U, Tensor)
             back_U = ids_U.long() - (_FIRST + self.newest - 1)
         else:
-            count = segments.positions
-            stop = count if segments.shared else segments.expand_rows(segments.offsets[1:])
-            rank_U = stop - torch.arange(count, device=segments.offsets.device)  # 1 is the newest
+            rank_U = segments.count_newer() + 1  # 1 is the newest
             powers_S = 2 ** torch.arange(1, self.slices, device=rank_U.device)
             back_U = (rank_U.unsqueeze(1) >= powers_S).long().sum(1)
         return self.slices - 1 - back_U.clamp(0, self.slices - 1)
-
-    def intra(self, h_UD: Tensor, slice_U: Tensor, segments: Segments) -> tuple[Tensor, Tensor, Tensor]:
-        """Return l ``[R, S, D]``, a mask of non-empty slices ``[R, S]``, and the weights of events ``[U]``."""
-        s_U = self.event(h_UD).squeeze(1)
-        if segments.shared:
-            in_ST = torch.arange(self.slices, device=slice_U.device).unsqueeze(1) == slice_U
-            w_ST = _softmax(s_U.unsqueeze(0), in_ST, 1)
-            return (w_ST @ h_UD).unsqueeze(0), (in_ST.long().sum(1) > 0).unsqueeze(0), w_ST.sum(0)
-        key_N, slots = segments.row * self.slices + slice_U, segments.rows * self.slices
-        counts = torch.bincount(key_N, minlength=slots)
-        slots_of = Segments(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), slots, segments.positions)
-        order_N = None
-        if not bool((key_N[1:] >= key_N[:-1]).all()):  # sorted by time already in most batches
-            order_N = key_N.argsort(stable=True)
-            s_U, h_UD = s_U.index_select(0, order_N), h_UD.index_select(0, order_N)
-        w_N = slots_of.softmax(s_U)
-        l_RSD = slots_of.weighted_sum(w_N, h_UD).view(segments.rows, self.slices, -1)
-        share_N = w_N if order_N is None else torch.empty_like(w_N).index_copy(0, order_N, w_N)
-        return l_RSD, counts.view(segments.rows, self.slices) > 0, share_N
 
     def fuse(self, l_RSD: Tensor, g_RSD: Tensor) -> Tensor:
         """Return u ``[R, S, D]``."""
@@ -248,16 +200,9 @@ class _Among(nn.Module):
         s_RSSA = linear(hidden_RSSX.flatten(0, 2), w_XA.t()).view(rows, slices, slices, self.heads)
         index_S = torch.arange(slices, device=real_RS.device)
         before_RSS1 = ((index_S < index_S.unsqueeze(1)) & real_RS.unsqueeze(1)).unsqueeze(3)
-        w_RSSA = _softmax(s_RSSA, before_RSS1, 2)
+        w_RSSA = masked_softmax(s_RSSA, before_RSS1, 2)
         v_RASd = v_RSX.view(rows, slices, self.heads, -1).transpose(1, 2)
         g_RASd = torch.matmul(w_RSSA.permute(0, 3, 1, 2), v_RASd.to(w_RSSA.dtype))
         g_RSX = g_RASd.transpose(1, 2).flatten(2)
         g_RSD: Tensor = self.outer(g_RSX.flatten(0, 1)).view(rows, slices, width)
         return g_RSD
-
-
-def _softmax(s: Tensor, real: Tensor, dim: int) -> Tensor:
-    """Return the softmax over entries of the mask. 0 elsewhere, and everywhere for an empty mask."""
-    s = s.float()
-    w = s.masked_fill(~real, torch.finfo(s.dtype).min).softmax(dim)
-    return w * real

@@ -40,7 +40,7 @@ class Embedded:
         candidate: ``[C, D]`` per feature of the item or candidate.
         histories: ``[U, D]`` per column, by history.
         parts: vectors of the further tables of a model, such as first-order weights, by the module that holds them.
-        states: what ``interact`` computed that ``aux_loss`` reads.
+        states: what ``embed`` computed that ``interact`` reads, and ``interact`` that ``aux_loss`` reads.
     """
 
     layout: Layout
@@ -49,7 +49,7 @@ class Embedded:
     candidate: Mapping[str, Tensor]
     histories: Mapping[str, Mapping[str, Tensor]]
     parts: Mapping[nn.Module, Embedded] = dataclasses.field(default_factory=dict)
-    states: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+    states: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def detach(self) -> Embedded:
         """Return the vectors without a gradient. Those of further tables keep theirs."""

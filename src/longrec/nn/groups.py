@@ -32,6 +32,7 @@ class Groups:
 
     Args:
         ids: integers ``[U]``.
+        segments: single or shared. Of a grouped batch pass the requests, or flatten both (see ``Segments.flatten``).
     """
 
     def __init__(self, ids: Tensor, segments: Segments) -> None:

@@ -66,7 +66,7 @@ class LSTM(nn.Module):
             moves_T: positions of a shared history that update the state. The others leave it unchanged. (For ragged
                 rows, select these positions before, so that nothing is computed for the others.)
         """
-        return self._run(x_UI, segments, gates_UX, scale_UH, moves_T)[0]
+        return self._run(x_UI, segments.requests, gates_UX, scale_UH, moves_T)[0]
 
     def last(
         self,
@@ -90,8 +90,9 @@ class LSTM(nn.Module):
         moves_T: Bool[Tensor, " T"] | None = None,
     ) -> tuple[Float[Tensor, "U H"], Float[Tensor, "B H"]]:
         """Return the results of ``states`` and ``last`` from one run."""
-        h_UH, last_1H = self._run(x_UI, segments, gates_UX, scale_UH, moves_T)
-        return h_UH, gather_last(h_UH, segments, self.reverse) if last_1H is None else last_1H.expand(segments.rows, -1)
+        stored = segments.requests
+        h_UH, last_1H = self._run(x_UI, stored, gates_UX, scale_UH, moves_T)
+        return h_UH, segments.repeat(gather_last(h_UH, stored, self.reverse) if last_1H is None else last_1H)
 
     def _run(
         self,
@@ -101,7 +102,7 @@ class LSTM(nn.Module):
         scale_UH: Tensor | None,
         moves_T: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return h after every position, and after the last one of a shared history."""
+        """Return h after every stored position, and after the last one of a shared history."""
         plain = gates_UX is None and scale_UH is None and not segments.shared and segments.positions > 0
         if plain and kernels.choose(x_UI) == "cuda":
             return run_lstm(x_UI, self.weight, self.recurrent, self.bias, Steps.of(segments, self.reverse)), None

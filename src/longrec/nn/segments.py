@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -110,9 +110,13 @@ class Segments:
         """Return the value of its request for every row."""
         return x_RD.expand(self.rows, -1) if self.shared else x_RD
 
-    def flatten(self, k_UD: Float[Tensor, "U D"]) -> tuple[Float[Tensor, "N D"], Segments]:
+    def broadcast(self, x_R: Tensor) -> Tensor:
+        """Return values of requests that broadcast against those of rows: ``[B, ...]``, or ``[1, ...]`` when shared."""
+        return x_R
+
+    def flatten(self, k_U: Shaped[Tensor, "U ..."]) -> tuple[Shaped[Tensor, "N ..."], Segments]:
         """Return keys and segments in which no two rows share positions, unless all rows share one history."""
-        return k_UD, self
+        return k_U, self
 
     def multiply(self, times: int) -> Segments:
         """Return segments in which each position is followed by ``times - 1`` more of its row."""
@@ -321,9 +325,14 @@ class GroupedSegments(Segments):
         """Return the value of the history at every position."""
         return k_UD.index_select(0, self.stored_position)
 
-    def flatten(self, k_UD: Float[Tensor, "U D"]) -> tuple[Float[Tensor, "N D"], Segments]:
+    def broadcast(self, x_R: Tensor) -> Tensor:
+        """Return the value of its request for every row: ``[B, ...]``."""
+        return self.layout.repeat(x_R)
+
+    def flatten(self, k_U: Shaped[Tensor, "U ..."]) -> tuple[Shaped[Tensor, "N ..."], Segments]:
         """Return keys and segments in which no two rows share positions."""
-        return self.keys(k_UD), Segments(self.offsets, self.rows, self.positions, host=self.host_offsets)
+        flat = Segments(self.offsets, self.rows, self.positions, host=self.host_offsets)
+        return k_U.index_select(0, self.stored_position), flat
 
     def pool(self, k_UD: Float[Tensor, "U D"], how: Pool) -> Float[Tensor, "B D"]:
         """Pool the entries of each history once, and repeat the result."""
