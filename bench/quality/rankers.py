@@ -43,8 +43,8 @@ APART = ("dfn", "dmt")
 ``apart``), to measure the effect of the form alone.
 """
 
-BUILT_ON = ("iat_reader", "keep_plug", "esmm")
-"""Models that read the output of another model, and have studies of their own, or learn two successive labels."""
+BUILT_ON = ("iat_reader", "keep_plug", "esmm", "rocket_launching", "distillation")
+"""Models with studies of their own: they read the output of another model, train a light one, or learn two labels."""
 
 
 def list_rankers() -> list[str]:

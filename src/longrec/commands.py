@@ -240,7 +240,6 @@ def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -
         {name: history.store for name, history in log.tokens.items()},
         {name: feature.store for name, feature in log.knowledge.items()},
     )
-    name = opened.config.model["name"]
     return write(
         model,
         log.folder,
@@ -248,7 +247,6 @@ def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -
         golden,
         replay,
         fitted=log.fitted,
-        name=name,
         source=source,
         overwrite=overwrite,
         external_stores=external_stores,
