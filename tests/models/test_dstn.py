@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -29,7 +30,7 @@ def dstn(fusion: str, attention: int = 8) -> DSTN:
 
 def vectors(model: DSTN, batch: Batch) -> list[Tensor]:
     """The vector of every set, as the MLP gets it."""
-    x_BX, sets = model._read(batch)
+    x_BX, sets = model._gather(batch, model.embed(batch))
     if not len(model.fusions):
         return [segments.pool(k_UK, "sum") for k_UK, segments in sets]
     return [fusion(x_BX, k_UK, segments) for fusion, (k_UK, segments) in zip(model.fusions, sets, strict=True)]
@@ -43,7 +44,7 @@ def kept(batch: Batch, keep: dict[str, list[int]]) -> Batch:
         lengths = [sum(a <= at < b for at in keep[name]) for a, b in zip(bounds, bounds[1:])]
         columns = {column: pick(values, keep[name]) for column, values in events.columns.items()}
         histories[name] = HistoryBatch(columns, offsets(lengths))
-    return Batch(batch.size, batch.features, histories)
+    return replace(batch, histories=histories)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -73,7 +74,7 @@ def test_equations_event_by_event(fusion: str) -> None:
                 a = torch.stack(scores)
                 u = (a.softmax(0) if fusion == "self" else a) @ torch.stack(events)
             inputs.append(u)
-        logits.append(model.mlp(torch.cat(inputs).unsqueeze(0)).squeeze())
+        logits.append(model.top(torch.cat(inputs).unsqueeze(0)).squeeze())
     torch.testing.assert_close(model(batch), torch.stack(logits), rtol=1e-4, atol=1e-4)
 
 
@@ -111,7 +112,7 @@ def test_the_order_of_a_set_does_not_matter(fusion: str) -> None:
         name: HistoryBatch({c: pick(v, turned[name]) for c, v in events.columns.items()}, events.offsets)
         for name, events in batch.histories.items()
     }
-    for a, b in zip(vectors(model, batch), vectors(model, Batch(9, batch.features, histories)), strict=True):
+    for a, b in zip(vectors(model, batch), vectors(model, replace(batch, histories=histories)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -193,14 +194,14 @@ def test_e_order_and_longer_neighbors_change_nothing(settings: dict[str, Any]) -
         order = [at for a, b in pairwise(events.offsets.tolist()) for at in reversed(range(a, b))]
         turned[history] = HistoryBatch({name: pick(x, order) for name, x in events.columns.items()}, events.offsets)
     actual = model(batch)
-    torch.testing.assert_close(model(Batch(4, batch.features, turned)), actual, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(replace(batch, histories=turned)), actual, rtol=1e-4, atol=1e-5)
     short = {}
     for history, events in batch.histories.items():
         keep = [at for row in (0, 2, 3) for at in range(*events.offsets[row : row + 2].tolist())]
         columns = {name: pick(x, keep) for name, x in events.columns.items()}
         short[history] = HistoryBatch(columns, offsets([3, 0, 5]))
     features = {name: pick(x, [0, 2, 3]) for name, x in batch.features.items()}
-    torch.testing.assert_close(model(Batch(3, features, short)), actual[[0, 2, 3]], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(Batch.single(3, features, short)), actual[[0, 2, 3]], rtol=1e-4, atol=1e-5)
 
 
 def test_variances_are_positive_and_finite_however_far_the_scores_go() -> None:

@@ -32,33 +32,31 @@ of a shared history, H width of ``interact``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
+from longrec.models.core.top import EmbeddingConfig, Width
 from longrec.nn.activation import ActivationName
 from longrec.nn.bucketed_attention import BucketedAttention
 from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.joined import JoinedHistories
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
 from longrec.nn.segments import Segments
 from longrec.nn.transformer import EncoderLayer
 
-Width = Annotated[int, Field(ge=1)]
 
-
-class ATRankConfig(Strict):
+class ATRankConfig(EmbeddingConfig):
     """Settings of ATRank."""
 
-    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     width: Width = Field(64, description="Width of behaviors and candidate after projection.")
     spaces: Width = Field(8, description="Semantic spaces.")
     score: Literal["bilinear", "dot"] = Field("bilinear", description="The equation's score, or the released code's.")
@@ -68,7 +66,6 @@ class ATRankConfig(Strict):
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of prediction: mlp.")
     mlp_activation: ActivationName = Field("relu", description="Activation of prediction: mlp.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class ATRank(Ranker):
@@ -76,6 +73,7 @@ class ATRank(Ranker):
 
     Config = ATRankConfig
     reads_history = True
+    reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"prediction": "mlp", "width": 10, "spaces": 3, "mlp": [32]},
         {"score": "dot", "blocks": 2, "width": 16, "spaces": 2, "dropout": 0.1},
@@ -114,21 +112,24 @@ class ATRank(Ranker):
             self.top = MLP(inputs, config.mlp, config.mlp_activation, config.dropout, outputs=1)
             self.interaction_width = self.top.width
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+    def embed_parts(self, batch: Batch) -> dict[nn.Module, Embedded]:
+        """Look up the field biases."""
+        return {} if self.biases is None else {self.biases: self.biases(batch)}
+
+    def interact(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "B H"]:
         """Return the elementwise product of user and candidate and the field biases, or the last hidden layer."""
-        embedded = self.embeddings(batch)
         e_BD, s_BD, _ = self._attend(batch, embedded)
         if self.top is not None:
             return self.top.hidden(torch.cat([*embedded.features.values(), e_BD, e_BD * s_BD], 1))
         assert self.biases is not None
-        return torch.cat([e_BD * s_BD, *self.biases(batch).features.values()], 1)
+        return torch.cat([e_BD * s_BD, *embedded.parts[self.biases].features.values()], 1)
 
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, "B 1"]:
         """Return the sum, or the output of the final layer."""
         if self.top is None:
-            return self.bias + h_BH.sum(1)
+            return self.bias + h_BH.sum(1, keepdim=True)
         assert self.top.last is not None
-        logit: Tensor = self.top.last(h_BH).squeeze(1)
+        logit: Tensor = self.top.last(h_BH)
         return logit
 
     def output_biases(self) -> Sequence[Tensor]:
@@ -140,7 +141,7 @@ class ATRank(Ranker):
 
         The weights of all histories of a row sum to one.
         """
-        return self._attend(batch, self.embeddings(batch))[2]
+        return self._attend(batch, self.embed(batch))[2]
 
     def _attend(self, batch: Batch, embedded: Embedded) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return user ``[B, D]``, candidate ``[B, D]`` and the weights of the events of every history."""
@@ -148,29 +149,12 @@ class ATRank(Ranker):
             cast(Tensor, group(torch.cat(list(columns.values()), 1)))
             for group, columns in zip(self.groups, embedded.histories.values())
         ]
-        every = [Segments.of(batch, history) for history in self.fields.histories]
-        segments, order = _union(every)
-        attention = BucketedAttention(segments)
-        x_UD = torch.cat(events)
-        x_UD = attention.gather_positions(x_UD if order is None else x_UD.index_select(0, order))
+        joined = JoinedHistories([Segments.of(batch, history) for history in self.fields.histories])
+        attention = BucketedAttention(joined.segments)
+        x_UD = attention.requests.gather_positions(joined.join(events))
         for block in self.blocks:
-            x_UD = block(x_UD, attention)
+            x_UD = block(x_UD, attention.requests)
         s_BD = self.target(torch.cat([embedded.features[name] for name in self.candidate], 1))
         e_BD, w = self.asking.attend_query(attention.gather_rows(s_BD), x_UD, attention)
-        if not segments.shared:
-            w = attention.restore_positions(w)
-            w = w if order is None else w.index_select(0, order.argsort())
-        weights = torch.split(w, [x.shape[0] for x in events], -1)
-        return attention.restore_rows(e_BD), s_BD, dict(zip(self.fields.histories, weights))
-
-
-def _union(every: list[Segments]) -> tuple[Segments, Tensor | None]:
-    """Merge the positions of several histories by row. Return the segments and the order of concatenated positions."""
-    if len(every) == 1:
-        return every[0], None
-    first, positions = every[0], sum(segments.positions for segments in every)
-    if first.shared:
-        return Segments(first.offsets, first.rows, positions, shared=True), None
-    offsets = torch.stack([segments.offsets for segments in every]).sum(0)
-    order = torch.cat([segments.row for segments in every]).argsort(stable=True)
-    return Segments(offsets, first.rows, positions), order
+        weights = dict(zip(self.fields.histories, joined.split(attention.restore_positions(w))))
+        return attention.restore_rows(e_BD), s_BD, weights

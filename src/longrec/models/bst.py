@@ -32,35 +32,30 @@ event, D the same with its index, X width of all heads' queries, keys and values
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, cast
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, cast
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Ranker
+from longrec.models.core.top import EmbeddingConfig, TopRanker, Width
 from longrec.nn.activation import ActivationName
 from longrec.nn.bucketed_attention import BucketedAttention
-from longrec.nn.embedding import Embeddings
+from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
 from longrec.nn.segments import Segments
 from longrec.nn.transformer import EncoderLayer
 
-Width = Annotated[int, Field(ge=1)]
 
-
-class BSTConfig(Strict):
+class BSTConfig(EmbeddingConfig):
     """Settings of BST."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"places": "max_positions"}
 
-    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     heads: Width = Field(8, description="Heads of the attention.")
     blocks: Width = Field(1, description="Transformer blocks; the paper found one to be best.")
     hidden: Width | None = Field(None, description="Units of the network in a block; by default as many as its inputs.")
@@ -70,14 +65,14 @@ class BSTConfig(Strict):
     mlp: tuple[Width, ...] = Field((1024, 512, 256), min_length=1, description="Hidden units of the top MLP.")
     mlp_activation: ActivationName = Field("leaky_relu", description="Activation of the top MLP.")
     dropout: float = Field(0.2, ge=0, lt=1, description="Dropout rate of blocks and top MLP.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
-class BST(Ranker):
+class BST(TopRanker):
     """BST over every history of the schema."""
 
     Config = BSTConfig
     reads_history = True
+    reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"pooling": "mean", "heads": 2, "mlp": [32], "dropout": 0.0},
         {"pooling": "sum", "position": "concat", "heads": 3, "mlp": [32], "hidden": 12},
@@ -99,30 +94,19 @@ class BST(Ranker):
         self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, outputs=1)
         self.interaction_width = self.top.width
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """Return the last hidden layer of the top MLP."""
-        embedded = self.embeddings(batch)
+    def read(self, batch: Batch, embedded: Embedded) -> list[Tensor]:
+        """Return all fields of the impression, and the pooled output of the blocks of each history."""
         inputs = list(embedded.features.values())
         for history in self.fields.histories:
             inputs.append(self.paths[f"path_{history}"](*self.queries(batch, embedded, history)))
-        return self.top.hidden(torch.cat(inputs, 1))
-
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Return the logit of each row: the final layer."""
-        assert self.top.last is not None
-        logit: Tensor = self.top.last(h_BH).squeeze(1)
-        return logit
-
-    def output_biases(self) -> Sequence[Tensor]:
-        """Return the bias of the final layer."""
-        return [self.top.output_bias]
+        return inputs
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """Return the candidate's attention in the last block, mean over heads: ragged ``[N]``, shared ``[B, T]``.
 
         The weights of a row and that of the candidate itself sum to one.
         """
-        embedded = self.embeddings(batch)
+        embedded = self.embed(batch)
         paths = {history: cast(_Path, self.paths[f"path_{history}"]) for history in self.fields.histories}
         return {history: path.weights(*self.queries(batch, embedded, history)) for history, path in paths.items()}
 
@@ -150,15 +134,9 @@ class _Path(nn.Module):
     def forward(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> Tensor:
         """Return the pooled output of the candidate and its events, ``[B, D]``."""
         y_BD, x, attention, _ = self._run(q_BQ, e_UK, segments)
-        if x is None:
+        if x is None or self.pooling == "target":
             return y_BD
-        if segments.shared:
-            all_BTD = torch.cat([x, y_BD.unsqueeze(1)], 1)
-            return all_BTD.mean(1) if self.pooling == "mean" else all_BTD.sum(1)
-        total_BD = segments.sum(attention.restore_positions(x)) + y_BD
-        if self.pooling == "sum":
-            return total_BD
-        return total_BD / (1 + segments.offsets[1:] - segments.offsets[:-1]).unsqueeze(1)
+        return attention.pool_beside(x, y_BD, self.pooling)
 
     def weights(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> Tensor:
         """Return the candidate's attention in the last block: ragged ``[N]``, shared ``[B, T]``."""
@@ -171,15 +149,18 @@ class _Path(nn.Module):
 
         Events of a shared history are ``[T, D]`` as long as no candidate has changed them, then ``[B, T, D]``.
         """
+        if len(self.blocks) > 1 or self.pooling != "target":
+            # The first block changes the events by the candidate.
+            e_UK, segments = segments.flatten(e_UK)
         attention = BucketedAttention(segments)
         y_BD, x_UD = self._inputs(q_BQ, e_UK, segments)
         y_BD, w = attention.gather_rows(y_BD), x_UD
-        x: Tensor | None = attention.gather_positions(x_UD)
+        x: Tensor | None = attention.requests.gather_positions(x_UD)
         for number, block in enumerate(self.blocks, 1):
             assert x is not None
             events = number < len(self.blocks) or self.pooling != "target"
             y_BD, x, w = _step(cast(EncoderLayer, block), y_BD, x, attention, events)
-        return attention.restore_rows(y_BD), x, attention, w if segments.shared else attention.restore_positions(w)
+        return attention.restore_rows(y_BD), x, attention, attention.restore_positions(w)
 
     def _inputs(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
         """Return the candidates and the events, with positions: the inputs of the first block."""
@@ -188,13 +169,9 @@ class _Path(nn.Module):
             y_BD = torch.cat([y_BD, self.absent.expand(y_BD.shape[0], -1)], 1)
         if self.position_embedding is None:
             return y_BD, e_UK
-        count, device = segments.positions, segments.offsets.device
-        stop = count if segments.shared else segments.expand_rows(segments.offsets[1:])
-        back_U = (stop - torch.arange(count, device=device)).clamp(max=len(self.position_embedding) - 1)
-        p_UD, own_BD = (
-            self.position_embedding.index_select(0, back_U),
-            self.position_embedding[0].expand(y_BD.shape[0], -1),
-        )
+        back_U = (segments.count_newer() + 1).clamp(max=len(self.position_embedding) - 1)
+        p_UD = self.position_embedding.index_select(0, back_U)
+        own_BD = self.position_embedding[0].expand(y_BD.shape[0], -1)
         if self.position == "add":
             return y_BD + own_BD, e_UK + p_UD
         return torch.cat([y_BD, own_BD], 1), torch.cat([e_UK, p_UD], 1)
@@ -207,7 +184,7 @@ def _step(
     q, k, v = (projection.view(*x.shape[:-1], projection.shape[1]) for projection in block.project(x.flatten(0, -2)))
     q_BX, *own = block.project(y_BD)
     beside = own[0], own[1]
-    o_BX, w = attention.attend_query(q_BX, k, v, block.heads, beside)
+    o_BX, w = attention.attend_query(q_BX, attention.flatten(k), attention.flatten(v), block.heads, beside)
     z_BD = block.rest(y_BD, o_BX)
     if not events:
         return z_BD, None, w

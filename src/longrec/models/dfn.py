@@ -45,13 +45,13 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
 from longrec.models.core.losses import compute_mean_loss
 from longrec.models.core.registry import find_common_width
+from longrec.models.core.top import EmbeddingConfig, Width
 from longrec.nn.activation import ActivationName
 from longrec.nn.attention import TargetAttention
 from longrec.nn.bucketed_attention import BucketedAttention
@@ -64,17 +64,15 @@ from longrec.nn.queries import Queries
 from longrec.nn.segments import Segments
 from longrec.nn.transformer import EncoderLayer
 
-Width = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(gt=0)]
 ROLES = ("clicks", "unclicks", "dislikes")
 
 
-class DFNConfig(Strict):
+class DFNConfig(EmbeddingConfig):
     """Settings of DFN."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"places": "max_positions"}
 
-    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     clicks: str | None = Field(None, description="History of clicked items; see the docstring for the default.")
     unclicks: str | None = Field(None, description="History of unclicked items.")
     dislikes: str | None = Field(None, description="History of disliked items.")
@@ -89,7 +87,6 @@ class DFNConfig(Strict):
     activation: ActivationName = Field("relu", description="Activation of the MLP.")
     batch_norm: bool = Field(True, description="Batch normalization in the MLP.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the MLP.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class DFN(Ranker):
@@ -101,6 +98,7 @@ class DFN(Ranker):
 
     Config = DFNConfig
     reads_history = True
+    reads_groups = True
     order_matters = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"heads": 1, "max_positions": 4, "attention": [8, 4], "mlp": [32], "batch_norm": False, "dropout": 0.1},
@@ -137,31 +135,30 @@ class DFN(Ranker):
         )
         self.interaction_width = len(fields.features) + width + self.deep.width
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+    def embed_parts(self, batch: Batch) -> dict[nn.Module, Embedded]:
+        """Look up the first-order weights."""
+        return {self.first_order: self.first_order(batch)}
+
+    def interact(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "B H"]:
         """Return the first-order weights, the elementwise products of all pairs, and the last hidden layer."""
-        w_BF = torch.cat(list(self.first_order(batch).features.values()), 1)
-        embedded = self.embeddings(batch)
+        w_BF = torch.cat(list(embedded.parts[self.first_order].features.values()), 1)
         v_BFD = torch.stack(list(embedded.features.values()), 1)
         x_BX = torch.cat([v_BFD.flatten(1), *self.feedback(batch, embedded).values()], 1)
         v_BFD = x_BX.reshape(batch.size, -1, v_BFD.shape[2])
         return torch.cat([w_BF, bi_interaction(v_BFD), self.deep.hidden(x_BX)], 1)
 
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Return the sum of all terms."""
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, "B K"]:
+        """Return the sum of all terms, and its negative as the logit of a dislike."""
         assert self.deep.last is not None
         fm = self.interaction_width - self.deep.width
-        return self.bias + h_BH[:, :fm].sum(1) + self.deep.last(h_BH[:, fm:]).squeeze(1)
+        logit_B1 = self.bias + h_BH[:, :fm].sum(1, keepdim=True) + self.deep.last(h_BH[:, fm:])
+        return torch.cat([logit_B1, -logit_B1], 1) if self.targets else logit_B1
 
     def output_biases(self) -> Sequence[Tensor]:
         """Return the bias of the sum. The logit of a dislike has no separate bias."""
         return [self.bias]
 
-    def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
-        """Return the logit of every row, and its negative as the logit of a dislike."""
-        logit_B = self(batch)
-        return torch.stack([logit_B, -logit_B][: 1 + len(self.targets)], 1)
-
-    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+    def label_loss(self, logits_BK: Float[Tensor, "B K"], batch: Batch) -> Float[Tensor, ""]:
         """Return the sum of the three weighted cross entropies, in float32.
 
         Raises:
@@ -169,7 +166,7 @@ class DFN(Ranker):
         """
         if batch.label is None:
             raise ValueError("the batch carries no label")
-        config, logit_B, label_B = self.config, self(batch).float(), batch.label
+        config, logit_B, label_B = self.config, logits_BK[:, 0].contiguous().float(), batch.label
         weight_B = torch.where(label_B > 0, config.click_weight, config.unclick_weight)
         for name in self.targets:
             if name not in batch.task_labels:
@@ -196,7 +193,7 @@ class DFN(Ranker):
 
         The weights of a row and that of the candidate itself sum to one.
         """
-        embedded = self.embeddings(batch)
+        embedded = self.embed(batch)
         return {
             history: cast(_Internal, self.inner[role])(*self.queries(batch, embedded, history))[1]
             for role, history in self.role.items()
@@ -216,11 +213,10 @@ class _Internal(nn.Module):
 
     def forward(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
         """Return the mean ``[B, K]``, and the candidate's weights, ragged ``[N]``, shared ``[B, T]``."""
+        e_UK, segments = segments.flatten(e_UK)  # the layer changes the events by the candidate
         attention, layer = BucketedAttention(segments), self.layer
         y_BK = q_BQ if self.absent is None else torch.cat([q_BQ, self.absent.expand(q_BQ.shape[0], -1)], 1)
-        count, device = segments.positions, segments.offsets.device
-        stop = count if segments.shared else segments.expand_rows(segments.offsets[1:])
-        back_U = (stop - torch.arange(count, device=device)).clamp(max=len(self.position_embedding) - 1)
+        back_U = (segments.count_newer() + 1).clamp(max=len(self.position_embedding) - 1)
         y_BK = attention.gather_rows(y_BK + self.position_embedding[0])
         x = attention.gather_positions(e_UK + self.position_embedding.index_select(0, back_U))
         (q, k, v), (own_q, *own) = layer.project(x), layer.project(y_BK)
@@ -229,11 +225,8 @@ class _Internal(nn.Module):
         o = attention.attend_within(q, k, v, layer.heads, beside)
         x = x.expand(*o.shape[:-1], -1)
         z_BK, z = layer.rest(y_BK, o_BX), layer.rest(x.flatten(0, -2), o.flatten(0, -2))
-        if segments.shared:
-            return (z.reshape(x.shape).sum(1) + z_BK) / (count + 1), w
         total_BK = segments.sum(attention.restore_positions(z)) + attention.restore_rows(z_BK)
-        lengths_B = segments.offsets[1:] - segments.offsets[:-1]
-        return total_BK / (1 + lengths_B).unsqueeze(1), attention.restore_positions(w)
+        return total_BK / (1 + segments.lengths()), attention.restore_positions(w)
 
 
 class _UnclickedAttention(nn.Module):

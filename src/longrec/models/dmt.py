@@ -206,13 +206,13 @@ class _Path(nn.Module):
     def forward(self, q_BQ: Tensor, e_UD: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
         """Return u ``[B, D]`` and the weights of the events: ragged ``[N]``, shared ``[B, T]``."""
         attention = BucketedAttention(segments)
-        x_ND = attention.flatten(self.encode(e_UD, segments, attention.requests))
+        x_UD = self.encode(e_UD, segments, attention.requests)
         if self.absent is not None:
             q_BQ = torch.cat([q_BQ, self.absent.expand(q_BQ.shape[0], -1)], 1)
         y_BD = attention.gather_rows(q_BQ * self.width**0.5)
-        w = x_ND
+        w = x_UD
         for layer in self.decoder:
-            y_BD, w = cast(EncoderLayer, layer).attend_query(y_BD, x_ND, attention)
+            y_BD, w = cast(EncoderLayer, layer).attend_query(y_BD, x_UD, attention)
         u_BD = torch.where(find_empty_rows(segments), self.nothing, attention.restore_rows(y_BD))
         return u_BD, attention.restore_positions(w)
 

@@ -29,26 +29,23 @@ the target, K width of an event, H hidden units.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Ranker
+from longrec.models.core.top import EmbeddingConfig, TopRanker, Width
 from longrec.nn.activation import ActivationName
-from longrec.nn.embedding import Embeddings
+from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
 from longrec.nn.segments import Segments
 
-Width = Annotated[int, Field(ge=1)]
 Fusion = Literal["interactive", "self", "pooling"]
 
 _LAST_GAIN = 0.1
@@ -58,17 +55,15 @@ LARGEST = 10.0
 """Largest exponent of an interactive weight."""
 
 
-class DSTNConfig(Strict):
+class DSTNConfig(EmbeddingConfig):
     """Settings of DSTN."""
 
-    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     fusion: Fusion = Field("interactive", description="Pooling of the events of a history.")
     attention: Width = Field(128, description="Hidden units of the attention; not used by pooling.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the MLP.")
     activation: ActivationName = Field("relu", description="Activation of the MLP.")
     batch_norm: bool = Field(True, description="Batch normalization in the MLP.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the MLP.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class SetFusion(nn.Module):
@@ -86,9 +81,9 @@ class SetFusion(nn.Module):
         self.score = Linear(hidden, 1, bias=bool(target))
 
     def weights(self, x_BX: Float[Tensor, "B X"], k_UK: Float[Tensor, "U K"], segments: Segments) -> Tensor:
-        """Return the weight of every position ``[N]``. In self attention over a shared history it is ``[T]``."""
+        """Return the weight of every position ``[N]``. In self attention that of every stored position ``[U]``."""
         if self.of_target is None:
-            return _alone(segments).softmax(self.score(self.of_event(k_UK, relu=True)).squeeze(1))
+            return segments.requests.softmax(self.score(self.of_event(k_UK, relu=True)).squeeze(1))
         h_NH = segments.add(self.of_target(x_BX), self.of_event(k_UK)).relu()
         return self.score(h_NH).squeeze(1).float().clamp(max=LARGEST).exp()
 
@@ -96,16 +91,24 @@ class SetFusion(nn.Module):
         self, x_BX: Float[Tensor, "B X"], k_UK: Float[Tensor, "U K"], segments: Segments
     ) -> Float[Tensor, "B K"]:
         """Return ``sum_i a_i x_i`` of each row. 0 for an empty set."""
-        read = _alone(segments) if self.of_target is None else segments
-        u_BK = read.weighted_sum(self.weights(x_BX, k_UK, segments), k_UK)
-        return u_BK if read is segments else u_BK.expand(segments.rows, -1)
+        w = self.weights(x_BX, k_UK, segments)
+        if self.of_target is None:
+            return segments.repeat(segments.requests.weighted_sum(w, k_UK))
+        return segments.weighted_sum(w, k_UK)
+
+    def explain(self, x_BX: Float[Tensor, "B X"], k_UK: Float[Tensor, "U K"], segments: Segments) -> Tensor:
+        """Return the weight of every position: ragged ``[N]``, shared ``[B, T]``."""
+        w = self.weights(x_BX, k_UK, segments)
+        return segments.repeat_weights(w) if self.of_target is None else segments.by_candidate(w)
 
 
-class DSTN(Ranker):
+class DSTN(TopRanker):
     """DSTN over every history of the schema."""
 
     Config = DSTNConfig
     reads_history = True
+    reads_groups = True
+    renamed_parameters: ClassVar[dict[str, str]] = {"mlp": "top"}
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"fusion": "self", "attention": 24, "dropout": 0.1},
         {"fusion": "pooling", "batch_norm": False, "activation": "dice"},
@@ -125,53 +128,30 @@ class DSTN(Ranker):
             SetFusion(query_width, key, config.attention) for key in keys if config.fusion != "pooling"
         )
         inputs = target + sum(keys)
-        self.mlp = MLP(
+        self.top = MLP(
             inputs, config.mlp, config.activation, config.dropout, config.batch_norm, outputs=1, last_gain=_LAST_GAIN
         )
-        self.interaction_width = self.mlp.width
+        self.interaction_width = self.top.width
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """Return the last hidden layer of the MLP."""
-        x_BX, sets = self._read(batch)
+    def read(self, batch: Batch, embedded: Embedded) -> list[Tensor]:
+        """Return the target and the vector of every set."""
+        x_BX, sets = self._gather(batch, embedded)
         if self.config.fusion == "pooling":
-            fused = [segments.pool(k_UK, "sum") for k_UK, segments in sets]
-        else:
-            fused = [fusion(x_BX, k_UK, segments) for fusion, (k_UK, segments) in zip(self.fusions, sets)]
-        return self.mlp.hidden(torch.cat([x_BX, *fused], 1))
-
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Return the logit of each row: the final layer."""
-        assert self.mlp.last is not None
-        logit: Tensor = self.mlp.last(h_BH).squeeze(1)
-        return logit
-
-    def output_biases(self) -> Sequence[Tensor]:
-        """Return the bias of the final layer."""
-        return [self.mlp.output_bias]
+            return [x_BX, *(segments.pool(k_UK, "sum") for k_UK, segments in sets)]
+        return [x_BX, *(fusion(x_BX, k_UK, segments) for fusion, (k_UK, segments) in zip(self.fusions, sets))]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weight of every position: ragged ``[N]``, shared ``[B, T]``. Empty for pooling."""
-        x_BX, sets = self._read(batch)
-        weights = {}
-        for history, fusion, (k_UK, segments) in zip(self.fields.histories, self.fusions, sets):
-            assert isinstance(fusion, SetFusion)
-            w = fusion.weights(x_BX, k_UK, segments)
-            if segments.shared:
-                rows = 1 if w.numel() == segments.positions else batch.size  # one for all candidates, or one each
-                w = w.reshape(rows, -1).expand(batch.size, -1)
-            weights[history] = w
-        return weights
+        x_BX, sets = self._gather(batch, self.embed(batch))
+        return {
+            history: cast(SetFusion, fusion).explain(x_BX, k_UK, segments)
+            for history, fusion, (k_UK, segments) in zip(self.fields.histories, self.fusions, sets)
+        }
 
-    def _read(self, batch: Batch) -> tuple[Tensor, list[tuple[Tensor, Segments]]]:
+    def _gather(self, batch: Batch, embedded: Embedded) -> tuple[Tensor, list[tuple[Tensor, Segments]]]:
         """Return the target, and the events and segments of each history."""
-        embedded = self.embeddings(batch)
         sets = [
             (torch.cat(list(columns.values()), 1), Segments.of(batch, history))
             for history, columns in embedded.histories.items()
         ]
         return torch.cat(list(embedded.features.values()), 1), sets
-
-
-def _alone(segments: Segments) -> Segments:
-    """Return segments for a computation without the candidate: a shared history is read by one row."""
-    return Segments(segments.offsets, 1, segments.positions, shared=True) if segments.shared else segments

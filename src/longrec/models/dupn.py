@@ -25,15 +25,15 @@ Departures from the paper
     - for a history of instance tokens, which shares no column with the candidate, e_t are the tokens;
     - each history has a recurrence and an attention of its own.
 
-Shapes: B rows, R rows that differ for the attention (1 of a request), N positions of the batch's histories, U stored
-positions (see nn/segments.py), P width of a property, H units of the recurrence or of the last hidden layer, X
-width of the query, V width of the user's vector, K labels.
+Shapes: B rows, R rows that differ for the attention (requests, or all rows with ``candidate``), N positions of the
+batch's histories, U stored positions (see nn/segments.py), P width of a property, H units of the recurrence or of the
+last hidden layers, X width of the query, V width of the user's vector, K labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -44,6 +44,7 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
 from longrec.models.core.multi_task import Tasks, TasksConfig
+from longrec.models.core.top import EmbeddingConfig, Width
 from longrec.nn.activation import ActivationName
 from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.linear import Linear
@@ -52,13 +53,10 @@ from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
 from longrec.nn.segments import Segments
 
-Width = Annotated[int, Field(ge=1)]
 
-
-class DUPNConfig(TasksConfig):
+class DUPNConfig(EmbeddingConfig, TasksConfig):
     """Settings of DUPN."""
 
-    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     hidden: Width = Field(128, description="Units of the recurrence.")
     attention: tuple[Width, ...] = Field((64,), min_length=1, description="Hidden units of the attention.")
     candidate: bool = Field(False, description="Use the candidate in the attention too.")
@@ -66,7 +64,6 @@ class DUPNConfig(TasksConfig):
     mlp_activation: ActivationName = Field("relu", description="Activation of these MLPs.")
     batch_norm: bool = Field(True, description="Batch normalization in these MLPs.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of these MLPs.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class DUPN(Ranker):
@@ -74,6 +71,7 @@ class DUPN(Ranker):
 
     Config = DUPNConfig
     reads_history = True
+    reads_groups = True
     order_matters = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"candidate": True, "hidden": 12, "attention": [8, 6], "mlp": [24], "dropout": 0.1},
@@ -109,32 +107,23 @@ class DUPN(Ranker):
             MLP(inputs, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
             for _ in self.tasks.names
         )
-        self.interaction_width = cast(MLP, self.tops[0]).width
+        self.interaction_width = sum(cast(MLP, top).width for top in self.tops)
 
-    def forward(self, batch: Batch) -> Float[Tensor, " B"]:
-        """Return the logit for ranking."""
-        return self.ranking_logit(self.logits(batch)) if self.config.rank_by else super().forward(batch)
+    def interact(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "B H"]:
+        """Return the last hidden layers of the MLPs of all labels, concatenated."""
+        rest = [embedded.features[name] for name in (*self.of["context"], *self.of["item"])]
+        inputs = torch.cat([self._user(batch, embedded), *rest], 1)
+        return torch.cat([cast(MLP, top).hidden(inputs) for top in self.tops], 1)
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """Return the last hidden layer of the MLP of the schema's label."""
-        hidden: Tensor = cast(MLP, self.tops[0]).hidden(self._inputs(batch))
-        return hidden
-
-    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Return the logit of each row: the final layer of that MLP."""
-        last = cast(MLP, self.tops[0]).last
-        assert last is not None
-        logit: Tensor = last(h_BH).squeeze(1)
-        return logit
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, "B K"]:
+        """Return the logit of every label: the final layers of these MLPs."""
+        tops = [cast(MLP, top) for top in self.tops]
+        parts = torch.split(h_BH, [top.width for top in tops], 1)
+        return torch.cat([cast(Linear, top.last)(h) for top, h in zip(tops, parts)], 1)
 
     def output_biases(self) -> Sequence[Tensor]:
         """Return the biases of the final layers."""
         return [cast(MLP, top).output_bias for top in self.tops]
-
-    def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
-        """Return the logit of every label: the schema's, then those of ``tasks``."""
-        inputs = self._inputs(batch)
-        return torch.cat([top(inputs) for top in self.tops], 1)
 
     def ranking_logit(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
         """Return the logit of the product of probabilities that ``rank_by`` names."""
@@ -142,48 +131,44 @@ class DUPN(Ranker):
 
     def user(self, batch: Batch) -> Float[Tensor, "B V"]:
         """Return rep, the vector of every row's user. A request computes it once."""
-        return self._user(batch, self.embeddings(batch))
+        return self._user(batch, self.embed(batch))
 
-    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+    def label_loss(self, logits_BK: Float[Tensor, "B K"], batch: Batch) -> Float[Tensor, ""]:
         """Return the weighted sum of the cross entropies of all labels, in float32, each over its labeled rows.
 
         Raises:
             ValueError: if the batch has no labels.
         """
-        return self.tasks.loss(self.logits(batch), batch)
+        return self.tasks.loss(logits_BK, batch)
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """Return the attention weight of every position of every history: ragged ``[N]``, shared ``[B, T]``."""
-        embedded, weights = self.embeddings(batch), {}
+        embedded, weights = self.embed(batch), {}
         for history in self.fields.histories:
-            _, w, segments = self._read(batch, embedded, history)
-            weights[history] = w.reshape(segments.rows, -1).expand(batch.size, -1) if segments.shared else w
+            segments, (_, w) = Segments.of(batch, history), self._read(batch, embedded, history)
+            weights[history] = segments.by_candidate(w) if self.config.candidate else segments.repeat_weights(w)
         return weights
 
-    def _inputs(self, batch: Batch) -> Tensor:
-        embedded = self.embeddings(batch)
-        rest = [embedded.features[name] for name in (*self.of["context"], *self.of["item"])]
-        return torch.cat([self._user(batch, embedded), *rest], 1)
-
     def _user(self, batch: Batch, embedded: Embedded) -> Tensor:
-        inputs = [self._read(batch, embedded, history)[0].expand(batch.size, -1) for history in self.fields.histories]
-        return torch.cat([*inputs, *(embedded.features[name] for name in self.of["user"])], 1)
+        parts = [self._read(batch, embedded, history)[0] for history in self.fields.histories]
+        if not self.config.candidate:
+            parts = [embedded.layout.repeat(rep_RH) for rep_RH in parts]
+        return torch.cat([*parts, *(embedded.features[name] for name in self.of["user"])], 1)
 
-    def _read(self, batch: Batch, embedded: Embedded, history: str) -> tuple[Tensor, Tensor, Segments]:
-        """Return rep_s ``[R, H]``, the attention of R rows and their segments."""
+    def _read(self, batch: Batch, embedded: Embedded, history: str) -> tuple[Tensor, Tensor]:
+        """Return rep_s ``[R, H]`` and the attention of R rows."""
         columns, segments = embedded.histories[history], Segments.of(batch, history)
-        query = [embedded.features[name] for name in self.query_features]
-        if segments.shared and not self.config.candidate:
-            segments = Segments(segments.offsets, 1, segments.positions, shared=True)
-            query = [x_BD[:1] for x_BD in query]
+        features: Mapping[str, Tensor] = embedded.features
+        if not self.config.candidate:
+            segments, features = segments.requests, embedded.request
         groups = (
             [columns[name] for name in self.items[history]],
             [columns[name] for name in self.properties[history]],
-            query,
+            [features[name] for name in self.query_features],
         )
         e, p, x = (torch.cat(group, 1) if group else None for group in groups)
         rep_RH, w = self.paths[f"path_{history}"](e, p, x, segments)
-        return rep_RH, w, segments
+        return rep_RH, w
 
 
 class _Path(nn.Module):
@@ -203,7 +188,7 @@ class _Path(nn.Module):
     def states(self, e_UE: Tensor, p_UP: Tensor | None, segments: Segments) -> Tensor:
         """Return h ``[U, H]``."""
         gates = None if self.gates is None or p_UP is None else self.gates(p_UP)
-        return self.recurrence.states(e_UE, segments, gates)
+        return self.recurrence.states(e_UE, segments.requests, gates)
 
     def forward(
         self, e_UE: Tensor, p_UP: Tensor | None, x_RX: Tensor | None, segments: Segments

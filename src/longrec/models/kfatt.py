@@ -38,8 +38,8 @@ and keys, V width of an event, A width of a head's query, H heads, W units of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, cast
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -47,12 +47,11 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import SESSION_RECENCY, Fields
-from longrec.models.core.base import Ranker
+from longrec.models.core.top import EmbeddingConfig, TopRanker, Width
 from longrec.nn.activation import ActivationName
-from longrec.nn.bucketed_attention import BucketedAttention
+from longrec.nn.bucketed_attention import attend_runs
 from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.groups import Groups, choose_group_columns
 from longrec.nn.linear import Linear
@@ -61,15 +60,12 @@ from longrec.nn.queries import Queries
 from longrec.nn.segments import Segments
 from longrec.nn.transformer import EncoderLayer
 
-Width = Annotated[int, Field(ge=1)]
 
-
-class KFAttConfig(Strict):
+class KFAttConfig(EmbeddingConfig):
     """Settings of KFAtt."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"places": "max_positions"}
 
-    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     query: str | None = Field(None, description="Query column; see the docstring for the default.")
     frequency: bool = Field(True, description="Saturate the weight of a key with its number of clicks.")
     sessions: bool = Field(False, description="Self attention within each session first.")
@@ -81,14 +77,14 @@ class KFAttConfig(Strict):
     activation: ActivationName = Field("relu", description="Activation of the top MLP.")
     batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the top MLP.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
-class KFAtt(Ranker):
+class KFAtt(TopRanker):
     """KFAtt over every history of the schema."""
 
     Config = KFAttConfig
     reads_history = True
+    reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"frequency": False, "attention": 8, "hidden": 8, "mlp": [32]},
         {"sessions": True, "heads": 3, "attention": 8, "max_positions": 4, "mlp": [32]},
@@ -117,35 +113,24 @@ class KFAtt(Ranker):
         self.top = MLP(top, config.mlp, config.activation, config.dropout, config.batch_norm, outputs=1)
         self.interaction_width = self.top.width
 
-    def interact(self, batch: Batch) -> Float[Tensor, "B W"]:
-        """Return the last hidden layer of the top MLP."""
-        embedded = self.embeddings(batch)
+    def read(self, batch: Batch, embedded: Embedded) -> list[Tensor]:
+        """Return all fields of the impression, and the estimate from each history."""
         inputs = list(embedded.features.values())
         for history in self.fields.histories:
             inputs.append(self.paths[f"path_{history}"](*self._read(batch, embedded, history)))
-        return self.top.hidden(torch.cat(inputs, 1))
-
-    def head(self, h_BW: Float[Tensor, "B W"]) -> Float[Tensor, " B"]:
-        """Return the logit of each row: the final layer."""
-        assert self.top.last is not None
-        logit: Tensor = self.top.last(h_BW).squeeze(1)
-        return logit
-
-    def output_biases(self) -> Sequence[Tensor]:
-        """Return the bias of the final layer."""
-        return [self.top.output_bias]
+        return inputs
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weight of every position of every history, mean over heads: ragged ``[N]``, shared ``[B, T]``.
 
         The weights of a row and that of mu_q sum to one.
         """
-        embedded, weights = self.embeddings(batch), {}
+        embedded, weights = self.embed(batch), {}
         for history in self.fields.histories:
             q_BQ, k_UQ, _, segments, sizes_U = self._read(batch, embedded, history)
             path = cast(KalmanAttention, self.paths[f"path_{history}"])
             w_N = torch.stack([w_N for w_N, _ in path.weights(q_BQ, k_UQ, segments, sizes_U)]).mean(0)
-            weights[history] = w_N.reshape(batch.size, -1) if segments.shared else w_N
+            weights[history] = segments.by_candidate(w_N)
         return weights
 
     def _read(
@@ -159,10 +144,10 @@ class KFAtt(Ranker):
             k_UQ = v_UV[:, : q_BQ.shape[1]]
         else:
             q_BQ, k_UQ = embedded.features[column], embedded.histories[history][column]
-            sizes_U = Groups(cast(Tensor, columns[column]), segments).sizes if self.config.frequency else None
+            sizes_U = Groups(cast(Tensor, columns[column]), segments.requests).sizes if self.config.frequency else None
         if self.config.sessions:
             v_UV = self.encoders[f"encoder_{history}"](
-                v_UV, segments, cast(Tensor | None, columns.get(SESSION_RECENCY))
+                v_UV, segments.requests, cast(Tensor | None, columns.get(SESSION_RECENCY))
             )
         return q_BQ, k_UQ, v_UV, segments, sizes_U
 
@@ -248,19 +233,9 @@ class SessionEncoder(nn.Module):
         """Return the encoded events.
 
         Args:
+            segments: of requests over stored positions.
             session_U: a value that changes where a session ends. None if a row is one session.
         """
-        position_U, seen_TT, sessions = torch.arange(segments.positions, device=v_UV.device), None, segments
-        if segments.shared and session_U is not None:
-            before_U = session_U.index_select(0, (position_U - 1).clamp(min=0))
-            number_U = (session_U != before_U).cumsum(0)
-            seen_TT = number_U.unsqueeze(1) == number_U.unsqueeze(0)
-            back_U = (seen_TT & (position_U.unsqueeze(1) < position_U.unsqueeze(0))).sum(1)
-        elif segments.shared:
-            back_U = segments.positions - 1 - position_U
-        else:
-            sessions = segments if session_U is None else Segments.of_runs(segments.row * 2**32 + session_U)
-            back_U = sessions.expand_rows(sessions.offsets[1:]) - 1 - position_U
-        attention = BucketedAttention(sessions, seen_TT)
-        x_UV = v_UV + self.position_embedding.index_select(0, back_U.clamp(max=len(self.position_embedding) - 1))
+        attention, newer_U = attend_runs(session_U, segments)
+        x_UV = v_UV + self.position_embedding.index_select(0, newer_U.clamp(max=len(self.position_embedding) - 1))
         return attention.restore_positions(self.layer(attention.gather_positions(x_UV), attention))

@@ -11,8 +11,9 @@ placed among its events.
 
 In a ragged batch, rows of similar length are adjacent (nn/length_buckets.py), and all inputs are in that order.
 ``gather_positions`` and ``gather_rows`` put tensors into it, ``restore_positions`` and ``restore_rows`` undo it. All
-other operations of a layer run on flat positions. A shared history is computed once for all candidates. The result of a
-row without events is 0, or its own value.
+other operations of a layer run on flat positions. A shared history is computed once for all candidates. In a grouped
+batch ``requests`` is the attention of events over each other, once per request, and ``flatten`` repeats its results for
+each candidate. The result of a row without events is 0, or its own value.
 
 Shapes: B rows, N positions, U entries of a history (see nn/segments.py), R rows of a bucket, T events of its longest
 row, C candidates per row (1, or all of a request), H heads, X width of all heads' queries and keys, V width of values.
@@ -21,6 +22,7 @@ row, C candidates per row (1, or all of a request), H heads, X width of all head
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +30,7 @@ from torch import Tensor
 
 from longrec.nn import kernels
 from longrec.nn.length_buckets import Bucket, Buckets
-from longrec.nn.segments import Segments
+from longrec.nn.segments import GroupedSegments, Segments
 
 _MAX_POSITIONS = 4_096
 """Maximum number of positions of a bucket."""
@@ -83,9 +85,15 @@ class BucketedAttention:
 
     def flatten(self, x_UW: Tensor) -> Tensor:
         """Return ``[N, W]``, the value at every position, from that of ``requests``, both in bucket order."""
-        if self._of_requests is None:
-            return x_UW
-        return self.gather_positions(self._segments.keys(self._of_requests.restore_positions(x_UW)))
+        return _select(x_UW, self._stored)
+
+    @cached_property
+    def _stored(self) -> Tensor | None:
+        """int64 ``[N]``: the entry of ``requests`` that each position reads. None: the same."""
+        if self._of_requests is None or not isinstance(self._segments, GroupedSegments):
+            return None
+        stored_N, back_U = self.gather_positions(self._segments.stored_position), self._of_requests._positions_back
+        return stored_N if back_U is None else back_U.index_select(0, stored_N)
 
     def gather_rows(self, x_BW: Tensor) -> Tensor:
         """Reorder a tensor over rows from batch order to bucket order. Rows without events come last."""
@@ -102,6 +110,19 @@ class BucketedAttention:
     def restore_positions(self, x_UW: Tensor) -> Tensor:
         """Reorder a tensor over positions from bucket order to batch order."""
         return _select(x_UW, self._positions_back)
+
+    def pool_beside(self, x: Tensor, y_BD: Tensor, how: Literal["mean", "sum"]) -> Tensor:
+        """Return the mean or the sum over the events of each row and an entry of its own, ``[B, D]``.
+
+        Args:
+            x: outputs of ``attend_within`` with ``own``: ``[N, D]`` in bucket order, shared ``[B, T, D]``.
+            y_BD: the row's own entry, in batch order.
+        """
+        if self.shared:
+            all_BTD = torch.cat([x, y_BD.unsqueeze(1)], 1)
+            return all_BTD.mean(1) if how == "mean" else all_BTD.sum(1)
+        total_BD = self._segments.sum(self.restore_positions(x)) + y_BD
+        return total_BD if how == "sum" else total_BD / (1 + self._segments.lengths())
 
     def attend_within(self, q: Tensor, k: Tensor, v: Tensor, heads: int, own: Own | None = None) -> Tensor:
         """Return ``[U, V]``, the attention of each event over its row's events. With ``own`` in a shared batch: ``[B,
@@ -154,6 +175,28 @@ class BucketedAttention:
             outputs.append(o_RV)
             weights.append(_drop_padding(w_RT.flatten(), bucket))
         return torch.cat([*outputs, blank]), torch.cat(weights)
+
+
+def attend_runs(value_U: Tensor | None, segments: Segments) -> tuple[BucketedAttention, Tensor]:
+    """Return the attention of the events of each run over each other, and the number of newer events in its run.
+
+    A run is the consecutive events of a row that have one value.
+
+    Args:
+        value_U: integers of at most 32 bits. None: a row is one run.
+        segments: of requests over stored positions.
+    """
+    if value_U is None:
+        return BucketedAttention(segments), segments.count_newer()
+    if not segments.shared:
+        runs = Segments.of_runs(segments.row * 2**32 + value_U)
+        return BucketedAttention(runs), runs.count_newer()
+    position_U = torch.arange(segments.positions, device=value_U.device)
+    before_U = value_U.index_select(0, (position_U - 1).clamp(min=0))
+    number_U = (value_U != before_U).cumsum(0)
+    seen_TT = number_U.unsqueeze(1) == number_U.unsqueeze(0)
+    newer_U = (seen_TT & (position_U.unsqueeze(1) < position_U.unsqueeze(0))).sum(1)
+    return BucketedAttention(segments, seen_TT), newer_U
 
 
 def _select(x: Tensor, at: Tensor | None) -> Tensor:

@@ -123,6 +123,10 @@ class Segments:
         host = None if self._host is None else self._host * times
         return Segments(self.offsets * times, self.rows, self.positions * times, self.shared, host)
 
+    def lengths(self) -> Tensor | int:
+        """Return the number of positions of each row: int64 ``[B, 1]``, or T for all when shared."""
+        return self.positions if self.shared else (self.offsets[1:] - self.offsets[:-1]).unsqueeze(1)
+
     def count_newer(self) -> Tensor:
         """Return int64 ``[U]``: the number of newer positions in the history of each stored position."""
         stored = self.requests

@@ -83,14 +83,15 @@ class EncoderLayer(nn.Module):
     def attend_query(self, y_BD: Tensor, x_UD: Tensor, attention: BucketedAttention) -> tuple[Tensor, Tensor]:
         """Return ``[B, D]``, the query of each row after attention over the events, and its weights.
 
-        A query does not see itself. All tensors are in bucket order, and the weights are those of
-        ``BucketedAttention.attend_query``.
+        A query does not see itself. All tensors are in bucket order, the events in that of ``attention.requests``, and
+        the weights are those of ``BucketedAttention.attend_query``.
         """
         size = self.outer.in_features
         w_XD = self.inner.weight
         k_UX, v_UX = linear(x_UD, w_XD[size:]).chunk(2, 1)
         q_BX = self._query(linear(y_BD, w_XD[:size]))
-        o_BX, w = attention.attend_query(q_BX, self._key(k_UX), self._value(v_UX), self.heads)
+        k_NX, v_NX = attention.flatten(self._key(k_UX)), attention.flatten(self._value(v_UX))
+        o_BX, w = attention.attend_query(q_BX, k_NX, v_NX, self.heads)
         return self.rest(y_BD, o_BX), w
 
     def rest(self, x_ND: Tensor, o_NX: Tensor) -> Tensor:
