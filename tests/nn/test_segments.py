@@ -2,14 +2,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longrec.features.batch import HistoryBatch, Jagged
-from longrec.nn.segments import Segments
+from longrec.features.batch import Batch, HistoryBatch, Jagged, Layout
+from longrec.nn.segments import GroupedSegments, Segments
 
 LENGTHS = [0, 3, 1, 0, 4, 2, 0]
 
@@ -140,11 +141,19 @@ def test_segments_of_a_history_and_of_values() -> None:
     values = Jagged(torch.arange(5), torch.tensor([0, 2, 2, 5]))
     own = Segments.of_values(values)
     assert (own.rows, own.positions, own.shared) == (3, 5, False)
-    history = HistoryBatch({"genres": values}, torch.tensor([0, 1, 3]))
-    own = Segments.of(history, 2)
+    batch = Batch.single(2, {}, {"seen": HistoryBatch({"genres": values}, torch.tensor([0, 1, 3]))})
+    own = Segments.of(batch, "seen")
     assert (own.rows, own.positions, own.shared) == (2, 3, False)
-    own = Segments.of(HistoryBatch({"item": torch.arange(4)}, torch.tensor([0, 4]), shared=True), 9)
+    assert own.requests is own
+    assert Segments.of(batch, "seen") is own, "made once per batch"
+    history = HistoryBatch({"item": torch.arange(4)}, torch.tensor([0, 4]))
+    own = Segments.of(Batch(Layout.shared(9), histories={"seen": history}), "seen")
     assert (own.rows, own.positions, own.shared) == (9, 4, True)
+    assert (own.requests.rows, own.requests.positions, own.requests.shared) == (1, 4, True)
+    own = Segments.of(Batch(Layout.grouped(1, np.array([0, 0])), histories={"seen": history}), "seen")
+    assert isinstance(own, GroupedSegments), "another layout of the same history"
+    assert (own.rows, own.positions, own.shared) == (2, 8, False)
+    assert (own.requests.rows, own.requests.positions, own.requests.shared) == (1, 4, False)
 
 
 @pytest.mark.parametrize(
@@ -154,3 +163,147 @@ def test_runs_of_a_key_are_segments(key: list[int], offsets: list[int]) -> None:
     runs = Segments.of_runs(torch.tensor(key, dtype=torch.int64))
     assert runs.offsets.tolist() == offsets
     assert (runs.rows, runs.positions, runs.shared) == (len(offsets) - 1, len(key), False)
+
+
+def grouped(lengths: list[int], owner: list[int]) -> GroupedSegments:
+    """Rows that read the history of their request."""
+    return GroupedSegments(segments(lengths), Layout.grouped(len(lengths), np.array(owner)))
+
+
+GROUPS = st.lists(st.integers(0, 4), min_size=1, max_size=6).flatmap(
+    lambda lengths: st.tuples(
+        st.just(lengths), st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=9), st.integers(0, 10**6)
+    )
+)
+"""Lengths of the histories of some requests, the request of each row in any order (some have none), and a seed."""
+
+
+def ungroup(lengths: list[int], owner: list[int]) -> tuple[Segments, Tensor]:
+    """Rows with a copy of the history of their request, and the stored position of each position."""
+    edges = offsets(lengths).tolist()
+    flat = [at for request in owner for at in range(edges[request], edges[request + 1])]
+    return segments([lengths[request] for request in owner]), torch.tensor(flat, dtype=torch.int64)
+
+
+@given(GROUPS)
+@settings(max_examples=40, deadline=None)
+def test_grouped_rows_equal_rows_with_a_copy_of_the_history(groups: tuple[list[int], list[int], int]) -> None:
+    lengths, owner, seed = groups
+    own, (copied, flat) = grouped(lengths, owner), ungroup(lengths, owner)
+    generator = torch.Generator().manual_seed(seed)
+    rows, total = len(owner), len(flat)
+    k_UD = torch.randn(sum(lengths), 3, generator=generator)
+    x_BD, x_RD = torch.randn(rows, 3, generator=generator), torch.randn(len(lengths), 3, generator=generator)
+    v_ND, s_N = torch.randn(total, 3, generator=generator), torch.randn(total, generator=generator)
+    null_B, k_ND = torch.randn(rows, generator=generator), k_UD[flat]
+    assert own.host_offsets.tolist() == own.offsets.tolist() == copied.offsets.tolist()
+    assert (own.rows, own.positions, own.shared) == (copied.rows, copied.positions, copied.shared)
+    assert torch.equal(own.row, copied.row)
+    # What a history gives, at the positions of its rows.
+    assert torch.equal(own.keys(k_UD), k_ND)
+    assert torch.equal(own.repeat(x_RD), x_RD[owner])
+    keys, apart = own.flatten(k_UD)
+    assert torch.equal(keys, k_ND)
+    assert type(apart) is Segments
+    assert apart.host_offsets.tolist() == apart.offsets.tolist() == copied.offsets.tolist()
+    assert torch.equal(own.add(x_BD, k_UD), copied.add(x_BD, k_ND))
+    assert torch.equal(own.mul(x_BD, k_UD), copied.mul(x_BD, k_ND))
+    assert torch.equal(own.dot(x_BD, k_UD), copied.dot(x_BD, k_ND))
+    assert torch.equal(own.weighted_sum(s_N, k_UD), copied.weighted_sum(s_N, k_ND))
+    for how in ("sum", "mean", "max"):
+        torch.testing.assert_close(own.pool(k_UD, how), copied.pool(k_ND, how))
+        assert torch.equal(getattr(own, how)(v_ND), getattr(copied, how)(v_ND))
+    # What differs by row.
+    assert torch.equal(own.expand(x_BD), copied.expand(x_BD))
+    assert torch.equal(own.expand_rows(null_B), copied.expand_rows(null_B))
+    assert torch.equal(own.softmax(s_N), copied.softmax(s_N))
+    for one, other in zip(own.softmax_with_null(s_N, null_B), copied.softmax_with_null(s_N, null_B), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(own.by_candidate(s_N), s_N)
+    assert torch.equal(own.repeat_weights(k_UD[:, 0]), k_ND[:, 0])
+    twice, copied_twice = own.multiply(2), copied.multiply(2)
+    k_2UD = k_UD.repeat_interleave(2, 0)
+    assert torch.equal(twice.keys(k_2UD), k_ND.repeat_interleave(2, 0))
+    assert twice.host_offsets.tolist() == twice.offsets.tolist() == copied_twice.offsets.tolist()
+
+
+@given(GROUPS)
+@settings(max_examples=15, deadline=None)
+def test_gradients_of_grouped_rows_add_up_at_the_stored_positions(groups: tuple[list[int], list[int], int]) -> None:
+    lengths, owner, seed = groups
+    own, (copied, flat) = grouped(lengths, owner), ungroup(lengths, owner)
+    generator = torch.Generator().manual_seed(seed)
+    k_UD = torch.randn(sum(lengths), 3, generator=generator)
+    x_BD = torch.randn(len(owner), 3, generator=generator)
+    gradients = []
+    for one, index in ((own, None), (copied, flat)):
+        k, x = k_UD.clone().requires_grad_(), x_BD.clone().requires_grad_()
+        keys = k if index is None else k[index]
+        w_N = one.softmax(one.dot(x, keys))
+        out = one.weighted_sum(w_N, keys) * one.pool(keys, "mean") + one.pool(keys, "max") + one.sum(one.add(x, keys))
+        out.square().sum().backward()
+        gradients.append((k.grad, x.grad))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, [0], [3], [0, 0]])
+def test_newer_positions_are_counted_in_the_stored_history(lengths: list[int]) -> None:
+    expected = [length - 1 - at for length in lengths for at in range(length)]
+    assert segments(lengths).count_newer().tolist() == expected
+    owner = [0, *range(len(lengths)), 0]
+    assert grouped(lengths, owner).count_newer().tolist() == expected
+    events = lengths[-1]
+    one = Segments(torch.tensor([0, events]), 5, events, shared=True)
+    assert one.count_newer().tolist() == list(range(events - 1, -1, -1))
+
+
+def test_weights_of_a_history_are_repeated_for_every_row_that_reads_it() -> None:
+    w_U = torch.tensor([0.1, 0.2, 0.3])
+    assert torch.equal(segments([1, 0, 2]).repeat_weights(w_U), w_U)
+    assert torch.equal(grouped([1, 0, 2], [2, 0, 1, 2]).repeat_weights(w_U), w_U[[1, 2, 0, 1, 2]])
+    one = Segments(torch.tensor([0, 3]), 2, 3, shared=True)
+    assert torch.equal(one.repeat_weights(w_U), w_U.expand(2, 3))
+    assert torch.equal(one.by_candidate(torch.arange(6.0)), torch.arange(6.0).view(2, 3))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=5),
+    st.lists(st.integers(0, 4), min_size=1, max_size=7),
+)
+@settings(max_examples=25, deadline=None)
+def test_several_histories_become_one_in_the_order_of_the_histories(
+    lengths: list[tuple[int, int, int]], choice: list[int]
+) -> None:
+    every = [list(history) for history in zip(*lengths)]
+    keys = [100 * number + torch.arange(float(sum(history))).unsqueeze(1) for number, history in enumerate(every)]
+    whole, order = Segments.concat([segments(history) for history in every])
+    assert order is not None
+    k_ND = torch.cat(keys)[order]
+    expected = [
+        torch.cat([keys[number][edges[row] : edges[row + 1]] for number, edges in enumerate(map(_edges, every))])
+        for row in range(len(lengths))
+    ]
+    assert whole.rows == len(lengths)
+    assert whole.host_offsets.tolist() == whole.offsets.tolist()
+    assert [part.tolist() for (part,) in spans([sum(row) for row in lengths], k_ND)] == [x.tolist() for x in expected]
+    owner = [request % len(lengths) for request in choice]
+    several, grouped_order = Segments.concat([grouped(history, owner) for history in every])
+    assert grouped_order is not None
+    k_UD = torch.cat(keys)[grouped_order]
+    actual = spans([sum(lengths[request]) for request in owner], several.keys(k_UD))
+    assert [part.tolist() for (part,) in actual] == [expected[request].tolist() for request in owner]
+
+
+def _edges(lengths: list[int]) -> list[int]:
+    edges: list[int] = offsets(lengths).tolist()
+    return edges
+
+
+def test_one_history_and_shared_histories_keep_their_order() -> None:
+    own = segments(LENGTHS)
+    assert Segments.concat([own]) == (own, None)
+    pair = [Segments(torch.tensor([0, events]), 3, events, shared=True) for events in (2, 0, 4)]
+    whole, order = Segments.concat(pair)
+    assert order is None
+    assert (whole.rows, whole.positions, whole.shared) == (3, 6, True)

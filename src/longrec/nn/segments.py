@@ -81,14 +81,17 @@ class Segments:
     def concat(every: Sequence[Segments]) -> tuple[Segments, Tensor | None]:
         """Return the segments of several histories of the same rows as one history, and the order of its positions.
 
-        The order is an index of the concatenated positions that puts those of a row next to each other. None: they
-        keep their order.
+        The order is an index of the concatenated stored positions that puts those of a row next to each other. None:
+        they keep their order.
         """
         first, positions = every[0], sum(segments.positions for segments in every)
         if len(every) == 1:
             return first, None
         if first.shared:
             return Segments(first.offsets, first.rows, positions, shared=True), None
+        if isinstance(first, GroupedSegments):
+            stored, order = Segments.concat([segments.requests for segments in every])
+            return GroupedSegments(stored, first.layout), order
         offsets = torch.stack([segments.offsets for segments in every]).sum(0)
         order = torch.cat([segments.row for segments in every]).argsort(stable=True)
         host = np.sum([segments.host_offsets for segments in every], 0)
@@ -337,6 +340,10 @@ class GroupedSegments(Segments):
         """Return keys and segments in which no two rows share positions."""
         flat = Segments(self.offsets, self.rows, self.positions, host=self.host_offsets)
         return k_U.index_select(0, self.stored_position), flat
+
+    def multiply(self, times: int) -> Segments:
+        """Return segments in which each stored position is followed by ``times - 1`` more of its request."""
+        return GroupedSegments(self._stored.multiply(times), self.layout)
 
     def pool(self, k_UD: Float[Tensor, "U D"], how: Pool) -> Float[Tensor, "B D"]:
         """Pool the entries of each history once, and repeat the result."""
