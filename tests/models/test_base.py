@@ -6,11 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from longrec.errors import ConfigError, UnknownName
+from longrec.features.batch import Batch
+from longrec.models.core.base import Ranker
 from longrec.models.core.catalog import describe, names
+from longrec.models.core.losses import bce_loss
 from longrec.models.core.registry import build, find, name_of
 from longrec.models.din import DIN
+from longrec.models.fm import FM
+from longrec.nn.embedding import Embedded
 from longrec.testing import Case, check_case
 from longrec.testing.batches import FIELDS, ragged
 
@@ -145,3 +151,48 @@ def test_a_batch_without_labels_has_no_loss() -> None:
 
 def test_a_ranker_explains_nothing_by_default() -> None:
     assert build({"name": "lr"}, FIELDS).explain(ragged(2)) == {}
+
+
+@pytest.mark.parametrize("name", ["lr", "fm", "fnn", "din", "mmoe", "multi_tower"])
+def test_a_score_is_the_head_of_the_interaction_of_what_is_looked_up(name: str) -> None:
+    model, batch = Case(name).lively(), ragged(9)
+    assert isinstance(model, Ranker)
+    h_CH = model.interact(batch, model.embed(batch))
+    assert h_CH.shape == (9, model.interaction_width)
+    assert torch.equal(model.represent(batch), h_CH)
+    logits_CK = model.head(h_CH)
+    assert logits_CK.shape == (9, 1)
+    assert torch.equal(model.logits(batch), logits_CK)
+    assert torch.equal(model(batch), model.ranking_logit(logits_CK))
+
+
+def test_a_loss_looks_up_once_and_adds_the_auxiliary_loss_of_what_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = Case("fm").lively(), ragged(9)
+    assert isinstance(model, Ranker)
+    expected = bce_loss(model(batch), batch) + 3
+    looked_up: list[Embedded] = []
+    embed, interact = model.embed, model.interact
+
+    def keep(batch: Batch) -> Embedded:
+        looked_up.append(embed(batch))
+        return looked_up[-1]
+
+    def leave(batch: Batch, embedded: Embedded) -> Tensor:
+        embedded.states["left"] = torch.tensor(3.0)
+        return interact(batch, embedded)
+
+    monkeypatch.setattr(model, "embed", keep)
+    monkeypatch.setattr(model, "interact", leave)
+    monkeypatch.setattr(model, "aux_loss", lambda batch, embedded: embedded.states["left"])
+    torch.testing.assert_close(model.loss(batch), expected)
+    assert len(looked_up) == 1
+
+
+def test_the_vectors_of_further_tables_are_parts_by_their_module() -> None:
+    model, batch = Case("fm").lively(), ragged(9)
+    assert isinstance(model, FM)
+    embedded = model.embed(batch)
+    assert list(embedded.parts) == [model.first_order]
+    weights = model.first_order(batch).features
+    assert all(torch.equal(embedded.parts[model.first_order].features[name], w) for name, w in weights.items())
+    assert Case("din").lively().embed(batch).parts == {}

@@ -42,6 +42,7 @@ FAST = (
     "order_matters_as_declared",
     "saved_and_loaded",
     "shared_batch_scores_as_ragged",
+    "grouped_batch_is_learned_as_single",
 )
 """Checks that depend on the assignment of features. The variants run the rest."""
 

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from longrec.features.batch import Batch, HistoryBatch, Jagged
+from longrec.features.batch import Batch, HistoryBatch, Jagged, Layout
 from longrec.features.fields import Field, Fields
 from longrec.nn.embedding import Embeddings
-from longrec.testing.batches import FIELDS, ragged, repeated, shared
+from longrec.nn.segments import Segments
+from longrec.testing.batches import FIELDS, grouped, ragged, repeated, shared
 
 
 def lively(fields: Fields, **settings: int) -> Embeddings:
@@ -65,13 +67,13 @@ def test_pools_with_and_without_weights(pool: str, weighted: bool) -> None:
     column = Jagged(column.values[:3], column.offsets, None if weights is None else weights[:3])
     embeddings = lively(Fields((field,), {}), dim=4)
     expected = by_hand(field, column, embeddings.table("tags"))
-    torch.testing.assert_close(embeddings(Batch(3, {"tags": column})).features["tags"], expected)
+    torch.testing.assert_close(embeddings(Batch.single(3, {"tags": column})).features["tags"], expected)
 
 
 def test_weights_that_cancel_make_no_nan() -> None:
     field = Field("tags", "multi_id", 9, pool="mean", weighted=True)
     column = Jagged(torch.tensor([2, 2], dtype=torch.int32), torch.tensor([0, 2]), torch.tensor([1.0, -1.0]))
-    assert lively(Fields((field,), {}))(Batch(1, {"tags": column})).features["tags"].isfinite().all()
+    assert lively(Fields((field,), {}))(Batch.single(1, {"tags": column})).features["tags"].isfinite().all()
 
 
 def test_one_table_a_name_shared_by_impression_and_history() -> None:
@@ -134,7 +136,7 @@ def test_a_shared_batch_repeats_vectors_of_the_user_without_copying() -> None:
 @pytest.mark.parametrize("name", ["a.b", "values", "forward", "50%", "with space"])
 def test_any_name_makes_a_table(name: str) -> None:
     fields = Fields((Field(name, "id", 4), Field("a%2Eb", "id", 4)), {})
-    batch = Batch(1, {name: torch.tensor([2], dtype=torch.int32), "a%2Eb": torch.tensor([3], dtype=torch.int32)})
+    batch = Batch.single(1, {name: torch.tensor([2], dtype=torch.int32), "a%2Eb": torch.tensor([3], dtype=torch.int32)})
     embeddings = lively(fields)
     assert torch.equal(embeddings(batch).features[name][0], embeddings.table(name)[2])
     assert len(embeddings.state_dict()) == 2
@@ -171,7 +173,7 @@ def test_fields_that_share_a_table() -> None:
     assert [len(table) for table in embeddings.embedding_parameters()] == [9]
     ids = {"brand": torch.tensor([2, 3]), "looked": torch.tensor([3, 0]), "size": torch.randn(2, 3)}
     history = HistoryBatch({"bought": torch.tensor([2, 2, 8])}, torch.tensor([0, 3, 3]))
-    embedded = embeddings(Batch(2, ids, {"past": history}))
+    embedded = embeddings(Batch.single(2, ids, {"past": history}))
     table = embeddings.table("brand")
     torch.testing.assert_close(embedded.features["brand"], table[[2, 3]])
     torch.testing.assert_close(embedded.features["looked"], table[[3, 0]])
@@ -190,7 +192,54 @@ def test_a_shared_table_of_a_field_that_is_not_there() -> None:
 
 def test_a_candidates_fields_differ_in_a_shared_batch() -> None:
     embeddings = lively(SHARING, dim=4)
-    ids = {"brand": torch.tensor([2, 3, 4]), "looked": torch.tensor([3]), "size": torch.randn(1, 3)}
-    history = HistoryBatch({"bought": torch.tensor([2])}, torch.tensor([0, 1]), shared=True)
-    embedded = embeddings(Batch(3, ids, {"past": history}, shared=True))
+    own, shown = {"looked": torch.tensor([3]), "size": torch.randn(1, 3)}, {"brand": torch.tensor([2, 3, 4])}
+    history = HistoryBatch({"bought": torch.tensor([2])}, torch.tensor([0, 1]))
+    embedded = embeddings(Batch(Layout.shared(3), own, shown, {"past": history}))
     assert [len(embedded.features[name]) for name in ("brand", "looked", "size")] == [3, 3, 3]
+    assert [len(embedded.request[name]) for name in ("looked", "size")] == [1, 1]
+    assert set(embedded.candidate) == {"brand"}
+
+
+def test_a_grouped_batch_looks_up_a_request_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings, owner = lively(FIELDS, dim=3), [2, 0, 0, 1, 2, 2]
+    batch = grouped(owner)
+    looked_up: list[int] = []
+    look_up = embeddings.tables["user"].look_up
+    monkeypatch.setattr(
+        embeddings.tables["user"],
+        "look_up",
+        lambda table, uses: looked_up.extend(len(ids) for ids in uses) or look_up(table, uses),
+    )
+    embedded = embeddings(batch)
+    assert looked_up == [3]
+    assert set(embedded.request) == {field.name for field in FIELDS.features if field.side != "item"}
+    assert all(len(e_RD) == 3 for e_RD in embedded.request.values())
+    assert all(len(e_CD) == 6 for e_CD in embedded.candidate.values())
+    expected = embeddings(batch.ungroup())
+    assert list(embedded.features) == list(expected.features) == [field.name for field in FIELDS.features]
+    for name, e_CD in embedded.features.items():
+        assert torch.equal(e_CD, expected.features[name]), name
+    for history, columns in embedded.histories.items():
+        segments = Segments.of(batch, history)
+        for name, e_UD in columns.items():
+            assert torch.equal(segments.keys(e_UD), expected.histories[history][name]), name
+
+
+@pytest.mark.parametrize("layout", [Layout.shared(2), Layout.grouped(1, np.array([0, 0])), Layout.single(2)], ids=str)
+def test_a_vector_that_another_model_computes_is_projected(layout: Layout) -> None:
+    seen = Field("seen", "computed", 0, side="item", width=3)
+    embeddings = lively(Fields((Field("age", "numeric", 0, side="user"), seen), {}), dim=4)
+    vectors = torch.randn(2, 3)
+    batch = Batch(layout, {"age": torch.randn(layout.requests)}, computed={"seen": vectors})
+    embedded = embeddings(batch)
+    torch.testing.assert_close(embedded.features["seen"], vectors @ embeddings.table("seen"))
+    assert embedded.features["age"].shape == (2, 4)
+
+
+def test_parts_and_states_belong_to_one_batch() -> None:
+    embeddings, batch = lively(FIELDS, dim=3), ragged(2)
+    one, other = embeddings(batch), embeddings(batch)
+    one.states["left"] = 1
+    assert other.states == {}
+    assert replace(one, parts={embeddings: other}).parts[embeddings] is other
+    assert one.parts == {}
