@@ -14,7 +14,7 @@ from torch import Tensor
 
 from longrec.config import Strict
 from longrec.errors import ConfigError
-from longrec.features.batch import Batch, HistoryBatch, Jagged
+from longrec.features.batch import Batch, HistoryBatch, Jagged, Layout
 from longrec.features.fields import COMPUTED, Field, Fields
 from longrec.models.core.base import Model
 from longrec.models.core.catalog import is_model
@@ -117,10 +117,12 @@ def one_request(fields: Fields, candidates: int = CANDIDATES, events: int = EVEN
     generator = torch.Generator().manual_seed(1)
     features = {f.name: _values(f, candidates if f.side == "item" else 1, generator) for f in fields.features}
     histories = {
-        name: HistoryBatch({f.name: _values(f, events, generator) for f in columns}, _offsets([events]), shared=True)
+        name: HistoryBatch({f.name: _values(f, events, generator) for f in columns}, _offsets([events]))
         for name, columns in fields.histories.items()
     }
-    return Batch(candidates, features, histories, shared=True)
+    items = {field.name for field in fields.features if field.side == "item"}
+    requests = {name: column for name, column in features.items() if name not in items}
+    return Batch(Layout.shared(candidates), requests, {n: features[n] for n in features if n in items}, histories)
 
 
 def some_rows(fields: Fields, lengths: Sequence[int]) -> Batch:
@@ -134,7 +136,7 @@ def some_rows(fields: Fields, lengths: Sequence[int]) -> Batch:
     timestamps = torch.arange(rows) * 1_000
     users = torch.arange(rows) * 3 // rows
     label = torch.randint(0, 2, (rows,), generator=generator).float()
-    return Batch(
+    return Batch.single(
         rows, features, histories, label=label, users=users, timestamps=timestamps, label_time=timestamps + 500
     )
 

@@ -101,7 +101,7 @@ def measure_bundles(runs: dict[str, Any], work: Path) -> dict[str, tuple[int, fl
 
 def table(logs: list[str], data: Path, work: Path) -> str:
     """Return the tables of all logs."""
-    parts = []
+    tables = []
     for log in logs:
         results = ranking_tables.measure_log(work / log, 300)
         if results is None:
@@ -122,8 +122,8 @@ def table(logs: list[str], data: Path, work: Path) -> str:
             auc = f"{results.mean(own):.4f}"
             rows.append([arm, auc, seeds, less, f"{np.mean(losses):.4f}", f"{size / 1e3:,.0f}", f"{latency:.3f}"])
         head = ["arm", "test AUC", "seeds", "less light [95 %]", "log loss", "program, kB", "ms of 100 candidates"]
-        parts.append(f"## {ranking_tables.TITLES[log]}\n\n{machine.format_table(head, rows)}")
-    return "\n\n".join(parts)
+        tables.append(f"## {ranking_tables.TITLES[log]}\n\n{machine.format_table(head, rows)}")
+    return "\n\n".join(tables)
 
 
 def main() -> None:

@@ -188,11 +188,11 @@ def test_a_loss_looks_up_once_and_adds_the_auxiliary_loss_of_what_was_left(monke
     assert len(looked_up) == 1
 
 
-def test_the_vectors_of_further_tables_are_parts_by_their_module() -> None:
+def test_the_vectors_of_further_tables_are_kept_by_their_module() -> None:
     model, batch = Case("fm").lively(), ragged(9)
     assert isinstance(model, FM)
     embedded = model.embed(batch)
-    assert list(embedded.parts) == [model.first_order]
+    assert list(embedded.further) == [model.first_order]
     weights = model.first_order(batch).features
-    assert all(torch.equal(embedded.parts[model.first_order].features[name], w) for name, w in weights.items())
-    assert Case("din").lively().embed(batch).parts == {}
+    assert all(torch.equal(embedded.further[model.first_order].features[name], w) for name, w in weights.items())
+    assert Case("din").lively().embed(batch).further == {}

@@ -349,4 +349,4 @@ def test_centers_reach_the_ranker_below_other_models() -> None:
     expected = model.vectors()[batch.candidates["item"].long()]  # type: ignore[union-attr]
     torch.testing.assert_close(can.embed(batch).candidate["item"], expected, rtol=1e-4, atol=1e-5)
     weights = can.weights.table("item")[batch.candidates["item"].long()]  # type: ignore[union-attr]
-    assert torch.equal(can.embed(batch).parts[can.weights].candidate["item"], weights)
+    assert torch.equal(can.embed(batch).further[can.weights].candidate["item"], weights)

@@ -236,10 +236,10 @@ def test_a_vector_that_another_model_computes_is_projected(layout: Layout) -> No
     assert embedded.features["age"].shape == (2, 4)
 
 
-def test_parts_and_states_belong_to_one_batch() -> None:
+def test_further_vectors_and_states_belong_to_one_batch() -> None:
     embeddings, batch = lively(FIELDS, dim=3), ragged(2)
     one, other = embeddings(batch), embeddings(batch)
     one.states["left"] = 1
     assert other.states == {}
-    assert replace(one, parts={embeddings: other}).parts[embeddings] is other
-    assert one.parts == {}
+    assert replace(one, further={embeddings: other}).further[embeddings] is other
+    assert one.further == {}

@@ -48,7 +48,7 @@ def test_levels_of_ragged_histories_step_where_ids_change(rows: list[list[tuple[
 
 
 @pytest.mark.parametrize("ids", [[3, 3, 4, 0, 0, 4], [2], []])
-def test_steps_of_a_shared_history_are_masked_in_place(ids: list[int]) -> None:
+def test_steps_of_a_shared_history_are_masked(ids: list[int]) -> None:
     column, events = torch.tensor(ids, dtype=torch.int32), len(ids)
     one = LevelSteps(Segments(torch.tensor([0, events]), 1, events, shared=True))
     assert one.moves is None

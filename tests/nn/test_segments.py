@@ -286,13 +286,13 @@ def test_several_histories_become_one_in_the_order_of_the_histories(
     ]
     assert whole.rows == len(lengths)
     assert whole.host_offsets.tolist() == whole.offsets.tolist()
-    assert [part.tolist() for (part,) in spans([sum(row) for row in lengths], k_ND)] == [x.tolist() for x in expected]
+    assert [span.tolist() for (span,) in spans([sum(row) for row in lengths], k_ND)] == [x.tolist() for x in expected]
     owner = [request % len(lengths) for request in choice]
     several, grouped_order = Segments.concat([grouped(history, owner) for history in every])
     assert grouped_order is not None
     k_UD = torch.cat(keys)[grouped_order]
     actual = spans([sum(lengths[request]) for request in owner], several.keys(k_UD))
-    assert [part.tolist() for (part,) in actual] == [expected[request].tolist() for request in owner]
+    assert [span.tolist() for (span,) in actual] == [expected[request].tolist() for request in owner]
 
 
 def _edges(lengths: list[int]) -> list[int]:

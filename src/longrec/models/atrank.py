@@ -112,7 +112,7 @@ class ATRank(Ranker):
             self.top = MLP(inputs, config.mlp, config.mlp_activation, config.dropout, outputs=1)
             self.interaction_width = self.top.width
 
-    def embed_parts(self, batch: Batch) -> dict[nn.Module, Embedded]:
+    def embed_further(self, batch: Batch) -> dict[nn.Module, Embedded]:
         """Look up the field biases."""
         return {} if self.biases is None else {self.biases: self.biases(batch)}
 
@@ -122,7 +122,7 @@ class ATRank(Ranker):
         if self.top is not None:
             return self.top.hidden(torch.cat([*embedded.features.values(), e_BD, e_BD * s_BD], 1))
         assert self.biases is not None
-        return torch.cat([e_BD * s_BD, *embedded.parts[self.biases].features.values()], 1)
+        return torch.cat([e_BD * s_BD, *embedded.further[self.biases].features.values()], 1)
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, "B 1"]:
         """Return the sum, or the output of the final layer."""

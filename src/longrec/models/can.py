@@ -120,7 +120,7 @@ class CAN(Over):
         )
         self.interaction_width = self.base.interaction_width + self.units
 
-    def embed_parts(self, batch: Batch) -> dict[nn.Module, Embedded]:
+    def embed_further(self, batch: Batch) -> dict[nn.Module, Embedded]:
         """Look up both sides of the co-actions."""
         return {self.weights: self.weights(batch), self.inputs: self.inputs(batch)}
 
@@ -134,7 +134,7 @@ class CAN(Over):
 
     def co_actions(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "B units"]:
         """Return the co-actions of every row (equation 4), pair by pair, order by order, layer by layer."""
-        owned, met = embedded.parts[self.weights].features, embedded.parts[self.inputs]
+        owned, met = embedded.further[self.weights].features, embedded.further[self.inputs]
         at_item, at_met = dict.fromkeys(owned, 0), {name: 0 for name in self.inputs.widths}
         wide, width, outputs = self.unit.weights * self.sets, self.config.micro[0], []
         partners: dict[str, Partners] = {}

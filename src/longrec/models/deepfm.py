@@ -67,13 +67,13 @@ class DeepFM(Ranker):
         )
         self.interaction_width = len(fields.features) + width + self.deep.width
 
-    def embed_parts(self, batch: Batch) -> dict[nn.Module, Embedded]:
+    def embed_further(self, batch: Batch) -> dict[nn.Module, Embedded]:
         """Look up the first-order weights."""
         return {self.first_order: self.first_order(batch)}
 
     def interact(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "B H"]:
         """Return the first-order weights, the elementwise products of all pairs, and the last hidden layer."""
-        w_BF = torch.cat(list(embedded.parts[self.first_order].features.values()), 1)
+        w_BF = torch.cat(list(embedded.further[self.first_order].features.values()), 1)
         v_BFD = torch.stack(list(embedded.features.values()), 1)
         return torch.cat([w_BF, bi_interaction(v_BFD), self.deep.hidden(v_BFD.flatten(1))], 1)
 

@@ -118,8 +118,8 @@ class DUPN(Ranker):
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, "B K"]:
         """Return the logit of every label: the final layers of these MLPs."""
         tops = [cast(MLP, top) for top in self.tops]
-        parts = torch.split(h_BH, [top.width for top in tops], 1)
-        return torch.cat([cast(Linear, top.last)(h) for top, h in zip(tops, parts)], 1)
+        hidden = torch.split(h_BH, [top.width for top in tops], 1)
+        return torch.cat([cast(Linear, top.last)(h) for top, h in zip(tops, hidden)], 1)
 
     def output_biases(self) -> Sequence[Tensor]:
         """Return the biases of the final layers."""
@@ -150,10 +150,10 @@ class DUPN(Ranker):
         return weights
 
     def _user(self, batch: Batch, embedded: Embedded) -> Tensor:
-        parts = [self._read(batch, embedded, history)[0] for history in self.fields.histories]
+        vectors = [self._read(batch, embedded, history)[0] for history in self.fields.histories]
         if not self.config.candidate:
-            parts = [embedded.layout.repeat(rep_RH) for rep_RH in parts]
-        return torch.cat([*parts, *(embedded.features[name] for name in self.of["user"])], 1)
+            vectors = [embedded.layout.repeat(rep_RH) for rep_RH in vectors]
+        return torch.cat([*vectors, *(embedded.features[name] for name in self.of["user"])], 1)
 
     def _read(self, batch: Batch, embedded: Embedded, history: str) -> tuple[Tensor, Tensor]:
         """Return rep_s ``[R, H]`` and the attention of R rows."""

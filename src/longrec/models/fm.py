@@ -51,13 +51,13 @@ class FM(Ranker):
         self.bias = nn.Parameter(torch.zeros(1))
         self.interaction_width = len(fields.features) + width
 
-    def embed_parts(self, batch: Batch) -> dict[nn.Module, Embedded]:
+    def embed_further(self, batch: Batch) -> dict[nn.Module, Embedded]:
         """Look up the first-order weights."""
         return {self.first_order: self.first_order(batch)}
 
     def interact(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "B H"]:
         """Return the weight of every field, and the elementwise products of all pairs."""
-        w_BF = torch.cat(list(embedded.parts[self.first_order].features.values()), 1)
+        w_BF = torch.cat(list(embedded.further[self.first_order].features.values()), 1)
         v_BFD = torch.stack(list(embedded.features.values()), 1)
         return torch.cat([w_BF, bi_interaction(v_BFD)], 1)
 

@@ -76,5 +76,5 @@ class FNN(TopRanker):
 
     def read(self, batch: Batch, embedded: Embedded) -> list[Tensor]:
         """Return z_0 (equation 1) in parts: the bias, then the weight and the vector of every field."""
-        w, v = embedded.parts[self.fm.first_order].features, embedded.features
+        w, v = embedded.further[self.fm.first_order].features, embedded.features
         return [self.fm.bias.expand(batch.size, 1), *(vector for name in v for vector in (w[name], v[name]))]

@@ -130,7 +130,7 @@ class RocketLaunching(Over):
         light, booster = self.base, self.booster
         plain = not isinstance(light, Over) and not isinstance(booster, Over)
         if self.config.share and plain and light.embeddings.fields == booster.embeddings.fields:
-            return replace(embedded, parts=booster.embed_parts(batch))
+            return replace(embedded, further=booster.embed_further(batch))
         return booster.embed(batch)
 
 

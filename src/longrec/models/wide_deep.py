@@ -79,14 +79,14 @@ class WideDeep(Ranker):
         """Return the parameters of the linear component. No other component uses them."""
         return [*self.wide.parameters(), *self.crosses.parameters(), self.bias]
 
-    def embed_parts(self, batch: Batch) -> dict[nn.Module, Embedded]:
+    def embed_further(self, batch: Batch) -> dict[nn.Module, Embedded]:
         """Look up the weights of fields and crosses."""
         return {self.wide: self.wide(batch), self.crosses: self.crosses(self._cross(batch))}
 
     def interact(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "B H"]:
         """Return the weight of every field and cross, and the last hidden layer."""
         v_BD = torch.cat(list(embedded.features.values()), 1)
-        wide = [weight for part in (self.wide, self.crosses) for weight in embedded.parts[part].features.values()]
+        wide = [weight for tables in (self.wide, self.crosses) for weight in embedded.further[tables].features.values()]
         return torch.cat([*wide, self.deep.hidden(v_BD)], 1)
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, "B 1"]:

@@ -39,7 +39,7 @@ class Embedded:
         request: ``[R, D]`` per user or context feature.
         candidate: ``[C, D]`` per feature of the item or candidate.
         histories: ``[U, D]`` per column, by history.
-        parts: vectors of the further tables of a model, such as first-order weights, by the module that holds them.
+        further: vectors of the further tables of a model, such as first-order weights, by the module that holds them.
         states: what ``embed`` computed that ``interact`` reads, and ``interact`` that ``aux_loss`` reads.
     """
 
@@ -48,7 +48,7 @@ class Embedded:
     request: Mapping[str, Tensor]
     candidate: Mapping[str, Tensor]
     histories: Mapping[str, Mapping[str, Tensor]]
-    parts: Mapping[nn.Module, Embedded] = dataclasses.field(default_factory=dict)
+    further: Mapping[nn.Module, Embedded] = dataclasses.field(default_factory=dict)
     states: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def detach(self) -> Embedded:

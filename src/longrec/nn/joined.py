@@ -28,9 +28,9 @@ class JoinedHistories:
         self.every = every
         self.segments, self._order = Segments.concat(every)
 
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
+    def join(self, values: Sequence[Tensor]) -> Tensor:
         """Return the values of all stored positions, ``[U, D]``, from those of each history."""
-        x_UD = torch.cat(list(parts))
+        x_UD = torch.cat(list(values))
         return x_UD if self._order is None else x_UD.index_select(0, self._order)
 
     def split(self, w: Tensor) -> list[Tensor]:

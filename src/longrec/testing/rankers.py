@@ -25,8 +25,8 @@ def check_what_is_explained_fits_the_histories(case: Case) -> None:
         for name, weights in explained.items():
             events = int(batch.histories[name].offsets[-1])
             shape = (batch.size, events) if batch.layout.kind == "shared" else (events,)
-            found = tuple(weights.shape)
-            expect(found == shape, f"explain returns weights of {name} of shape {found}, expected {shape}")
+            actual = tuple(weights.shape)
+            expect(actual == shape, f"explain returns weights of {name} of shape {actual}, expected {shape}")
             expect(weights.isfinite().all(), f"explain returns weights of {name} that are NaN or infinite")
 
 

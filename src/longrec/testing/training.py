@@ -50,8 +50,8 @@ def check_the_first_predictions_are_the_base_rates(case: Case) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.start_at_rates(rates.tolist())
     moved = sum(int((tensor != before[name]).sum()) for name, tensor in model.state_dict().items())
-    nets = [part for part in model.modules() if isinstance(part, Ranker | Encoder)]
-    most = len({bias.data_ptr() for part in nets for bias in part.output_biases()})
+    nets = [net for net in model.modules() if isinstance(net, Ranker | Encoder)]
+    most = len({bias.data_ptr() for net in nets for bias in net.output_biases()})
     expect(
         1 <= moved <= most, f"start_at_rates moved {moved} numbers, expected 1 to {most}: one bias per label and net"
     )

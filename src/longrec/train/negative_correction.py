@@ -78,9 +78,9 @@ def move_rate(model: Model, old: Model, before: float, now: float) -> None:
     its own.
     """
     prefix, own, biases = model.warm_start_prefix(old), dict(model.named_parameters()), model.output_biases()
-    part = model.get_submodule(prefix.rstrip(".")) if prefix else model
-    if isinstance(part, Model) and not any(parameter.requires_grad for parameter in part.parameters()):
-        biases = part.output_biases()
+    inner = model.get_submodule(prefix.rstrip(".")) if prefix else model
+    if isinstance(inner, Model) and not any(parameter.requires_grad for parameter in inner.parameters()):
+        biases = inner.output_biases()
     if before == now or len(biases) != 1:
         return
     if any(own[prefix + name].data_ptr() == biases[0].data_ptr() for name, _ in old.named_parameters()):

@@ -177,10 +177,10 @@ class Ranker(Model):
 
     def embed(self, batch: Batch) -> Embedded:
         """Look up all vectors: those of the attribute ``embeddings``, and those of further tables."""
-        embedded, parts = self.embeddings(batch), self.embed_parts(batch)
-        return replace(embedded, parts=parts) if parts else embedded
+        embedded, further = self.embeddings(batch), self.embed_further(batch)
+        return replace(embedded, further=further) if further else embedded
 
-    def embed_parts(self, batch: Batch) -> dict[nn.Module, Embedded]:
+    def embed_further(self, batch: Batch) -> dict[nn.Module, Embedded]:
         """Look up the vectors of further tables of this model, by the module that holds them. By default none."""
         return {}
 

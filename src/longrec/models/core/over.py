@@ -45,8 +45,8 @@ class Over(Ranker):
 
     def embed(self, batch: Batch) -> Embedded:
         """Look up the vectors of the base, and those of this model's own tables."""
-        embedded, parts = self.base.embed(batch), self.embed_parts(batch)
-        return replace(embedded, parts={**embedded.parts, **parts}) if parts else embedded
+        embedded, further = self.base.embed(batch), self.embed_further(batch)
+        return replace(embedded, further={**embedded.further, **further}) if further else embedded
 
     def interact(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "C H"]:
         """Return the representation of every candidate by the base."""
