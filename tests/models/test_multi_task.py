@@ -119,8 +119,8 @@ def test_a_base_keeps_what_it_learns_beside_its_label(
         torch.manual_seed(0)  # what did not come next is drawn
         whole = model.loss(batch)
     (inputs,) = read  # computed once
-    assert inputs is batch or name == "iat_reader"
-    embedded = below.embed(inputs)
+    assert inputs is batch
+    embedded = model.embed(batch) if isinstance(model, Ranker) else below.embed(batch)
     below.interact(inputs, embedded)
     torch.manual_seed(0)
     own = below.aux_loss(inputs, embedded)

@@ -180,9 +180,15 @@ class MultiTower(TopRanker):
         self.top = config.final.build(width, outputs=1)
         self.interaction_width = self.top.width
 
+    def embed_parts(self, batch: Batch) -> dict[nn.Module, Embedded]:
+        """Return the numbers that enter the towers as they are."""
+        numbers = {name: cast(Tensor, batch.per_candidate(name)).float() for name in self.numbers}
+        numbers = {name: x if x.ndim > 1 else x.unsqueeze(1) for name, x in numbers.items()}
+        return {self.towers: Embedded(batch.layout, tuple(numbers), {}, numbers, {})}
+
     def read(self, batch: Batch, embedded: Embedded) -> list[Tensor]:
         """Return the output of every tower."""
-        inputs, candidate_BC = self._inputs(batch, embedded)
+        inputs, candidate_BC = self._inputs(embedded)
         outputs = [tower(batch, embedded, inputs, candidate_BC) for tower in self.towers.values()]
         return outputs + [attention(batch, embedded, candidate_BC) for attention in self.din.values()]
 
@@ -192,7 +198,7 @@ class MultiTower(TopRanker):
         If several towers attend to a history, it is that of the attention tower, else that of the first tower.
         """
         embedded, weights = self.embed(batch), dict[str, Tensor]()
-        _, candidate_BC = self._inputs(batch, embedded)
+        _, candidate_BC = self._inputs(embedded)
         within = [attention for tower in self.towers.values() for attention in cast(_Tower, tower).din.values()]
         for module in (*self.din.values(), *within):
             attention = cast(_Attention, module)
@@ -200,12 +206,9 @@ class MultiTower(TopRanker):
                 weights[attention.history] = attention.weights(batch, embedded, candidate_BC)
         return weights
 
-    def _inputs(self, batch: Batch, embedded: Embedded) -> tuple[dict[str, Tensor], Tensor | None]:
+    def _inputs(self, embedded: Embedded) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return the input of every feature, and the concatenated inputs of the candidate."""
-        inputs = dict(embedded.features)
-        for name in self.numbers:
-            x_B = cast(Tensor, batch.per_candidate(name)).float()
-            inputs[name] = x_B if x_B.ndim > 1 else x_B.unsqueeze(1)
+        inputs = {**embedded.features, **embedded.parts[self.towers].features}
         candidate = [inputs[name] for name in self.candidate]
         return inputs, torch.cat(candidate, 1) if candidate else None
 
