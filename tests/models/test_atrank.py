@@ -18,7 +18,20 @@ from longrec.features.fields import Field, Fields
 from longrec.models.atrank import ATRank
 from longrec.models.core.registry import build
 from longrec.nn.transformer import EncoderLayer
-from longrec.testing.batches import FEW, FIELDS, GAP, ITEM, RATING, pick, ragged, repeated, shared, take, with_history
+from longrec.testing.batches import (
+    FEW,
+    FIELDS,
+    GAP,
+    ITEM,
+    RATING,
+    grouped,
+    pick,
+    ragged,
+    repeated,
+    shared,
+    take,
+    with_history,
+)
 from longrec.testing.case import Case
 
 SETTINGS: list[dict[str, Any]] = [{"width": 12, "spaces": 3}, *ATRank.variants]
@@ -128,6 +141,9 @@ def test_it_explains_a_score_by_the_attention_of_the_candidate(settings: dict[st
     together = model.explain(repeated(one, TWO))
     for name, w_BT in model.explain(one).items():
         torch.testing.assert_close(w_BT.flatten(), together[name], rtol=1e-4, atol=1e-5)
+    several = grouped([2, 0, 2, 1], fields=TWO)
+    for name, w_N in model.explain(several).items():
+        torch.testing.assert_close(w_N, model.explain(several.ungroup())[name], rtol=1e-4, atol=1e-5)
 
 
 def test_a_request_looks_at_its_history_once() -> None:
@@ -135,7 +151,9 @@ def test_a_request_looks_at_its_history_once() -> None:
     block = cast(EncoderLayer, model.blocks[0])
     block.inner.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
     model(shared(6, 20))
-    assert rows == [40]
+    batch = grouped([2, 0, 2, 1, 1])
+    model(batch)
+    assert rows == [40, sum(int(history.offsets[-1]) for history in batch.histories.values())]
 
 
 def test_schemas_that_atrank_cannot_use_are_refused() -> None:

@@ -18,7 +18,7 @@ from longrec.features.fields import Field, Fields
 from longrec.models.bst import BST, _Path
 from longrec.models.core.registry import build
 from longrec.nn.transformer import EncoderLayer
-from longrec.testing.batches import FEW, ITEM, RATING, pick, ragged, repeated, shared, take, with_history
+from longrec.testing.batches import FEW, ITEM, RATING, grouped, pick, ragged, repeated, shared, take, with_history
 from longrec.testing.case import Case
 
 SETTINGS: list[dict[str, Any]] = [{"mlp": [16]}, *BST.variants]
@@ -120,6 +120,9 @@ def test_it_explains_a_score_by_the_attention_of_the_candidate(settings: dict[st
     )
     expected = torch.stack(as_written(model, repeated(one, FEW))[1])
     torch.testing.assert_close(model.explain(one)["seen"], expected, rtol=1e-4, atol=1e-5)
+    together = grouped([2, 0, 2, 1], fields=FEW)
+    for history, w_N in model.explain(together).items():
+        torch.testing.assert_close(w_N, model.explain(together.ungroup())[history], rtol=1e-4, atol=1e-5)
 
 
 def test_a_request_makes_keys_and_values_of_its_history_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +131,9 @@ def test_a_request_makes_keys_and_values_of_its_history_once(monkeypatch: pytest
     inner.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
     model(shared(6, 50, fields=FEW))
     assert rows == [50, 6]
+    batch = grouped([2, 0, 2, 1, 1], fields=FEW)
+    model(batch)
+    assert rows[2:] == [int(batch.histories["seen"].offsets[-1]), 5]
 
 
 def test_heads_that_do_not_divide_the_width_are_rounded_up() -> None:

@@ -22,7 +22,7 @@ from longrec.models.core.registry import build
 from longrec.models.dfn import DFN, _Internal, _UnclickedAttention
 from longrec.nn.linear import Linear
 from longrec.nn.segments import Segments
-from longrec.testing.batches import FEW, ITEM, RATING, pick, ragged, repeated, shared, take, with_history
+from longrec.testing.batches import FEW, ITEM, RATING, grouped, pick, ragged, repeated, shared, take, with_history
 from longrec.testing.case import Case
 from longrec.testing.expect import expect_close
 from longrec.testing.programs import capture, flatten, program_agrees
@@ -143,6 +143,9 @@ def test_a_request_is_read_as_its_rows_are(settings: dict[str, Any]) -> None:
         for number, (history, w_BT) in enumerate(model.explain(batch).items()):
             assert w_BT.shape == (candidates, events + apart * number)
             expect_close(w_BT.flatten(), explanation[history])
+    together = grouped([2, 0, 2, 1], fields=THREE)
+    for history, w_N in model.explain(together).items():
+        expect_close(w_N, model.explain(together.ungroup())[history])
 
 
 def test_a_graph_picks_from_what_was_left_unclicked() -> None:

@@ -16,7 +16,7 @@ from longrec.features.fields import Field, Fields
 from longrec.models.core.registry import build
 from longrec.models.dstn import DSTN, LARGEST, SetFusion
 from longrec.nn.segments import Segments
-from longrec.testing.batches import FIELDS, ITEM, offsets, pick, ragged, repeated, shared, values, with_feature
+from longrec.testing.batches import FIELDS, ITEM, grouped, offsets, pick, ragged, repeated, shared, values, with_feature
 from longrec.testing.case import Case
 
 FUSIONS = ["interactive", "self", "pooling"]
@@ -151,6 +151,20 @@ def test_it_explains_a_score_by_its_weights(fusion: str) -> None:
     for name, w_BT in model.explain(one).items():
         assert w_BT.shape == (4, 5)
         torch.testing.assert_close(w_BT.flatten(), model.explain(repeated(one))[name], rtol=1e-4, atol=1e-4)
+    together = grouped([2, 0, 2, 1])
+    for name, w_N in model.explain(together).items():
+        torch.testing.assert_close(w_N, model.explain(together.ungroup())[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS[:2])
+def test_events_enter_the_attention_once_per_request(fusion: str) -> None:
+    model, rows = dstn(fusion), []
+    unit = cast(SetFusion, model.fusions[0]).of_event
+    unit.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    model(shared(6, 5))
+    batch = grouped([2, 0, 2, 1, 1])
+    model(batch)
+    assert rows == [5, int(batch.histories["seen"].offsets[-1])]
 
 
 def test_a_schema_without_a_history_is_refused() -> None:

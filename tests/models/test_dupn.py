@@ -24,7 +24,7 @@ from longrec.models.dupn import DUPN, _Path
 from longrec.nn.lstm import LSTM
 from longrec.nn.mlp import MLP
 from longrec.nn.segments import Segments
-from longrec.testing.batches import FEW, FIELDS, ITEM, ragged, shared
+from longrec.testing.batches import FEW, FIELDS, ITEM, grouped, ragged, shared
 from longrec.testing.case import Case
 
 SMALL: dict[str, Any] = {"hidden": 6, "attention": [5], "mlp": [16]}
@@ -168,6 +168,15 @@ def test_one_vector_of_a_user_serves_all_candidates(monkeypatch: pytest.MonkeyPa
     with_candidate = dupn({**SMALL, "candidate": True})
     assert (with_candidate.user(batch)[0] - with_candidate.user(batch)[1]).abs().max() > 1e-4
     torch.testing.assert_close(with_candidate.explain(batch)["seen"].sum(1), torch.ones(5))
+    together = grouped([1, 2, 0, 2, 2], fields=FEW)
+    events = int(together.histories["seen"].offsets[-1])
+    for each in (model, with_candidate):
+        walked.clear()
+        actual = each.user(together)
+        assert walked == [events]
+        torch.testing.assert_close(actual, each.user(together.ungroup()), rtol=1e-4, atol=1e-5)
+        expected = each.explain(together.ungroup())["seen"]
+        torch.testing.assert_close(each.explain(together)["seen"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_properties_are_the_columns_that_no_candidate_has() -> None:

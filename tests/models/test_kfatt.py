@@ -17,7 +17,7 @@ from longrec.features.fields import Field, Fields
 from longrec.models.core.registry import build
 from longrec.models.kfatt import KalmanAttention, KFAtt, SessionEncoder
 from longrec.nn.segments import Segments
-from longrec.testing.batches import ITEM, RATING, SESSION, TOKENS, offsets, pick, ragged, repeated, shared
+from longrec.testing.batches import ITEM, RATING, SESSION, TOKENS, grouped, offsets, pick, ragged, repeated, shared
 from longrec.testing.case import Case
 
 KIND = Field("kind", "id", 5, side="item")
@@ -240,6 +240,19 @@ def test_it_explains_a_score_by_what_is_left_of_the_prior(settings: dict[str, An
     for history, w_BT in model.explain(request).items():
         assert w_BT.shape == (4, 5)
         torch.testing.assert_close(w_BT.flatten(), again[history], rtol=1e-4, atol=1e-5)
+    together = grouped([2, 0, 2, 1], fields=KEYED)
+    for history, w_N in model.explain(together).items():
+        torch.testing.assert_close(w_N, model.explain(together.ungroup())[history], rtol=1e-4, atol=1e-5)
+
+
+def test_sessions_are_encoded_once_per_request() -> None:
+    model, rows = kfatt({"sessions": True}), []
+    layer = cast(SessionEncoder, model.encoders["encoder_seen"]).layer
+    layer.inner.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    model(shared(6, 5, fields=KEYED))
+    batch = grouped([2, 0, 2, 1, 1], fields=KEYED)
+    model(batch)
+    assert rows == [5, int(batch.histories["seen"].offsets[-1])]
 
 
 def test_the_query_column() -> None:

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longrec.nn.bucketed_attention import BucketedAttention, Own
-from longrec.nn.segments import Segments
+from longrec.features.batch import Layout
+from longrec.nn.bucketed_attention import BucketedAttention, Own, attend_runs
+from longrec.nn.segments import GroupedSegments, Segments
 
 LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=30)
 HEADS, SIZE, VALUES = 2, 3, 4
@@ -22,6 +25,10 @@ def segments(lengths: list[int]) -> Segments:
 
 def one_history(candidates: int, events: int) -> Segments:
     return Segments(torch.tensor([0, events]), candidates, events, shared=True)
+
+
+def grouped(lengths: list[int], owner: list[int]) -> GroupedSegments:
+    return GroupedSegments(segments(lengths), Layout.grouped(len(lengths), np.array(owner, np.int64)))
 
 
 def draw(positions: int, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Own]:
@@ -129,6 +136,64 @@ def test_events_of_a_shared_history_see_what_they_may() -> None:
     each = BucketedAttention(segments([2, 3]))
     apart = each.attend_within(*(each.gather_positions(x) for x in (q, k, v)), HEADS)
     torch.testing.assert_close(o, each.restore_positions(apart))
+
+
+@given(LENGTHS, st.lists(st.integers(0, 29), min_size=1, max_size=30), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_rows_of_a_group_attend_as_if_each_had_a_history_of_its_own(
+    lengths: list[int], choice: list[int], beside: bool
+) -> None:
+    """Events attend to each other once per request, in its bucket order; then each row has a query over them."""
+    owner = [request % len(lengths) for request in choice]
+    owns = grouped(lengths, owner)
+    q, k, v, queries, own = draw(sum(lengths), len(owner))
+    attention, each = BucketedAttention(owns), BucketedAttention(segments([lengths[request] for request in owner]))
+    outputs = []
+    for one, inputs in ((attention, (q, k, v)), (each, tuple(owns.keys(x) for x in (q, k, v)))):
+        q_UX, k_UX, v_UV = (one.requests.gather_positions(x) for x in inputs)
+        x_UV = one.requests.attend_within(q_UX, k_UX, v_UV, HEADS)
+        own_rows = (one.gather_rows(own[0]), one.gather_rows(own[1])) if beside else None
+        o_BV, w_N = one.attend_query(one.gather_rows(queries), one.flatten(k_UX), one.flatten(x_UV), HEADS, own_rows)
+        outputs.append((one.restore_rows(o_BV), one.restore_positions(w_N)))
+    assert attention.requests is not attention
+    assert each.requests is each
+    for actual, expected in zip(*outputs, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["mean", "sum"])
+def test_an_entry_of_the_row_is_pooled_beside_its_events(how: Literal["mean", "sum"]) -> None:
+    lengths = [3, 0, 5, 1]
+    owns, x, y = segments(lengths), torch.randn(9, 2), torch.randn(4, 2)
+    attention = BucketedAttention(owns)
+    all_rows = [torch.cat([x[at], y[row : row + 1]]) for row, at in enumerate(spans(owns))]
+    expected = torch.stack([entries.mean(0) if how == "mean" else entries.sum(0) for entries in all_rows])
+    torch.testing.assert_close(attention.pool_beside(attention.gather_positions(x), y, how), expected)
+    for events in (3, 0):
+        x = torch.randn(4, events, 2)
+        each = BucketedAttention(segments([events] * 4)).pool_beside(x.flatten(0, 1), y, how)
+        torch.testing.assert_close(BucketedAttention(one_history(4, events)).pool_beside(x, y, how), each)
+
+
+def test_events_attend_to_their_run_only() -> None:
+    """A row ends a run even where the value does not change, and a value that returns begins another run."""
+    q, k, v, _, _ = draw(7, 1)
+    value = torch.tensor([4, 4, 0, 4, 4, 4, 1], dtype=torch.int32)
+    for owns, runs in ((segments([4, 3]), [2, 1, 1, 2, 1]), (one_history(1, 7), [2, 1, 3, 1])):
+        attention, newer = attend_runs(value, owns)
+        o = attention.restore_positions(
+            attention.attend_within(*(attention.gather_positions(x) for x in (q, k, v)), HEADS)
+        )
+        assert newer.tolist() == [at for length in runs for at in reversed(range(length))]
+        for at in spans(segments(runs)):
+            torch.testing.assert_close(o[at], attend_by_hand(q[at], k[at], v[at])[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_row_without_a_value_of_runs_is_one_run() -> None:
+    for owns, newer in ((segments([4, 0, 3]), [3, 2, 1, 0, 2, 1, 0]), (one_history(2, 3), [2, 1, 0])):
+        attention, actual = attend_runs(None, owns)
+        assert actual.tolist() == newer
+        assert attention.seen_TT is None
 
 
 def test_gradients_are_those_of_the_formula() -> None:

@@ -258,6 +258,12 @@ def test_newer_positions_are_counted_in_the_stored_history(lengths: list[int]) -
     assert one.count_newer().tolist() == list(range(events - 1, -1, -1))
 
 
+def test_positions_of_a_row_are_counted() -> None:
+    assert segments([1, 0, 2]).lengths().tolist() == [[1], [0], [2]]
+    assert grouped([1, 0, 2], [2, 0, 1, 2]).lengths().tolist() == [[2], [1], [0], [2]]
+    assert Segments(torch.tensor([0, 3]), 2, 3, shared=True).lengths() == 3
+
+
 def test_weights_of_a_history_are_repeated_for_every_row_that_reads_it() -> None:
     w_U = torch.tensor([0.1, 0.2, 0.3])
     assert torch.equal(segments([1, 0, 2]).repeat_weights(w_U), w_U)

@@ -3,13 +3,15 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longrec.features.batch import Layout
 from longrec.nn.bucketed_attention import BucketedAttention
-from longrec.nn.segments import Segments
+from longrec.nn.segments import GroupedSegments, Segments
 from longrec.nn.transformer import EncoderLayer, Score
 
 SCORES: list[Score] = ["dot", "relu", "bilinear", "cosine"]
@@ -73,6 +75,28 @@ def test_a_layer_is_its_equations_row_by_row(score: Score, settings: dict[str, A
             torch.testing.assert_close(queries[row : row + 1], as_written(encoder, y[row : row + 1], x[start:stop]))
         else:
             torch.testing.assert_close(queries[row : row + 1], encoder.rest(y[row : row + 1], torch.zeros(1, 8)))
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_rows_of_a_group_query_the_events_of_their_request(score: Score) -> None:
+    """Keys and values are made once per request."""
+    encoder, stored, owner = layer(score), segments(), [4, 1, 0, 4, 2, 4]
+    owns = GroupedSegments(stored, Layout.grouped(stored.rows, np.array(owner, np.int64)))
+    x, y, attention = torch.randn(stored.positions, 8), torch.randn(owns.rows, 8), BucketedAttention(owns)
+    x_UD, made = attention.requests.gather_positions(x), []
+    encoder.outer.register_forward_pre_hook(lambda module, inputs: made.append(len(inputs[0])))
+    x_UD = encoder(x_UD, attention.requests)
+    actual = attention.restore_rows(encoder.attend_query(attention.gather_rows(y), x_UD, attention)[0])
+    assert made == [stored.positions, owns.rows]
+    edges = stored.offsets.tolist()
+    for row, request in enumerate(owner):
+        events, one = x[edges[request] : edges[request + 1]], y[row : row + 1]
+        if len(events):
+            torch.testing.assert_close(
+                actual[row : row + 1], as_written(encoder, one, as_written(encoder, events, events))
+            )
+        else:
+            torch.testing.assert_close(actual[row : row + 1], encoder.rest(one, torch.zeros(1, 8)))
 
 
 def test_the_scale_of_the_cosine_begins_at_ten_and_learns() -> None:
