@@ -1,5 +1,5 @@
 """Benchmark of BST and DSIN on ragged batches against padded ones (``padded_models.py``): the same weights, the same
-batches, the same optimizers, one thread. Both must return the same scores first.
+batches with a history per row, the same optimizers, one thread. Both must return the same scores first.
 
     python bench/padded.py --data FOLDER [--logs movielens kuairand] [--last 100 1000] [--steps 12]
 
@@ -62,7 +62,7 @@ def measure_pair(log: str, label: str, last: int, data: Path, work: Path, steps:
     assert isinstance(theirs, Ranker)
     (history,) = ours.fields.histories
     loader = build_loader(ours, opened, opened.rows_of("train"), BATCH, seed=1)
-    batches = list(itertools.islice(loader.epoch(0), steps + 2))
+    batches = [batch.ungroup() for batch in itertools.islice(loader.epoch(0), steps + 2)]
     if kind is PaddedDSIN:
         config = ours.config
         padded_batches = [pad_sessions(batch, history, config.sessions, config.session_items) for batch in batches]

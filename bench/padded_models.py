@@ -7,7 +7,7 @@ T events of a session, H heads, G inputs of a step of the recurrence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.fields import SESSION_RECENCY
 from longrec.models import bst, dsin
+from longrec.models.core.top import TopRanker
 from longrec.nn.lstm import LSTM
 from longrec.nn.segments import Segments
+from longrec.nn.sessions import number_sessions
 from longrec.nn.transformer import EncoderLayer
 
 
@@ -27,7 +29,7 @@ class PaddedBatch:
     """A batch with one history, padded before the measurement.
 
     Attributes:
-        flat: batch of the loader, with padded events: offsets 0, L, 2 L, ...
+        flat: batch of the loader, one candidate per request, with padded events: offsets 0, L, 2 L, ...
         real_BL: mask of the events that are not padding.
     """
 
@@ -47,10 +49,10 @@ def pad_events(batch: Batch, history: str) -> PaddedBatch:
 def pad_sessions(batch: Batch, history: str, count: int, longest: int) -> PaddedBatch:
     """Pad the latest sessions to the latest events of each, newest last. Other events are dropped."""
     events = batch.histories[history]
-    segments = Segments.of(events, batch.size)
+    segments = Segments.of(batch, history)
     recency_N = events.columns[SESSION_RECENCY]
     assert isinstance(recency_N, Tensor)
-    number_N = dsin.sessions(recency_N, segments, longest, 0)
+    number_N = number_sessions(recency_N, segments, longest, 0)
     run_N = torch.unique_consecutive(segments.row * 2**41 + number_N, return_inverse=True)[1]
     ends = torch.bincount(run_N).cumsum(0)
     newer_N = ends[run_N] - 1 - torch.arange(len(run_N))
@@ -70,13 +72,12 @@ def _scatter_events(batch: Batch, history: str, slot_N: Tensor, length: int) -> 
         if isinstance(column, Tensor):
             columns[name] = column.new_zeros(rows * length, *column.shape[1:]).index_copy(0, to, column[kept])
             continue
-        own = column.at(kept)
+        own = column.select_rows(kept)
         counts = torch.zeros(rows * length, dtype=torch.int64).index_copy(0, to, own.lengths())
         columns[name] = Jagged(own.values, F.pad(counts.cumsum(0), (1, 0)), own.weights)
     full = HistoryBatch(columns, torch.arange(rows + 1) * length)
     real = torch.zeros(rows * length, dtype=torch.bool).index_fill(0, to, True)
-    flat = Batch(rows, batch.features, {history: full}, label=batch.label, users=batch.users)
-    return PaddedBatch(flat, real.view(rows, length))
+    return PaddedBatch(replace(batch, histories={history: full}), real.view(rows, length))
 
 
 class PaddedBST(nn.Module):
@@ -109,7 +110,7 @@ class PaddedBST(nn.Module):
             u_BK = (z_BEK * seen_BE.unsqueeze(2)).sum(1)
             if self.path.pooling == "mean":
                 u_BK = u_BK / seen_BE.sum(1, keepdim=True)
-        return self.model.head(self.model.top.hidden(torch.cat([*embedded.features.values(), u_BK], 1)))
+        return _compute_logits(self.model, [*embedded.features.values(), u_BK])
 
 
 class PaddedDSIN(nn.Module):
@@ -141,10 +142,15 @@ class PaddedDSIN(nn.Module):
         both = [_compute_states(lstm, i_BSK, there_BS) for lstm in (path.forth, path.back)]
         h_BSW = torch.cat(both, 2) if path.merge == "concat" else both[0] + both[1]
         read = []
-        for query_BW, of_BSW in ((path.asks_interest(q_BQ), i_BSK), (path.asks_state(q_BQ), h_BSW)):
+        for query_BW, of_BSW in ((path.interest_query(q_BQ), i_BSK), (path.state_query(q_BQ), h_BSW)):
             s_BS = torch.einsum("bw,bsw->bs", query_BW, of_BSW).masked_fill(~there_BS, -1e30)
             read.append(torch.einsum("bs,bsw->bw", s_BS.softmax(1) * there_BS, of_BSW))
-        return self.model.head(self.model.top.hidden(torch.cat([*embedded.features.values(), *read], 1)))
+        return _compute_logits(self.model, [*embedded.features.values(), *read])
+
+
+def _compute_logits(model: TopRanker, inputs: list[Tensor]) -> Tensor:
+    """Return the logits ``[B]`` from the inputs of the top MLP."""
+    return model.head(model.top.hidden(torch.cat(inputs, 1))).squeeze(1)
 
 
 def _compute_states(lstm: LSTM, x_BSK: Tensor, moves_BS: Tensor) -> Tensor:

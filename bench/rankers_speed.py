@@ -23,6 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from longrec.data.log import Log
 from longrec.data.training_histories import iterate_training_histories
 from longrec.export.inputs import list_inputs, make_random_tensors
 from longrec.export.program import build_shared_batch, trace
-from longrec.features.batch import Batch, HistoryBatch, Jagged
+from longrec.features.batch import Batch, Layout
 from longrec.features.fields import Fields
 from longrec.models.core.base import Model, Ranker
 from longrec.models.core.registry import build
@@ -93,25 +94,9 @@ def measure_flops() -> float:
     return done / spent
 
 
-def repeat_rows(batch: Batch, fields: Fields) -> Batch:
+def repeat_rows(batch: Batch) -> Batch:
     """Return the ragged batch with the content of a shared one."""
-    rows = batch.size
-    once = torch.zeros(rows, dtype=torch.int64)
-    features = {
-        f.name: batch.features[f.name] if f.side == "item" else _take(batch.features[f.name], once)
-        for f in fields.features
-    }
-    histories = {}
-    for name, history in batch.histories.items():
-        own = int(history.offsets[-1])
-        again = torch.arange(own).repeat(rows)
-        columns = {column: _take(values, again) for column, values in history.columns.items()}
-        histories[name] = HistoryBatch(columns, torch.arange(rows + 1) * own)
-    return Batch(rows, features, histories)
-
-
-def _take(column: torch.Tensor | Jagged, at: torch.Tensor) -> torch.Tensor | Jagged:
-    return column[at] if isinstance(column, torch.Tensor) else column.at(at)
+    return replace(batch, layout=Layout.grouped(1, np.zeros(batch.size, np.int64))).ungroup()
 
 
 def median_ms(work: Any, least: float = 1.0) -> float:
@@ -141,7 +126,7 @@ def measure_requests(model: Ranker, fields: Fields) -> dict[str, float]:
     taken = {entry.name for entry in session.get_inputs()}
     feed = {name: array for name, array in arrays.items() if name in taken}
     batch = build_shared_batch(inputs, [torch.from_numpy(arrays[entry.name]) for entry in inputs])
-    again = repeat_rows(batch, fields)
+    again = repeat_rows(batch)
     model.eval()
     with torch.no_grad():
         one, many = model(batch), model(again)
