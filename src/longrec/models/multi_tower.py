@@ -180,7 +180,7 @@ class MultiTower(TopRanker):
         self.top = config.final.build(width, outputs=1)
         self.interaction_width = self.top.width
 
-    def embed_parts(self, batch: Batch) -> dict[nn.Module, Embedded]:
+    def embed_further(self, batch: Batch) -> dict[nn.Module, Embedded]:
         """Return the numbers that enter the towers as they are."""
         numbers = {name: cast(Tensor, batch.per_candidate(name)).float() for name in self.numbers}
         numbers = {name: x if x.ndim > 1 else x.unsqueeze(1) for name, x in numbers.items()}
@@ -208,7 +208,7 @@ class MultiTower(TopRanker):
 
     def _inputs(self, embedded: Embedded) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return the input of every feature, and the concatenated inputs of the candidate."""
-        inputs = {**embedded.features, **embedded.parts[self.towers].features}
+        inputs = {**embedded.features, **embedded.further[self.towers].features}
         candidate = [inputs[name] for name in self.candidate]
         return inputs, torch.cat(candidate, 1) if candidate else None
 
