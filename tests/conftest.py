@@ -17,11 +17,11 @@ sys.path.insert(1, str(Path(__file__).parent / "store"))
 sys.path.insert(2, str(Path(__file__).parent.parent / "docs"))
 
 import redis_server
+import shape_checks
 import torch
-from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
-install_import_hook(["longrec.nn", "longrec.models"], "shape_checks.checked")
+shape_checks.install()
 
 
 @pytest.fixture(scope="session")
