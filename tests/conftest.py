@@ -1,4 +1,7 @@
-"""For every test: one thread that waits without spinning, shapes checked, one exporter registry; a Redis server."""
+"""For every test: one thread that waits without spinning, shapes checked, one exporter registry; a Redis server.
+
+Processes of ``-n`` take whole files, so that what the tests of a file share is made once.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,19 @@ def _export_with_one_registry(*args: Any, **kwargs: Any) -> Any:
 
 
 torch.onnx.export = _export_with_one_registry
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give a process a whole file at a time, and one model of the file that runs all of them."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class FileScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            return file if file != "tests/test_every_model.py" else f"{file}::{test.partition('-')[0]}"
+
+    return FileScheduling(config, log) if config.getvalue("dist") == "load" else None
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ tree and test that it is reported.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -51,6 +52,16 @@ def files(package: Path) -> list[Path]:
     return sorted(package.rglob("*.py"))
 
 
+@functools.cache
+def parse(text: str) -> ast.Module:
+    """Return the tree of a file. Many checks read the same files."""
+    return ast.parse(text)
+
+
+def tree_of(path: Path) -> ast.Module:
+    return parse(path.read_text(encoding="utf-8"))
+
+
 def module_of(package: Path, path: Path) -> str:
     """Return the dotted name inside the package: ``nn.fm``, ``nn`` for its ``__init__``, ``__init__`` at the top."""
     components = list(path.relative_to(package).with_suffix("").parts)
@@ -59,12 +70,16 @@ def module_of(package: Path, path: Path) -> str:
     return ".".join(components)
 
 
-def imports(package: Path, path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line, dotted name inside the package) of all imports of the package itself."""
+def modules_of(package: Path) -> set[str]:
+    """Return the dotted names of all files inside the package."""
+    return {module_of(package, file) for file in files(package)}
+
+
+def imports(package: Path, path: Path, modules: set[str]) -> Iterator[tuple[int, str]]:
+    """Yield (line, dotted name inside the package) of all imports of the package itself, which has these modules."""
     name = package.name
     here = [name, *path.relative_to(package).with_suffix("").parts]
-    modules = {module_of(package, file) for file in files(package)}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         targets: list[str] = []
         if isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names]
@@ -95,7 +110,7 @@ def called(node: ast.Call) -> str:
 
 def import_faults(package: Path) -> list[str]:
     """Return imports against the table, and packages that are not in the table."""
-    faults = []
+    faults, modules = [], modules_of(package)
     for path in files(package):
         package_name = module_of(package, path).split(".")[0]
         if package_name in TOP:
@@ -104,7 +119,7 @@ def import_faults(package: Path) -> list[str]:
             faults.append(f"{path.name}: {package_name} is no package of the architecture")
             continue
         allowed = BASE | {package_name} | MAY_IMPORT.get(package_name, set())
-        for line, target in imports(package, path):
+        for line, target in imports(package, path, modules):
             if target.split(".")[0] not in allowed:
                 faults.append(f"{path.relative_to(package)}:{line}: {package_name} may not import {target}")
     return faults
@@ -112,7 +127,8 @@ def import_faults(package: Path) -> list[str]:
 
 def cycle_faults(package: Path) -> list[str]:
     """Return import cycles of files."""
-    graph = {module_of(package, path): {t for _, t in imports(package, path)} for path in files(package)}
+    modules = modules_of(package)
+    graph = {module_of(package, path): {t for _, t in imports(package, path, modules)} for path in files(package)}
     state: dict[str, int] = {}
     faults: list[str] = []
 
@@ -157,7 +173,7 @@ def unsafe_faults(package: Path) -> list[str]:
     """Return calls that run code from a file or a string, and errors that are swallowed."""
     faults = []
     for path in files(package):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = tree_of(path)
         for node in ast.walk(tree):
             wrong = ""
             if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -190,7 +206,7 @@ def heir_faults(package: Path) -> list[str]:
     """Return models that inherit from another model. Models are composed through nested configs."""
     faults = []
     for path in sorted((package / "models").glob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = tree_of(path)
         siblings = {
             alias.asname or alias.name
             for node in ast.walk(tree)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import log_loss as sk_log_loss
-from sklearn.metrics import roc_auc_score
 
 from longrec import metrics
 from longrec.metrics import METRICS, bootstrap, compare, summary
@@ -19,6 +17,9 @@ TIMES = RANDOM.integers(0, 4, N)
 
 
 def test_weights_are_those_of_scikit_learn() -> None:
+    from sklearn.metrics import log_loss as sk_log_loss  # a second, which other tests need not wait for
+    from sklearn.metrics import roc_auc_score
+
     w = RANDOM.random(N)
     measured = summary(Y, P, USER, n_resamples=5, weight=w)
     assert measured["auc"].value == pytest.approx(roc_auc_score(Y, P, sample_weight=w))
