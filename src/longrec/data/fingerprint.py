@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,18 @@ _RACY = 2_000_000_000
 """Nanoseconds. A file changed within this time before it was hashed may have changed again with the same timestamp."""
 
 
-def fingerprint(config: DataConfig, con: duckdb.DuckDBPyConnection, files: ContentIndex) -> str:
-    """Return a digest of the inputs: path, content, split and format of every file, and the result of each query."""
+def fingerprint(config: DataConfig, connect: Callable[[], duckdb.DuckDBPyConnection], files: ContentIndex) -> str:
+    """Return a digest of the inputs: path, content, split and format of every file, and the result of each query.
+
+    Args:
+        connect: returns a connection. It is called for queries only.
+    """
     sections: list[str] = []
     for source in (config.log, config.users, config.items):
         if source is None:
             sections.append("none")
         elif source.query is not None:
-            query = query_rows(source.query)
+            con, query = connect(), query_rows(source.query)
             try:
                 columns = [row[:2] for row in con.execute(f"DESCRIBE SELECT * FROM ({query})").fetchall()]
                 # A sum, because equal rows would cancel out in an exclusive or.

@@ -6,13 +6,14 @@ After sorting there are three streaming passes: columns, fit, encode. Histories 
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -63,19 +64,20 @@ def prepare(config: DataConfig, schema: Schema) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     sweep(root)
     with tempfile.TemporaryDirectory(dir=root, prefix=SCRATCH) as scratch, in_use(Path(scratch)):
-        con = relation.connect(config, Path(scratch))
-        try:
+        with contextlib.ExitStack() as connection:
+            # Opened when it is needed: that takes longer than everything else where a prepared log is reused.
+            connect = cache(
+                lambda: connection.enter_context(contextlib.closing(relation.connect(config, Path(scratch))))
+            )
             files = ContentIndex(root)
-            sources = fingerprint(config, con, files)
+            sources = fingerprint(config, connect, files)
             folder = root / log_digest(config, schema, sources)
             if (folder / "log.json").exists():
                 files.save(Path(scratch))
                 return folder
             build = Path(scratch) / "log"
-            _Preparation(config, schema, con, Path(scratch), build, split_digest(config.split, sources)).run()
+            _Preparation(config, schema, connect(), Path(scratch), build, split_digest(config.split, sources)).run()
             files.check()
-        finally:
-            con.close()
         try:
             build.rename(folder)
         except OSError:
