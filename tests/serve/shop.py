@@ -139,7 +139,7 @@ class HistoryRanker(Ranker):
         pooled = torch.zeros_like(query)
         for name, columns in embedded.histories.items():
             keys = torch.stack(list(columns.values())).sum(0)
-            segments = Segments.of(batch.histories[name], batch.size)
+            segments = Segments.of(batch, name)
             weight = segments.softmax((segments.mul(query, keys)).sum(1))
             pooled = pooled + segments.weighted_sum(weight, keys)
         for column in batch.features.values():
