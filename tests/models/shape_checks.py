@@ -43,7 +43,6 @@ def jaxtyped(function: Any = None, *, typechecker: Any) -> Any:
         return type(function)(jaxtyped(function.__func__, typechecker=typechecker))
     if not isinstance(function, types.FunctionType):
         return _jaxtyped(function, typechecker=typechecker)
-    strict = _jaxtyped(function, typechecker=typechecker)
     passed: dict[Hashable, set[Hashable]] = {}
     outputs: list[Any] = []
 
@@ -52,7 +51,12 @@ def jaxtyped(function: Any = None, *, typechecker: Any) -> Any:
 
     # What the annotations name is found in the globals of the function that has them.
     repeat = types.FunctionType(repeat.__code__, function.__globals__, function.__name__, None, repeat.__closure__)
-    check_again = _jaxtyped(functools.update_wrapper(repeat, function), typechecker=typechecker)
+    functools.update_wrapper(repeat, function)
+
+    @functools.cache
+    def strict(check: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorate at the first call: that takes a millisecond, and most functions are never called in a test run."""
+        return _jaxtyped(check, typechecker=typechecker)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -60,13 +64,13 @@ def jaxtyped(function: Any = None, *, typechecker: Any) -> Any:
             return function(*args, **kwargs)
         form = form_of(args), form_of(kwargs)
         if form not in passed:
-            output = strict(*args, **kwargs)
+            output = strict(function)(*args, **kwargs)
             passed[form] = {form_of(output)}
             return output
         output = function(*args, **kwargs)
         if form_of(output) not in passed[form]:
             outputs.append(output)
-            check_again(*args, **kwargs)
+            strict(repeat)(*args, **kwargs)
             passed[form].add(form_of(output))
         return output
 
