@@ -35,6 +35,7 @@ OLD: list[tuple[str, dict[str, Any], str, str]] = [
     ("fnn", {}, "top.", "deep."),
     ("pnn", {}, "top.", "deep."),
     ("pooling", {}, "top.", "mlp."),
+    ("dstn", {}, "top.", "mlp."),
     ("multi_tower", {}, "top.", "final."),
     ("shared_bottom", {}, "common.", "shared."),
     ("mmoe", {}, "common.", "shared."),
