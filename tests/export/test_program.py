@@ -57,7 +57,9 @@ def test_the_shared_batch_is_the_contract(full: Any) -> None:
     tensors = make_random_tensors(inputs, 4, [6, 2], 0)
     batch = build_shared_batch(inputs, [torch.from_numpy(tensors[entry.name]) for entry in inputs])
     assert (batch.size, batch.layout.kind) == (4, "shared")
-    assert list(batch.features) == [field.name for field in full.fitted.fields().features]
+    fields = full.fitted.fields().features
+    assert list(batch.requests) == [field.name for field in fields if field.side != "item"]
+    assert list(batch.candidates) == [field.name for field in fields if field.side == "item"]
     assert batch.features["user_id"].shape == (1,)
     assert batch.features["item_id"].shape == (4,)
     genres, actors = batch.features["genres"], batch.histories["seen"].columns["actors"]
