@@ -116,6 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_config(add("prepare", _prepare, "sort the log by user and time, build vocabularies and encode features"))
     parser = add_config(add("train", _train, "train a model and evaluate it"), optional=True)
     parser.add_argument("--resume", metavar="RUN", help="run folder of an interrupted run to continue")
+    _add_device(parser, "replaces fit.device, also of a resumed run")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
     parser = add("import", _import, "turn an EasyRec configuration into a config, a schema and notes on differences")
     parser.add_argument("config", help="EasyRec configuration (.config, .pbtxt), or an fg.json")
@@ -128,11 +129,13 @@ def build_parser() -> argparse.ArgumentParser:
         "store one vector (token) per impression, computed by a source model, trained block by block by default",
     )
     parser.add_argument("run", help="run folder or config of a source model, such as iat")
+    _add_device(parser)
     parser.add_argument("--into", required=True, metavar="STORE", help="new folder such as tokens/v1, or redis:// URL")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings: mode, every, codec, ...")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
     parser = add("encode", _encode, "train a KEEP extractor block by block and store its user and item vectors")
     parser.add_argument("run", help="run folder or config of an extractor (model keep)")
+    _add_device(parser)
     parser.add_argument("--into", required=True, metavar="FOLDER", help="new folder, such as knowledge/v1")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings: every, learn, codec, ...")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
@@ -140,9 +143,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = add("evaluate", _evaluate, "compute all metrics of a run with confidence intervals")
     parser.add_argument("run", help=run_help)
     _add_split(parser)
+    _add_device(parser)
     parser = add("predict", _predict, "score all samples (rows with a label) of a split and write a Parquet file")
     parser.add_argument("run", help=run_help)
     _add_split(parser)
+    _add_device(parser)
     parser.add_argument("--into", metavar="FILE", help="file for the scores (default: inside the run)")
     parser = add("compare", _compare, "compare runs on the same rows; the first is the baseline")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
@@ -192,6 +197,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--folder", default="longrec-demo", help="folder for all files")
     return top
+
+
+def _add_device(parser: argparse.ArgumentParser, default: str = "default: fit.device of the run or config") -> None:
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help=f"device to compute on; {default}")
 
 
 def _add_split(parser: argparse.ArgumentParser) -> None:
@@ -254,7 +263,7 @@ def _train(args: argparse.Namespace) -> None:
         # Before training, while it can still be stopped. The run keeps them too (NOTES.md).
         for line in imports.read_job_source(config, overrides).notes:
             print(line, file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
-    run = commands.train(config, overrides, resume=args.resume, quiet=args.quiet)
+    run = commands.train(config, overrides, resume=args.resume, device=args.device, quiet=args.quiet)
     text = f"{tables.results_table(run.name, run.results)}\n{run.folder}"
     _write_result(args, {**run.results, "run": str(run.folder)}, text)
 
@@ -269,13 +278,14 @@ def _import(args: argparse.Namespace) -> None:
 
 
 def _compress(args: argparse.Namespace) -> None:
-    report = commands.compress(args.run, args.into, args.overrides, quiet=args.quiet)
+    report = commands.compress(args.run, args.into, args.overrides, device=args.device, quiet=args.quiet)
     warning = f"\nthese tokens leak: they were {report.leak}" if report.leak else ""
     _write_report(args, report, "impressions", warning)
 
 
 def _encode(args: argparse.Namespace) -> None:
-    _write_report(args, commands.encode(args.run, args.into, args.overrides, quiet=args.quiet), "vectors")
+    report = commands.encode(args.run, args.into, args.overrides, device=args.device, quiet=args.quiet)
+    _write_report(args, report, "vectors")
 
 
 def _write_report(args: argparse.Namespace, report: Any, rows_name: str, warning: str = "") -> None:
@@ -286,12 +296,12 @@ def _write_report(args: argparse.Namespace, report: Any, rows_name: str, warning
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    evaluation = commands.evaluate(args.run, args.split)
+    evaluation = commands.evaluate(args.run, args.split, device=args.device)
     _write_result(args, evaluation.to_dict(), tables.results_table(evaluation.run, evaluation.to_dict()))
 
 
 def _predict(args: argparse.Namespace) -> None:
-    path = commands.predict(args.run, args.split, args.into)
+    path = commands.predict(args.run, args.split, args.into, device=args.device)
     _write_result(args, {"predictions": str(path)}, str(path))
 
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from longrec.config import apply_overrides
 from longrec.errors import DataError, RunError
 from longrec.imports import Config, read_job_source
 
+Device = Literal["auto", "cpu", "cuda"]
+
 if TYPE_CHECKING:
-    from longrec.data.log import Log
     from longrec.export.bundle import Manifest
-    from longrec.export.golden import GoldenRequest
     from longrec.metrics import Comparison
-    from longrec.models.core.base import Model
     from longrec.models.core.catalog import Card
     from longrec.train.bibliography import Bibliography
     from longrec.train.compress import EncodeReport
@@ -82,6 +80,7 @@ def train(
     overrides: Sequence[str] = (),
     *,
     resume: str | Path | None = None,
+    device: Device | None = None,
     quiet: bool = False,
 ) -> Run:
     """Train the model of a config and evaluate it, or continue an interrupted run.
@@ -90,22 +89,28 @@ def train(
         source: path of a config, or the config itself. None with ``resume``.
         overrides: settings such as ``fit.lr=3e-3``.
         resume: folder of an interrupted run.
+        device: replaces ``fit.device``, also of a resumed run.
         quiet: print no progress.
     """
     from longrec.train.fit import train as fit
     from longrec.train.job import read_job
 
     if source is None:
-        return fit(source, overrides, resume=resume, quiet=quiet)
+        return fit(source, overrides, resume=resume, device=device, quiet=quiet)
     job_source = read_job_source(source, overrides)
     with job_source.error_context:
         if job_source.config is not source:
             read_job(job_source.config, overrides)
-    return fit(job_source.config, overrides, resume=resume, quiet=quiet, notes=job_source.text)
+    return fit(job_source.config, overrides, resume=resume, device=device, quiet=quiet, notes=job_source.text)
 
 
 def compress(
-    source: Config | Run, into: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False
+    source: Config | Run,
+    into: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    device: Device | None = None,
+    quiet: bool = False,
 ) -> EncodeReport:
     """Write the tokens of a token source, for other models to read.
 
@@ -113,6 +118,7 @@ def compress(
         source: a finished run, or a config for modes that use no weights of a run.
         into: a new folder (``tokens/v1``), or a ``redis://`` address.
         overrides: settings such as ``every=2d`` or ``codec=int8``.
+        device: device of the source. Default: ``fit.device``, or the CPU for a run where there is no GPU.
 
     Raises:
         RunError: if the model is a knowledge extractor, which ``encode`` takes.
@@ -127,11 +133,16 @@ def compress(
             "the run or the config of a token source",
             f"write its knowledge: longrec encode {_name_source(source)} --into knowledge/v1",
         )
-    return write_tokens(opened, into, overrides, quiet=quiet)
+    return write_tokens(opened, into, overrides, device=device, quiet=quiet)
 
 
 def encode(
-    source: Config | Run, into: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False
+    source: Config | Run,
+    into: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    device: Device | None = None,
+    quiet: bool = False,
 ) -> ExtractReport:
     """Write the user and item vectors of a knowledge extractor, for other models to read.
 
@@ -139,6 +150,7 @@ def encode(
         source: a finished run of an extractor, or its config.
         into: a new folder (``knowledge/v1``).
         overrides: settings such as ``every=7d`` or ``learn=all``.
+        device: device of the extractor. Default: ``fit.device``, or the CPU for a run where there is no GPU.
 
     Raises:
         RunError: if the model is not an extractor. ``compress`` takes source models of tokens.
@@ -153,7 +165,7 @@ def encode(
             "the run or the config of a knowledge extractor",
             f"train one (model: keep), or write tokens: longrec compress {_name_source(source)} --into tokens/v1",
         )
-    return extract(opened, into, overrides, quiet=quiet)
+    return extract(opened, into, overrides, device=device, quiet=quiet)
 
 
 def _open_encoder(source: Config | Run) -> tuple[Config | Run, str, bool]:
@@ -178,18 +190,28 @@ def _name_source(source: Config | Run) -> str:
     return "CONFIG" if isinstance(source, Mapping) else str(source)
 
 
-def evaluate(run: str | Path | Run, split: str = "test") -> Evaluation:
-    """Compute all metrics of a run on a split, with confidence intervals."""
+def evaluate(run: str | Path | Run, split: str = "test", *, device: Device | None = None) -> Evaluation:
+    """Compute all metrics of a run on a split, with confidence intervals.
+
+    Args:
+        device: device that scores. Default: that of the run, or the CPU where there is no GPU.
+    """
     from longrec.train.evaluate import evaluate as measure
 
-    return measure(run, split)
+    return measure(run, split, device=device)
 
 
-def predict(run: str | Path | Run, split: str = "test", into: str | Path | None = None) -> Path:
-    """Score all samples of a split and return the Parquet file with row, user, time, label, score."""
+def predict(
+    run: str | Path | Run, split: str = "test", into: str | Path | None = None, *, device: Device | None = None
+) -> Path:
+    """Score all samples of a split and return the Parquet file with row, user, time, label, score.
+
+    Args:
+        device: device that scores. Default: that of the run, or the CPU where there is no GPU.
+    """
     from longrec.train.evaluate import predict as score
 
-    return score(run, split, into)
+    return score(run, split, into, device=device)
 
 
 def compare(
@@ -215,105 +237,13 @@ def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -
         RunError: if the run is one of a source model of tokens. Its tokens are exported instead.
         BundleError: if the folder exists, the model cannot be traced, or scores differ.
     """
-    from longrec.export.write import ExternalStores
-    from longrec.export.write import export as write
-    from longrec.models.core.base import Ranker
-    from longrec.serve.service import replay
-    from longrec.train.finished_run import Run
+    from longrec.exports import export_run, export_source
+    from longrec.train.finished_run import Run, open_run
     from longrec.train.token_source import find_source
 
     if not isinstance(run, Run) and (folder := find_source(run)) is not None:
-        return _export_source(folder, Path(out), overwrite)
-    opened = _open(run)
-    log, model = opened.log(), opened.model()
-    if not isinstance(model, Ranker):
-        raise RunError(
-            str(opened.folder),
-            f"a token source ({opened.config.model['name']}), whose tokens are written by later weights",
-            "a ranker, or the tokens of a token source",
-            f"compress first: longrec compress {opened.folder} --into tokens/v1, then longrec export tokens/v1 {out}",
-        )
-    others = sort_items_by_popularity(log)[:50]
-    golden = [build_offline_request(log, model, int(row), others) for row in _choose_golden_rows(log)]
-    source = {"run": opened.name, "config": opened.config.to_yaml()}
-    external_stores = ExternalStores(
-        {name: history.store for name, history in log.tokens.items()},
-        {name: feature.store for name, feature in log.knowledge.items()},
-    )
-    return write(
-        model,
-        log.folder,
-        Path(out),
-        golden,
-        replay,
-        fitted=log.fitted,
-        source=source,
-        overwrite=overwrite,
-        external_stores=external_stores,
-    )
-
-
-def _export_source(folder: Path, out: Path, overwrite: bool) -> Manifest:
-    """Export the source model of tokens as a bundle, and verify that it encodes rows of its log to the same tokens."""
-    from longrec.data.requests import build_impression
-    from longrec.export.bundle import EncoderFacts
-    from longrec.export.golden import Sample
-    from longrec.export.offline import build_golden_tokens
-    from longrec.export.scale import Scale
-    from longrec.export.write import ExternalStores
-    from longrec.export.write import export as write
-    from longrec.models.core.registry import name_of
-    from longrec.serve.online_source import replay
-    from longrec.train.token_source import open_source
-
-    source = open_source(folder)
-    log, scale = source.log, Scale(source.mean, source.std)
-    others, rows = sort_items_by_popularity(log)[:10], _choose_golden_rows(log)
-    samples = [Sample(**build_impression(log, int(row), others)) for row in rows]
-    golden = [build_golden_tokens(source.model, log.fitted, log.users, log.items, sample, scale) for sample in samples]
-    return write(
-        source.model,
-        log.folder,
-        out,
-        golden,
-        replay,
-        fitted=log.fitted,
-        name=name_of(source.model),
-        source={"run": source.run, "version": source.version},
-        overwrite=overwrite,
-        external_stores=ExternalStores(
-            {name: history.store for name, history in log.tokens.items()},
-            {name: feature.store for name, feature in log.knowledge.items()},
-        ),
-        encoder=EncoderFacts(source.version, scale, source.model.width, source.model.slots),
-    )
-
-
-def build_offline_request(log: Log, model: Model, row: int, others: Iterable[int]) -> GoldenRequest:
-    """Return the request of a row of the log, its own item ranked beside others, with the expected scores."""
-    from longrec.data.requests import build_impression
-    from longrec.export.golden import Sample
-    from longrec.export.offline import build_golden_request
-
-    return build_golden_request(model, log.fitted, log.users, log.items, Sample(**build_impression(log, row, others)))
-
-
-def sort_items_by_popularity(log: Log) -> NDArray[np.int64]:
-    """Return the rows of the item table in descending order of training events."""
-    counts = np.bincount(log.events.columns["item"][log.rows_of("train")], minlength=len(log.items))
-    return np.argsort(-counts, kind="stable")
-
-
-def _choose_golden_rows(log: Log, count: int = 6) -> NDArray[np.int64]:
-    """Return rows spread over the last split with rows, for many users and histories of all lengths."""
-    rows = next(rows for split in ("test", "valid", "train") if len(rows := log.rows_of(split)))
-    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]
-
-
-def _open(run: str | Path | Run) -> Run:
-    from longrec.train.finished_run import Run, open_run
-
-    return run if isinstance(run, Run) else open_run(run)
+        return export_source(folder, Path(out), overwrite)
+    return export_run(run if isinstance(run, Run) else open_run(run), Path(out), overwrite)
 
 
 def models() -> list[Card]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from longrec import commands
+from longrec import commands, exports
 from longrec.data.public_datasets import cache_folder, fetch_movielens_1m
 from longrec.errors import DataError, RunError
 from longrec.interop import atomic
@@ -118,7 +118,7 @@ def _rank_over_http(bundle: Path, run: Any, say: Callable[[str], None]) -> dict[
 
     log = run.log()
     row = _choose_row(log)
-    golden = commands.build_offline_request(log, run.model(), row, commands.sort_items_by_popularity(log)[:99])
+    golden = exports.build_offline_request(log, run.model(), row, exports.sort_items_by_popularity(log)[:99])
     with run_server(bundle) as url, client(url) as shop:
         say(f"serving at {url}")
         times = []

@@ -122,7 +122,7 @@ def test_c_longer_neighbors_leave_output_and_auxiliary_loss_unchanged(monkeypatc
     single = Segments(torch.tensor([0, 4, 8]), 2, 8)
     spread = Segments(torch.tensor([0, 4, 4, 8, 9]), 4, 9)
     h = path.interest.states(torch.cat([e, e + 1]), single)
-    monkeypatch.setattr(torch, "randint", lambda high, shape: torch.tensor([1, 2, 3, 5, 6, 7]))
+    monkeypatch.setattr(torch, "randint", lambda high, shape, device: torch.tensor([1, 2, 3, 5, 6, 7]))
     expected = path.auxiliary(h, torch.cat([e, e + 1]), single)
     actual = path.auxiliary(torch.cat([h, h[:1]]), torch.cat([e, e + 1, e[:1]]), spread)
     torch.testing.assert_close(actual, expected)
@@ -150,7 +150,7 @@ def test_d_the_auxiliary_loss_reaches_the_next_step_and_no_later_one(monkeypatch
     # is of the same row and the third equals its positive: both are left out, and nothing else leaves them out.
     with torch.no_grad():
         e[6, : path.shared_width] = e[3, : path.shared_width]  # whatever else it says
-    monkeypatch.setattr(torch, "randint", lambda high, shape: torch.tensor([5, 0, 6, 7, 1, 2]))
+    monkeypatch.setattr(torch, "randint", lambda high, shape, device: torch.tensor([5, 0, 6, 7, 1, 2]))
     own = path.auxiliary(h, e, segments)
     first = torch.tensor([0, 1, 2, 3, 5, 6])
     good = softplus(-path.next(torch.cat([h[first], e[first + 1, : path.shared_width]], 1))).sum()

@@ -23,7 +23,7 @@ def test_every_position_is_in_one_bucket_at_its_slot(lengths: list[int], most: i
     assert sorted(buckets.rows.tolist()) == [row for row, length in enumerate(lengths) if length]
     x = torch.arange(owns.positions, dtype=torch.float32).unsqueeze(1) + 1
     seen = [0] * owns.positions
-    chunks = torch.split(x[buckets.positions()], buckets.sizes) if buckets.all else ()
+    chunks = torch.split(x[buckets.positions], buckets.sizes) if buckets.all else ()
     for bucket, chunk in zip(buckets.all, chunks, strict=True):
         wide = bucket.pad(chunk)
         rows = buckets.rows[bucket.rows].tolist()

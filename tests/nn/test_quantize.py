@@ -22,6 +22,11 @@ def cloud(rows: int = 2_000, slots: int = 2, width: int = 4, seed: int = 1) -> T
     return torch.randn(rows, slots, width, generator=torch.Generator().manual_seed(seed))
 
 
+def begin(quantizer: ResidualQuantizer) -> None:
+    """Let a quantizer have seen its first batch."""
+    quantizer.load_state_dict({**quantizer.state_dict(), "begun": torch.tensor(True)})
+
+
 def test_levels_by_hand() -> None:
     """One slot of width 1: 5.2 is nearest to 4, what is left to 1; 0.2 stays."""
     quantizer = ResidualQuantizer(1, 2, 2, 1).eval()
@@ -32,7 +37,7 @@ def test_levels_by_hand() -> None:
     assert quantizer.codes(x_BSD).tolist() == [[[1, 0]], [[0, 1]]]
     assert loss == 0
     quantizer.train()
-    quantizer.begun.fill_(True)
+    begin(quantizer)
     quantizer.usage.fill_(1e9)  # so many earlier rows that this batch changes nothing
     quantizer.sums.copy_(quantizer.codebooks * 1e9)
     _, loss = quantizer(x_BSD)
@@ -93,7 +98,7 @@ def test_dead_codes_start_again_so_that_most_are_used() -> None:
     points = cloud()
     torch.manual_seed(0)
     quantizer = ResidualQuantizer(2, 2, 64, 4, decay=0.8)
-    quantizer.begun.fill_(True)  # no codebook from the first batch
+    begin(quantizer)  # no codebook from the first batch
     quantizer.codebooks.fill_(50.0)
     quantizer.codebooks[:, :, 0] = 0.0  # every vector is assigned to one code
     quantizer.usage.fill_(1.0)
@@ -108,7 +113,7 @@ def test_dead_codes_start_again_so_that_most_are_used() -> None:
 def test_the_entropy_term_spreads_vectors_over_the_codes() -> None:
     torch.manual_seed(0)
     quantizer = ResidualQuantizer(1, 1, 8, 2, entropy=1.0, commitment=0.0, decay=0.999999)
-    quantizer.begun.fill_(True)
+    begin(quantizer)
     quantizer.codebooks.copy_(torch.randn(1, 1, 8, 2))
     quantizer.usage.fill_(1e6)
     quantizer.sums.copy_(quantizer.codebooks * 1e6)

@@ -160,8 +160,8 @@ def test_segments_of_a_history_and_of_values() -> None:
     ("key", "offsets"), [([5, 5, 2, 2, 2, 5], [0, 2, 5, 6]), ([7], [0, 1]), ([], [0]), ([1, 2, 3], [0, 1, 2, 3])]
 )
 def test_runs_of_a_key_are_segments(key: list[int], offsets: list[int]) -> None:
-    runs = Segments.of_runs(torch.tensor(key, dtype=torch.int64))
-    assert runs.offsets.tolist() == offsets
+    runs = Segments.of_runs(np.array(key, np.int64), torch.device("cpu"))
+    assert runs.host_offsets.tolist() == runs.offsets.tolist() == offsets
     assert (runs.rows, runs.positions, runs.shared) == (len(offsets) - 1, len(key), False)
 
 

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from longrec.commands import build_offline_request
 from longrec.data.gather import gather
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
@@ -24,6 +23,7 @@ from longrec.errors import BundleError
 from longrec.export import bundle as bundles
 from longrec.export.bundle import VERSIONED_FORMAT, Bundle, read_manifest
 from longrec.export.write import export
+from longrec.exports import build_offline_request
 from longrec.features.schema import Schema
 from longrec.models.core.base import Ranker
 from longrec.models.core.registry import build

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from longrec import commands, metrics
+from longrec import commands, exports, metrics
 from longrec.data.negative_sampling import sample_negatives
 from longrec.errors import ConfigError, DataError
 from longrec.features.batch import Batch
@@ -98,7 +98,7 @@ def test_a_server_scores_as_the_run_does(sampled: Run, tmp_path: Path) -> None:
     assert manifest.parity["golden"]["worst"] <= 1e-5, "online as offline"
     log, table = sampled.log(), sampled.predictions()
     for index in (0, 700, 1_900):
-        golden = commands.build_offline_request(log, sampled.model(), table["row"][index].as_py(), [])
+        golden = exports.build_offline_request(log, sampled.model(), table["row"][index].as_py(), [])
         assert golden.scores[0] == pytest.approx(table["score"][index].as_py(), abs=1e-6)
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longrec.testing.pretend_device import DEVICE, PretendDevice
 from longrec.train.sparse_optimizers import LazyAdagrad, LazyAdam, LazySGD, RowwiseAdagrad, SparseOptimizer, sum_by_row
 
 KINDS: dict[str, Any] = {
@@ -44,9 +45,39 @@ def test_grouping_equals_coalescing(rows: int, count: int) -> None:
     ids[0, : count // 2] = ids[0, count // 2 : 2 * (count // 2)]
     grad = torch.sparse_coo_tensor(ids, torch.randn(count, 3, generator=generator), (rows, 3), check_invariants=True)
     expected = grad.coalesce()
-    distinct_rows, sums = sum_by_row(grad)
+    distinct_rows, sums, distinct = sum_by_row(grad)
     assert torch.equal(distinct_rows, expected.indices()[0])
     torch.testing.assert_close(sums, expected.values(), rtol=1e-4, atol=1e-4)
+    assert distinct is None
+    with PretendDevice() as device:
+        far_rows, far_sums, distinct = sum_by_row(grad.to(DEVICE, non_blocking=True))
+        assert not device.waits, "the number of distinct rows is not known before the device is done"
+    last = len(distinct_rows)
+    assert far_rows.tolist() == [*distinct_rows.tolist(), *[int(distinct_rows[-1])] * (count - last)]
+    assert torch.equal(far_sums.cpu()[:last], sums)
+    assert torch.equal(far_sums.cpu()[last:], sums[-1:].expand(count - last, -1))
+    assert distinct.tolist() == [True] * last + [False] * (count - last)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_on_another_device_is_that_of_the_cpu_to_the_bit(kind: str) -> None:
+    here = table()
+    with PretendDevice() as device:
+        there = nn.Parameter(here.detach().clone().to(DEVICE))
+        one, other = KINDS[kind]([here]), KINDS[kind]([there])
+        device.waits.clear()
+        for seed in range(3):
+            generator = torch.Generator().manual_seed(seed)
+            ids = torch.randint(0, len(here), (12,), generator=generator)
+            weight = torch.randn(12, 4, generator=generator)
+            for p, optimizer in ((here, one), (there, other)):
+                where = p.device
+                own = F.embedding(ids.to(where, non_blocking=True), p, sparse=True)
+                (own * weight.to(where, non_blocking=True)).sum().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        assert not device.waits
+    assert torch.equal(there.cpu(), here)
 
 
 def test_adam_is_that_of_torch_for_sparse_gradients() -> None:
@@ -116,7 +147,7 @@ def test_rowwise_adam_by_hand() -> None:
     optimizer = LazyAdam([p], lr=0.1, rowwise=True)
     for seed in range(4):
         step(optimizer, p, seed)
-        rows, g = sum_by_row(p.grad)
+        rows, g, _ = sum_by_row(p.grad)
         for row, grad in zip(rows.tolist(), g):
             m[row] = 0.9 * m[row] + 0.1 * grad
             v[row] = 0.999 * v[row] + 0.001 * (grad**2).mean()
@@ -131,7 +162,7 @@ def test_rowwise_adagrad_by_hand() -> None:
     optimizer = RowwiseAdagrad([p], lr=0.1)
     for seed in range(4):
         step(optimizer, p, seed)
-        rows, g = sum_by_row(p.grad)
+        rows, g, _ = sum_by_row(p.grad)
         for row, grad in zip(rows.tolist(), g):
             total[row] += (grad**2).mean()
             expected[row] -= 0.1 * grad / (total[row].sqrt() + 1e-10)

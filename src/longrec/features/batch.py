@@ -11,14 +11,17 @@ Shapes: R requests, C candidates, N flat positions of one history over all reque
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+Copy = Callable[[Tensor], Tensor]
+"""A function that copies a tensor, to another device or into other memory."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,9 @@ class Jagged:
         weights = None if self.weights is None else self.weights.index_select(0, positions)
         return Jagged(self.values.index_select(0, positions), offsets, weights)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Jagged:
-        """Return a copy on a device."""
-        weights = None if self.weights is None else self.weights.to(device, non_blocking=non_blocking)
-        values, offsets = (x.to(device, non_blocking=non_blocking) for x in (self.values, self.offsets))
-        return Jagged(values, offsets, weights)
+    def copy(self, tensor: Copy) -> Jagged:
+        """Return a copy made of copies of the tensors."""
+        return Jagged(tensor(self.values), tensor(self.offsets), None if self.weights is None else tensor(self.weights))
 
 
 Column = Tensor | Jagged
@@ -122,9 +123,9 @@ class Layout:
             owner = torch.zeros(self.candidates, dtype=torch.int64, device=column_R.offsets.device)
         return column_R.select_rows(owner)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Layout:
-        """Return a copy on a device."""
-        return self if self.owner is None else replace(self, owner=self.owner.to(device, non_blocking=non_blocking))
+    def copy(self, tensor: Copy) -> Layout:
+        """Return a copy made of copies of the tensors."""
+        return self if self.owner is None else replace(self, owner=tensor(self.owner))
 
 
 @dataclass(frozen=True)
@@ -136,12 +137,14 @@ class HistoryBatch:
         offsets: int64 ``[R + 1]``. Request r has positions ``offsets[r]:offsets[r + 1]``.
         host: the offsets on the host, from which plans such as buckets of similar length are made. None: copied when
             first needed.
+        source: the history on the host that this one is a copy of. None: this one, or copied when first needed.
         memo: what was derived from the offsets, so that it is derived once per batch.
     """
 
     columns: Mapping[str, Column]
     offsets: Tensor
     host: NDArray[np.int64] | None = None
+    source: HistoryBatch | None = field(default=None, repr=False, compare=False)
     memo: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -152,6 +155,19 @@ class HistoryBatch:
         if "host" not in self.memo:
             self.memo["host"] = self.offsets.detach().cpu().numpy()
         return self.memo["host"]
+
+    @property
+    def on_host(self) -> HistoryBatch:
+        """The same history on the host, from whose values plans are made."""
+        if self.source is not None:
+            return self.source
+        if self.offsets.device.type == "cpu":
+            return self
+        if "source" not in self.memo:
+            columns = {name: _copy_column(column, Tensor.cpu) for name, column in self.columns.items()}
+            self.memo["source"] = HistoryBatch(columns, self.offsets.cpu())
+        source: HistoryBatch = self.memo["source"]
+        return source
 
     def select_events(self, positions_M: Tensor) -> HistoryBatch:
         """Select the events at some positions, int64 and ascending. The number of requests stays the same."""
@@ -170,9 +186,17 @@ class HistoryBatch:
         }
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> HistoryBatch:
-        """Return a copy on a device. It keeps the offsets on the host."""
-        columns = {name: column.to(device, non_blocking=non_blocking) for name, column in self.columns.items()}
-        return HistoryBatch(columns, self.offsets.to(device, non_blocking=non_blocking), self.host_offsets)
+        """Return a copy on a device. It keeps the history on the host."""
+        return self.copy(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> HistoryBatch:
+        """Return a copy in pinned memory."""
+        return self.copy(Tensor.pin_memory)
+
+    def copy(self, tensor: Copy) -> HistoryBatch:
+        """Return a copy made of copies of the tensors. It keeps the history on the host."""
+        columns = {name: _copy_column(column, tensor) for name, column in self.columns.items()}
+        return HistoryBatch(columns, tensor(self.offsets), self.host_offsets, self.on_host)
 
 
 @dataclass(frozen=True)
@@ -194,6 +218,7 @@ class Batch:
         task_labels: further labels by feedback feature, float32 ``[C]``: 0, 1, or NaN if it is missing or was not
             available when the training window ended. Only the loss of the model in training reads them.
         weight: float32 ``[C]`` weight of each candidate in a loss, at least 0. None: equal weights.
+        host_users: ``users`` on the host, of a batch on another device.
         computed: vectors float32 ``[C, W]`` that one model computes for another one that it is built on.
     """
 
@@ -210,6 +235,7 @@ class Batch:
     loss_mask: Tensor | None = None
     task_labels: Mapping[str, Tensor] = field(default_factory=dict)
     weight: Tensor | None = None
+    host_users: NDArray[np.int64] | None = None
     computed: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -258,11 +284,38 @@ class Batch:
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """Return a copy on a device."""
+        """Return a copy on a device, which keeps what plans are made from on the host."""
+        return self._copy(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-        def move(value: Any) -> Any:
+    def pin_memory(self) -> Batch:
+        """Return a copy in pinned memory, from which the host can copy to a GPU without waiting."""
+        return self._copy(Tensor.pin_memory)
+
+    def _copy(self, tensor: Copy) -> Batch:
+        def copy(value: Any) -> Any:
             if isinstance(value, Mapping):
-                return {name: move(column) for name, column in value.items()}
-            return value if value is None else value.to(device, non_blocking=non_blocking)
+                return {name: copy(each) for name, each in value.items()}
+            if isinstance(value, Tensor):
+                return tensor(value)
+            return value.copy(tensor) if isinstance(value, Jagged | Layout | HistoryBatch) else value
 
-        return Batch(**{name: move(value) for name, value in vars(self).items()})
+        users = self.host_users
+        if users is None and self.users is not None:
+            users = self.users.cpu().numpy()
+        return Batch(**{**{name: copy(value) for name, value in vars(self).items()}, "host_users": users})
+
+
+def _copy_column(column: Column, tensor: Copy) -> Column:
+    return tensor(column) if isinstance(column, Tensor) else column.copy(tensor)
+
+
+Stored = TypeVar("Stored", Batch, HistoryBatch)
+
+
+def transfer(of_host: Stored, device: torch.device) -> Stored:
+    """Return a batch or a history of the host on a device, without waiting for the copy."""
+    if device.type == "cpu":
+        return of_host
+    if device.type == "cuda":
+        of_host = of_host.pin_memory()  # from other memory the host would wait for the copy
+    return of_host.to(device, non_blocking=True)

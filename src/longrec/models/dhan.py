@@ -114,7 +114,8 @@ class DHAN(TopRanker):
         if column is None:
             return None
         # The weights of items differ per candidate, and so do the means of their groups.
-        return Groups(*segments.flatten(cast(Tensor, batch.histories[history].columns[column])))
+        ids_N, _ = segments.on_host.flatten(cast(Tensor, batch.histories[history].on_host.columns[column]))
+        return Groups(ids_N, segments.flat)
 
 
 class _Path(nn.Module):

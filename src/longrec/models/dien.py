@@ -48,6 +48,7 @@ from torch import Tensor, nn
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.top import TopConfig, TopRanker, Width
+from longrec.nn import kernels
 from longrec.nn.activation import ActivationName
 from longrec.nn.attention import TargetAttention
 from longrec.nn.embedding import Embedded, Embeddings
@@ -56,6 +57,7 @@ from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
 from longrec.nn.recurrent import GRU, Update
 from longrec.nn.segments import Segments
+from longrec.nn.steps import find_followed
 
 _PathStates = tuple[Tensor, Tensor, Segments]
 """Interests, events and segments of one history."""
@@ -187,15 +189,19 @@ class _Path(nn.Module):
             users_B: user of each row. By default each row has its own user.
         """
         assert self.next is not None
-        row_N = segments.row
-        step_M = torch.nonzero(row_N[1:] == row_N[:-1]).squeeze(1)
+        row_N, step_M = segments.row, find_followed(segments)
         if not len(step_M):
             return h_NH.sum() * 0 + sum(parameter.sum() for parameter in self.next.parameters()) * 0
-        other_M = torch.randint(segments.positions, step_M.shape)
+        other_M = torch.randint(segments.positions, step_M.shape, device=step_M.device)
         e_NK = e_NK[:, : self.shared_width]
         h_MH, next_MK, other_MK = h_NH[step_M], e_NK[step_M + 1], e_NK[other_M]
         user_N = row_N if users_B is None else users_B.index_select(0, row_N)
         valid_M = (user_N[other_M] != user_N[step_M]) & (other_MK.detach() != next_MK.detach()).any(1)
         good_M = self.next(torch.cat([h_MH, next_MK], 1)).squeeze(1)
-        bad_M = self.next(torch.cat([h_MH[valid_M], other_MK[valid_M]], 1)).squeeze(1)
-        return (F.softplus(-good_M.float()).sum() + F.softplus(bad_M.float()).sum()) / len(step_M)
+        bad_MX = torch.cat([h_MH, other_MK], 1)
+        if kernels.choose(h_NH) == "cuda":
+            # The number of valid steps is not known before the device is done, so all are computed.
+            bad = (F.softplus(self.next(bad_MX).squeeze(1).float()) * valid_M).sum()
+        else:
+            bad = F.softplus(self.next(bad_MX[valid_M]).squeeze(1).float()).sum()
+        return (F.softplus(-good_M.float()).sum() + bad) / len(step_M)

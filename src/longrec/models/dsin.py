@@ -125,10 +125,11 @@ class DSIN(TopRanker):
         histories, sessions = dict(batch.histories), {}
         for history in self.fields.histories:
             events, segments = batch.histories[history], Segments.of(batch, history)
-            session_id_U = cast(Tensor | None, events.columns.get(SESSION_RECENCY))
+            session_id_U = cast(Tensor | None, events.on_host.columns.get(SESSION_RECENCY))
+            host = segments.on_host
             if session_id_U is None:
-                session_id_U = torch.div(segments.count_newer(), self.config.session_events, rounding_mode="floor")
-            number_U = number_sessions(session_id_U, segments, self.config.session_items, self.config.shortest)
+                session_id_U = torch.div(host.count_newer(), self.config.session_events, rounding_mode="floor")
+            number_U = number_sessions(session_id_U, host, self.config.session_items, self.config.shortest)
             sessions[history] = Sessions(number_U, self.config.sessions, segments)
             histories[history] = sessions[history].select(events)
         embedded: Embedded = self.embeddings(replace(batch, histories=histories))

@@ -162,7 +162,7 @@ class HUP(TopRanker):
         return {history: self._run_history(batch, embedded, history) for history in self.fields.histories}
 
     def _run_history(self, batch: Batch, embedded: Embedded, history: str) -> list[_LevelOutput]:
-        columns, ids = embedded.histories[history], batch.histories[history].columns
+        columns, ids = embedded.histories[history], batch.histories[history].on_host.columns
         q_BQ, e_UK, segments = self.queries(batch, embedded, history)
         names = self.weights[history]
         w_UW = torch.cat([columns[name] for name in names], 1) if names else e_UK[:, :0]

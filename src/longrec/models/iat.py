@@ -45,6 +45,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from pydantic import Field, field_validator, model_validator
@@ -59,6 +60,7 @@ from longrec.models.core.registry import BaseSection, build_base
 from longrec.nn.activation import ActivationName
 from longrec.nn.causal import CausalTransformer
 from longrec.nn.embedding import Embedded
+from longrec.nn.host_plans import expand_rows, fetch
 from longrec.nn.mlp import MLP, Layer
 from longrec.nn.quantize import ResidualQuantizer
 from longrec.nn.timeline import NOT_YET, Timeline
@@ -221,21 +223,25 @@ class IAT(Encoder):
         if self.sit is None:
             return e_BE
         if batch.users is None or batch.timestamps is None:
+            if self.slot is None:
+                return self._attend(e_BE, None)
             rows = torch.arange(batch.size, device=e_BE.device)
-            return self._attend(e_BE, None if self.slot is None else Timeline(rows, rows, entries_per_row=self.slots))
+            return self._attend(e_BE, Timeline(np.arange(batch.size), rows, entries_per_row=self.slots))
         labels = None
         if self.config.labels and batch.label is not None and batch.label_time is not None:
             labels = torch.where(batch.label.isnan(), 0, (batch.label > 0.5).long() + 1)
-        timeline = Timeline(batch.users, batch.timestamps, labels, batch.label_time, self.slots, batch.available)
+        users = batch.users if batch.host_users is None else batch.host_users
+        timeline = Timeline(users, batch.timestamps, labels, batch.label_time, self.slots, batch.available)
         return self._attend(e_BE, timeline)
 
     def _attend_context(self, e_BE: Tensor, batch: Batch, context: ContextInstances) -> Tensor:
         """Apply SIT with stored instances. Each row and its own context form a group."""
         if self.sit is None:
             return e_BE
-        rows = torch.arange(batch.size, device=e_BE.device)
+        rows, own = torch.arange(batch.size, device=e_BE.device), np.arange(batch.size)
         assert batch.timestamps is not None
-        groups = torch.cat([rows.repeat_interleave(context.offsets.diff(), output_size=len(context.times)), rows])
+        offsets = fetch(context.offsets) if context.host_offsets is None else context.host_offsets
+        groups = np.concatenate([expand_rows(offsets, own), own])
         timestamps = torch.cat([context.times, batch.timestamps])
         labels = label_times = None
         if self.config.labels:

@@ -138,7 +138,7 @@ class KFAtt(TopRanker):
     ) -> tuple[Tensor, Tensor, Tensor, Segments, Tensor | None]:
         """Return query, keys, values, segments, and the clicks per key of each event (None if one)."""
         v_UV, segments = self.queries.gather_keys(batch, embedded, history)
-        column, columns = self.columns[history], batch.histories[history].columns
+        column, columns = self.columns[history], batch.histories[history].on_host.columns
         if column is None:
             q_BQ, sizes_U = self.queries.compute_query(embedded, history), None
             k_UQ = v_UV[:, : q_BQ.shape[1]]

@@ -123,8 +123,13 @@ class ResEmbedding(Over):
     def _penalty(self, batch: Batch) -> Tensor | float:
         if not self.config.penalty:
             return 0.0
-        ids_m = torch.unique(self._ids(batch))
-        r_mD = F.embedding(ids_m, self.residuals, sparse=True)
+        ids = self._ids(batch)
+        if kernels.choose(ids) == "cuda":
+            # The number of distinct items is not known before the device is done, so others get the weight 0.
+            ids, _ = ids.sort()
+            first = F.pad(ids[1:] != ids[:-1], (1, 0), value=True)
+            return self.config.penalty * (F.embedding(ids, self.residuals, sparse=True).square().sum(1) * first).sum()
+        r_mD = F.embedding(torch.unique(ids), self.residuals, sparse=True)
         return self.config.penalty * r_mD.square().sum()
 
     def vectors(self) -> Float[Tensor, "n D"]:
@@ -192,6 +197,8 @@ class InterestGraph(nn.Module):
         """Return the centers of some items, reading only slots in use."""
         table = self.centers.table(self.name)
         z_mS = self.strength.index_select(0, ids_m)
+        if kernels.choose(z_mS) == "cuda":
+            return self._read_all_slots(ids_m, z_mS, table)
         used = z_mS > 0
         lengths = used.sum(1)
         offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
@@ -202,6 +209,16 @@ class InterestGraph(nn.Module):
             own_mD = F.embedding(ids_m, table, sparse=True)
             w_N = segments.softmax(segments.mul(own_mD, c_ND).sum(1) * table.shape[1] ** -0.5 + w_N.log())
         return segments.weighted_sum(w_N, c_ND)
+
+    def _read_all_slots(self, ids_m: Tensor, w_mS: Tensor, table: Tensor) -> Tensor:
+        """Return the centers with empty slots at the weight 0, whose number is not known before the device is done."""
+        slots_mS = self.slots.index_select(0, ids_m).long()
+        # An empty slot repeats the next one, so that no other row of the table gets a gradient.
+        c_mSD = F.embedding(torch.where(w_mS > 0, slots_mS, slots_mS[:, 1:2]), table, sparse=True)
+        if self.config.weighting == "attention":
+            own_mD = F.embedding(ids_m, table, sparse=True)
+            w_mS = ((own_mD.unsqueeze(1) * c_mSD).sum(2) * table.shape[1] ** -0.5 + w_mS.log()).softmax(1)
+        return (w_mS.unsqueeze(2) * c_mSD).sum(1)
 
 
 class CenteredTable(nn.Module, Table):
@@ -247,6 +264,8 @@ class CenteredTable(nn.Module, Table):
         ids = torch.cat(uses).long()
         if not self.training and not torch.is_grad_enabled():
             e = F.embedding(ids, self.build_table())
+        elif kernels.choose(ids) == "cuda":
+            e = F.embedding(ids, weight, sparse=True) + self._sources[1](ids)
         else:
             ids_m, inverse = torch.unique(ids, return_inverse=True)
             residuals = F.embedding(ids_m, weight, sparse=True)

@@ -197,7 +197,7 @@ class _Path(nn.Module):
         self, q_BQ: Tensor, e_UK: Tensor, events: HistoryBatch, segments: Segments
     ) -> tuple[Tensor, Sessions, Tensor, Tensor]:
         """Return u ``[B, D]``, the segments as sessions, their weights, and those of the events in them."""
-        periods = Sessions(self.number(events, segments), self.count, segments)
+        periods = Sessions(self.number(events.on_host, segments.on_host), self.count, segments)
         x_PD = self.events(periods.gather(e_UK)) + self.of_segment.index_select(0, periods.gather_numbers())
         x_PD = periods.attention.gather_positions(x_PD)
         for block in self.blocks:

@@ -140,7 +140,7 @@ class _Path(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Slices]:
         """Return v ``[B, D]``, the weights of slices ``[B, S]``, those of events in slices ``[U]``, and the slices."""
         h_UD = self.states(e_UK, segments, events)
-        slices = Slices(self.slice_numbers(segments, events), self.slices, segments)
+        slices = Slices(self.slice_numbers(segments.on_host, events.on_host), self.slices, segments)
         l_RSD, share_U = slices.pool(self.event(h_UD).squeeze(1), h_UD)
         u_RSD = self.fuse(l_RSD, self.among(l_RSD, slices.filled_RS))
         of_slice_RSD = self.of_slice(u_RSD.flatten(0, 1)).view_as(u_RSD)

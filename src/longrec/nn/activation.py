@@ -5,7 +5,7 @@ Shapes: N rows or positions, H width.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -49,20 +49,24 @@ class BatchNorm(nn.BatchNorm1d):
     normalized by the running statistics, in training too.
     """
 
-    _starting: bool = True
+    _batches: int = 0
+    """What the buffer ``num_batches_tracked`` holds. On a GPU every read of the buffer would wait for the device."""
 
     def forward(self, x_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N H"]:
         """Normalize every unit over the batch (training) or by the running statistics (evaluation)."""
         momentum, by_batch = self.momentum, self.training and x_NH.shape[0] >= 2
         assert momentum is not None
-        if by_batch and self._starting:
-            # The count is read from the buffer only while it matters: on a GPU every read waits for the device.
-            share = 1 / (1 + int(self.num_batches_tracked or 0))
-            momentum, self._starting = max(momentum, share), share > momentum
         if by_batch and self.num_batches_tracked is not None:
+            momentum = max(momentum, 1 / (1 + self._batches))
+            self._batches += 1
             self.num_batches_tracked.add_(1)
         mean, var = self.running_mean, self.running_var
         return nn.functional.batch_norm(x_NH, mean, var, self.weight, self.bias, by_batch, momentum, self.eps)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        count = state_dict.get(f"{prefix}num_batches_tracked")
+        self._batches = self._batches if count is None else int(count)
 
 
 class Dice(nn.Module):

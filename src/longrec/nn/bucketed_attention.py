@@ -24,11 +24,13 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from longrec.nn import kernels
+from longrec.nn.host_plans import expand_rows, fetch
 from longrec.nn.length_buckets import Bucket, Buckets
 from longrec.nn.segments import GroupedSegments, Segments
 
@@ -53,25 +55,13 @@ class BucketedAttention:
         self.buckets: list[Bucket] = []
         self.sizes: list[int] = []
         self.filled = segments.rows
-        self.rows: Tensor | None = None
-        self.positions: Tensor | None = None
         self._segments = segments
+        self._order: Buckets | None = None
         if self.shared:
             return
-        buckets = Buckets(segments, _MAX_POSITIONS)
-        self.buckets, self.sizes, self.filled = buckets.all, buckets.sizes, len(buckets.rows)
-        if not buckets.sorted:
-            empty = (segments.offsets[1:] == segments.offsets[:-1]).nonzero().squeeze(1)
-            self.rows = torch.cat([buckets.rows, empty])
-            self.positions = buckets.positions() if buckets.all else self.rows[:0]
-
-    @cached_property
-    def _rows_back(self) -> Tensor | None:
-        return None if self.rows is None else self.rows.argsort()
-
-    @cached_property
-    def _positions_back(self) -> Tensor | None:
-        return None if self.positions is None else self.positions.argsort()
+        plan = Buckets.of(segments, _MAX_POSITIONS)
+        self.buckets, self.sizes, self.filled = plan.all, plan.sizes, plan.filled
+        self._order = None if plan.sorted else plan
 
     @property
     def requests(self) -> BucketedAttention:
@@ -92,24 +82,24 @@ class BucketedAttention:
         """int64 ``[N]``: the entry of ``requests`` that each position reads. None: the same."""
         if self._of_requests is None or not isinstance(self._segments, GroupedSegments):
             return None
-        stored_N, back_U = self.gather_positions(self._segments.stored_position), self._of_requests._positions_back
-        return stored_N if back_U is None else back_U.index_select(0, stored_N)
+        stored_N, of_requests = self.gather_positions(self._segments.stored_position), self._of_requests._order
+        return stored_N if of_requests is None else of_requests.positions_back.index_select(0, stored_N)
 
     def gather_rows(self, x_BW: Tensor) -> Tensor:
         """Reorder a tensor over rows from batch order to bucket order. Rows without events come last."""
-        return _select(x_BW, self.rows)
+        return x_BW if self._order is None else x_BW.index_select(0, self._order.every_row)
 
     def restore_rows(self, x_BW: Tensor) -> Tensor:
         """Reorder a tensor over rows from bucket order to batch order."""
-        return _select(x_BW, self._rows_back)
+        return x_BW if self._order is None else x_BW.index_select(0, self._order.every_row_back)
 
     def gather_positions(self, x_UW: Tensor) -> Tensor:
         """Reorder a tensor over positions from batch order to bucket order."""
-        return _select(x_UW, self.positions)
+        return x_UW if self._order is None else x_UW.index_select(0, self._order.positions)
 
     def restore_positions(self, x_UW: Tensor) -> Tensor:
         """Reorder a tensor over positions from bucket order to batch order."""
-        return _select(x_UW, self._positions_back)
+        return x_UW if self._order is None else x_UW.index_select(0, self._order.positions_back)
 
     def pool_beside(self, x: Tensor, y_BD: Tensor, how: Literal["mean", "sum"]) -> Tensor:
         """Return the mean or the sum over the events of each row and an entry of its own, ``[B, D]``.
@@ -183,14 +173,17 @@ def attend_runs(value_U: Tensor | None, segments: Segments) -> tuple[BucketedAtt
     A run is the consecutive events of a row that have one value.
 
     Args:
-        value_U: integers of at most 32 bits. None: a row is one run.
+        value_U: integers of at most 32 bits, on the host or on the device, from which they are copied. None: a row is
+            one run.
         segments: of requests over stored positions.
     """
     if value_U is None:
         return BucketedAttention(segments), segments.count_newer()
     if not segments.shared:
-        runs = Segments.of_runs(segments.row * 2**32 + value_U)
+        row = expand_rows(segments.host_offsets, np.arange(segments.rows))
+        runs = Segments.of_runs(row * 2**32 + fetch(value_U), segments.offsets.device)
         return BucketedAttention(runs), runs.count_newer()
+    value_U = value_U.to(segments.offsets.device)
     position_U = torch.arange(segments.positions, device=value_U.device)
     before_U = value_U.index_select(0, (position_U - 1).clamp(min=0))
     number_U = (value_U != before_U).cumsum(0)

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from longrec.errors import ConfigError
 from longrec.features.fields import Fields
 from longrec.nn.embedding import RESERVED
+from longrec.nn.host_plans import expand_rows, fetch, invert, put, sort
 from longrec.nn.segments import Pool, Segments
 
 _LEAST = 1e-26
@@ -31,48 +34,48 @@ class Groups:
     """Groups of the positions of one history.
 
     Args:
-        ids: integers ``[U]``.
+        ids: integers ``[U]``, on the host or on the device, from which they are copied.
         segments: single or shared. Of a grouped batch pass the requests, or flatten both (see ``Segments.flatten``).
     """
 
     def __init__(self, ids: Tensor, segments: Segments) -> None:
-        self.ids, self.segments = ids, segments
+        self.ids, self.segments, self._device = ids, segments, segments.offsets.device
 
     @cached_property
     def same(self) -> Bool[Tensor, "T T"]:
         """Mask of the position pairs of a shared history that are in one group."""
-        index_T = torch.arange(self.segments.positions, device=self.ids.device)
-        real_T1 = (self.ids >= RESERVED).unsqueeze(1)
-        equal_TT = self.ids.unsqueeze(1) == self.ids.unsqueeze(0)
+        ids, index_T = self.ids.to(self._device), torch.arange(self.segments.positions, device=self._device)
+        real_T1 = (ids >= RESERVED).unsqueeze(1)
+        equal_TT = ids.unsqueeze(1) == ids.unsqueeze(0)
         return (equal_TT & real_T1) | (index_T.unsqueeze(1) == index_T.unsqueeze(0))
 
     @cached_property
-    def _layout(self) -> tuple[Tensor, Segments, Segments]:
-        segments = self.segments
-        index_N = torch.arange(segments.positions, device=self.ids.device)
+    def _plan(self) -> tuple[NDArray[np.int64], Segments, Segments]:
+        segments, offsets, ids = self.segments, self.segments.host_offsets, fetch(self.ids)
         # One number per group, consecutive within a row, larger in later rows.
-        ids_N = torch.where(self.ids < RESERVED, -1 - index_N, self.ids.long())
+        ids_N = np.where(ids < RESERVED, -1 - np.arange(segments.positions), ids.astype(np.int64))
         least = -segments.positions
-        span = (ids_N.max() if segments.positions else index_N.sum()) - least + 1
-        key_N, order_N = (segments.row * span + ids_N - least).sort(stable=True)
-        members = Segments.of_runs(key_N)
-        before = torch.searchsorted(members.offsets[:-1], segments.offsets)
-        return order_N, members, Segments(before, segments.rows, members.rows)
+        span = int(ids_N.max(initial=0)) - least + 1
+        row_N = expand_rows(offsets, np.arange(segments.rows))
+        key_N, order_N = sort(row_N * span + ids_N - least)
+        members = Segments.of_runs(key_N, self._device)
+        before = np.searchsorted(members.host_offsets[:-1], offsets)
+        return order_N, members, Segments.of_offsets(before, self._device)
 
-    @property
+    @cached_property
     def order(self) -> Tensor:
         """int64 ``[N]``, ragged: the positions, row by row and group by group."""
-        return self._layout[0]
+        return put(self._plan[0], self._device)
 
     @property
     def members(self) -> Segments:
         """Segments of the groups over the positions in that order, ragged."""
-        return self._layout[1]
+        return self._plan[1]
 
     @property
     def groups(self) -> Segments:
         """Segments of the rows over the groups, ragged."""
-        return self._layout[2]
+        return self._plan[2]
 
     @cached_property
     def sizes(self) -> Float[Tensor, " U"]:
@@ -121,7 +124,7 @@ class Groups:
 
     @cached_property
     def _inverse_order(self) -> Tensor:
-        return self.order.argsort()
+        return put(invert(self._plan[0]), self._device)
 
 
 class GroupMembers(Segments):

@@ -6,12 +6,17 @@ Shapes: B rows of a batch, N positions, R rows of a bucket, T positions of its l
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from longrec.nn import kernels
+from longrec.nn.host_plans import invert, put, put_all
 from longrec.nn.segments import Segments
 
 _WASTE = 0.125
@@ -65,23 +70,53 @@ class Buckets:
 
     Attributes:
         all: the buckets, longest rows first.
-        rows: int64: the rows of all buckets, in order.
+        filled: number of rows in buckets.
         sorted: True if these are all rows of the batch in their order.
     """
 
     def __init__(self, segments: Segments, most: int) -> None:
-        offsets = segments.offsets
-        lengths = offsets[1:] - offsets[:-1]
-        order = lengths.argsort(descending=True, stable=True)
-        sorted_lengths = lengths[order].tolist()
-        filled = len(sorted_lengths) - sorted_lengths.count(0)
-        self.rows = order[:filled]
+        offsets = segments.host_offsets
+        lengths = np.diff(offsets)
+        self._order = (-lengths).argsort(kind="stable")
+        sorted_lengths = lengths[self._order].tolist()
+        self.filled = int(np.count_nonzero(lengths))
+        self._device = segments.offsets.device
         self.batch, self.count = segments.rows, segments.positions
-        self.sorted = sorted_lengths == lengths.tolist() and filled == len(sorted_lengths)
-        self.all = [
-            _bucket(offsets, self.rows[span], span, sorted_lengths[span])
-            for span in _spans(sorted_lengths[:filled], most)
+        self.sorted = self.filled == len(lengths) and bool((self._order == np.arange(len(lengths))).all())
+        self._plans = [
+            _plan_bucket(offsets, self._order[span], sorted_lengths[span])
+            for span in _spans(sorted_lengths[: self.filled], most)
         ]
+        plans = iter(
+            put_all([array for plan in self._plans for array in plan.arrays if array is not None], self._device)
+        )
+        self.all = []
+        for span, plan in zip(_spans(sorted_lengths[: self.filled], most), self._plans):
+            at, real, slots = (None if array is None else next(plans) for array in plan.arrays)
+            self.all.append(Bucket(span, plan.longest, plan.start, at, real, slots))
+
+    @classmethod
+    def of(cls, segments: Segments, most: int) -> Buckets:
+        """Return the buckets of a ragged batch, which are made once."""
+        if ("buckets", most) not in segments.memo:
+            segments.memo["buckets", most] = cls(segments, most)
+        buckets: Buckets = segments.memo["buckets", most]
+        return buckets
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """int64 ``[filled]``: the rows of all buckets, in order."""
+        return self.every_row[: self.filled]
+
+    @cached_property
+    def every_row(self) -> Tensor:
+        """int64 ``[B]``: the rows of all buckets, in order, then those without positions."""
+        return put(self._order, self._device)
+
+    @cached_property
+    def every_row_back(self) -> Tensor:
+        """int64 ``[B]``: the inverse of ``every_row``."""
+        return put(invert(self._order), self._device)
 
     def gather(self, x_BW: Tensor) -> Tensor:
         """Return the entries of ``rows``."""
@@ -91,15 +126,24 @@ class Buckets:
         """Return ``[B, ...]`` from the entries of ``rows``. Zero for rows without positions."""
         return y_W if self.sorted else y_W.new_zeros(self.batch, *y_W.shape[1:]).index_copy(0, self.rows, y_W)
 
+    @cached_property
     def positions(self) -> Tensor:
-        """Return int64 ``[N]``: all positions, bucket by bucket."""
-        every = torch.arange(self.count, device=self.rows.device)
-        return torch.cat([every[bucket.own] for bucket in self.all])
+        """int64 ``[N]``: all positions, bucket by bucket."""
+        return put(self._positions, self._device)
 
-    @property
+    @cached_property
+    def positions_back(self) -> Tensor:
+        """int64 ``[N]``: the inverse of ``positions``."""
+        return put(invert(self._positions), self._device)
+
+    @cached_property
+    def _positions(self) -> NDArray[np.int64]:
+        return np.concatenate([np.zeros(0, np.int64), *(plan.own for plan in self._plans)])
+
+    @cached_property
     def sizes(self) -> list[int]:
         """Number of positions of each bucket, without padding."""
-        return [len(bucket) if bucket.slots is None else len(bucket.slots) for bucket in self.all]
+        return [len(plan.own) for plan in self._plans]
 
 
 def find_empty_rows(segments: Segments) -> Tensor:
@@ -122,15 +166,18 @@ def split_rows(segments: Segments, most: int) -> tuple[list[int], list[int], lis
     size are reused, while large ones are requested from the system every time. Returns the rows, the positions and the
     segments of each chunk.
     """
-    offsets = segments.offsets
-    marks = torch.arange(0, segments.positions, most, device=offsets.device)[1:]
-    cuts = torch.searchsorted(offsets, marks).tolist()
-    cuts = sorted({0, *cuts, segments.rows})
+    offsets, host = segments.offsets, segments.host_offsets
+    inside = np.searchsorted(host, np.arange(0, segments.positions, most)[1:])
+    cuts = sorted({0, *inside.tolist(), segments.rows})
     rows = [stop - first for first, stop in pairwise(cuts)]
-    ends = offsets[cuts].tolist()
-    positions = [stop - first for first, stop in pairwise(ends)]
+    positions = [stop - first for first, stop in pairwise(host[cuts].tolist())]
     chunks = [
-        Segments(offsets[first : stop + 1] - offsets[first], stop - first, count)
+        Segments(
+            offsets[first : stop + 1] - offsets[first],
+            stop - first,
+            count,
+            host=host[first : stop + 1] - host[first],
+        )
         for (first, stop), count in zip(pairwise(cuts), positions)
     ]
     return rows, positions, chunks
@@ -148,15 +195,25 @@ def _spans(lengths: list[int], most: int) -> list[slice]:
     return [*spans, slice(first, len(lengths))] if lengths else []
 
 
-def _bucket(offsets: Tensor, rows: Tensor, span: slice, lengths: list[int]) -> Bucket:
+@dataclass(frozen=True)
+class _Plan:
+    """Arrays of a bucket, as its attributes of these names, and its positions without padding."""
+
+    longest: int
+    own: NDArray[np.int64]
+    start: int = 0
+    arrays: tuple[NDArray[Any] | None, NDArray[Any] | None, NDArray[Any] | None] = (None, None, None)
+
+
+def _plan_bucket(offsets: NDArray[np.int64], rows: NDArray[np.int64], lengths: list[int]) -> _Plan:
     longest, starts = lengths[0], offsets[rows]
+    at = (offsets[rows + 1] - longest)[:, None] + np.arange(longest)
     if lengths[-1] == longest:
-        row_list = rows.tolist()
-        if row_list == list(range(row_list[0], row_list[0] + len(row_list))):
-            return Bucket(span, longest, int(starts[0]))
-    at = (offsets[rows + 1] - longest).unsqueeze(1) + torch.arange(longest, device=rows.device)
-    if lengths[-1] == longest:
-        return Bucket(span, longest, at=at.flatten())
-    real = at >= starts.unsqueeze(1)
-    at = torch.maximum(at, starts.unsqueeze(1))
-    return Bucket(span, longest, at=at.flatten(), real=real, slots=real.flatten().nonzero().squeeze(1))
+        own = at.ravel()
+        if (np.diff(rows) == 1).all():
+            return _Plan(longest, own, int(starts[0]))
+        return _Plan(longest, own, arrays=(own, None, None))
+    real = at >= starts[:, None]
+    slots = real.ravel().nonzero()[0]
+    at = np.maximum(at, starts[:, None]).ravel()
+    return _Plan(longest, at[slots], arrays=(at, real, slots))

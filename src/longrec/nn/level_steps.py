@@ -10,12 +10,14 @@ history), D width.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from longrec.nn.embedding import RESERVED
+from longrec.nn.host_plans import fetch, put
 from longrec.nn.segments import Segments
 
 
@@ -24,6 +26,7 @@ class LevelSteps:
 
     Args:
         whole: the requests over all stored positions.
+        mask_U: in a ragged batch on the host.
 
     Attributes:
         segments: the requests over the steps.
@@ -35,16 +38,24 @@ class LevelSteps:
         self.moves = mask_U if whole.shared else None
         self._at = None
         if mask_U is not None and not whole.shared:
-            self._at = mask_U.nonzero().squeeze(1)
-            self._count = torch.cat([mask_U.new_zeros(1, dtype=torch.int64), mask_U.cumsum(0)])
-            self.segments = Segments(self._count[whole.offsets], whole.rows, len(self._at))
+            mask = fetch(mask_U)
+            self._host_at = np.flatnonzero(mask)
+            self._count = np.concatenate([[0], mask.cumsum()])
+            self._at = put(self._host_at, whole.offsets.device)
+            self.segments = Segments.of_offsets(self._count[whole.host_offsets], whole.offsets.device)
 
     def ends(self, ids_U: Shaped[Tensor, " U"]) -> LevelSteps:
-        """Return the steps that are followed by another id, or by none. Missing and unseen ids always change."""
+        """Return the steps that are followed by another id, or by none. Missing and unseen ids always change.
+
+        Args:
+            ids_U: in a ragged batch on the host, or on the device, from which they are copied.
+        """
+        whole = self.whole if self.whole.shared else self.whole.on_host
+        ids_U = ids_U.to(whole.offsets.device)
         end_U = (F.pad(ids_U, (0, 1), value=-1)[1:] != ids_U) | (ids_U < RESERVED)
-        if not self.whole.shared:
-            stops = self.whole.offsets[1:] - 1
-            end_U = end_U.index_fill(0, stops[stops >= self.whole.offsets[:-1]], True)
+        if not whole.shared:
+            stops = whole.offsets[1:] - 1
+            end_U = end_U.index_fill(0, stops[stops >= whole.offsets[:-1]], True)
         return LevelSteps(self.whole, end_U if self.mask is None else end_U & self.mask)
 
     def of_all(self, x_UD: Float[Tensor, "U D"]) -> Float[Tensor, "V D"]:
@@ -55,7 +66,7 @@ class LevelSteps:
         """Select the steps from values of the steps of the level below."""
         if self._at is None or below._at is None:
             return self.of_all(x_VD)
-        return x_VD.index_select(0, below._count[self._at])
+        return x_VD.index_select(0, put(below._count[self._host_at], x_VD.device))
 
     def to_all(self, x_V: Float[Tensor, " V"]) -> Float[Tensor, " U"]:
         """Scatter values of the steps to all positions. 0 elsewhere."""

@@ -153,7 +153,7 @@ class _Scan(torch.autograd.Function):
         before_NH, out_NH = (gemm.allocate_rows(x_NG, total, width) for _ in range(2))
         kept_NH, tanh_NH = torch.empty_like(out_NH), torch.empty_like(out_NH)  # c before, and tanh(c) after
         w_HG, start = w_GH.t().contiguous(), 0
-        h_BH, c_BH = (x_NG.new_zeros(len(steps.order), width) for _ in range(2))
+        h_BH, c_BH = (x_NG.new_zeros(steps.rows, width) for _ in range(2))
         for count in steps.counts:
             at = slice(start, start + count)
             h, c, x = h_BH[:count], c_BH[:count], x_NG[at]
@@ -182,7 +182,7 @@ class _Scan(torch.autograd.Function):
         g_NH = g_NH.index_select(0, steps.positions)
         gx_NG = gemm.allocate_rows(x_NG, *x_NG.shape)
         gm_NH = None if m_NH is None else torch.empty_like(m_NH)
-        dh_BH, dc_BH = (x_NG.new_zeros(len(steps.order), width) for _ in range(2))
+        dh_BH, dc_BH = (x_NG.new_zeros(steps.rows, width) for _ in range(2))
         stop = len(x_NG)
         for count in reversed(steps.counts):
             at = slice(stop - count, stop)

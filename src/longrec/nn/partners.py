@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from longrec.nn import kernels
+from longrec.nn.host_plans import expand_rows, put_all
 from longrec.nn.segments import Segments
 
 
@@ -38,12 +39,12 @@ class Partners:
     def __init__(self, segments: Segments, tile: int) -> None:
         self.segments, self.tile = segments, tile
         if not segments.shared and not kernels.is_traced():
-            lengths = segments.offsets.diff()
-            tiles = (lengths + tile - 1) // tile
-            first = (tiles.cumsum(0) - tiles) * tile
-            self.row = torch.arange(segments.rows, device=lengths.device).repeat_interleave(tiles)
-            every = torch.arange(segments.positions, device=lengths.device)
-            self.index = every + segments.expand_rows(first - segments.offsets[:-1])
+            offsets = segments.host_offsets
+            tiles = (np.diff(offsets) + tile - 1) // tile
+            first = (tiles.cumsum() - tiles) * tile
+            row = np.repeat(np.arange(segments.rows), tiles)
+            index = np.arange(segments.positions) + expand_rows(offsets, first - offsets[:-1])
+            self.row, self.index = put_all([row, index], segments.offsets.device)
 
     def sum_outputs(self, unit: Unit, p_UCI: Tensor, w_BW: Tensor) -> Tensor:
         """Return the sum over the partners of each row, ``[B, C, O]``."""

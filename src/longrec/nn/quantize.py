@@ -12,9 +12,13 @@ Shapes: B rows, S slots, M levels, V codes of a codebook, D width of a slot.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+
+from longrec.nn import kernels
 
 _DEAD_SHARE = 0.1
 """A code chosen less often than this share of the mean usage is restarted."""
@@ -35,6 +39,8 @@ class ResidualQuantizer(nn.Module):
     usage: Tensor
     sums: Tensor
     begun: Tensor
+    _has_begun: bool = False
+    """What the buffer ``begun`` holds. On a GPU every read of the buffer would wait for the device."""
 
     def __init__(
         self,
@@ -102,14 +108,15 @@ class ResidualQuantizer(nn.Module):
     def _update_codebooks(self, x_BSD: Tensor) -> None:
         """Move every codebook toward the vectors assigned to it, and restart dead codes."""
         rest_BSD, size, rows = x_BSD, self.codebooks.shape[2], len(x_BSD)
-        fresh, even = not bool(self.begun), rows / size
+        fresh, even = not self._has_begun, rows / size
         for level in range(self.codebooks.shape[1]):
             book_SVD, usage_SV, sums_SVD = self.codebooks[:, level], self.usage[:, level], self.sums[:, level]
             if fresh:
                 self._restart(torch.ones_like(usage_SV, dtype=torch.bool), rest_BSD, book_SVD, usage_SV, sums_SVD, even)
             code_BS = _find_nearest(rest_BSD, book_SVD)
             chosen = code_BS.t() + size * torch.arange(len(book_SVD), device=code_BS.device).unsqueeze(1)
-            count = torch.bincount(chosen.flatten(), minlength=usage_SV.numel()).view_as(usage_SV)
+            count = torch.zeros_like(usage_SV, dtype=torch.int64).flatten()
+            count = count.index_add_(0, chosen.flatten(), torch.ones_like(chosen).flatten()).view_as(usage_SV)
             total = torch.zeros_like(book_SVD).flatten(0, 1)
             total.index_add_(0, chosen.flatten(), rest_BSD.transpose(0, 1).flatten(0, 1))
             usage_SV.lerp_(count.to(usage_SV.dtype), 1 - self.decay)
@@ -119,10 +126,14 @@ class ResidualQuantizer(nn.Module):
             self._restart(dead_SV, rest_BSD, book_SVD, usage_SV, sums_SVD, even)
             rest_BSD = rest_BSD - _gather_codewords(book_SVD, _find_nearest(rest_BSD, book_SVD))
         self.begun.fill_(True)
+        self._has_begun = True
 
     def _restart(
         self, dead_SV: Tensor, rest_BSD: Tensor, book_SVD: Tensor, usage_SV: Tensor, sums_SVD: Tensor, even: float
     ) -> None:
+        if kernels.choose(rest_BSD) == "cuda":
+            self._restart_masked(dead_SV, rest_BSD, book_SVD, usage_SV, sums_SVD, even)
+            return
         slot, code = dead_SV.nonzero(as_tuple=True)
         if not len(slot):
             return
@@ -133,6 +144,23 @@ class ResidualQuantizer(nn.Module):
         book_SVD[slot, code] = fresh_RD
         usage_SV[slot, code] = even
         sums_SVD[slot, code] = fresh_RD * even
+
+    def _restart_masked(
+        self, dead_SV: Tensor, rest_BSD: Tensor, book_SVD: Tensor, usage_SV: Tensor, sums_SVD: Tensor, even: float
+    ) -> None:
+        """Draw for all codes and keep what the dead ones drew: their number is known only after the device is done."""
+        slot_S1 = torch.arange(len(dead_SV), device=dead_SV.device).unsqueeze(1)
+        fresh_SVD = rest_BSD[torch.randint(len(rest_BSD), dead_SV.shape, device=dead_SV.device), slot_S1]
+        fresh_SVD = fresh_SVD + torch.randn_like(fresh_SVD) * 0.01 * rest_BSD.std(0, unbiased=False).unsqueeze(1)
+        dead_SV1 = dead_SV.unsqueeze(2)
+        book_SVD.copy_(torch.where(dead_SV1, fresh_SVD, book_SVD))
+        usage_SV.masked_fill_(dead_SV, even)
+        sums_SVD.copy_(torch.where(dead_SV1, fresh_SVD * even, sums_SVD))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        begun = state_dict.get(f"{prefix}begun")
+        self._has_begun = self._has_begun if begun is None else bool(begun)
 
 
 def _find_nearest(x_BSD: Tensor, book_SVD: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class GRU(nn.Module):
             gates_UX: terms added inside the gates u and r, not inside n.
         """
         if gates_UX is None and self._runs_packed(x_UI, segments):
-            return run_gru(x_UI, self.weight, self.recurrent, self.bias, Steps.of(segments))
+            return run_gru(x_UI, self.weight, self.recurrent, self.bias, Steps.of(segments.requests))
         x_UG = self._inputs(x_UI, gates_UX)
         if segments.shared:
             return self._run_steps(x_UG.unsqueeze(1), None, 1)[1].squeeze(1)
@@ -82,7 +82,7 @@ class GRU(nn.Module):
             "attention must be passed to updates that use it, and to no other"
         )
         if self._runs_packed(x_UI, segments):
-            return gather_last(self.states(x_UI, segments), segments)
+            return segments.repeat(gather_last(self.states(x_UI, segments), segments.requests))
         x_UG = self._inputs(x_UI)
         if segments.shared:
             rows = segments.rows if a_N is not None else 1
@@ -159,7 +159,7 @@ class _Scan(torch.autograd.Function):
         x_NG = x_NG.index_select(0, steps.positions)
         a_N1 = None if a_N is None else a_N.index_select(0, steps.positions).unsqueeze(1)
         hn_NH, before_NH, out_NH = (gemm.allocate_rows(x_NG, total, width) for _ in range(3))
-        w_HG, h_BH, start = w_GH.t().contiguous(), x_NG.new_zeros(len(steps.order), width), 0
+        w_HG, h_BH, start = w_GH.t().contiguous(), x_NG.new_zeros(steps.rows, width), 0
         for count in steps.counts:
             at = slice(start, start + count)
             h, x = h_BH[:count], x_NG[at]
@@ -194,7 +194,7 @@ class _Scan(torch.autograd.Function):
         gx_NG = gemm.allocate_rows(x_NG, *x_NG.shape)  # with respect to the inputs
         gh_NG = gemm.allocate_rows(x_NG, *x_NG.shape)  # with respect to the terms of the last state
         ga_N1 = None if a_N1 is None else torch.empty_like(a_N1)
-        d_BH, stop = x_NG.new_zeros(len(steps.order), width), len(x_NG)
+        d_BH, stop = x_NG.new_zeros(steps.rows, width), len(x_NG)
         for count in reversed(steps.counts):
             at = slice(stop - count, stop)
             d, x = d_BH[:count], x_NG[at]

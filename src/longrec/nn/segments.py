@@ -17,8 +17,9 @@ T shared, at most N grouped), D, H widths.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from longrec.features.batch import Batch, HistoryBatch, Jagged, Layout
 from longrec.nn import kernels, segment_kernels
+from longrec.nn.host_plans import put
 
 Pool = Literal["mean", "sum", "max"]
 
@@ -41,6 +43,9 @@ class Segments:
         rows: B.
         positions: N, or T when shared.
         host: the offsets on the host. None: copied when first needed.
+
+    Attributes:
+        memo: plans that were made from the offsets (nn/host_plans.py).
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class Segments:
         host: NDArray[np.int64] | None = None,
     ) -> None:
         self.offsets, self.rows, self.positions, self.shared, self._host = offsets, rows, positions, shared, host
+        self.memo: dict[Any, Any] = {}
 
     @staticmethod
     def of(batch: Batch, history: str) -> Segments:
@@ -65,12 +71,16 @@ class Segments:
         return segments
 
     @classmethod
-    def of_runs(cls, key_N: Tensor) -> Segments:
+    def of_runs(cls, key_N: NDArray[np.int64], device: torch.device) -> Segments:
         """Return the runs of equal values of an integer key per position, ragged, none of them empty."""
-        first_N = torch.ones_like(key_N, dtype=torch.bool)
+        first_N = np.ones(len(key_N), bool)
         first_N[1:] = key_N[1:] != key_N[:-1]
-        starts = first_N.nonzero().squeeze(1)
-        return cls(torch.cat([starts, starts.new_tensor([len(key_N)])]), len(starts), len(key_N))
+        return cls.of_offsets(np.append(np.flatnonzero(first_N), len(key_N)), device)
+
+    @classmethod
+    def of_offsets(cls, offsets: NDArray[np.int64], device: torch.device) -> Segments:
+        """Return ragged segments of offsets on the host."""
+        return cls(put(offsets, device), len(offsets) - 1, int(offsets[-1]), host=offsets)
 
     @classmethod
     def of_values(cls, values: Jagged) -> Segments:
@@ -105,6 +115,19 @@ class Segments:
         return self._host
 
     @property
+    def on_host(self) -> Segments:
+        """The same segments on the host, for plans from values on the host."""
+        if self.offsets.device.type == "cpu":
+            return self
+        if "host" not in self.memo:
+            self.memo["host"] = self._copy_to_host()
+        copy: Segments = self.memo["host"]
+        return copy
+
+    def _copy_to_host(self) -> Segments:
+        return Segments(torch.from_numpy(self.host_offsets), self.rows, self.positions, self.shared, self._host)
+
+    @property
     def requests(self) -> Segments:
         """The requests over the stored positions: R rows, each history once."""
         return Segments(self.offsets, 1, self.positions, shared=True) if self.shared else self
@@ -117,8 +140,13 @@ class Segments:
         """Return values of requests that broadcast against those of rows: ``[B, ...]``, or ``[1, ...]`` when shared."""
         return x_R
 
+    @property
+    def flat(self) -> Segments:
+        """Segments in which no two rows share positions, unless all rows share one history."""
+        return self
+
     def flatten(self, k_U: Shaped[Tensor, "U ..."]) -> tuple[Shaped[Tensor, "N ..."], Segments]:
-        """Return keys and segments in which no two rows share positions, unless all rows share one history."""
+        """Return the keys at the positions of ``flat``, and these segments."""
         return k_U, self
 
     def multiply(self, times: int) -> Segments:
@@ -308,9 +336,13 @@ class GroupedSegments(Segments):
         assert layout.host_owner is not None
         lengths = np.diff(stored.host_offsets)[layout.host_owner]
         host = np.concatenate([[0], np.cumsum(lengths)])
-        offsets = torch.from_numpy(host).to(stored.offsets.device, non_blocking=True)
-        super().__init__(offsets, layout.candidates, int(host[-1]), host=host)
+        super().__init__(put(host, stored.offsets.device), layout.candidates, int(host[-1]), host=host)
         self._stored, self.layout = stored, layout
+
+    def _copy_to_host(self) -> Segments:
+        assert self.layout.host_owner is not None
+        owner = torch.from_numpy(self.layout.host_owner)
+        return GroupedSegments(self._stored.on_host, replace(self.layout, owner=owner))
 
     @property
     def requests(self) -> Segments:
@@ -336,10 +368,14 @@ class GroupedSegments(Segments):
         """Return the value of its request for every row: ``[B, ...]``."""
         return self.layout.repeat(x_R)
 
+    @cached_property
+    def flat(self) -> Segments:
+        """Segments in which no two rows share positions."""
+        return Segments(self.offsets, self.rows, self.positions, host=self.host_offsets)
+
     def flatten(self, k_U: Shaped[Tensor, "U ..."]) -> tuple[Shaped[Tensor, "N ..."], Segments]:
-        """Return keys and segments in which no two rows share positions."""
-        flat = Segments(self.offsets, self.rows, self.positions, host=self.host_offsets)
-        return k_U.index_select(0, self.stored_position), flat
+        """Return the keys at the positions of ``flat``, and these segments."""
+        return k_U.index_select(0, self.stored_position), self.flat
 
     def multiply(self, times: int) -> Segments:
         """Return segments in which each stored position is followed by ``times - 1`` more of its request."""

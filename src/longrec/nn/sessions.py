@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from longrec.features.batch import HistoryBatch, Layout
+from longrec.features.batch import HistoryBatch, Layout, transfer
 from longrec.nn.bucketed_attention import BucketedAttention
+from longrec.nn.host_plans import expand_rows, fetch, put_all, sort
 from longrec.nn.segments import GroupedSegments, Segments
 
 _NEVER = -1e30
@@ -31,7 +33,8 @@ class Sessions:
     """Sessions of one history of a batch.
 
     Args:
-        number_U: session number of each event. K and above: no session.
+        number_U: session number of each event, on the host or on the device, from which it is copied. K and above: no
+            session.
         count: K.
 
     Attributes:
@@ -40,22 +43,21 @@ class Sessions:
     """
 
     def __init__(self, number_U: Int[Tensor, " U"], count: int, segments: Segments) -> None:
-        self.segments, number_U = segments, number_U.long()
+        self.segments, number_U, device = segments, number_U.long(), segments.offsets.device
         if segments.shared:
             self.rows = Segments(segments.offsets, segments.rows, count, shared=True)
-            self.number = torch.arange(count - 1, -1, -1, device=number_U.device)
-            self._number_U = number_U
+            self.number = torch.arange(count - 1, -1, -1, device=device)
+            self._number_U = number_U.to(device)
             return
-        stored = segments.requests
-        self._kept = (number_U < count).nonzero().squeeze(1)
-        key_M = stored.row[self._kept] * count + (count - 1 - number_U[self._kept])
-        key_P, self._order = key_M.sort(stable=True)
-        self._at = self._kept[self._order]
-        self._within = Segments.of_runs(key_P)
-        key_G = key_P[self._within.offsets[:-1]]
-        self.number = count - 1 - key_G % count
-        marks = torch.arange(stored.rows + 1, device=key_G.device) * count
-        self.rows = Segments(torch.searchsorted(key_G, marks), stored.rows, len(key_G))
+        stored, number = segments.requests, fetch(number_U)
+        row = expand_rows(stored.host_offsets, np.arange(stored.rows))
+        self._kept = np.flatnonzero(number < count)
+        key_P, order = sort(row[self._kept] * count + (count - 1 - number[self._kept]))
+        self._within = Segments.of_runs(key_P, device)
+        key_G = key_P[self._within.host_offsets[:-1]]
+        plans = [order, self._kept[order], count - 1 - key_G % count]
+        self._order, self._at, self.number = put_all(plans, device)
+        self.rows = Segments.of_offsets(np.searchsorted(key_G, np.arange(stored.rows + 1) * count), device)
         if isinstance(segments, GroupedSegments):
             self.rows = GroupedSegments(self.rows, segments.layout)
 
@@ -65,8 +67,11 @@ class Sessions:
         if not isinstance(self.rows, GroupedSegments):
             return self._within
         # Each session of a row reads the events of a stored one.
-        owner, rows = self.rows.stored_position, self.rows.positions
-        return GroupedSegments(self._within, Layout(self._within.rows, rows, "grouped", owner, owner.cpu().numpy()))
+        rows = self.rows.on_host
+        assert isinstance(rows, GroupedSegments)
+        owner = rows.stored_position.numpy()
+        layout = Layout(self._within.rows, rows.positions, "grouped", self.rows.stored_position, owner)
+        return GroupedSegments(self._within, layout)
 
     @cached_property
     def _member_KT(self) -> Tensor:
@@ -99,7 +104,9 @@ class Sessions:
 
     def select(self, events: HistoryBatch) -> HistoryBatch:
         """Return the events in sessions alone. For a shared history all, as its length must not depend on ids."""
-        return events if self.segments.shared else events.select_events(self._kept)
+        if self.segments.shared:
+            return events
+        return transfer(events.on_host.select_events(torch.from_numpy(self._kept)), events.offsets.device)
 
     def gather_selected(self, x_MW: Float[Tensor, "M W"]) -> Float[Tensor, "P W"]:
         """Return the events from ``select`` as ``gather`` does."""

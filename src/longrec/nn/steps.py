@@ -9,12 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import no_type_check
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch._higher_order_ops.scan import scan
 
 from longrec.nn import kernels
+from longrec.nn.host_plans import expand_rows, invert, put
 from longrec.nn.segments import Segments
 
 State = tuple[Tensor, ...]
@@ -26,31 +28,47 @@ class Steps:
 
     Attributes:
         positions: int64 ``[N]``: the positions, first those that begin a row, then the second ones, and so on.
-        order: int64 ``[B]``: rows, longest first. The rows of a step are a prefix of them.
-        counts: active rows at each step, in descending order.
+        rows: B.
+        counts: active rows at each step, in descending order. They are a prefix of the rows, longest first.
     """
 
     positions: Tensor
-    order: Tensor
+    rows: int
     counts: list[int]
 
     @classmethod
     def of(cls, segments: Segments, reverse: bool = False) -> Steps:
-        """Return the steps of ragged segments. ``reverse`` starts a row at its last position."""
-        lengths_B = segments.offsets[1:] - segments.offsets[:-1]
-        order_B = torch.argsort(lengths_B, descending=True, stable=True)
-        rank_B = torch.empty_like(order_B)
-        rank_B[order_B] = torch.arange(len(order_B))
-        position_N = torch.arange(segments.positions)
+        """Return the steps of ragged segments, which are made once. ``reverse`` starts a row at its last position."""
+        if ("steps", reverse) not in segments.memo:
+            segments.memo["steps", reverse] = cls._plan(segments, reverse)
+        steps: Steps = segments.memo["steps", reverse]
+        return steps
+
+    @classmethod
+    def _plan(cls, segments: Segments, reverse: bool) -> Steps:
+        offsets = segments.host_offsets
+        rank_B = invert((-np.diff(offsets)).argsort(kind="stable"))
+        position_N = np.arange(segments.positions)
         if reverse:
-            at_N = segments.expand_rows(segments.offsets[1:]) - 1 - position_N
+            at_N = expand_rows(offsets, offsets[1:]) - 1 - position_N
         else:
-            at_N = position_N - segments.expand_rows(segments.offsets[:-1])
-        counts_T = torch.bincount(at_N)
-        starts_T = counts_T.cumsum(0) - counts_T
-        positions_N = torch.empty_like(at_N)
-        positions_N[starts_T[at_N] + segments.expand_rows(rank_B)] = position_N
-        return cls(positions_N, order_B, counts_T.tolist())
+            at_N = position_N - expand_rows(offsets, offsets[:-1])
+        counts_T = np.bincount(at_N)
+        starts_T = counts_T.cumsum() - counts_T
+        positions_N = np.empty_like(position_N)
+        positions_N[starts_T[at_N] + expand_rows(offsets, rank_B)] = position_N
+        return cls(put(positions_N, segments.offsets.device), segments.rows, counts_T.tolist())
+
+
+def find_followed(segments: Segments) -> Tensor:
+    """Return int64 ``[M]``: the positions of ragged rows that another one of their row follows."""
+    if "followed" not in segments.memo:
+        offsets = segments.host_offsets
+        followed_N = np.ones(segments.positions, bool)
+        followed_N[offsets[1:][np.diff(offsets) > 0] - 1] = False
+        segments.memo["followed"] = put(np.flatnonzero(followed_N), segments.offsets.device)
+    followed: Tensor = segments.memo["followed"]
+    return followed
 
 
 def gather_last(h_NH: Float[Tensor, "N H"], segments: Segments, reverse: bool = False) -> Float[Tensor, "B H"]:

@@ -12,9 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Int64
+from numpy.typing import NDArray
 from torch import Tensor
+
+from longrec.nn.host_plans import fetch, invert, put_all
 
 GAPS = 64
 """Buckets of the elapsed time: 0 for the row itself, 1 + floor(log2) for others."""
@@ -57,7 +61,7 @@ class Timeline:
     """Visibility among N rows, in buckets of groups.
 
     Args:
-        groups: int64 ``[N]``: the group (user) of each row.
+        groups: int64 ``[N]``: the group (user) of each row, on the host or on the device, from which it is copied.
         timestamps: int64 ``[N]``.
         labels: int64 ``[N]``: 0 none, 1 negative, 2 positive, 3 never available. None without labels.
         label_time: int64 ``[N]``: row i sees the label of j if ``label_time_j < t_i``.
@@ -73,32 +77,30 @@ class Timeline:
 
     def __init__(
         self,
-        groups: Int64[Tensor, " N"],
+        groups: Int64[Tensor, " N"] | NDArray[np.int64],
         timestamps: Int64[Tensor, " N"],
         labels: Int64[Tensor, " N"] | None = None,
         label_time: Int64[Tensor, " N"] | None = None,
         entries_per_row: int = 1,
         available: Int64[Tensor, " N"] | None = None,
     ) -> None:
-        columns = [timestamps, torch.arange(len(groups), device=groups.device)]
+        device = timestamps.device
+        columns = [timestamps, torch.arange(len(groups), device=device)]
         if labels is not None:
             assert label_time is not None
             columns += [labels, label_time]
         if available is not None:
             columns.append(available)
         if entries_per_row > 1:
-            groups, *columns = (
-                x.repeat_interleave(entries_per_row, output_size=len(x) * entries_per_row) for x in (groups, *columns)
-            )
-        _, group, count = torch.unique(groups, return_inverse=True, return_counts=True)
+            columns = [x.repeat_interleave(entries_per_row, output_size=len(x) * entries_per_row) for x in columns]
+        keys = np.repeat(fetch(groups) if isinstance(groups, Tensor) else groups, entries_per_row)
+        _, group, count = np.unique(keys, return_inverse=True, return_counts=True)
         # Longest groups first, each group's rows together.
-        rank = torch.empty_like(count)
-        rank[count.argsort(descending=True, stable=True)] = torch.arange(len(count), device=groups.device)
-        self.order = rank[group].argsort(stable=True)
-        self.back = torch.empty_like(self.order)
-        self.back[self.order] = torch.arange(len(groups), device=groups.device)
-        lengths = count.sort(descending=True).values
+        longest_first = (-count).argsort(kind="stable")
+        order = invert(longest_first)[group].argsort(kind="stable")
+        self.order, self.back = put_all([order, invert(order)], device)
         ordered = [column.index_select(0, self.order) for column in columns]
+        lengths = count[longest_first]
         self.buckets = [
             _bucket(lengths, *span, ordered, entries_per_row, available is not None)
             for span in _spans(lengths.tolist())
@@ -125,7 +127,9 @@ def _spans(lengths: list[int]) -> list[tuple[int, int]]:
     return [*spans, (first, len(lengths))] if lengths else []
 
 
-def _bucket(lengths: Tensor, first: int, last: int, ordered: list[Tensor], entries_per_row: int, late: bool) -> Bucket:
+def _bucket(
+    lengths: NDArray[np.int64], first: int, last: int, ordered: list[Tensor], entries_per_row: int, late: bool
+) -> Bucket:
     """Return the bucket of groups ``first`` to ``last``, whose entries follow those of longer groups.
 
     Args:
@@ -136,10 +140,10 @@ def _bucket(lengths: Tensor, first: int, last: int, ordered: list[Tensor], entri
     from_flat = to_flat = None
     columns = [column[start:stop] for column in ordered]
     if int(own[-1]) < longest:
-        real = torch.arange(longest, device=own.device) < own.unsqueeze(1)
-        to_flat = real.flatten().nonzero().squeeze(1)
-        from_flat = torch.zeros(groups * longest, dtype=torch.int64, device=own.device)
-        from_flat[to_flat] = torch.arange(stop - start, device=own.device)
+        slots = (np.arange(longest) < own[:, None]).ravel().nonzero()[0]
+        sources = np.zeros(groups * longest, np.int64)
+        sources[slots] = np.arange(stop - start)
+        to_flat, from_flat = put_all([slots, sources], ordered[0].device)
         fills = [_LATE, -1, 0, 0, 0]  # a padded row is later than all others and sees them, and no row sees it
         columns = [
             column.new_full((groups * longest,), fill).index_copy(0, to_flat, column)

@@ -64,7 +64,7 @@ class _Attend(torch.autograd.Function):
         p_BHR: Tensor,
         segments: Segments,
     ) -> tuple[Tensor, Tensor]:
-        buckets = Buckets(segments, _MAX_POSITIONS)
+        buckets = Buckets.of(segments, _MAX_POSITIONS)
         u_BHA, p_BHR = buckets.gather(u_BHA), buckets.gather(p_BHR)
         o_BHA, c_BHR = torch.empty_like(u_BHA), torch.zeros_like(p_BHR)
         kept: list[Tensor] = []

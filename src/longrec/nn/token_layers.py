@@ -85,8 +85,8 @@ class TokenTransformer(nn.Module):
         if segments.shared:
             real = torch.ones(1, segments.positions, dtype=torch.bool, device=x_UI.device)
             return self._read(tok_UK.unsqueeze(0), real, y_BD.unsqueeze(0)).squeeze(0)
-        buckets = Buckets(segments, _MAX_POSITIONS)
-        chunks = torch.split(tok_UK.index_select(0, buckets.positions()), buckets.sizes) if buckets.all else ()
+        buckets = Buckets.of(segments, _MAX_POSITIONS)
+        chunks = torch.split(tok_UK.index_select(0, buckets.positions), buckets.sizes) if buckets.all else ()
         ys = torch.split(buckets.gather(y_BD), [bucket.rows.stop - bucket.rows.start for bucket in buckets.all])
         read = [self._read(b.pad(chunk), b.real, y.unsqueeze(1)) for b, chunk, y in zip(buckets.all, chunks, ys)]
         return buckets.restore(torch.cat(read).squeeze(1)) if read else torch.zeros_like(y_BD)

@@ -11,13 +11,20 @@ from longrec.errors import ConfigError, UnknownName
 from longrec.features.fields import Fields
 from longrec.models.core.base import Encoder, Model, Ranker
 from longrec.models.core.registry import find
-from longrec.testing import core, encoders, inputs, programs, rankers, texts, training
+from longrec.testing import core, devices, encoders, inputs, programs, rankers, texts, training
 from longrec.testing.case import Case
 from longrec.testing.expect import ConformanceError
 
 Check = Callable[[Case], None]
 
-EVERY_MODEL: tuple[Check, ...] = (*core.CHECKS, *inputs.CHECKS, *training.CHECKS, *programs.CHECKS, *texts.CHECKS)
+EVERY_MODEL: tuple[Check, ...] = (
+    *core.CHECKS,
+    *inputs.CHECKS,
+    *training.CHECKS,
+    *devices.CHECKS,
+    *programs.CHECKS,
+    *texts.CHECKS,
+)
 BY_KIND: dict[type[Ranker] | type[Encoder], tuple[Check, ...]] = {Ranker: rankers.CHECKS, Encoder: encoders.CHECKS}
 """Checks of one kind of model, besides those of every model."""
 ALL: dict[str, Check] = {

@@ -1,9 +1,11 @@
 """Bit-exact, crash-safe checkpoints for resuming: a process killed at any time leaves a complete one.
 
 checkpoints/last/weights.safetensors     weights and running statistics
-                 optimizer.safetensors   state of every optimizer, and the random generator
+                 optimizer.safetensors   state of every optimizer, and the random generators
                  state.json              progress of the run, written last
 checkpoints/best/                        saved model of the best validation (models/core/artifact.py)
+
+Files hold CPU tensors, so that a run continues on another device. Only on the same device it continues to the bit.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ from torch.optim import Optimizer
 from longrec.errors import LongRecError, ResourceError, RunError
 from longrec.models.core.renames import rename_parameters
 from longrec.resources import resource_error
+from longrec.train.device import find_device
 
 FORMAT = "longrec-checkpoint-1"
-_RANDOM = "random"
+_RANDOM, _RANDOM_CUDA = "random", "random.cuda"
 # Names that versions up to 0.4 wrote.
 _FORMER_FILE, _FORMER_KEY = "optimiser.safetensors", "optimisers"
 
@@ -64,6 +67,9 @@ def save(folder: Path, model: nn.Module, optimizers: Mapping[str, Optimizer], st
     """Write a checkpoint and replace the previous one."""
     tensors, numbers = _collect_optimizer_state(optimizers)
     tensors[_RANDOM] = torch.get_rng_state()
+    device = find_device(model)
+    if device.type == "cuda":
+        tensors[_RANDOM_CUDA] = torch.cuda.get_rng_state(device)
 
     def fill(into: Path) -> None:
         save_file(_separate_tensors(model.state_dict()), into / "weights.safetensors")
@@ -75,7 +81,7 @@ def save(folder: Path, model: nn.Module, optimizers: Mapping[str, Optimizer], st
 
 
 def load(folder: Path, model: nn.Module, optimizers: Mapping[str, Optimizer]) -> State | None:
-    """Restore model, optimizers and random generator. Return None if there is no checkpoint.
+    """Restore model, optimizers and random generators, on the device of the model. Return None without a checkpoint.
 
     Raises:
         RunError: a checkpoint that is damaged, of another version, or of another model.
@@ -97,6 +103,9 @@ def load(folder: Path, model: nn.Module, optimizers: Mapping[str, Optimizer]) ->
             str(folder), " ".join(str(error).split())[:400], "a complete checkpoint of this model", "start a new run"
         ) from None
     torch.set_rng_state(tensors.pop(_RANDOM).clone())
+    cuda, device = tensors.pop(_RANDOM_CUDA, None), find_device(model)
+    if cuda is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(cuda.clone(), device)
     _restore_optimizers(optimizers, tensors, numbers)
     return state
 
@@ -126,12 +135,22 @@ def _collect_optimizer_state(optimizers: Mapping[str, Optimizer]) -> tuple[dict[
 def _restore_optimizers(
     optimizers: Mapping[str, Optimizer], tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
 ) -> None:
-    # Assigned directly: Optimizer.load_state_dict casts state to the type of its parameter.
     parameters = {name: _parameters(optimizer) for name, optimizer in optimizers.items()}
     for path, value in {**tensors, **numbers}.items():
         name, index, key = path.split(".", 2)
-        restored = value.clone() if isinstance(value, Tensor) else value  # a loaded tensor is mapped to its file
-        optimizers[name].state[parameters[name][int(index)]][key] = restored
+        set_state(optimizers[name], parameters[name][int(index)], key, value)
+
+
+def set_state(optimizer: Optimizer, parameter: Tensor, key: str, value: Any) -> None:
+    """Set a copy of one value of the state of a parameter, on the device where its optimizer keeps it.
+
+    ``Optimizer.load_state_dict`` would also cast it to the type of the parameter.
+    """
+    if isinstance(value, Tensor):
+        # A count of steps is read on the host, unless a fused optimizer reads it on the device.
+        on_host = key == "step" and not optimizer.defaults.get("fused")
+        value = value.to("cpu" if on_host else parameter.device, copy=True)  # a loaded tensor is mapped to its file
+    optimizer.state[parameter][key] = value
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:
@@ -143,7 +162,7 @@ def _separate_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     seen: set[int] = set()
     result = {}
     for name, tensor in tensors.items():
-        tensor = tensor.detach().contiguous()
+        tensor = tensor.detach().cpu().contiguous()
         if tensor.numel() and tensor.data_ptr() in seen:
             tensor = tensor.clone()
         seen.add(tensor.data_ptr())

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from longrec import metrics
@@ -29,13 +28,13 @@ from longrec.progress import Progress
 from longrec.store.token_store import TokenInfo, TokenStore, Version
 from longrec.train.blocks import Block, split_into_blocks
 from longrec.train.compress_settings import CompressConfig
+from longrec.train.device import prepare_torch
 from longrec.train.finished_run import Run, open_run, read_log
 from longrec.train.folder import write_atomically
 from longrec.train.instances import LABEL, Instances
 from longrec.train.job import Job, read_job
-from longrec.train.machine import keep_large_blocks, torch_threads
 from longrec.train.seen_labels import collect_delays, read_seen_labels
-from longrec.train.source_trainer import SourceTrainer
+from longrec.train.source_trainer import SourceTrainer, choose_source_device
 
 LEAK = (
     "written by a checkpoint that was trained on these impressions: its user and item tables have seen their labels, "
@@ -72,6 +71,7 @@ def compress(
     into: str | Path,
     overrides: Sequence[str] = (),
     *,
+    device: str | None = None,
     quiet: bool = False,
 ) -> EncodeReport:
     """Write the tokens of a log.
@@ -81,20 +81,21 @@ def compress(
             is enough for the modes that train a new source.
         into: a new folder (``tokens/v1``), or a ``redis://`` address.
         overrides: settings of ``CompressConfig`` such as ``every=2d`` or ``codec=int8``.
+        device: ``auto``, ``cpu`` or ``cuda``. Default: ``fit.device``, or the CPU for a run where there is no GPU.
 
     Raises:
         ConfigError: settings that cannot be used.
         RunError: no run of an encoder, or a mode that leaks without an explicit choice.
         StoreError: the store exists already.
+        ResourceError: ``cuda`` without a CUDA device.
     """
     config = parse(CompressConfig, apply_overrides({}, overrides), "compress")
     with_weights = config.mode in ("checkpoint", "leaky_checkpoint")
     name, job, log, trained, after = _open_source(source, with_weights)
     _refuse_leak(config, name, log, after)
-    keep_large_blocks()
-    with torch_threads(job.fit.threads), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.fit.seed)
-        trainer = SourceTrainer.of(job, log, name, trained)
+    target = choose_source_device(source, job, device)
+    with prepare_torch(job.fit.threads, job.fit.seed, target):
+        trainer = SourceTrainer.of(job, log, name, trained, target)
         instances = Instances(log)
         blocks, info = _plan_blocks(config, log, after), _build_info(config, name, job, log, trainer.model, instances)
         report = EncodeReport(str(into), leak=info.leak)

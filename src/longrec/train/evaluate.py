@@ -25,9 +25,9 @@ from longrec.metrics.bootstrap import Resample
 from longrec.models.core.base import Model
 from longrec.progress import Progress
 from longrec.train.checkpoint import replace_file
+from longrec.train.device import choose_run_device, prepare_torch
 from longrec.train.finished_run import Run, open_run
 from longrec.train.job import Job
-from longrec.train.machine import torch_threads
 from longrec.train.scoring import score_tasks
 from longrec.train.settings import EvaluateConfig
 
@@ -72,19 +72,21 @@ def evaluate(
     resample: Resample | None = None,
     n_resamples: int | None = None,
     seed: int | None = None,
+    device: str | None = None,
 ) -> Evaluation:
     """Compute the metrics of a run on a split with intervals. Missing predictions are computed first.
 
     Args:
         split: ``test``, ``valid`` or ``train``.
         resample, n_resamples, seed: settings of the bootstrap. Default: those of the run's config.
+        device: device that scores, as in ``predict``.
 
     Raises:
         RunError: no finished run, or a split without rows.
         DataError: a split with labels of one class.
     """
     run = run if isinstance(run, Run) else open_run(run)
-    table = _read_predictions(run, split)
+    table = _read_predictions(run, split, device)
     arguments = {"resample": resample, "n_resamples": n_resamples, "seed": seed}
     config = run.config.evaluate.model_copy(
         update={key: value for key, value in arguments.items() if value is not None}
@@ -93,11 +95,19 @@ def evaluate(
     return replace(evaluation, warnings=(*run.results.get("run_warnings", ()), *evaluation.warnings))
 
 
-def predict(run: Run | str | Path, split: str = "test", out: str | Path | None = None, *, quiet: bool = False) -> Path:
+def predict(
+    run: Run | str | Path,
+    split: str = "test",
+    out: str | Path | None = None,
+    *,
+    device: str | None = None,
+    quiet: bool = False,
+) -> Path:
     """Score a split of the run's prepared log with its best model, with precision and threads of training.
 
     Args:
         out: Parquet file to write. Default ``predictions/SPLIT.parquet`` in the run folder.
+        device: ``auto``, ``cpu`` or ``cuda``. Default: that of the run, or the CPU where there is no GPU.
 
     Returns:
         The file: one row per sample with row, user (row of the user in the log), time, label, score. For each further
@@ -105,11 +115,13 @@ def predict(run: Run | str | Path, split: str = "test", out: str | Path | None =
 
     Raises:
         RunError: no finished run, a split without rows, or a missing prepared log.
+        ResourceError: ``cuda`` without a CUDA device.
     """
     run = run if isinstance(run, Run) else open_run(run)
+    fit, target = run.config.fit, choose_run_device(run.config.fit.device, device)
     log, path = run.log(), Path(out) if out is not None else run.folder / "predictions" / f"{split}.parquet"
-    with torch_threads(run.config.fit.threads):
-        write_predictions(run.model(), log, run.config, split, path, quiet=quiet)
+    with prepare_torch(fit.threads, fit.seed, target):
+        write_predictions(run.model().to(target), log, run.config, split, path, quiet=quiet)
     return path
 
 
@@ -289,9 +301,9 @@ def _measure_task(table: pa.Table, name: str, config: EvaluateConfig) -> dict[st
     return {f"{key}.{name}": metrics_by_name.get(key, Interval.undefined()) for key in _TASK_METRICS}
 
 
-def _read_predictions(run: Run, split: str) -> pa.Table:
+def _read_predictions(run: Run, split: str, device: str | None = None) -> pa.Table:
     if not (run.folder / "predictions" / f"{split}.parquet").exists():
-        predict(run, split)
+        predict(run, split, device=device)
     return run.predictions(split)
 
 

@@ -20,8 +20,8 @@ from longrec.features.fields import COMPUTED, TOKEN, VERSION
 from longrec.features.fitted_schema import FittedSchema
 from longrec.features.label_encoding import LABEL, NEGATIVE, POSITIVE
 from longrec.features.token_columns import TokenSpec, format_token_field
+from longrec.train.device import CPU, precision
 from longrec.train.finished_run import Run, open_run
-from longrec.train.scoring import precision
 from longrec.train.token_source import find_source
 
 NOT_YET = "not yet known"
@@ -50,7 +50,7 @@ def explain(run: Run | str | Path, row: int) -> dict[str, Any]:
         raise RunError(f"row {row}", "no such row", f"a row of the log, 0 to {len(log) - 1:,}")
     rows = np.array([row], np.int64)
     batch = gather(log, rows)
-    with torch.inference_mode(), precision(run.config.fit.bf16):
+    with torch.inference_mode(), precision(run.config.fit.bf16, CPU):
         score = float(torch.sigmoid(model(batch).float())[0])
         weights = {
             name: w.float().reshape(-1).tolist() for name, w in getattr(model, "explain", _no_weights)(batch).items()

@@ -27,7 +27,7 @@ from longrec.data.log import Log
 from longrec.data.splits import TRAIN
 from longrec.data.targets import check_targets
 from longrec.errors import RunError
-from longrec.features.batch import Batch
+from longrec.features.batch import Batch, transfer
 from longrec.features.duration import Duration
 from longrec.features.vocabulary import compute_key_numbers
 from longrec.progress import Progress
@@ -35,12 +35,12 @@ from longrec.store.knowledge_store import KnowledgeInfo, KnowledgeStore, Knowled
 from longrec.train.blocks import Block, split_into_blocks
 from longrec.train.compress import EncodeReport
 from longrec.train.compress_settings import CompressConfig
+from longrec.train.device import prepare_torch
 from longrec.train.finished_run import Run, open_run, read_log
 from longrec.train.folder import write_atomically
 from longrec.train.instances import Instances
 from longrec.train.job import Job, read_job
-from longrec.train.machine import keep_large_blocks, torch_threads
-from longrec.train.source_trainer import SourceTrainer
+from longrec.train.source_trainer import SourceTrainer, choose_source_device
 
 _TINY = 1e-6
 """Deviation below which a component keeps its scale."""
@@ -95,6 +95,7 @@ def extract(
     into: str | Path,
     overrides: Sequence[str] = (),
     *,
+    device: str | None = None,
     quiet: bool = False,
 ) -> ExtractReport:
     """Write the knowledge of a log with a new extractor, trained block by block.
@@ -103,18 +104,19 @@ def extract(
         source: a finished run of an extractor, or a config (a YAML file or a dict). Only the config is used.
         into: a new folder, such as ``knowledge/v1``.
         overrides: settings of ``ExtractConfig`` such as ``every=7d``.
+        device: ``auto``, ``cpu`` or ``cuda``. Default: ``fit.device``, or the CPU for a run where there is no GPU.
 
     Raises:
         ConfigError: settings that cannot be used.
         RunError: no run of an extractor.
         StoreError: the folder exists already.
+        ResourceError: ``cuda`` without a CUDA device.
     """
     config = parse(ExtractConfig, apply_overrides({}, overrides), "extract")
     name, job, log = _open_source(source)
-    keep_large_blocks()
-    with torch_threads(job.fit.threads), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.fit.seed)
-        trainer = SourceTrainer.of(job, log, name, None)
+    target = choose_source_device(source, job, device)
+    with prepare_torch(job.fit.threads, job.fit.seed, target):
+        trainer = SourceTrainer.of(job, log, name, None, target)
         if not isinstance(trainer.model, Extractor):
             description = f"a {job.model['name']}, which has no vectors of users and items"
             raise RunError(name, description, "an extractor", "train one: model: {name: keep}")
@@ -186,20 +188,22 @@ class _VersionWriter:
             first[has_events] = np.minimum.reduceat(self.instances.available, log.events.offsets[:-1][has_events])
         users = np.flatnonzero(first < timestamp)
         items = np.arange(1, len(log.items))
-        k_u = self._encode_side(
-            users, lambda chunk: model.user_knowledge(build_user_batch(log, chunk, timestamp)), log.users.keys.values
-        )
-        k_v = self._encode_side(
-            items, lambda chunk: model.item_knowledge(build_item_batch(log, chunk, timestamp)), log.items.keys.values
-        )
+        k_u = self._encode_side(users, build_user_batch, model.user_knowledge, timestamp, log.users.keys.values)
+        k_v = self._encode_side(items, build_item_batch, model.item_knowledge, timestamp, log.items.keys.values)
         return self.store.publish(self.before, timestamp + log.schema.delay(self.config.visibility_delay), k_u, k_v)
 
     def _encode_side(
-        self, rows: NDArray[np.int64], of: Callable[[NDArray[np.int64]], Tensor], keys: Any
+        self,
+        rows: NDArray[np.int64],
+        build: Callable[[Log, NDArray[np.int64], int], Batch],
+        encode: Callable[[Batch], Tensor],
+        timestamp: int,
+        keys: Any,
     ) -> SideVectors:
         """Return the vectors of rows of an entity table, scaled to mean 0 and deviation 1."""
         with torch.inference_mode():
-            chunks = [of(chunk).float().numpy() for chunk in self._split_chunks(rows)]
+            batches = (build(self.log, chunk, timestamp) for chunk in self._split_chunks(rows))
+            chunks = [encode(transfer(batch, self.source.device)).float().cpu().numpy() for batch in batches]
         vectors = np.concatenate(chunks).astype(np.float64)
         mean, std = vectors.mean(0), vectors.std(0)
         std = np.where(std < _TINY, 1.0, std)

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,13 @@ from longrec.models.core import registry as models
 from longrec.models.core.base import Model
 from longrec.train import checkpoint
 from longrec.train.base_rate import collect_bias_warnings, start_at_base_rates
+from longrec.train.device import choose_device, prepare_torch
 from longrec.train.evaluate import check_splits, measure_table, write_predictions
 from longrec.train.finished_run import Run, open_log, open_run, read_log, require_run
 from longrec.train.folder import create_run_folder, lock_folder, record_resume, require_free, warm_start_warnings
 from longrec.train.job import Job, flatten, read_job
 from longrec.train.loaders import collect_grouping_warnings
 from longrec.train.loop import Loop
-from longrec.train.machine import keep_large_blocks, torch_threads
 from longrec.train.memory import check_memory, estimate_fields
 from longrec.train.negative_correction import check_negative_rate, check_negatives_left
 from longrec.train.optimizers import build_optimizers
@@ -43,8 +44,8 @@ from longrec.train.seen_labels import (
 from longrec.train.tracking import trackers
 from longrec.train.warm_start import warm_start
 
-# Keys that may differ between a config and the run it resumes: names and paths.
-_LOCATION_KEYS = ("name", "data.folder", "fit.runs")
+# Keys that may differ between a config and the run it resumes: names, paths and the device.
+_LOCATION_KEYS = ("name", "data.folder", "fit.runs", "fit.device")
 
 
 def train(
@@ -52,6 +53,7 @@ def train(
     overrides: Sequence[str] = (),
     *,
     resume: str | Path | None = None,
+    device: str | None = None,
     quiet: bool = False,
     notes: str = "",
 ) -> Run:
@@ -61,7 +63,8 @@ def train(
         source: a YAML config or a mapping of the same form. Optional with ``resume``.
         overrides: settings such as ``fit.lr=3e-3``.
         resume: folder of an interrupted run. It continues from its last checkpoint and ends bit-identical to an
-            uninterrupted run. A finished run is returned unchanged.
+            uninterrupted run on the same device. A finished run is returned unchanged.
+        device: replaces ``fit.device``, also of a resumed run.
         quiet: print no progress. Warnings are printed anyway.
         notes: differences from the configuration of another tool, kept in the run folder.
 
@@ -70,22 +73,23 @@ def train(
 
     Raises:
         ConfigError: a config that cannot be used, with all faults.
-        ResourceError: a model that does not fit into the available memory.
+        ResourceError: a model that does not fit into the available memory, or no CUDA device.
         DataError: a log that cannot be used. No run folder remains.
         RunError: an existing run of that name, a loss that is not finite, a run to start from that does not fit, or
             nothing to resume.
     """
     if resume is not None:
-        return _resume(Path(resume), source, overrides, quiet)
+        return _resume(Path(resume), source, overrides, device, quiet)
     if source is None:
         raise ConfigError("train", ["needs a config, or a run to resume"])
-    job = read_job(source, overrides)
+    job = _set_device(read_job(source, overrides), device)
+    target = choose_device(job.fit.device)
     require_free(job)
     check_memory(job.model, estimate_fields(job.schema), job.fit)
     log = read_log(job)
     check_splits(log, job)
-    with _prepare_torch(job) as model_of:
-        model = model_of(log)
+    with prepare_torch(job.fit.threads, job.fit.seed, target):
+        model = _build_model(job, log)
         check_targets(log, model.targets)
         check_negative_rate(model, job.fit)
         check_negatives_left(log, job.fit)
@@ -94,33 +98,38 @@ def train(
             warm_start(job.fit.init_from, model, build_optimizers(model, job.fit), job.fit, log.fitted)
         folder = create_run_folder(job, log, seen, warnings, notes)
         with lock_folder(folder):
-            _run(folder, job, log, model, quiet)
+            _run(folder, job, log, model, target, quiet)
     return open_run(folder)
 
 
-def _resume(folder: Path, source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str], quiet: bool) -> Run:
+def _resume(
+    folder: Path,
+    source: str | Path | Mapping[str, Any] | None,
+    overrides: Sequence[str],
+    device: str | None,
+    quiet: bool,
+) -> Run:
     require_run(folder)
     job = read_job(folder / "config.yaml")
     if source is not None:
-        _check_same_config(read_job(source, overrides), job, folder)
+        requested = read_job(source, overrides)
+        _check_same_config(requested, job, folder)
+        device = device or requested.fit.device
     elif overrides:
         raise ConfigError("command line", ["a resumed run keeps its config; to change it, start a new run"])
+    job = _set_device(job, device)
     with lock_folder(folder):
         if not (folder / "results.json").exists():
+            target = choose_device(job.fit.device)
             log = open_log(folder, job)
             record_resume(folder, job)
-            with _prepare_torch(job) as model_of:
-                _run(folder, job, log, model_of(log), quiet)
+            with prepare_torch(job.fit.threads, job.fit.seed, target):
+                _run(folder, job, log, _build_model(job, log), target, quiet)
     return open_run(folder)
 
 
-@contextmanager
-def _prepare_torch(job: Job) -> Iterator[Callable[[Log], Model]]:
-    """Set threads, allocator and random generator of a run, and restore those of the caller afterwards."""
-    keep_large_blocks()
-    with torch_threads(job.fit.threads), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.fit.seed)
-        yield lambda log: _build_model(job, log)
+def _set_device(job: Job, device: str | None) -> Job:
+    return job if device is None else replace(job, fit=job.fit.model_copy(update={"device": device}))
 
 
 def _build_model(job: Job, log: Log) -> Model:
@@ -134,7 +143,7 @@ def _build_model(job: Job, log: Log) -> Model:
     return model
 
 
-def _run(folder: Path, job: Job, log: Log, model: Model, quiet: bool) -> None:
+def _run(folder: Path, job: Job, log: Log, model: Model, device: torch.device, quiet: bool) -> None:
     for sentence in _collect_run_warnings(folder, log):
         print(f"warning: {sentence}", file=sys.stderr)
     with _watch_stop_signals() as stop:
@@ -144,6 +153,7 @@ def _run(folder: Path, job: Job, log: Log, model: Model, quiet: bool) -> None:
             job.fit,
             folder,
             save_best=lambda into: artifact.save(model, into),
+            device=device,
             eval_batch=job.evaluate.batch_size,
             eval_weight=job.evaluate.sample_weight,
             stop=stop,
@@ -160,7 +170,7 @@ def _run(folder: Path, job: Job, log: Log, model: Model, quiet: bool) -> None:
         settings = flatten({"model": job.model, "fit": job.fit.model_dump(mode="json")})
         with trackers(job.fit, folder, loop.state.step, settings) as others:
             state = loop.run(others)
-    _measure(folder, job, log, state, quiet)
+    _measure(folder, job, log, device, state, quiet)
 
 
 def _check_seen_labels(job: Job, log: Log, model: Model) -> tuple[SeenLabels, list[str]]:
@@ -184,9 +194,9 @@ def _fit_statistics(model: Model, log: Log) -> None:
             module.fit_statistics(iterate_training_histories(log))
 
 
-def _measure(folder: Path, job: Job, log: Log, state: checkpoint.State, quiet: bool) -> None:
+def _measure(folder: Path, job: Job, log: Log, device: torch.device, state: checkpoint.State, quiet: bool) -> None:
     """Score valid and test once with the best model. results.json is written last and marks the end of the run."""
-    best = artifact.load(folder / "checkpoints" / "best").eval()
+    best = artifact.load(folder / "checkpoints" / "best").eval().to(device)
     measured = {}
     for split in ("valid", "test"):
         if len(log.rows_of(split)):

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import io
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from longrec.data.log import Log
 from longrec.errors import RunError
-from longrec.features.batch import Batch
+from longrec.features.batch import Batch, transfer
 from longrec.models.core.base import Model
 from longrec.progress import Progress
 from longrec.train import checkpoint
+from longrec.train.device import CPU, find_device, precision
 from longrec.train.loaders import build_loader
 from longrec.train.negative_correction import correct_output_bias
 from longrec.train.optimizers import build_optimizers, clip, set_learning_rates
-from longrec.train.scoring import measure, precision, score
+from longrec.train.running_loss import RunningLoss
+from longrec.train.scoring import measure, score
 from longrec.train.settings import FitConfig
 from longrec.train.tracking import MetricsFile, Tracker
 
@@ -39,6 +41,7 @@ class Loop:
         save_best: function that writes the current model into a folder.
         eval_batch: rows scored at once in a validation.
         eval_weight: column of sample weights for its metrics.
+        device: device to train on. The model is moved there.
         stop: function called after every step. If it returns True, the loop writes a checkpoint and raises RunError.
     """
 
@@ -50,6 +53,7 @@ class Loop:
         folder: Path,
         save_best: Callable[[Path], None],
         *,
+        device: torch.device = CPU,
         eval_batch: int = 4096,
         eval_weight: str | None = None,
         stop: Callable[[], bool] = lambda: False,
@@ -71,10 +75,11 @@ class Loop:
             negative_rate=config.negative_rate,
             group_requests=config.group_requests,
         )
-        self.optimizers = build_optimizers(model, config)
+        self.optimizers = build_optimizers(model.to(device), config)
         self.checkpoints = folder / "checkpoints"
         checkpoint.recover_folder(self.checkpoints / "best")
         self.state = checkpoint.load(self.checkpoints / "last", model, self.optimizers) or checkpoint.State()
+        self.losses = RunningLoss(str(folder), config.bf16, self.state.loss_sum, self.state.loss_rows)
 
     @property
     def steps(self) -> int:
@@ -111,9 +116,7 @@ class Loop:
         for batch in self.loader.epoch(state.epoch, state.position):
             # Batch statistics need two rows, so a last batch of one row is skipped for all models.
             if batch.size > 1 or config.batch_size == 1:
-                loss = update(self.model, self.optimizers, config, state.step, batch, str(self.folder))
-                state.loss_sum += loss * batch.loss_rows
-                state.loss_rows += batch.loss_rows
+                update(self.model, self.optimizers, config, state.step, batch, self.losses)
             state.step += 1
             state.position += 1
             checking = state.position in check_positions or state.step == self.steps
@@ -135,12 +138,12 @@ class Loop:
 
     def _write_train_line(self) -> None:
         state = self.state
-        if state.loss_rows:
-            loss = state.loss_sum / state.loss_rows
+        if self.losses.rows:
+            loss = self.losses.read() / self.losses.rows
             self.metrics.write("train", state.step, self._epochs_done(), self._seconds(), {"loss": loss})
             for tracker in self.trackers:
                 tracker.train(state.step, loss)
-        state.loss_sum, state.loss_rows = 0.0, 0
+        self.losses.reset()
 
     def _validate(self) -> str:
         with correct_output_bias(self.model, self.config.negative_rate):
@@ -186,9 +189,11 @@ class Loop:
         return time.perf_counter() - self.saved >= max(config.checkpoint_seconds, _SHARE * self.save_cost)
 
     def _checkpoint(self) -> None:
-        began = time.perf_counter()
-        self.state.metrics_bytes, self.state.seconds = self.metrics.settle(), self._seconds()
-        checkpoint.save(self.checkpoints / "last", self.model, self.optimizers, self.state)
+        began, state = time.perf_counter(), self.state
+        # Read first: a loss that was not finite ends the run here, and the last good checkpoint stays.
+        state.loss_sum, state.loss_rows = self.losses.read(), self.losses.rows
+        state.metrics_bytes, state.seconds = self.metrics.settle(), self._seconds()
+        checkpoint.save(self.checkpoints / "last", self.model, self.optimizers, state)
         self.saved = time.perf_counter()
         self.save_cost = self.saved - began
 
@@ -199,35 +204,29 @@ def update(
     config: FitConfig,
     step: int,
     batch: Batch,
-    where: str,
+    losses: RunningLoss,
     loss_of: Callable[[Batch], Tensor] | None = None,
-) -> float:
-    """Do one step of every optimizer and return the mean loss of the batch before it.
+) -> None:
+    """Do one step of every optimizer, on the device of the model.
 
     Args:
         step: number of steps done before.
-        where: name of the run for messages.
+        batch: on the host.
+        losses: sum to which the loss of the batch before the step is added.
         loss_of: function used instead of ``model.loss``.
 
     Raises:
-        RunError: a loss that is not finite. No parameter was changed.
+        RunError: on the CPU, a loss that is not finite. No parameter was changed.
     """
     set_learning_rates(optimizers, config, step)
-    with precision(config.bf16):
+    device, rows = find_device(model), batch.loss_rows
+    batch = transfer(batch, device)
+    with precision(config.bf16, device):
         loss = (loss_of or model.loss)(batch)
-    value = loss.item()
-    if not math.isfinite(value):
-        raise RunError(
-            f"{where}: step {step + 1:,}",
-            f"the loss is {value}",
-            "a finite number",
-            "lower fit.lr, or set fit.clip_norm or fit.warmup_steps; check for extreme values in numeric features"
-            + ("; train without fit.bf16" if config.bf16 else ""),
-        )
+    losses.add(loss, rows, step)
     loss.backward()  # type: ignore[no-untyped-call]
     if config.clip_norm is not None:
         clip(model, config.clip_norm)
     for optimizer in optimizers.values():
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return value

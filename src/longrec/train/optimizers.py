@@ -85,14 +85,15 @@ def clip(model: Model, max_norm: float) -> None:
             continue
         if grad.is_sparse:
             # The norm is that of the sums, because a raw sparse gradient may repeat rows.
-            rows, sums = sum_by_row(grad)
+            rows, sums, distinct = sum_by_row(grad)
+            sums = sums if distinct is None else sums * distinct.unsqueeze(1)
             parameter.grad = torch.sparse_coo_tensor(rows.unsqueeze(0), sums, grad.shape, check_invariants=False)
             grad = sums
         gradients.append(grad)
     if not gradients:
         return
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
-    if norm > max_norm:
-        factor = max_norm / norm
-        for gradient in gradients:
-            gradient.mul_(factor)
+    # A factor of 1 changes no bit. A test of the norm on the host would wait for the device.
+    factor = torch.where(norm > max_norm, max_norm / norm, 1.0)
+    for gradient in gradients:
+        gradient.mul_(factor)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -16,12 +15,8 @@ from longrec.errors import RunError
 from longrec.features.batch import Batch
 from longrec.models.core.base import Model
 from longrec.progress import Progress
+from longrec.train.device import find_device, move_all, precision
 from longrec.train.loaders import build_loader
-
-
-def precision(bf16: bool) -> AbstractContextManager[object]:
-    """Return the autocast context of a run: bfloat16 where autocast allows it, or fp32 throughout."""
-    return torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
 
 
 def score(
@@ -33,7 +28,7 @@ def score(
     bf16: bool = False,
     progress: Progress | None = None,
 ) -> NDArray[np.float32]:
-    """Return the probabilities of rows of the log, float32 ``[n]``, from a model in eval mode.
+    """Return the probabilities of rows of the log, float32 ``[n]``, from a model in eval mode, on its device.
 
     Args:
         rows: int64 ``[n]`` in any order.
@@ -86,17 +81,21 @@ def _score_columns(
 ) -> NDArray[np.float32]:
     """Return the probabilities ``[n, columns]`` of the logits that ``compute_logits`` returns per batch."""
     loader = build_loader(model, log, rows, batch_size, shuffle=False)
-    loaded, was_training, at = np.empty((len(loader.rows), columns), np.float32, "F"), model.training, 0
+    device, was_training, at = find_device(model), model.training, 0
+    # Scores stay on the device until all are computed, so that it never waits for the host.
+    outputs = torch.empty(columns, len(loader.rows), device=device)
     model.eval()
-    with torch.inference_mode(), precision(bf16):
-        for batch in loader.epoch(0):
+    with torch.inference_mode(), precision(bf16, device):
+        for host, batch in move_all(loader.epoch(0), device):
             logits = compute_logits(batch).float()
-            logits = logits if batch.loss_mask is None else logits[batch.loss_mask]
-            loaded[at : at + len(logits)] = torch.sigmoid(logits).numpy()
+            if host.loss_mask is not None:
+                logits = logits.index_select(0, host.loss_mask.nonzero().squeeze(1).to(device))
+            outputs[:, at : at + len(logits)] = torch.sigmoid(logits).t()
             at += len(logits)
             if progress is not None:
                 progress.advance(len(logits))
     model.train(was_training)
+    loaded = outputs.cpu().numpy().T
     # In user order the loader yields rows in the order of the log, each once.
     scores = loaded if model.user_order is None else loaded[np.searchsorted(loader.rows, rows)]
     bad = np.flatnonzero(~np.isfinite(scores).all(1))

@@ -12,6 +12,7 @@ from longrec.config import Strict
 from longrec.train.schedules import Rate, Schedule
 
 Monitor = Literal["auc", "gauc", "log_loss"]
+Device = Literal["auto", "cpu", "cuda"]
 Dense = Literal["adamw", "adam", "adagrad", "sgd"]
 Tables = Literal["lazy_adam", "rowwise_adam", "adagrad", "rowwise_adagrad", "sgd"]
 Beta = Annotated[float, Setting(ge=0, lt=1)]
@@ -81,6 +82,7 @@ class FitConfig(Strict):
         None, description="column with the weight of each training row in the loss; default: equal weights"
     )
     seed: int = Setting(0, ge=0, lt=2**63, description="seed of weights, batch order and dropout: same seed, same run")
+    device: Device = Setting("auto", description="device to compute on; auto is the GPU if torch can use one")
     threads: int = Setting(1, ge=1, description="torch threads")
     log_steps: int = Setting(
         50, ge=1, description="number of batches between two entries of the mean training loss in metrics.jsonl"

@@ -16,7 +16,7 @@ from longrec.data.gather import gather
 from longrec.data.log import Log
 from longrec.data.negative_sampling import sample_negatives
 from longrec.errors import RunError
-from longrec.features.batch import Batch
+from longrec.features.batch import Batch, transfer
 from longrec.models.core import artifact
 from longrec.models.core import registry as models
 from longrec.models.core.base import ContextInstances, Encoder, Model
@@ -24,16 +24,27 @@ from longrec.store.token_store import TokenStore, Version
 from longrec.store.visibility import read_visible_tokens
 from longrec.train.base_rate import start_at_base_rates
 from longrec.train.blocks import Block, refuse_training_window
+from longrec.train.device import CPU, choose_device, choose_run_device
+from longrec.train.finished_run import Run
 from longrec.train.instances import LABEL, Instances
 from longrec.train.job import Job
 from longrec.train.loop import build_loader, update
 from longrec.train.negative_correction import check_negative_rate, correct_output_bias
 from longrec.train.optimizers import build_optimizers
+from longrec.train.running_loss import RunningLoss
 from longrec.train.scoring import score
 
 _TOGETHER = 4_096
 _TINY = 1e-6
 """Deviation below which a component keeps its scale."""
+
+
+def choose_source_device(source: Run | str | Path | Mapping[str, Any], job: Job, override: str | None) -> torch.device:
+    """Return the device of a source: ``fit.device`` of a config, which binds, or of a run, which does not."""
+    is_run = isinstance(source, Run) or (not isinstance(source, Mapping) and Path(source).is_dir())
+    if is_run or override is not None:
+        return choose_run_device(job.fit.device, override)
+    return choose_device(job.fit.device)
 
 
 class SourceTrainer:
@@ -42,18 +53,22 @@ class SourceTrainer:
     Attributes:
         steps: number of training batches.
         pretrained: True if its weights come from the run.
+        device: device of the encoder.
         version: the current version.
     """
 
-    def __init__(self, model: Encoder, log: Log, job: Job, name: str, pretrained: bool) -> None:
-        self.model, self.log, self.name, self.pretrained = model, log, name, pretrained
-        self.fit = job.fit
+    def __init__(
+        self, model: Encoder, log: Log, job: Job, name: str, pretrained: bool, device: torch.device = CPU
+    ) -> None:
+        self.model, self.log, self.name, self.pretrained = model.to(device), log, name, pretrained
+        self.fit, self.device = job.fit, device
         self.optimizers = build_optimizers(model, self.fit)
+        self.losses = RunningLoss(name, self.fit.bf16)
         self.steps, self.passes = 0, 0
         self.version = Version(0, None, None, 0, None, None)
 
     @classmethod
-    def of(cls, job: Job, log: Log, name: str, trained: Model | None) -> SourceTrainer:
+    def of(cls, job: Job, log: Log, name: str, trained: Model | None, device: torch.device = CPU) -> SourceTrainer:
         """Create a trainer for a job, with trained or with new weights.
 
         Raises:
@@ -69,7 +84,7 @@ class SourceTrainer:
                 description = f"fit.init_from: {job.fit.init_from}, of a source trained from scratch, block by block"
                 raise RunError(name, description, "a source that starts from no run", "remove fit.init_from")
             check_negative_rate(model, job.fit)
-        return cls(model, log, job, name, trained is not None)
+        return cls(model, log, job, name, trained is not None, device)
 
     def train(self, rows: NDArray[np.int64], epochs: int, available_before: int | None) -> None:
         """Train on rows of the log, each ``epochs`` times.
@@ -96,6 +111,7 @@ class SourceTrainer:
                 if batch.size > 1:
                     self.learn(batch)
             self.passes += 1
+            self._check_losses()
 
     def _start_at_base_rates(self, rows: NDArray[np.int64], available_before: int | None) -> None:
         """Initialize the output biases of a new model at the rates of its first training rows."""
@@ -105,11 +121,16 @@ class SourceTrainer:
     def learn(self, batch: Batch, context: ContextInstances | None = None) -> None:
         """Do one step of every optimizer."""
         if context is None:
-            update(self.model, self.optimizers, self.fit, self.steps, batch, self.name)
+            update(self.model, self.optimizers, self.fit, self.steps, batch, self.losses)
         else:
-            loss = partial(self.model.loss_with_context, context=context)
-            update(self.model, self.optimizers, self.fit, self.steps, batch, self.name, loss)
+            loss = partial(self.model.loss_with_context, context=context.to(self.device))
+            update(self.model, self.optimizers, self.fit, self.steps, batch, self.losses, loss)
         self.steps += 1
+
+    def _check_losses(self) -> None:
+        """Refuse losses that were not finite, before the weights are used."""
+        self.losses.read()
+        self.losses.reset()
 
     def encode(self, rows: NDArray[np.int64], coded: bool = False) -> NDArray[Any]:
         """Return the unscaled vectors of rows in their order, float32 ``[n, width]``, with the current weights.
@@ -134,8 +155,9 @@ class SourceTrainer:
         return result
 
     def _encode_batch(self, batch: Batch, coded: bool) -> NDArray[Any]:
+        batch = transfer(batch, self.device)
         output = self.model.codes(batch) if coded else self.model.encode(batch).float()
-        return output.numpy()
+        return output.cpu().numpy()
 
     def encode_for_store(self, rows: NDArray[np.int64], codec: str) -> NDArray[Any]:
         """Return the stored form of rows: vectors on the scale of the version, or codes."""
@@ -152,7 +174,7 @@ class SourceTrainer:
         books = self.model.codebooks()
         if books is not None:
             # The few codes of earlier rows may be close together, and other codes far away.
-            std = np.maximum(std, books[:, 0].std(1).double().numpy().ravel() / 10)
+            std = np.maximum(std, books[:, 0].std(1).double().cpu().numpy().ravel() / 10)
         return vectors.mean(0).tolist(), np.where(std < _TINY, 1.0, std).tolist()
 
     def standardize(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -176,7 +198,7 @@ class SourceTrainer:
         outputs = self.model.codebooks()
         if outputs is None:
             return None
-        books = outputs.detach().numpy().astype(np.float64)
+        books = outputs.detach().cpu().numpy().astype(np.float64)
         if self.version.mean is not None:
             slots, _, _, width = books.shape
             mean, std = (np.array(chunk).reshape(slots, 1, 1, width) for chunk in (self.version.mean, self.version.std))
@@ -200,15 +222,20 @@ class SourceTrainer:
             chunk = rows[at : at + self.fit.batch_size]
             self._learn_available(instances, store, int(self.log.timestamps[chunk[0]]), back)
             batch, before = self._gather_with_context(instances, store, chunk, back)
+            batch = transfer(batch, self.device)
             self.model.eval()
             with torch.inference_mode():
-                vectors = self.model.encode(batch).float().numpy()
-                logits = self.model.logits_with_context(batch, before) if before is not None else self.model(batch)
+                vectors = self.model.encode(batch).float().cpu().numpy()
+                logits = (
+                    self.model(batch)
+                    if before is None
+                    else self.model.logits_with_context(batch, before.to(self.device))
+                )
             coded = store.info.codec == "codes"
             yield (
                 chunk,
                 self.encode(chunk, coded=True) if coded else self.standardize(vectors),
-                torch.sigmoid(logits.float()).numpy(),
+                torch.sigmoid(logits.float()).cpu().numpy(),
             )
             instances.feed(chunk)
         if block.stop is not None:
@@ -226,6 +253,7 @@ class SourceTrainer:
                 self.model.train()
                 batch, before = self._gather_with_context(instances, store, rows, back, timestamp)
                 self.learn(batch, before)
+        self._check_losses()
 
     def _gather_with_context(
         self,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,19 +31,47 @@ fast.
 """
 
 
-def sum_by_row(grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the distinct rows of a sparse gradient, int64 ``[m]`` ascending, and the sum of their gradients ``[m,
-    D]``.
+class RowSums(NamedTuple):
+    """Sparse gradient, summed by row.
+
+    Attributes:
+        rows: int64 ``[m]``, ascending.
+        sums: the sum of the gradients of each row, ``[m, D]``.
+        distinct: bool ``[m]``, or None if all rows are distinct. On a GPU, where their number is not known before the
+            device is done, m is the number of lookups, and the last row is repeated with its sum.
     """
+
+    rows: Tensor
+    sums: Tensor
+    distinct: Tensor | None = None
+
+
+def sum_by_row(grad: Tensor) -> RowSums:
+    """Sum a sparse gradient by row. Equal gradients give equal sums to the bit, on every device."""
     ids_n, values_nD = grad._indices()[0], grad._values()
     if len(ids_n) == 0:
-        return ids_n, values_nD
+        return RowSums(ids_n, values_nD)
     sorted_n, order_n = _sort_ids(ids_n)
     first_n = torch.ones_like(sorted_n, dtype=torch.bool)
     torch.ne(sorted_n[1:], sorted_n[:-1], out=first_n[1:])
+    if ids_n.device.type != "cpu":
+        return _sum_without_waiting(sorted_n, order_n, first_n, values_nD)
     starts_m = first_n.nonzero().squeeze(1)
     sums_mD = F.embedding_bag(order_n, values_nD, starts_m, mode="sum")
-    return sorted_n.index_select(0, starts_m).long(), sums_mD
+    return RowSums(sorted_n.index_select(0, starts_m).long(), sums_mD)
+
+
+def _sum_without_waiting(sorted_n: Tensor, order_n: Tensor, first_n: Tensor, values_nD: Tensor) -> RowSums:
+    """Return the sums with sizes that depend on no value, so that the host does not wait for the device."""
+    group_n = first_n.cumsum(0) - 1
+    at_n = torch.arange(len(sorted_n), device=sorted_n.device)
+    # A group past the last one is empty, and starts at the end.
+    starts = torch.searchsorted(group_n, torch.arange(len(sorted_n) + 1, device=sorted_n.device))
+    sums_nD = F.embedding_bag(order_n, values_nD, starts, mode="sum", include_last_offset=True)
+    last = group_n[-1:]
+    own_n = torch.minimum(at_n, last)
+    rows_n = sorted_n.index_select(0, starts.index_select(0, own_n)).long()
+    return RowSums(rows_n, sums_nD.index_select(0, own_n), at_n <= last)
 
 
 def _sort_ids(ids_n: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +111,7 @@ class SparseOptimizer(Optimizer, ABC):
                     state["step"] = torch.tensor(0)
                     self._init_state(group, table, state)
                 state["step"] += 1
-                rows_m, g_mD = sum_by_row(table.grad)
+                rows_m, g_mD, _ = sum_by_row(table.grad)  # repeated rows are written with equal values
                 p_mD = table.index_select(0, rows_m)
                 if group["l2"]:
                     g_mD.add_(p_mD, alpha=group["l2"])

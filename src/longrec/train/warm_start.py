@@ -90,9 +90,8 @@ def move_optimizer_state(
             target = own[prefix + names[id(parameter)]]
             if not target.requires_grad:
                 continue
-            optimizers[kind].state[target] = {
-                key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()
-            }
+            for key, value in state.items():
+                checkpoint.set_state(optimizers[kind], target, key, value)
 
 
 def _check_same_optimizers(where: str, before: FitConfig, now: FitConfig) -> None:

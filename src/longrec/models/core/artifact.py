@@ -32,7 +32,7 @@ def save(model: Model, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     about = {"format": FORMAT, "name": name_of(model), "config": model.config.model_dump(mode="json")}
-    weights = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     partial = folder / "weights.safetensors.partial"
     save_file(weights, partial)
     os.replace(partial, folder / "weights.safetensors")

@@ -17,7 +17,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
+import torch
 from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longrec.config import Strict
@@ -53,6 +56,7 @@ class ContextInstances:
         labels: int64 ``[N]``: 0 none, 1 negative, 2 positive, 3 not available yet.
         label_times: int64 ``[N]`` timestamps at which the labels became available. None where ``labels`` already holds
             what was available at the row's timestamp.
+        host_offsets: the offsets on the host, of instances on another device.
     """
 
     vectors: Tensor
@@ -60,6 +64,12 @@ class ContextInstances:
     times: Tensor
     labels: Tensor | None = None
     label_times: Tensor | None = None
+    host_offsets: NDArray[np.int64] | None = None
+
+    def to(self, device: torch.device) -> ContextInstances:
+        """Return a copy on a device. It keeps the offsets on the host."""
+        moved = {name: x.to(device, non_blocking=True) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **moved, host_offsets=self.offsets.cpu().numpy())
 
 
 class Model(nn.Module, ABC):

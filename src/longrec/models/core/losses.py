@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from longrec.features.batch import Batch
+from longrec.nn import kernels
 
 
 def bce_loss(logit_B: Float[Tensor, " B"], batch: Batch) -> Float[Tensor, ""]:
@@ -21,7 +22,11 @@ def bce_loss(logit_B: Float[Tensor, " B"], batch: Batch) -> Float[Tensor, ""]:
     if batch.label is None:
         raise ValueError("the batch carries no label")
     label_B, weight_B = batch.label, batch.weight
-    if batch.loss_mask is not None:
+    if batch.loss_mask is not None and kernels.choose(logit_B) == "cuda":
+        # The number of rows in the mask is not known before the device is done, so others get the weight 0.
+        label_B = label_B.masked_fill(~batch.loss_mask, 0.0)
+        weight_B = batch.loss_mask.to(label_B.dtype) if weight_B is None else weight_B * batch.loss_mask
+    elif batch.loss_mask is not None:
         logit_B, label_B = logit_B[batch.loss_mask], label_B[batch.loss_mask]
         weight_B = None if weight_B is None else weight_B[batch.loss_mask]
     if weight_B is None and len(label_B):

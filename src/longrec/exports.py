@@ -1,0 +1,105 @@
+"""Export of runs, and of the source models of token stores, as serving bundles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.data.requests import build_impression
+from longrec.errors import RunError
+from longrec.export.bundle import EncoderFacts, Manifest
+from longrec.export.golden import GoldenRequest, Sample
+from longrec.export.offline import build_golden_request, build_golden_tokens
+from longrec.export.scale import Scale
+from longrec.export.write import ExternalStores
+from longrec.export.write import export as write
+from longrec.models.core.base import Ranker
+from longrec.models.core.registry import name_of
+from longrec.serve import online_source, service
+from longrec.train.token_source import open_source
+
+if TYPE_CHECKING:
+    from longrec.data.log import Log
+    from longrec.models.core.base import Model
+    from longrec.train.finished_run import Run
+
+
+def export_run(run: Run, out: Path, overwrite: bool) -> Manifest:
+    """Export a run as a bundle, and verify that its whole online path returns the scores of the run.
+
+    Raises:
+        RunError: if the run is one of a source model of tokens. Its tokens are exported instead.
+        BundleError: if the folder exists, the model cannot be traced, or scores differ.
+    """
+    log, model = run.log(), run.model()
+    if not isinstance(model, Ranker):
+        raise RunError(
+            str(run.folder),
+            f"a token source ({run.config.model['name']}), whose tokens are written by later weights",
+            "a ranker, or the tokens of a token source",
+            f"compress first: longrec compress {run.folder} --into tokens/v1, then longrec export tokens/v1 {out}",
+        )
+    others = sort_items_by_popularity(log)[:50]
+    golden = [build_offline_request(log, model, int(row), others) for row in _choose_golden_rows(log)]
+    source = {"run": run.name, "config": run.config.to_yaml()}
+    external_stores = ExternalStores(
+        {name: history.store for name, history in log.tokens.items()},
+        {name: feature.store for name, feature in log.knowledge.items()},
+    )
+    return write(
+        model,
+        log.folder,
+        out,
+        golden,
+        service.replay,
+        fitted=log.fitted,
+        source=source,
+        overwrite=overwrite,
+        external_stores=external_stores,
+    )
+
+
+def export_source(folder: Path, out: Path, overwrite: bool) -> Manifest:
+    """Export the source model of tokens as a bundle, and verify that it encodes rows of its log to the same tokens."""
+    source = open_source(folder)
+    log, scale = source.log, Scale(source.mean, source.std)
+    others, rows = sort_items_by_popularity(log)[:10], _choose_golden_rows(log)
+    samples = [Sample(**build_impression(log, int(row), others)) for row in rows]
+    golden = [build_golden_tokens(source.model, log.fitted, log.users, log.items, sample, scale) for sample in samples]
+    return write(
+        source.model,
+        log.folder,
+        out,
+        golden,
+        online_source.replay,
+        fitted=log.fitted,
+        name=name_of(source.model),
+        source={"run": source.run, "version": source.version},
+        overwrite=overwrite,
+        external_stores=ExternalStores(
+            {name: history.store for name, history in log.tokens.items()},
+            {name: feature.store for name, feature in log.knowledge.items()},
+        ),
+        encoder=EncoderFacts(source.version, scale, source.model.width, source.model.slots),
+    )
+
+
+def build_offline_request(log: Log, model: Model, row: int, others: Iterable[int]) -> GoldenRequest:
+    """Return the request of a row of the log, its own item ranked beside others, with the expected scores."""
+    return build_golden_request(model, log.fitted, log.users, log.items, Sample(**build_impression(log, row, others)))
+
+
+def sort_items_by_popularity(log: Log) -> NDArray[np.int64]:
+    """Return the rows of the item table in descending order of training events."""
+    counts = np.bincount(log.events.columns["item"][log.rows_of("train")], minlength=len(log.items))
+    return np.argsort(-counts, kind="stable")
+
+
+def _choose_golden_rows(log: Log, count: int = 6) -> NDArray[np.int64]:
+    """Return rows spread over the last split with rows, for many users and histories of all lengths."""
+    rows = next(rows for split in ("test", "valid", "train") if len(rows := log.rows_of(split)))
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]
