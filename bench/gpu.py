@@ -296,17 +296,17 @@ def step_here(model: Any, batch: Any, device: str) -> tuple[Any, Counter[str]]:
         finally:
             if device == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
-    places = [f"{Path(one.filename).name}:{one.lineno}" for one in caught if "synchroniz" in str(one.message)]
-    return loss.detach().cpu(), Counter(places)
+    lines = [f"{Path(one.filename).name}:{one.lineno}" for one in caught if "synchroniz" in str(one.message)]
+    return loss.detach().cpu(), Counter(lines)
 
 
-def report(found: dict[str, Any]) -> str:
+def report(measured: dict[str, Any]) -> str:
     """Return the report as Markdown."""
-    devices, lines = found["devices"], [f"# Training on {found['gpu']} beside the CPU", ""]
+    devices, lines = measured["devices"], [f"# Training on {measured['gpu']} beside the CPU", ""]
     head = ["model", "steps", *(f"AUC, {d}" for d in devices), "difference"]
     head += [*(f"rows per second, {d}" for d in devices), "ratio"]
-    lines += [found["about"], "", f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
-    for model, runs in found["runs"].items():
+    lines += [measured["about"], "", f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    for model, runs in measured["runs"].items():
         aucs, rates = [runs[d]["auc"] for d in devices], [runs[d]["rate"] for d in devices]
         away = abs(aucs[0] - aucs[-1])
         verdict = f"{away:.4f}{'' if away <= 2 * NOISE else ' TOO LARGE'}"
@@ -315,15 +315,15 @@ def report(found: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"## A step on {devices[-1]}", "", "| model | ms | share in kernels | peak MB | longest (ms) |"]
     lines.append("| --- | --- | --- | --- | --- |")
-    for model, one in found["profiles"].items():
+    for model, one in measured["profiles"].items():
         longest = "; ".join(f"{name[:60]} {ms:.2f}" for name, ms in one["longest"])
         lines.append(f"| {model} | {one['ms']:.2f} | {one['computing']:.0%} | {one['peak_mb']:.0f} | {longest} |")
-    checked = found.get("checked")
+    checked = measured.get("checked")
     if checked:
         lines += ["", f"## Every model: {checked['done']} of {checked['cases']} cases", ""]
         lines += [f"- {fault}" for fault in checked["faults"]] or ["Loss and gradients are those of the CPU."]
         lines += [f"- waits: {case}: {waits}" for case, waits in checked["waits"].items()] or ["", "No step waits."]
-    return "\n".join([*lines, "", f"{found['seconds']:.0f} seconds in all."]) + "\n"
+    return "\n".join([*lines, "", f"{measured['seconds']:.0f} seconds in all."]) + "\n"
 
 
 def main() -> None:
@@ -347,15 +347,19 @@ def main() -> None:
     other = "cpu" if args.cpu_only else "cuda"
     threads, gpu = len(os.sched_getaffinity(0)), "no GPU" if args.cpu_only else torch.cuda.get_device_name()
     about = f"torch {torch.__version__}, Python {sys.version.split()[0]}, {threads} threads of the CPU; from wheels: "
-    found: dict[str, Any] = {"gpu": gpu, "about": about + (", ".join(wheels) or "nothing"), "devices": ["cpu", other]}
-    found |= {"runs": {}, "profiles": {}}
+    measured: dict[str, Any] = {
+        "gpu": gpu,
+        "about": about + (", ".join(wheels) or "nothing"),
+        "devices": ["cpu", other],
+    }
+    measured |= {"runs": {}, "profiles": {}}
 
     def save(step: str) -> None:
-        found["seconds"] = time.perf_counter() - began
+        measured["seconds"] = time.perf_counter() - began
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "gpu.json").write_text(json.dumps(found, indent=1, default=str))
-        (args.out / "gpu.md").write_text(report(found))
-        print(f"{found['seconds']:6.1f} s  {step}", flush=True)
+        (args.out / "gpu.json").write_text(json.dumps(measured, indent=1, default=str))
+        (args.out / "gpu.md").write_text(report(measured))
+        print(f"{measured['seconds']:6.1f} s  {step}", flush=True)
 
     # Six tenths for training, the rest for profiles and for the steps of all models.
     share = args.seconds * 0.6 / len(args.models)
@@ -369,11 +373,11 @@ def main() -> None:
         runs = {}
         for device in dict.fromkeys(["cpu", other]):
             runs[device] = train(model, args.carried, device, threads, steps)
-        found["runs"][model], found["profiles"][model] = runs, profiled
+        measured["runs"][model], measured["profiles"][model] = runs, profiled
         save(f"trained {model}: {steps} steps")
-    found["checked"] = check_models(other, began + args.seconds - 10)
+    measured["checked"] = check_models(other, began + args.seconds - 10)
     save("checked every model")
-    print(report(found))
+    print(report(measured))
 
 
 if __name__ == "__main__":

@@ -225,7 +225,10 @@ class _Watch(TorchDispatchMode):
 
     def embedded(self, path: str, module: Embeddings, batch: Batch, out: Embedded) -> None:
         """Create one box for the fields of the impression and one per history, although they share tables."""
-        columns = {"impression": batch.features, **{name: events.columns for name, events in batch.histories.items()}}
+        columns = {
+            "impression": {**batch.features, **batch.computed},
+            **{name: events.columns for name, events in batch.histories.items()},
+        }
         vectors = {"impression": out.features, **out.histories}
         fields = {"impression": module.fields.features, **module.fields.histories}
         for group, group_vectors in vectors.items():

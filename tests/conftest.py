@@ -39,7 +39,7 @@ def _export_with_one_registry(*args: Any, **kwargs: Any) -> Any:
 
     def copy_registry(*settings: Any, **named: Any) -> Any:
         whole, copied = build(*settings, **named), _registration.ONNXRegistry()
-        vars(copied).update(vars(whole), functions={name: list(known) for name, known in whole.functions.items()})
+        vars(copied).update(vars(whole), functions={name: list(each) for name, each in whole.functions.items()})
         return copied
 
     _registration.ONNXRegistry.from_torchlib = staticmethod(copy_registry)

@@ -28,7 +28,7 @@ from longrec import metrics
 from longrec.data.knowledge_join import Control
 from longrec.data.log import Log
 from longrec.errors import ConfigError
-from longrec.models.core import base as models
+from longrec.models.core import registry as models
 from longrec.models.core.base import Model, Ranker
 from longrec.models.keep_plug import KEEPPlug, plug, without
 from longrec.progress import Progress

@@ -39,10 +39,10 @@ def test_events_of_a_row_are_next_to_each_other_and_their_weights_return(count: 
         for one, x_N in zip(every, each, strict=True):
             expected += x_N[one.offsets[row] : one.offsets[row + 1]].tolist()
     assert actual.tolist() == expected
-    parts = joined.split(actual)
-    assert len(parts) == count
-    for part, x_N in zip(parts, each, strict=True):
-        assert torch.equal(part, x_N)
+    values = joined.split(actual)
+    assert len(values) == count
+    for value, x_N in zip(values, each, strict=True):
+        assert torch.equal(value, x_N)
 
 
 def test_shared_histories_keep_their_order() -> None:
@@ -50,6 +50,6 @@ def test_shared_histories_keep_their_order() -> None:
     values = numbered([[2], [0], [3]])
     assert torch.equal(joined.join(values), torch.cat(values))
     w_BT = torch.rand(4, 5)
-    parts = joined.split(w_BT)
-    assert [part.shape for part in parts] == [(4, 2), (4, 0), (4, 3)]
-    assert torch.equal(torch.cat(parts, 1), w_BT)
+    values = joined.split(w_BT)
+    assert [value.shape for value in values] == [(4, 2), (4, 0), (4, 3)]
+    assert torch.equal(torch.cat(values, 1), w_BT)

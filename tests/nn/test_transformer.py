@@ -83,11 +83,11 @@ def test_rows_of_a_group_query_the_events_of_their_request(score: Score) -> None
     encoder, stored, owner = layer(score), segments(), [4, 1, 0, 4, 2, 4]
     owns = GroupedSegments(stored, Layout.grouped(stored.rows, np.array(owner, np.int64)))
     x, y, attention = torch.randn(stored.positions, 8), torch.randn(owns.rows, 8), BucketedAttention(owns)
-    x_UD, made = attention.requests.gather_positions(x), []
-    encoder.outer.register_forward_pre_hook(lambda module, inputs: made.append(len(inputs[0])))
+    x_UD, sizes = attention.requests.gather_positions(x), []
+    encoder.outer.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     x_UD = encoder(x_UD, attention.requests)
     actual = attention.restore_rows(encoder.attend_query(attention.gather_rows(y), x_UD, attention)[0])
-    assert made == [stored.positions, owns.rows]
+    assert sizes == [stored.positions, owns.rows]
     edges = stored.offsets.tolist()
     for row, request in enumerate(owner):
         events, one = x[edges[request] : edges[request + 1]], y[row : row + 1]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from longrec.features.schema import Schema
+from longrec.models.core import registry as models
 from longrec.models.core.catalog import names
 from longrec.train import memory
 from longrec.train.memory import estimate_fields, estimate_memory, find_memory_fault
@@ -46,7 +47,10 @@ def test_every_model_is_counted_without_memory_and_without_chance(model: str) ->
     assert torch.equal(torch.get_rng_state(), before)
     assert estimate is not None
     assert estimate.weights >= 1002 * 4
-    assert estimate.optimizer == 2 * estimate.weights
+    with torch.device("meta"):
+        weights = list(models.build({"name": model}, estimate_fields(SCHEMA)).parameters())
+    assert estimate.weights == 4 * sum(parameter.numel() for parameter in weights)
+    assert estimate.optimizer == 2 * 4 * sum(parameter.numel() for parameter in weights if parameter.requires_grad)
 
 
 @pytest.mark.parametrize(

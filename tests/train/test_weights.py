@@ -19,7 +19,6 @@ from longrec.data.prepare import prepare
 from longrec.errors import DataError, RunError
 from longrec.features.batch import Batch
 from longrec.models import iat
-from longrec.models.core import base
 from longrec.report import comparison_table, results_table
 from longrec.train.base_rate import base_rate
 from longrec.train.compress import compress
@@ -135,7 +134,7 @@ def test_weights_that_leave_a_class_without_any_are_refused_before_training(tmp_
 
 def test_a_source_in_user_order_learns_by_weight_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    right = base.bce_loss
+    right = losses.bce_loss
 
     def noted(logit_B: Tensor, batch: Batch) -> Tensor:
         seen.append(batch.weight is not None)

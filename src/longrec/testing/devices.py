@@ -25,8 +25,8 @@ MOST_WAITS = 1
 def check_a_step_on_another_device(case: Case) -> None:
     """A training step on another device has the loss and gradients of the CPU, and hardly waits for the device."""
     waits = compare_steps(case, step_far)
-    found = ", ".join(f"{wait} {count} times" for wait, count in waits.items())
-    expect(sum(waits.values()) <= MOST_WAITS, f"a training step waits for the device: {found}")
+    listing = ", ".join(f"{wait} {count} times" for wait, count in waits.items())
+    expect(sum(waits.values()) <= MOST_WAITS, f"a training step waits for the device: {listing}")
 
 
 Step = Callable[[Model, Batch], tuple[Tensor, Counter[str]]]

@@ -159,9 +159,9 @@ def _run(waits: collections.Counter[str], func: Any, args: Any, kwargs: dict[str
     name = str(func.overloadpacket).rpartition(".")[2]
     tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
     far = any(isinstance(value, FarTensor) for value in tensors)
-    asked = kwargs.get("device")
-    to_far = asked is not None and torch.device(asked).type == DEVICE.type
-    to_host = asked is not None and not to_far
+    requested = kwargs.get("device")
+    to_far = requested is not None and torch.device(requested).type == DEVICE.type
+    to_host = requested is not None and not to_far
     copies = name in ("_to_copy", "copy_", "_copy_from", "_copy_from_and_resize")
     if far and not copies:
         near = [tuple(value.shape) for value in tensors if not isinstance(value, FarTensor) and value.dim() > 0]
@@ -171,7 +171,7 @@ def _run(waits: collections.Counter[str], func: Any, args: Any, kwargs: dict[str
     if wait:
         waits[wait] += 1
     args, inner_kwargs = tree_map(_inner, args), tree_map(_inner, kwargs)
-    if asked is not None:
+    if requested is not None:
         inner_kwargs = {**inner_kwargs, "device": torch.device("cpu")}
         inner_kwargs.pop("pin_memory", None)
     out = func(*args, **inner_kwargs)
