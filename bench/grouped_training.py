@@ -33,6 +33,7 @@ from longrec.train.job import read_job
 from longrec.train.loaders import build_loader
 from longrec.train.loop import update
 from longrec.train.optimizers import build_optimizers
+from longrec.train.running_loss import RunningLoss
 from longrec.train.settings import FitConfig
 
 MODELS: tuple[dict[str, Any], ...] = (
@@ -93,6 +94,7 @@ def measure(log: Log, section: dict[str, Any], rounds: int, steps: int) -> list[
     torch.set_num_threads(1)
     fit, rates = FitConfig(batch_size=BATCH), {False: [], True: []}
     trainers: dict[bool, Any] = {}
+    running = RunningLoss("bench", fit.bf16)
     for group in (False, True):
         torch.manual_seed(0)
         model = registry.build(section, log.fields()).train()
@@ -110,7 +112,7 @@ def measure(log: Log, section: dict[str, Any], rounds: int, steps: int) -> list[
             began, count = time.process_time(), 0
             for step in range(steps):
                 batch = next(batches)
-                update(model, optimizers, fit, step, batch, "bench")
+                update(model, optimizers, fit, step, batch, running)
                 count += batch.size
             if number:  # the first round warms up
                 rates[group].append(count / (time.process_time() - began))

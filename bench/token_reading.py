@@ -27,6 +27,7 @@ from longrec.models.core.registry import build
 from longrec.nn import gemm
 from longrec.train.loop import update
 from longrec.train.optimizers import build_optimizers
+from longrec.train.running_loss import RunningLoss
 from longrec.train.settings import FitConfig
 
 TOKENS, WIDTH, EVENTS = 256, 64, 50
@@ -90,7 +91,7 @@ class Arm:
         spent = []
         for _ in range(steps):
             current, began = self.batches[self.step % 3], time.process_time()
-            update(self.model, self.optimizers, self.config, self.step, current, "bench")
+            update(self.model, self.optimizers, self.config, self.step, current, RunningLoss("bench", self.config.bf16))
             spent.append(time.process_time() - began)
             self.step += 1
         self.rates.append(current.size / median(spent))

@@ -42,6 +42,7 @@ from longrec.models.core.registry import build
 from longrec.nn.timeline import Timeline
 from longrec.train.loop import update
 from longrec.train.optimizers import build_optimizers
+from longrec.train.running_loss import RunningLoss
 from longrec.train.settings import FitConfig
 
 FIELDS = 12
@@ -136,7 +137,7 @@ def rate(
     for step, batch in enumerate(batches()):
         if step == 2:
             began, rows = time.process_time(), 0
-        update(model, optimizers, config, step, batch, "bench", loss)
+        update(model, optimizers, config, step, batch, RunningLoss("bench", config.bf16), loss)
         rows += batch.loss_rows
     return rows / (time.process_time() - began)
 

@@ -42,6 +42,7 @@ from longrec.train.loop import build_loader, update
 from longrec.train.machine import keep_large_blocks, torch_threads
 from longrec.train.negative_correction import check_negative_rate
 from longrec.train.optimizers import build_optimizers
+from longrec.train.running_loss import RunningLoss
 from longrec.train.scoring import score
 from longrec.train.warm_start import move_optimizer_state
 
@@ -228,6 +229,7 @@ class _Learner:
     def __init__(self, model: Model, log: Log, job: Job) -> None:
         self.model, self.log, self.job = model, log, job
         self.optimizers: dict[str, Optimizer] = build_optimizers(model, job.fit)
+        self.losses = RunningLoss("incremental", job.fit.bf16)
         self.steps, self.passes = 0, 0
 
     def learn(self, rows: NDArray[np.int64], available_before: int | None) -> None:
@@ -250,7 +252,7 @@ class _Learner:
         self.model.train()
         for batch in loader.epoch(self.passes):
             if batch.size > 1:
-                update(self.model, self.optimizers, fit, self.steps, batch, "incremental")
+                update(self.model, self.optimizers, fit, self.steps, batch, self.losses)
                 self.steps += 1
         self.passes += 1
 

@@ -19,6 +19,7 @@ from longrec.data.prepare import prepare
 from longrec.errors import DataError, RunError
 from longrec.features.batch import Batch
 from longrec.models import iat
+from longrec.models.core import losses
 from longrec.report import comparison_table, results_table
 from longrec.train.base_rate import base_rate
 from longrec.train.compress import compress
