@@ -17,6 +17,7 @@ from longrec.nn.segments import Segments
 from longrec.testing.batches import FIELDS
 from longrec.testing.case import Case
 from longrec.testing.expect import ConformanceError
+from longrec.testing.pretend_device import DeviceMixError
 from longrec.testing.suite import ALL, Check, cases_of
 
 Patch = pytest.MonkeyPatch
@@ -108,6 +109,26 @@ def dice_looks_at_the_batch(patch: Patch) -> None:
     patch.setattr(BatchNorm, "forward", wrong)
 
 
+def a_tensor_is_created_on_the_cpu(patch: Patch) -> None:
+    right = TargetAttention.weights
+
+    def wrong(self: TargetAttention, q_BQ: Tensor, k_UK: Tensor, segments: Segments) -> Tensor:
+        w_N = right(self, q_BQ, k_UK, segments)
+        return w_N * torch.ones(len(w_N))
+
+    patch.setattr(TargetAttention, "weights", wrong)
+
+
+def values_are_read_in_a_step(patch: Patch) -> None:
+    right = TargetAttention.weights
+
+    def wrong(self: TargetAttention, q_BQ: Tensor, k_UK: Tensor, segments: Segments) -> Tensor:
+        w_N = right(self, q_BQ, k_UK, segments)
+        return w_N if bool(w_N.isfinite().all()) else w_N.nan_to_num()
+
+    patch.setattr(TargetAttention, "weights", wrong)
+
+
 FAULTS = {
     no_mask: {"rows_do_not_see_each_other"},  # hidden by raw scores (0 times 0), shown by the softmax variants
     empty_row_is_nan: {"one_finite_score_a_row", "an_empty_history_is_scored"},
@@ -117,6 +138,8 @@ FAULTS = {
     sum_over_the_segment_of_a_neighbor: {"rows_do_not_see_each_other", "every_event_counts_for_its_row_only"},
     a_column_is_ignored: {"every_input_is_read", "every_parameter_gets_a_gradient"},
     dice_looks_at_the_batch: {"rows_do_not_see_each_other", "many_rows_score_as_few"},
+    a_tensor_is_created_on_the_cpu: {"a_step_on_another_device"},
+    values_are_read_in_a_step: {"a_step_on_another_device"},
 }
 """Each fault, and the checks that must find it in one variant of DIN at least."""
 
@@ -132,7 +155,7 @@ def test_a_planted_fault_is_detected(fault: Callable[[Patch], None], monkeypatch
 def fails(check: Check, case: Case) -> bool:
     try:
         check(case)
-    except ConformanceError:
+    except (ConformanceError, DeviceMixError):
         return True
     return False
 

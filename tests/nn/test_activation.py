@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from longrec.nn.activation import BatchNorm, Dice, PReLU, make_activation
+from longrec.testing.pretend_device import DEVICE, PretendDevice, move_model
 
 
 def test_dice_is_its_equation() -> None:
@@ -84,3 +86,23 @@ def test_names_make_their_activation() -> None:
     torch.testing.assert_close(make_activation("swish", 2)(x), x * x.sigmoid())
     assert make_activation("linear", 2)(x) is x
     assert isinstance(make_activation("dice", 2), Dice)
+
+
+def test_loaded_running_statistics_go_on_where_they_were() -> None:
+    """The number of batches comes with the weights, and is not read from the device."""
+    torch.manual_seed(0)
+    one, other, batches = BatchNorm(3), BatchNorm(3), [torch.randn(5, 3) + at for at in range(4)]
+    for batch in batches[:2]:
+        one(batch)
+    other.load_state_dict(one.state_dict())
+    with PretendDevice() as device:
+        there = move_model(copy.deepcopy(one))
+        device.waits.clear()
+        for batch in batches[2:]:
+            for norm in (one, other):
+                norm(batch)
+            there(batch.to(DEVICE, non_blocking=True))
+        assert not device.waits
+        for name, tensor in one.state_dict().items():
+            assert torch.equal(other.state_dict()[name], tensor), name
+            assert torch.equal(there.state_dict()[name].cpu(), tensor), name

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
+import longrec
 from longrec.nn import kernels
+
+
+def test_no_other_file_tests_the_tracer_or_autocast() -> None:
+    package = Path(longrec.__file__).parent
+    testing = [
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if re.search("is_compiling|is_autocast_enabled", path.read_text(encoding="utf-8"))
+    ]
+    assert testing == ["nn/kernels.py"]
 
 
 def test_kernels_by_rows_autocast_device_and_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
