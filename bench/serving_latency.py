@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 
 import longrec
 from longrec.serve.client import client
+from longrec.serve.interface import Client
 from longrec.serve.server import run_server
 from longrec.serve.settings import Settings
 from longrec.store.token_store import TokenInfo, TokenStore, Version
@@ -141,20 +142,25 @@ def measure_requests(
     bundle: str, requests: int, warm: int, rng: np.random.Generator, **live: object
 ) -> tuple[np.ndarray, float]:
     """Return milliseconds of every request after the warm-up, and this process's CPU milliseconds per request."""
+    with client(bundle, **live) as shop:
+        return time_requests(shop, requests, warm, rng)
+
+
+def time_requests(shop: Client, requests: int, warm: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """Return the same of a client."""
     drawn = [
         (int(rng.integers(USERS)), rng.choice(ITEMS, CANDIDATES, replace=False).tolist())
         for _ in range(requests + warm)
     ]
     spent = np.empty(len(drawn))
-    with client(bundle, **live) as shop:
-        for number, (user, candidates) in enumerate(drawn):
-            if number == warm:
-                cpu = time.process_time()
-            began = time.perf_counter()
-            ranking = shop.rank(user=user, candidates=candidates, context={"device": 1})
-            spent[number] = time.perf_counter() - began
-            assert len(ranking) == CANDIDATES
-        cpu = time.process_time() - cpu
+    for number, (user, candidates) in enumerate(drawn):
+        if number == warm:
+            cpu = time.process_time()
+        began = time.perf_counter()
+        ranking = shop.rank(user=user, candidates=candidates, context={"device": 1})
+        spent[number] = time.perf_counter() - began
+        assert len(ranking) == CANDIDATES
+    cpu = time.process_time() - cpu
     return 1_000 * spent[warm:], 1_000 * cpu / requests
 
 
