@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import jaxtyping
@@ -43,6 +43,8 @@ def jaxtyped(function: Any = None, *, typechecker: Any) -> Any:
         return type(function)(jaxtyped(function.__func__, typechecker=typechecker))
     if not isinstance(function, types.FunctionType):
         return _jaxtyped(function, typechecker=typechecker)
+    if not any(_names_a_shape(annotation) for annotation in function.__annotations__.values()):
+        return function
     passed: dict[Hashable, set[Hashable]] = {}
     outputs: list[Any] = []
 
@@ -62,35 +64,54 @@ def jaxtyped(function: Any = None, *, typechecker: Any) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
-        form = form_of(args), form_of(kwargs)
-        if form not in passed:
+        form = (form_of(args), *kwargs, form_of(kwargs.values())) if kwargs else form_of(args)
+        seen = passed.get(form)
+        if seen is None:
             output = strict(function)(*args, **kwargs)
-            passed[form] = {form_of(output)}
+            passed[form] = {form_of((output,))}
             return output
         output = function(*args, **kwargs)
-        if form_of(output) not in passed[form]:
+        if form_of((output,)) not in seen:
             outputs.append(output)
             strict(repeat)(*args, **kwargs)
-            passed[form].add(form_of(output))
+            seen.add(form_of((output,)))
         return output
 
     return call
 
 
-def form_of(value: Any) -> Hashable:
+def _names_a_shape(annotation: Any) -> bool:
+    """A type without a shape is left to mypy."""
+    return "[Tensor," in (annotation if isinstance(annotation, str) else repr(annotation))
+
+
+def form_of(values: Iterable[Any]) -> tuple[Hashable, ...]:
     """All that the checker looks at: types, words, dtypes and shapes, also of what is in a container."""
+    return tuple(
+        [
+            (value.dtype, value.shape)
+            if (kind := type(value)) is Tensor
+            else value
+            if kind is str
+            else kind
+            if kind in _PLAIN
+            else _form_of_other(value)
+            for value in values
+        ]
+    )
+
+
+_PLAIN: set[type] = set()
+"""Types of which the checker looks at nothing else."""
+
+
+def _form_of_other(value: Any) -> Hashable:
     kind = type(value)
-    if kind is Tensor:
-        return value.dtype, value.shape
-    if kind is str:
-        return value
-    if not _is_container(kind):
-        return (kind, value.dtype, value.shape) if isinstance(value, Tensor) else kind
+    if isinstance(value, Tensor):
+        return kind, value.dtype, value.shape
     if isinstance(value, Mapping):
-        return kind, tuple([(key, form_of(item)) for key, item in value.items()])
-    return kind, tuple([form_of(item) for item in value])
-
-
-@functools.cache
-def _is_container(kind: type) -> bool:
-    return issubclass(kind, list | tuple | Mapping) and not issubclass(kind, torch.Size)
+        return kind, tuple(value), form_of(value.values())
+    if isinstance(value, list | tuple) and kind is not torch.Size:
+        return kind, form_of(value)
+    _PLAIN.add(kind)
+    return kind
