@@ -6,6 +6,7 @@ Processes of ``-n`` take whole files, so that what the tests of a file share is 
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -61,6 +62,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return file if file != "tests/test_every_model.py" else f"{file}::{test.partition('-')[0]}"
 
     return FileScheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every garbage collection. To walk it takes a fifth of the time of an export."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # for what is freed at the end of the process
 
 
 @pytest.fixture(scope="session")
