@@ -159,17 +159,22 @@ def pick(column: Tensor | Jagged, index: Sequence[int] | Tensor) -> Tensor | Jag
     at = torch.as_tensor(index, dtype=torch.int64)
     if isinstance(column, Tensor):
         return column[at]
-    spans = [range(int(column.offsets[i]), int(column.offsets[i + 1])) for i in at.tolist()]
+    spans = _spans(column.offsets, at.tolist())
     flat = torch.tensor([position for span in spans for position in span], dtype=torch.int64)
     weights = None if column.weights is None else column.weights[flat]
     return Jagged(column.values[flat], offsets([len(span) for span in spans]), weights)
+
+
+def _spans(offsets: Tensor, rows: Sequence[int]) -> list[range]:
+    bounds = offsets.tolist()
+    return [range(bounds[row], bounds[row + 1]) for row in rows]
 
 
 def take(batch: Batch, rows: Sequence[int]) -> Batch:
     """Return the batch of these rows of a ragged batch, in this order."""
     histories = {}
     for name, history in batch.histories.items():
-        spans = [range(int(history.offsets[r]), int(history.offsets[r + 1])) for r in rows]
+        spans = _spans(history.offsets, rows)
         flat = [position for span in spans for position in span]
         columns = {column: pick(values, flat) for column, values in history.columns.items()}
         histories[name] = HistoryBatch(columns, offsets([len(span) for span in spans]))
@@ -178,6 +183,34 @@ def take(batch: Batch, rows: Sequence[int]) -> Batch:
     own = {name: values if values is None else values[list(rows)] for name, values in own.items()}
     targets = {name: values[list(rows)] for name, values in batch.task_labels.items()}
     return Batch.single(len(rows), features, histories, **own, task_labels=targets)
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """Return the ragged batch of the rows of several ragged batches, one after the other."""
+    histories = {}
+    for name in batches[0].histories:
+        own = [batch.histories[name] for batch in batches]
+        columns = {column: _join([history.columns[column] for history in own]) for column in own[0].columns}
+        histories[name] = HistoryBatch(columns, _join_offsets([history.offsets for history in own]))
+    features = {name: _join([batch.features[name] for batch in batches]) for name in batches[0].features}
+    own_names = [n for n in ("label", "users", "timestamps", "label_time") if getattr(batches[0], n) is not None]
+    labels = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in own_names}
+    targets = {name: torch.cat([batch.task_labels[name] for batch in batches]) for name in batches[0].task_labels}
+    return Batch.single(sum(batch.size for batch in batches), features, histories, **labels, task_labels=targets)
+
+
+def _join(columns: Sequence[Tensor | Jagged]) -> Tensor | Jagged:
+    plain = [column for column in columns if isinstance(column, Tensor)]
+    if plain:
+        return torch.cat(plain)
+    jagged = [column for column in columns if isinstance(column, Jagged)]
+    weights = [column.weights for column in jagged if column.weights is not None]
+    offsets = _join_offsets([column.offsets for column in jagged])
+    return Jagged(torch.cat([column.values for column in jagged]), offsets, torch.cat(weights) if weights else None)
+
+
+def _join_offsets(offsets: Sequence[Tensor]) -> Tensor:
+    return torch.cat([offsets[0][:1], torch.cat([one.diff() for one in offsets]).cumsum(0)])
 
 
 def repeated(batch: Batch, fields: Fields = FIELDS) -> Batch:

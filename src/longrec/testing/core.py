@@ -16,7 +16,7 @@ from longrec.testing.expect import ConformanceError, expect, expect_close
 
 def check_one_finite_score_a_row(case: Case) -> None:
     """A batch of B rows has B finite logits (and B vectors of an encoder), and different rows differ."""
-    model = case.lively()
+    model = case.frozen()
     for rows in (1, 2, 9):
         batch = ragged(rows, fields=case.fields)
         actual = scores(model, batch)
@@ -33,18 +33,18 @@ def check_one_finite_score_a_row(case: Case) -> None:
 
 def check_rows_do_not_see_each_other(case: Case) -> None:
     """The output of a row is the same alone, among other rows, and at any place of the batch."""
-    model, batch = case.lively(), ragged(9, fields=case.fields)
+    model, batch = case.frozen(), ragged(9, fields=case.fields)
     together = scores(model, batch)
-    for rows in ([8, 7, 6, 5, 4, 3, 2, 1, 0], [4, 1], [3, 3, 0], *([row] for row in range(9))):
+    for rows in ([8, 7, 6, 5, 4, 3, 2, 1, 0], [4, 1], [3, 3, 0], [0], [5]):
         expect_close(scores(model, take(batch, rows)), together[rows], f"rows {rows} of 9 score otherwise alone")
 
 
 def check_many_rows_score_as_few(case: Case) -> None:
     """Large batches use other operators than small ones (see nn/linear.py), and score the same."""
-    model, batch = case.lively(), ragged(1500, fields=case.fields)
-    rows = list(range(0, 1500, 97))
+    model, batch = case.frozen(), ragged(700, fields=case.fields)
+    rows = list(range(0, 700, 47))
     few = scores(model, take(batch, rows))
-    expect_close(scores(model, batch)[rows], few, "a row among 1500 scores otherwise than among 16")
+    expect_close(scores(model, batch)[rows], few, "a row among 700 scores otherwise than among 15")
 
 
 def check_an_empty_history_is_scored(case: Case) -> None:
@@ -53,7 +53,7 @@ def check_an_empty_history_is_scored(case: Case) -> None:
     batch = ragged(5, lengths=[0] * 5, fields=case.fields)
     actual = scores(model, batch)
     expect(actual.isfinite().all(), "the output of rows without events is NaN or infinite")
-    alone = torch.cat([scores(model, take(batch, [row])) for row in range(5)])
+    alone = torch.cat([scores(model, take(batch, rows)) for rows in ([0], [1, 2], [3], [4])])
     expect_close(actual, alone, "a row without events scores otherwise by itself")
     model.train()
     loss = backpropagate(model, batch)
@@ -66,7 +66,7 @@ def check_an_empty_history_is_scored(case: Case) -> None:
 
 def check_shared_batch_scores_as_ragged(case: Case) -> None:
     """One user with several candidates scores as the same user repeated in each row."""
-    model = case.lively()
+    model = case.frozen()
     for candidates, events in ((6, 5), (1, 4), (4, 1), (3, 0)):
         batch = shared(candidates, events, fields=case.fields)
         actual = scores(model, batch)
@@ -81,9 +81,9 @@ def check_grouped_batch_is_learned_as_single(case: Case) -> None:
 
     Only of a model with ``reads_groups = True``. Others get single rows.
     """
-    model, batch = case.lively(), grouped([2, 0, 0, 1, 3, 3, 3, 2], fields=case.fields)
-    if not model.reads_groups:
+    if not case.frozen().reads_groups:
         return
+    model, batch = case.lively(), grouped([2, 0, 0, 1, 3, 3, 3, 2], fields=case.fields)
     expect_close(scores(model, batch), scores(model, batch.ungroup()), "grouped rows score otherwise than single ones")
     losses, gradients = [], []
     for one in (batch, batch.ungroup()):
@@ -107,7 +107,7 @@ def check_same_seed_same_weights(case: Case) -> None:
 
 def check_saved_and_loaded(case: Case) -> None:
     """A model that was saved and loaded has its settings, its fields and, to the bit, its scores."""
-    model, batch = case.lively(), ragged(9, fields=case.fields)
+    model, batch = case.frozen(), ragged(9, fields=case.fields)
     with tempfile.TemporaryDirectory() as folder:
         artifact.save(model, folder)
         again = artifact.load(folder)

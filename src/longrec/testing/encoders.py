@@ -14,7 +14,7 @@ from longrec.testing.expect import expect, expect_close
 
 def check_vectors_have_the_declared_width(case: Case) -> None:
     """``encode`` returns vectors of ``width`` numbers, in ``slots`` equal slots."""
-    model = case.lively()
+    model = case.frozen()
     assert isinstance(model, Encoder)
     with torch.no_grad():
         vectors_BW = model.encode(ragged(9, fields=case.fields))
@@ -24,7 +24,7 @@ def check_vectors_have_the_declared_width(case: Case) -> None:
 
 def check_codes_stand_for_the_vectors(case: Case) -> None:
     """The codewords that ``codes`` names, summed over the levels, are the vectors of ``encode``."""
-    model, batch = case.lively(), ragged(9, fields=case.fields)
+    model, batch = case.frozen(), ragged(9, fields=case.fields)
     assert isinstance(model, Encoder)
     with torch.no_grad():
         codebooks_SMVD = model.codebooks()

@@ -14,7 +14,7 @@ from longrec.testing.expect import expect
 
 def check_what_is_explained_fits_the_histories(case: Case) -> None:
     """``explain`` returns one finite weight per event of a history (and per candidate of a shared batch)."""
-    model, fields = case.lively(case.few), case.few
+    model, fields = case.frozen(case.few), case.few
     assert isinstance(model, Ranker)
     sizes = [(5, 7), (3, 0), (1, 0), (1, 1)]
     for batch in [ragged(9, fields=fields), *(shared(*size, fields=fields) for size in sizes)]:

@@ -118,6 +118,7 @@ def _failures(case: Case, only: Collection[str] | None) -> dict[str, Exception]:
                     check(case)
                 except Exception as error:  # noqa: BLE001  whatever a model raises, the other checks run too
                     failures[name] = error
+    case.release()
     return failures
 
 

@@ -1,0 +1,183 @@
+"""Every check of the conformance suite can fail: a fault is planted for each, in a model or in what trains it.
+
+``test_planted_faults.py`` plants faults in the layers of DIN, each of which several checks must detect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import pytest
+import torch
+from test_planted_faults import FAULTS
+from torch import Tensor
+
+from longrec.features.batch import Batch
+from longrec.models.core.base import Ranker
+from longrec.models.din import DIN, DINConfig
+from longrec.models.iat import IAT
+from longrec.testing import texts
+from longrec.testing.case import Case
+from longrec.testing.expect import ConformanceError
+from longrec.testing.suite import ALL, check_case
+from longrec.train.sparse_optimizers import LazyAdam
+
+Patch = pytest.MonkeyPatch
+Wrong = Callable[..., Any]
+
+
+def around(patch: Patch, owner: Any, name: str, wrong: Callable[[Any], Wrong]) -> None:
+    """Replace a function by one that is made of it."""
+    patch.setattr(owner, name, wrong(getattr(owner, name)))
+
+
+def output(change: Callable[[Any, Batch, Tensor], Tensor]) -> Callable[[Patch], None]:
+    """A fault in the logits of DIN, made of the model, the batch and the right logits."""
+    return lambda patch: around(
+        patch, DIN, "forward", lambda right: lambda self, batch: change(self, batch, right(self, batch))
+    )
+
+
+def grouped_rows_in_another_order(model: DIN, batch: Batch, logit_B: Tensor) -> Tensor:
+    return logit_B.roll(1) if batch.layout.kind == "grouped" else logit_B
+
+
+def other_scores_in_a_program(model: DIN, batch: Batch, logit_B: Tensor) -> Tensor:
+    return logit_B + 1 if torch.compiler.is_compiling() else logit_B
+
+
+def other_scores_in_bfloat16(model: DIN, batch: Batch, logit_B: Tensor) -> Tensor:
+    return 2 * logit_B if torch.is_autocast_enabled("cpu") else logit_B
+
+
+def a_bias_counts_twice(model: DIN, batch: Batch, logit_B: Tensor) -> Tensor:
+    return logit_B + model.output_biases()[0]
+
+
+def tokens_are_written_into(patch: Patch) -> None:
+    def wrong(right: Wrong) -> Wrong:
+        def read(self: DIN, batch: Batch, embedded: Any) -> Any:
+            for history in batch.histories.values():
+                for column in history.columns.values():
+                    if isinstance(column, Tensor) and column.is_floating_point():
+                        column.data += 1
+            return right(self, batch, embedded)
+
+        return read
+
+    around(patch, DIN, "read", wrong)
+
+
+def a_number_outside_the_state(patch: Patch) -> None:
+    def wrong(right: Wrong) -> Wrong:
+        def train(self: DIN, mode: bool = True) -> DIN:
+            self.trained = getattr(self, "trained", False) or mode
+            return right(self, mode)
+
+        return train
+
+    around(patch, DIN, "train", wrong)
+    output(lambda model, batch, logit_B: logit_B + model.trained)(patch)
+
+
+def another_start_each_time(patch: Patch) -> None:
+    number = count()
+
+    def wrong(right: Wrong) -> Wrong:
+        def start(self: DIN, config: Any, fields: Any) -> None:
+            right(self, config, fields)
+            self.top.last.bias.data += next(number)
+
+        return start
+
+    around(patch, DIN, "__init__", wrong)
+
+
+def a_loss_without_weights(patch: Patch) -> None:
+    around(patch, Ranker, "loss", lambda right: lambda self, batch: right(self, replace(batch, weight=None)))
+
+
+def a_loss_that_grows(patch: Patch) -> None:
+    around(patch, Ranker, "loss", lambda right: lambda self, batch: -right(self, batch))
+
+
+def a_step_moves_every_row(patch: Patch) -> None:
+    def wrong(right: Wrong) -> Wrong:
+        def step(self: LazyAdam) -> None:
+            right(self)
+            for group in self.param_groups:
+                for table in group["params"]:
+                    table.data += 1
+
+        return step
+
+    around(patch, LazyAdam, "step", wrong)
+
+
+def every_weight_but_the_last_is_explained(patch: Patch) -> None:
+    around(
+        patch,
+        DIN,
+        "explain",
+        lambda right: lambda self, batch: {name: w[..., :-1] for name, w in right(self, batch).items()},
+    )
+
+
+def no_output_bias(patch: Patch) -> None:
+    patch.setattr(DIN, "output_biases", lambda self: ())
+
+
+class Loose(DINConfig, extra="ignore"):
+    """Settings that take any key."""
+
+
+PLANTED: dict[str, tuple[str, Callable[[Patch], None]]] = {
+    "grouped_batch_is_learned_as_single": ("din", output(grouped_rows_in_another_order)),
+    "exported_program_agrees": ("din", output(other_scores_in_a_program)),
+    "bfloat16_is_near": ("din", output(other_scores_in_bfloat16)),
+    "the_correction_of_sampled_negatives_is_applied_once": ("din", output(a_bias_counts_twice)),
+    "instance_tokens_and_knowledge_are_read": ("din", tokens_are_written_into),
+    "saved_and_loaded": ("din", a_number_outside_the_state),
+    "same_seed_same_weights": ("din", another_start_each_time),
+    "a_loss_is_the_weighted_mean_over_rows": ("din", a_loss_without_weights),
+    "learns": ("din", a_loss_that_grows),
+    "only_touched_rows_move": ("din", a_step_moves_every_row),
+    "what_is_explained_fits_the_histories": ("din", every_weight_but_the_last_is_explained),
+    "order_matters_as_declared": ("din", lambda patch: patch.setattr(DIN, "order_matters", True)),
+    "the_first_predictions_are_the_base_rates": ("din", no_output_bias),
+    "misspelt_settings_are_refused": ("din", lambda patch: patch.setattr(DIN, "Config", Loose)),
+    "docstring_cites": (
+        "din",
+        lambda patch: around(patch, texts, "describe", lambda right: lambda name: replace(right(name), link="")),
+    ),
+    "settings_are_described": ("din", lambda patch: patch.setattr(texts, "help_text", lambda name: "")),
+    "vectors_have_the_declared_width": (
+        "iat",
+        lambda patch: around(patch, IAT, "encode", lambda right: lambda self, batch: right(self, batch)[:, :-1]),
+    ),
+    "codes_stand_for_the_vectors": (
+        "iat",
+        lambda patch: around(patch, IAT, "codes", lambda right: lambda self, batch: right(self, batch) ^ 1),
+    ),
+}
+"""Check -> the model and the fault that it must detect."""
+SETTINGS: dict[str, dict[str, Any]] = {"din": {}, "iat": {"codes": {"levels": 2, "size": 8}}}
+
+
+@pytest.mark.parametrize("check", PLANTED)
+def test_a_check_detects_its_fault_and_passes_without(check: str, monkeypatch: Patch) -> None:
+    name, plant = PLANTED[check]
+    case = Case(name, SETTINGS[name])
+    check_case(case, only=[check])
+    plant(monkeypatch)
+    with pytest.raises(ConformanceError, match=f": 1 check failed\n  {check}: (?!\\w+Error)") as error:
+        check_case(case, only=[check])
+    assert error.value.failed == (check,)
+
+
+def test_every_check_has_a_fault() -> None:
+    detected = {name for checks in FAULTS.values() for name in checks}
+    assert detected | PLANTED.keys() == ALL.keys()
