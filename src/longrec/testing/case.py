@@ -40,7 +40,7 @@ class Case:
     ) -> None:
         self.name, self.settings, self.variant = name, dict(settings or {}), variant
         self.fields, self.few, self.tokens = fields or FIELDS, fields or FEW, fields or TOKENS
-        self._made: dict[tuple[str, int], Any] = {}
+        self._cached: dict[tuple[str, int], Any] = {}
 
     def __str__(self) -> str:
         return "-".join([self.name, *(f"{key}={value}" for key, value in self.settings.items())]).replace(" ", "")
@@ -79,13 +79,13 @@ class Case:
     def make_once(self, what: str, fields: Fields, make: Callable[[], Any]) -> Any:
         """Return what a function makes of this case with some fields. Later calls return the same object."""
         key = what, id(fields)
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+        if key not in self._cached:
+            self._cached[key] = make()
+        return self._cached[key]
 
     def release(self) -> None:
         """Let go of models and graphs that were made for the checks."""
-        self._made.clear()
+        self._cached.clear()
 
     def _enliven(self, fields: Fields) -> Ranker | Encoder:
         model = self.build_scorer(fields=fields)
