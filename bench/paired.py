@@ -148,7 +148,8 @@ def measure_serving(source: Path, arguments: argparse.Namespace) -> dict[str, fl
     The server of each arm runs through all rounds, so that the arms take turns within a second.
     """
     process = _start_serving(source, _export_bundle(arguments.before))
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     process.stdin.write("next\n")
     process.stdin.flush()
     line = process.stdout.readline()

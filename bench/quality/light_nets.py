@@ -37,7 +37,7 @@ BOOSTER: dict[str, Any] = {
     "mlp": [256, 128, 64],
     "dropout": 0.2,
 }
-HINT_WEIGHT = 0.3
+HINT_WEIGHT = 0.03
 ARMS: dict[str, dict[str, Any]] = {
     "light": LIGHT,
     "booster": BOOSTER,
