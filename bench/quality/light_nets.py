@@ -88,7 +88,7 @@ def measure_bundles(runs: dict[str, Any], work: Path) -> dict[str, tuple[int, fl
         sessions[name] = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         sizes[name] = sum(file.stat().st_size for file in folder.glob("*.onnx*"))
     fields = next(iter(runs.values())).log().fields()
-    tensors = make_random_tensors(list_inputs(fields), 100, 20, seed=0)
+    tensors = make_random_tensors(list_inputs(fields, histories=True), 100, 20, seed=0)
     times: dict[str, list[float]] = {name: [] for name in sessions}
     for _ in range(400):
         for name, session in sessions.items():
