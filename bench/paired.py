@@ -78,14 +78,9 @@ RANKERS = ("bst", "dien", "dsin", "dupn", "dmt")
 """Rankers of each kind: a transformer, a recurrence, sessions, no view of the candidate, several histories."""
 
 
-def build_environment(source: Path) -> dict[str, str]:
-    """Return the environment of a process that imports LongRec from a checkout."""
-    return {**din_training.THREADS, "PYTHONPATH": f"{source / 'src'}:{HERE}"}
-
-
-def build_own_environment(source: Path) -> dict[str, str]:
-    """Return the environment of a process that uses a checkout's scripts too."""
-    folders = source / "src", source / "bench", source / "bench/quality"
+def build_environment(source: Path, scripts: Path = HERE) -> dict[str, str]:
+    """Return the environment of a process that imports LongRec from a checkout, and scripts from a ``bench`` folder."""
+    folders = source / "src", scripts, scripts / "quality"
     return {**din_training.THREADS, "PYTHONPATH": ":".join(str(folder) for folder in folders)}
 
 
@@ -110,7 +105,7 @@ def measure_kuairand(source: Path, arguments: argparse.Namespace) -> dict[str, f
     """Measure CPU microseconds per training row of DIN on KuaiRand, 14 days."""
     work = machine.CACHE / "work" / f"paired-kuairand-{source.name}"
     command = [sys.executable, "-c", KUAIRAND, str(arguments.data), str(work)]
-    figures = parse_figures(machine.measure(command, **build_own_environment(source)))
+    figures = parse_figures(machine.measure(command, **build_environment(source, source / "bench")))
     return {"DIN training on KuaiRand, CPU us per row": 1e6 / figures["rows_per_cpu_second"]}
 
 
@@ -121,7 +116,7 @@ def measure_rankers(source: Path, arguments: argparse.Namespace) -> dict[str, fl
     for name in RANKERS:
         script = str(source / "bench/rankers_speed.py")
         command = [sys.executable, script, "--one", name, "--steps", "40", "--work", str(work)]
-        own = parse_figures(machine.measure(command, **build_own_environment(source)))
+        own = parse_figures(machine.measure(command, **build_environment(source, source / "bench")))
         figures[f"{name} training, CPU us per row"] = 1e6 / own["train_rows_per_s"]
         figures[f"{name}, program, ms of 100 candidates"] = own["inference_ms_100"]
     return figures

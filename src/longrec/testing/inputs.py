@@ -17,6 +17,9 @@ from longrec.testing.batches import join, pick, ragged, repeated, shared, values
 from longrec.testing.case import Case, backpropagate, scores
 from longrec.testing.expect import expect, expect_close
 
+MOVED = 2e-5
+"""Smallest change of an output that is not the rounding of a larger batch."""
+
 
 def measure_changes(model: Ranker | Encoder, batch: Batch, changed: Sequence[Batch]) -> Tensor:
     """Return by how much each changed batch moves the output of each row: ``[changes, rows]``.
@@ -59,7 +62,7 @@ def check_every_input_is_read(case: Case) -> None:
 
 def check_every_event_counts_for_its_row_only(case: Case) -> None:
     """The first and the last event of a row change its score, and that of no other row."""
-    model, batch = case.frozen(), ragged(10, fields=case.fields)
+    model, batch = case.frozen(), ragged(16, fields=case.fields)
     if not model.reads_history or not batch.histories:
         return
     changed: dict[tuple[str, str, int], Batch] = {}
@@ -80,10 +83,6 @@ def check_every_event_counts_for_its_row_only(case: Case) -> None:
         expect(move_B.max() < MOVED, others)
     for (history, end), rows in counted.items():
         expect(sum(rows) > len(rows) / 2, f"the {end} event of history {history} does not count for its row")
-
-
-MOVED = 2e-5
-"""Smallest change of an output that is not the rounding of a larger batch."""
 
 
 def check_order_matters_as_declared(case: Case) -> None:

@@ -66,7 +66,7 @@ def check_the_first_predictions_are_the_base_rates(case: Case) -> None:
 
 def check_a_loss_is_the_weighted_mean_over_rows(case: Case) -> None:
     """The loss of any weights is that of single rows, averaged by them: no label counts more or less than it weighs."""
-    model, batch = case.frozen(), ragged(4, fields=case.fields)
+    model, batch = case.frozen(), ragged(9, fields=case.fields)
     batch = replace(batch, task_labels={name: target.nan_to_num() for name, target in batch.task_labels.items()})
 
     def loss(weight_B: Tensor | None) -> Tensor:
@@ -74,12 +74,12 @@ def check_a_loss_is_the_weighted_mean_over_rows(case: Case) -> None:
         with torch.no_grad():
             return model.loss(replace(batch, weight=weight_B))
 
-    each = torch.stack([loss(weight) for weight in torch.eye(4)])
-    weight_B = torch.tensor([0.0, 0.5, 7.0, 1.0])
+    each = torch.stack([loss(weight) for weight in torch.eye(9)])
+    weight_B = torch.tensor([0.0, 0.5, 1.0, 2.0, 3.0, 0.0, 1.0, 7.0, 0.25])
     mean = (each * weight_B).sum() / weight_B.sum()
     expect_close(loss(weight_B), mean, "the loss is not the mean over rows by batch.weight")
-    expect_close(loss(torch.full((4,), 4.0)), loss(None), "equal weights give another loss than none")
-    expect(loss(torch.zeros(4)).isfinite(), "the loss of rows that all weigh 0 is NaN or infinite")
+    expect_close(loss(torch.full((9,), 4.0)), loss(None), "equal weights give another loss than none")
+    expect(loss(torch.zeros(9)).isfinite(), "the loss of rows that all weigh 0 is NaN or infinite")
     expect(each.std() > 1e-3, "batch.weight is not read: the loss of each row is the same")
 
 
@@ -140,7 +140,7 @@ def check_learns(case: Case) -> None:
     model, batch = case.build_scorer(), ragged(64, fields=case.fields)
     tables = {id(table) for table in model.embedding_parameters()}
     dense = [parameter for parameter in model.parameters() if id(parameter) not in tables]
-    optimizers = [LazyAdam(model.embedding_parameters(), lr=0.05), torch.optim.AdamW(dense, lr=0.01)]
+    optimizers = [LazyAdam(model.embedding_parameters(), lr=0.03), torch.optim.AdamW(dense, lr=0.01)]
 
     def of_label() -> float:  # a loss may have parts that nothing in this batch tells
         with torch.no_grad():
@@ -148,8 +148,8 @@ def check_learns(case: Case) -> None:
 
     losses = [of_label()]
     while losses[-1] >= 0.7 * losses[0]:
-        expect(len(losses) <= 20, f"the loss of one batch falls too little in 40 steps, after each 2: {losses}")
-        for _ in range(2):
+        expect(len(losses) <= 8, f"the loss of one batch falls too little in 40 steps, after each 5: {losses}")
+        for _ in range(5):
             backpropagate(model, batch)
             for optimizer in optimizers:
                 optimizer.step()
@@ -159,7 +159,7 @@ def check_learns(case: Case) -> None:
 
 def check_bfloat16_is_near(case: Case) -> None:
     """Scores under autocast to bfloat16 are near those of float32. The loss stays in float32."""
-    model, batch = case.lively(), ragged(150, fields=case.fields)
+    model, batch = case.lively(), ragged(600, fields=case.fields)
     expected = scores(model, batch)
     with torch.autocast("cpu", torch.bfloat16):
         actual = scores(model, batch).float()
