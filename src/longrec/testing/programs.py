@@ -28,11 +28,11 @@ def check_exported_program_agrees(case: Case) -> None:
 
     Of a variant it is the graph that such a program is made of, which takes a third of the time.
     """
-    from torch._dynamo import config as dynamo_config  # takes two seconds, which the tracing takes anyway
-
     if not case.variant:
         program_agrees(case, case.few)
         return
+    from torch._dynamo import config as dynamo_config  # takes two seconds, which the tracing takes anyway
+
     model = case.frozen(case.few)
     with dynamo_config.patch(fake_tensor_cache_enabled=False):  # a graph alone is traced faster without it
         graph = capture(model).module()
