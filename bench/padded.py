@@ -30,7 +30,7 @@ from ranking_logs import TASKS
 from longrec import commands
 from longrec.data.log import Log
 from longrec.features.batch import Batch
-from longrec.models.core.base import Ranker
+from longrec.models.core.kinds import Ranker
 from longrec.models.core.losses import bce_loss
 from longrec.models.core.registry import build
 from longrec.train.job import read_job

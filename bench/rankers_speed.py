@@ -44,7 +44,8 @@ from longrec.export.inputs import list_inputs, make_random_tensors
 from longrec.export.program import build_shared_batch, trace
 from longrec.features.batch import Batch, Layout
 from longrec.features.fields import Fields
-from longrec.models.core.base import Model, Ranker
+from longrec.models.core.base import Model
+from longrec.models.core.kinds import Ranker
 from longrec.models.core.registry import build
 from longrec.train.loaders import build_loader
 

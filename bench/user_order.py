@@ -37,7 +37,8 @@ from longrec.data.settings import DataConfig
 from longrec.data.user_loader import UserLoader
 from longrec.features.batch import Batch
 from longrec.features.schema import Schema
-from longrec.models.core.base import ContextInstances, Encoder
+from longrec.models.core.base import ContextInstances
+from longrec.models.core.kinds import Encoder
 from longrec.models.core.registry import build
 from longrec.nn.timeline import Timeline
 from longrec.train.loop import update

@@ -20,7 +20,8 @@ from torch.utils.flop_counter import flop_registry
 
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Encoder, Model
+from longrec.models.core.base import Model
+from longrec.models.core.kinds import Encoder
 from longrec.nn import gemm
 
 WIDTH, CANDIDATES, EVENTS = 16, 100, (10, 100, 1_000)

@@ -26,7 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from longrec.features.batch import Batch, Jagged
 from longrec.features.fields import Fields
-from longrec.models.core.base import Encoder, Model
+from longrec.models.core.base import Model
+from longrec.models.core.kinds import Encoder
 from longrec.nn.embedding import Embedded, Embeddings
 
 LISTS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, Model)

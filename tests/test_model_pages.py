@@ -43,7 +43,7 @@ Shapes: B rows.
 """
 import torch
 from longrec.config import Strict
-from longrec.models.core.base import Ranker
+from longrec.models.core.kinds import Ranker
 from longrec.nn.embedding import Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP

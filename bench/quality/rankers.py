@@ -20,8 +20,8 @@ from typing import Any
 from ranking_logs import TASKS, Task
 
 import longrec
-from longrec.models.core.base import Ranker
 from longrec.models.core.catalog import names
+from longrec.models.core.kinds import Ranker
 from longrec.models.core.registry import find
 
 COMMON: dict[str, Any] = {"embedding_dim": 32, "mlp": [128, 64], "dropout": 0.2}

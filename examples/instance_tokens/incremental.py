@@ -29,7 +29,8 @@ from longrec.data.knowledge_join import Control
 from longrec.data.log import Log
 from longrec.errors import ConfigError
 from longrec.models.core import registry as models
-from longrec.models.core.base import Model, Ranker
+from longrec.models.core.base import Model
+from longrec.models.core.kinds import Ranker
 from longrec.models.keep_plug import KEEPPlug, plug, without
 from longrec.progress import Progress
 from longrec.train.base_rate import start_at_base_rates

@@ -17,7 +17,7 @@ from longrec.export.offline import build_golden_request, build_golden_tokens
 from longrec.export.scale import Scale
 from longrec.export.write import ExternalStores
 from longrec.export.write import export as write
-from longrec.models.core.base import Ranker
+from longrec.models.core.kinds import Ranker
 from longrec.models.core.registry import name_of
 from longrec.serve import online_source, service
 from longrec.train.token_source import open_source

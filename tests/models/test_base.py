@@ -10,8 +10,8 @@ from torch import Tensor
 
 from longrec.errors import ConfigError, UnknownName
 from longrec.features.batch import Batch
-from longrec.models.core.base import Ranker
 from longrec.models.core.catalog import describe, names
+from longrec.models.core.kinds import Ranker
 from longrec.models.core.losses import bce_loss
 from longrec.models.core.registry import build, find, name_of
 from longrec.models.din import DIN
@@ -37,7 +37,7 @@ from pydantic import Field
 from torch import nn
 
 from longrec.config import Strict
-from longrec.models.core.base import Ranker
+from longrec.models.core.kinds import Ranker
 from longrec.nn.embedding import Embeddings
 
 

@@ -16,7 +16,7 @@ from test_planted_faults import FAULTS
 from torch import Tensor
 
 from longrec.features.batch import Batch
-from longrec.models.core.base import Ranker
+from longrec.models.core.kinds import Ranker
 from longrec.models.din import DIN, DINConfig
 from longrec.models.iat import IAT
 from longrec.testing import texts

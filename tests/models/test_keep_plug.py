@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 from longrec.errors import ConfigError, RunError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
-from longrec.models.core.base import Ranker
+from longrec.models.core.kinds import Ranker
 from longrec.models.core.registry import build
 from longrec.models.keep import KEEP
 from longrec.models.keep_plug import KEEPPlug, mlps, plug, without

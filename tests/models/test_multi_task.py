@@ -11,9 +11,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Ranker
 from longrec.models.core.bottom import Bottom, BottomConfig
 from longrec.models.core.catalog import names
+from longrec.models.core.kinds import Ranker
 from longrec.models.core.losses import bce_loss
 from longrec.models.core.multi_task import Tasks, join_logits, masked_bce_loss
 from longrec.models.core.registry import build

@@ -34,7 +34,7 @@ from longrec.features.fitted_schema import FittedSchema, concat_lists
 from longrec.features.history_columns import HistoryEvents, build_history_columns, compute_filter_delay, match_condition
 from longrec.features.schema import Schema
 from longrec.features.vocabulary import Keys
-from longrec.models.core.base import Ranker
+from longrec.models.core.kinds import Ranker
 from longrec.models.core.registry import build
 from longrec.nn.embedding import Embeddings
 from longrec.nn.segments import Segments

@@ -24,7 +24,7 @@ from longrec.export.golden import Sample
 from longrec.export.offline import build_golden_request
 from longrec.export.write import ExternalStores, export
 from longrec.features.vocabulary import compute_key_numbers
-from longrec.models.core.base import Ranker
+from longrec.models.core.kinds import Ranker
 from longrec.models.core.registry import build
 from longrec.serve.knowledge_features import KnowledgeFeatures
 from longrec.serve.service import Service, replay, score_golden

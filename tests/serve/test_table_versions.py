@@ -25,7 +25,7 @@ from longrec.export.bundle import VERSIONED_FORMAT, Bundle, read_manifest
 from longrec.export.write import export
 from longrec.exports import build_offline_request
 from longrec.features.schema import Schema
-from longrec.models.core.base import Ranker
+from longrec.models.core.kinds import Ranker
 from longrec.models.core.registry import build
 from longrec.serve.request_json import decode_request
 from longrec.serve.service import Service, replay

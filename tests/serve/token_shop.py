@@ -27,7 +27,7 @@ from longrec.data.requests import build_impression
 from longrec.export.golden import GoldenRequest, Sample
 from longrec.export.offline import build_golden_request
 from longrec.export.write import ExternalStores, export
-from longrec.models.core.base import Ranker
+from longrec.models.core.kinds import Ranker
 from longrec.models.core.registry import build
 from longrec.serve.service import replay
 from longrec.train.compress import compress

@@ -15,7 +15,7 @@ from longrec.data.loader import Loader
 from longrec.data.user_loader import UserLoader
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
-from longrec.models.core.base import Encoder
+from longrec.models.core.kinds import Encoder
 from longrec.models.iat import IAT
 from longrec.train import loop
 from longrec.train.finished_run import Run

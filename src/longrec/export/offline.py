@@ -20,7 +20,7 @@ from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.entity_table import EntityTable
 from longrec.features.feature_encoders import Lists, NumericListEncoder
 from longrec.features.fitted_schema import FittedSchema, concat_lists, gather_lists
-from longrec.models.core.base import Encoder
+from longrec.models.core.kinds import Encoder
 
 
 def build_golden_request(

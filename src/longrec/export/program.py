@@ -22,7 +22,7 @@ from torch.export import Dim
 from longrec.errors import BundleError
 from longrec.export.inputs import CODES_OUTPUT, OUTPUT, TOKEN_OUTPUT, Input, make_random_tensors
 from longrec.features.batch import Batch, Column, HistoryBatch, Jagged, Layout
-from longrec.models.core.base import Encoder
+from longrec.models.core.kinds import Encoder
 
 op: Any = opset18
 _INLINE = 1_500_000_000

@@ -30,7 +30,8 @@ from longrec.features.entity_table import EntityTable
 from longrec.features.fields import AVAILABLE
 from longrec.features.fitted_schema import FittedSchema
 from longrec.features.history_columns import list_event_columns
-from longrec.models.core.base import Encoder, Model
+from longrec.models.core.base import Model
+from longrec.models.core.kinds import Encoder
 from longrec.models.core.registry import name_of
 from longrec.progress import Progress
 from longrec.store.knowledge_store import KnowledgeStore

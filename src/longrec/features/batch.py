@@ -200,6 +200,39 @@ class HistoryBatch:
 
 
 @dataclass(frozen=True)
+class Targets:
+    """Next items that the requests of a batch lead to: T targets, and the negatives they are compared with.
+
+    The candidates of the batch are the distinct target items, then the negatives. In a batch that compares with the
+    whole catalog they are all items of the catalog, and ``negatives`` is 0.
+
+    Attributes:
+        state: int64 ``[T]``, what predicts each target: a stored position of the history, whose event is the last one
+            that the target may read, or a request (``per_position`` False).
+        item: int64 ``[T]``, the candidate that each target is.
+        rows: int64 ``[C]``, row of each candidate in the item table.
+        negatives: number of candidates at the end that are negatives.
+        catalog: number of items of the catalog, from which negatives are drawn.
+        log_q: float32 ``[negatives]``, logarithm of the expected number of draws of each negative. None for equal ones.
+        weight: float32 ``[T]`` weight of each target in a loss, at least 0. None: equal weights.
+        per_position: True if ``state`` counts positions, False if it counts requests.
+    """
+
+    state: Tensor
+    item: Tensor
+    rows: Tensor
+    negatives: int
+    catalog: int
+    log_q: Tensor | None = None
+    weight: Tensor | None = None
+    per_position: bool = True
+
+    def copy(self, tensor: Copy) -> Targets:
+        """Return a copy made of copies of the tensors."""
+        return replace(self, **{name: tensor(value) for name, value in vars(self).items() if isinstance(value, Tensor)})
+
+
+@dataclass(frozen=True)
 class Batch:
     """One batch of candidates and their requests.
 
@@ -220,6 +253,7 @@ class Batch:
         weight: float32 ``[C]`` weight of each candidate in a loss, at least 0. None: equal weights.
         host_users: ``users`` on the host, of a batch on another device.
         computed: vectors float32 ``[C, W]`` that one model computes for another one that it is built on.
+        targets: next items and negatives, of a batch for a retriever. Its candidates then belong to no request.
     """
 
     layout: Layout
@@ -237,6 +271,7 @@ class Batch:
     weight: Tensor | None = None
     host_users: NDArray[np.int64] | None = None
     computed: Mapping[str, Tensor] = field(default_factory=dict)
+    targets: Targets | None = None
 
     @classmethod
     def single(
@@ -268,7 +303,9 @@ class Batch:
 
     @property
     def loss_rows(self) -> int:
-        """Number of candidates that contribute to the loss."""
+        """Number of candidates, or of targets, that contribute to the loss."""
+        if self.targets is not None:
+            return len(self.targets.state)
         return self.size if self.loss_mask is None else int(self.loss_mask.sum())
 
     def ungroup(self) -> Batch:
@@ -297,7 +334,7 @@ class Batch:
                 return {name: copy(each) for name, each in value.items()}
             if isinstance(value, Tensor):
                 return tensor(value)
-            return value.copy(tensor) if isinstance(value, Jagged | Layout | HistoryBatch) else value
+            return value.copy(tensor) if isinstance(value, Jagged | Layout | HistoryBatch | Targets) else value
 
         users = self.host_users
         if users is None and self.users is not None:

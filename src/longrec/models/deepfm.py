@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Ranker
+from longrec.models.core.kinds import Ranker
 from longrec.models.core.registry import find_common_width
 from longrec.models.core.top import EmbeddingConfig, Width
 from longrec.nn.activation import ActivationName

@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Ranker
+from longrec.models.core.kinds import Ranker
 from longrec.models.core.losses import compute_mean_loss
 from longrec.models.core.registry import find_common_width
 from longrec.models.core.top import EmbeddingConfig, Width

@@ -54,7 +54,8 @@ from torch import Tensor, nn
 from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import ContextInstances, Encoder, UserOrder
+from longrec.models.core.base import ContextInstances, UserOrder
+from longrec.models.core.kinds import Encoder
 from longrec.models.core.losses import bce_loss
 from longrec.models.core.registry import BaseSection, build_base
 from longrec.nn.activation import ActivationName

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Encoder
+from longrec.models.core.kinds import Extractor
 from longrec.models.core.multi_task import Tasks, Weights
 from longrec.models.core.top import EmbeddingConfig, Width
 from longrec.nn.activation import ActivationName
@@ -83,7 +83,7 @@ class _Hidden:
     both: Tensor
 
 
-class KEEP(Encoder):
+class KEEP(Extractor):
     """Extractor of user, item and interaction knowledge.
 
     Attributes:

@@ -40,7 +40,8 @@ from longrec.errors import ConfigError, RunError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
-from longrec.models.core.base import Model, Ranker
+from longrec.models.core.base import Model
+from longrec.models.core.kinds import Ranker
 from longrec.models.core.over import Over
 from longrec.models.core.registry import BaseSection, build, name_of
 from longrec.nn.activation import ActivationName, make_activation

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Ranker
+from longrec.models.core.kinds import Ranker
 from longrec.nn.embedding import Embedded, Embeddings
 
 

@@ -41,8 +41,9 @@ from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Model, Ranker
+from longrec.models.core.base import Model
 from longrec.models.core.hints import Hint, compute_hint
+from longrec.models.core.kinds import Ranker
 from longrec.models.core.losses import compute_mean_loss
 from longrec.models.core.over import Over
 from longrec.models.core.registry import BaseSection, build_base, name_of

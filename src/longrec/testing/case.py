@@ -11,7 +11,8 @@ from torch import Tensor
 
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Encoder, Model, Ranker
+from longrec.models.core.base import Model
+from longrec.models.core.kinds import Encoder, Ranker
 from longrec.models.core.registry import build, find
 from longrec.testing.batches import FEW, FIELDS, TOKENS, ragged
 from longrec.testing.expect import ConformanceError

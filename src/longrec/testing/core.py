@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from longrec.models.core import artifact
-from longrec.models.core.base import Encoder, Ranker
+from longrec.models.core.kinds import Encoder, Ranker
 from longrec.testing.batches import grouped, ragged, repeated, shared, take
 from longrec.testing.case import Case, backpropagate, logits, scores
 from longrec.testing.expect import ConformanceError, expect, expect_close

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from longrec.models.core.base import Encoder
+from longrec.models.core.kinds import Encoder
 from longrec.testing.batches import ragged
 from longrec.testing.case import Case
 from longrec.testing.expect import expect, expect_close

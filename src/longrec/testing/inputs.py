@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from longrec.features.batch import Batch
-from longrec.models.core.base import Encoder, Ranker
+from longrec.models.core.kinds import Encoder, Ranker
 from longrec.testing.batches import join, pick, ragged, repeated, shared, values, with_feature, with_history
 from longrec.testing.case import Case, backpropagate, scores
 from longrec.testing.expect import expect, expect_close

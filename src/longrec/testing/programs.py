@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from longrec.features.batch import Batch, HistoryBatch, Jagged, Layout
 from longrec.features.fields import Field, Fields
-from longrec.models.core.base import Encoder, Ranker
+from longrec.models.core.kinds import Encoder, Ranker
 from longrec.testing.batches import of_layout, shared
 from longrec.testing.case import Case, output_of, scores
 from longrec.testing.expect import expect_close

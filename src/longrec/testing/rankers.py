@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from longrec.models.core.base import Ranker
+from longrec.models.core.kinds import Ranker
 from longrec.testing.batches import ragged, shared
 from longrec.testing.case import Case
 from longrec.testing.expect import expect

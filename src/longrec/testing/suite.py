@@ -9,7 +9,8 @@ import torch
 
 from longrec.errors import ConfigError, UnknownName
 from longrec.features.fields import Fields
-from longrec.models.core.base import Encoder, Model, Ranker
+from longrec.models.core.base import Model
+from longrec.models.core.kinds import Encoder, Ranker
 from longrec.models.core.registry import find
 from longrec.testing import core, devices, encoders, inputs, programs, rankers, texts, training
 from longrec.testing.case import Case

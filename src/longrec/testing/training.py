@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from longrec.models.core import artifact
-from longrec.models.core.base import Encoder, Ranker
+from longrec.models.core.kinds import Encoder, Ranker
 from longrec.models.core.losses import bce_loss
 from longrec.testing.batches import ragged
 from longrec.testing.case import Case, backpropagate, logits, scores

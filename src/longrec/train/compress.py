@@ -23,7 +23,8 @@ from longrec import metrics
 from longrec.config import apply_overrides, parse
 from longrec.data.log import Log
 from longrec.errors import RunError, StoreError
-from longrec.models.core.base import Encoder, Model
+from longrec.models.core.base import Model
+from longrec.models.core.kinds import Encoder
 from longrec.progress import Progress
 from longrec.store.token_store import TokenInfo, TokenStore, Version
 from longrec.train.blocks import Block, split_into_blocks

@@ -12,7 +12,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from longrec.errors import RunError
 from longrec.features.batch import Batch, transfer
 from longrec.features.duration import Duration
 from longrec.features.vocabulary import compute_key_numbers
+from longrec.models.core.kinds import Extractor
 from longrec.progress import Progress
 from longrec.store.knowledge_store import KnowledgeInfo, KnowledgeStore, KnowledgeVersion, SideVectors
 from longrec.train.blocks import Block, split_into_blocks
@@ -44,19 +45,6 @@ from longrec.train.source_trainer import SourceTrainer, choose_source_device
 
 _TINY = 1e-6
 """Deviation below which a component keeps its scale."""
-
-
-@runtime_checkable
-class Extractor(Protocol):
-    """Encoder of users and of items, each without the other."""
-
-    widths: tuple[int, ...]
-
-    def user_knowledge(self, batch: Batch) -> Tensor:
-        """Return ``[B, widths[0]]`` from the fields and histories of the users."""
-
-    def item_knowledge(self, batch: Batch) -> Tensor:
-        """Return ``[B, widths[1]]`` from the fields of the items."""
 
 
 class ExtractConfig(Strict):

@@ -19,7 +19,8 @@ from longrec.errors import RunError
 from longrec.features.batch import Batch, transfer
 from longrec.models.core import artifact
 from longrec.models.core import registry as models
-from longrec.models.core.base import ContextInstances, Encoder, Model
+from longrec.models.core.base import ContextInstances, Model
+from longrec.models.core.kinds import Encoder
 from longrec.store.token_store import TokenStore, Version
 from longrec.store.visibility import read_visible_tokens
 from longrec.train.base_rate import start_at_base_rates

@@ -10,7 +10,7 @@ from longrec.data.log import Log
 from longrec.errors import DataError, RunError
 from longrec.features.fitted_schema import FittedSchema
 from longrec.models.core import artifact
-from longrec.models.core.base import Encoder
+from longrec.models.core.kinds import Encoder
 
 SOURCE_FILE = "source.json"
 

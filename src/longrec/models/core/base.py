@@ -1,12 +1,6 @@
-"""Base classes of models.
+"""Base class of all models, and what their batches hold besides features.
 
-A ranker consists of three parts, so that other models can build on each of them:
-
-    embed(batch) -> Embedded            looks up vectors: of requests, of candidates and of histories separately
-    interact(batch, embedded) -> [C, H] one representation per candidate
-    head(h) -> [C, K]                   the logit of every label
-
-Shapes: C candidates (rows), K labels, H width of a representation, W width of an encoder's vector.
+Shapes: B rows, C candidates (rows), K labels, N instances, W width of an encoder's vector.
 """
 
 from __future__ import annotations
@@ -19,15 +13,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longrec.config import Strict
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Fields
-from longrec.models.core.losses import bce_loss
-from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.embedding import Embeddings
 
 
 @dataclass(frozen=True)
@@ -160,121 +153,3 @@ class Model(nn.Module, ABC):
         """Return the weights of the embedding tables in training, the only parameters with sparse gradients."""
         every = (p for m in self.modules() if isinstance(m, Embeddings) for p in m.embedding_parameters())
         return [table for table in every if table.requires_grad]
-
-
-class Ranker(Model):
-    """A model that returns one score per candidate.
-
-    Attributes:
-        interaction_width: H. 0 for a model without ``interact``.
-        embeddings: the tables of the features, of the model's own.
-    """
-
-    interaction_width: int = 0
-    embeddings: Embeddings
-
-    def forward(self, batch: Batch) -> Float[Tensor, " C"]:
-        """Return the logit for ranking of every candidate."""
-        return self.ranking_logit(self.logits(batch))
-
-    def logits(self, batch: Batch) -> Float[Tensor, "C K"]:
-        """Return the logit of every label: the schema's, then those of ``targets``."""
-        return self.head(self.represent(batch))
-
-    def represent(self, batch: Batch) -> Float[Tensor, "C H"]:
-        """Return ``interact`` of the embedded batch."""
-        return self.interact(batch, self.embed(batch))
-
-    def embed(self, batch: Batch) -> Embedded:
-        """Look up all vectors: those of the attribute ``embeddings``, and those of further tables."""
-        embedded, further = self.embeddings(batch), self.embed_further(batch)
-        return replace(embedded, further=further) if further else embedded
-
-    def embed_further(self, batch: Batch) -> dict[nn.Module, Embedded]:
-        """Look up the vectors of further tables of this model, by the module that holds them. By default none."""
-        return {}
-
-    def interact(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "C H"]:
-        """Return the representation of every candidate after feature interaction: the input of ``head``.
-
-        Another model may build on it. A model that overrides ``forward`` alone cannot be the base of another.
-        """
-        raise NotImplementedError(f"{type(self).__name__} defines neither forward nor interact")
-
-    def head(self, h_CH: Float[Tensor, "C H"]) -> Float[Tensor, "C K"]:
-        """Return the logit of every label from the representations."""
-        raise NotImplementedError(f"{type(self).__name__} defines neither forward nor head")
-
-    def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """Return the loss of the labels plus the auxiliary loss."""
-        if not self.interaction_width:
-            return bce_loss(self(batch), batch)
-        embedded = self.embed(batch)
-        logits_CK = self.head(self.interact(batch, embedded))
-        return self.label_loss(logits_CK, batch) + self.aux_loss(batch, embedded)
-
-    def label_loss(self, logits_CK: Float[Tensor, "C K"], batch: Batch) -> Float[Tensor, ""]:
-        """Return the loss of the labels. By default the mean binary cross entropy of the schema's, in float32."""
-        return bce_loss(logits_CK[:, 0], batch)
-
-    def aux_loss(self, batch: Batch, embedded: Embedded) -> Float[Tensor, ""] | float:
-        """Return the auxiliary loss. Models that build on this one add it to theirs. Default 0.
-
-        It may read what ``interact`` left in ``embedded.states``.
-        """
-        return 0.0
-
-    def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the attention weight of every position of each history, if the model has such weights.
-
-        ``[N]`` over the positions of all rows, or ``[B, T]`` of a shared batch.
-        """
-        return {}
-
-
-class Encoder(Model):
-    """A model that encodes each row as one vector for other models to read.
-
-    It is trained on the label like a ranker, so it has logits too. They may read earlier rows of the same user in the
-    batch. The vector that ``encode`` returns for a row depends on that row alone.
-
-    Attributes:
-        width: size of a vector.
-        slots: number of equal slots in a vector.
-        encodes_in_context: an ablation whose vectors do depend on the earlier rows of the user in the batch.
-    """
-
-    width: int
-    slots: int = 1
-    encodes_in_context: bool = False
-
-    @abstractmethod
-    def forward(self, batch: Batch) -> Float[Tensor, " C"]:
-        """Return the logit of every row."""
-
-    @abstractmethod
-    def encode(self, batch: Batch) -> Float[Tensor, "C W"]:
-        """Return the vector of every row."""
-
-    def codebooks(self) -> Float[Tensor, "S M V D"] | None:
-        """Return the codebooks of each slot and level, whose codes sum up to the vectors. None without quantization."""
-        return None
-
-    def codes(self, batch: Batch) -> UInt8[Tensor, "C J"]:
-        """Return the codes of every row, slot by slot, level by level: ``codebooks`` maps them to ``encode``."""
-        raise NotImplementedError(f"{type(self).__name__} has no codes")
-
-    def logits_with_context(self, batch: Batch, context: ContextInstances) -> Float[Tensor, " C"]:
-        """Return the logit of every row, with earlier rows read from a store and not from the batch.
-
-        An encoder whose logits depend on the row alone ignores the context.
-        """
-        return self(batch)
-
-    def loss_with_context(self, batch: Batch, context: ContextInstances) -> Float[Tensor, ""]:
-        """Return the loss of ``logits_with_context``. Gradients reach the encoding of the batch's own rows only."""
-        return bce_loss(self.logits_with_context(batch, context), batch)
-
-    def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """Return the mean binary cross entropy of the rows in the loss mask, in float32."""
-        return bce_loss(self(batch), batch)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Model, Ranker
+from longrec.models.core.base import Model
+from longrec.models.core.kinds import Ranker
 from longrec.models.core.multi_task import Tasks
 from longrec.models.core.registry import BaseSection, build_base, name_of
 from longrec.models.core.top import EmbeddingConfig

@@ -13,8 +13,8 @@ from pathlib import Path
 import longrec.models
 from longrec.errors import ConfigError, UnknownName
 
-KINDS = ("Ranker", "Retriever", "Generator", "Encoder", "Reranker", "Model")
-"""Classes of ``models/core/base.py`` (present and planned) that models derive from."""
+KINDS = ("Ranker", "Encoder", "Extractor", "Retriever", "FittedRetriever", "VectorRetriever", "Model")
+"""Classes of ``models/core/kinds.py`` that models derive from."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def describe(name: str) -> Card:
 
     Raises:
         UnknownName: if there is no such model.
-        ConfigError: if its file does not define exactly one class derived from a kind of ``models/core/base.py``.
+        ConfigError: if its file does not define exactly one class derived from a kind of ``models/core/kinds.py``.
     """
     tree = _parse(_path(name))
     node, kind = _model(tree, _path(name))
@@ -90,7 +90,7 @@ def describe(name: str) -> Card:
     year = re.search(r"\b(?:19|20)\d\d\b", source_text)
     return Card(
         name=name,
-        kind=kind.lower(),
+        kind="retriever" if kind.endswith("Retriever") else kind.lower(),
         title=(head.partition(": ")[2] or head).rstrip("."),
         source=source_text.strip(" ."),
         link=link[0] if link else "",
@@ -194,11 +194,11 @@ def _class(tree: ast.Module, name: str) -> ast.ClassDef | None:
 
 
 def _core_module(tree: ast.Module, name: str) -> ast.Module | None:
-    """Return the module of ``models/core``, except ``base``, that a name is imported from."""
+    """Return the module of ``models/core``, except ``base`` and ``kinds``, that a name is imported from."""
     for line in tree.body:
         if isinstance(line, ast.ImportFrom) and any(alias.name == name for alias in line.names):
             folder, _, file = (line.module or "").rpartition(".")
-            if folder == "longrec.models.core" and file != "base":
+            if folder == "longrec.models.core" and file not in ("base", "kinds"):
                 return _parse(Path(__file__).with_name(f"{file}.py"))
     return None
 

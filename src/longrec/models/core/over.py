@@ -14,7 +14,8 @@ from torch import Tensor
 
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.base import Model, Ranker
+from longrec.models.core.base import Model
+from longrec.models.core.kinds import Ranker
 from longrec.models.core.registry import build_base, name_of
 from longrec.nn.embedding import Embedded
 

@@ -16,8 +16,9 @@ from pydantic import AfterValidator
 from longrec.config import parse
 from longrec.errors import ConfigError, UnknownName, nearest
 from longrec.features.fields import Fields
-from longrec.models.core.base import Model, Ranker
+from longrec.models.core.base import Model
 from longrec.models.core.catalog import names
+from longrec.models.core.kinds import Ranker
 
 
 def _base_section(section: dict[str, Any]) -> dict[str, Any]:

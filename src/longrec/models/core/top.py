@@ -15,7 +15,7 @@ from torch import Tensor
 
 from longrec.config import Strict
 from longrec.features.batch import Batch
-from longrec.models.core.base import Ranker
+from longrec.models.core.kinds import Ranker
 from longrec.nn.activation import ActivationName
 from longrec.nn.embedding import Embedded
 from longrec.nn.mlp import MLP

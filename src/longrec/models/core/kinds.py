@@ -1,0 +1,250 @@
+"""Kinds of models: what a model computes, and what training, export and serving may therefore do with it.
+
+    Ranker      scores each candidate of a request with the probability of the label
+    Encoder     encodes each row as one vector, for other models to read
+    Extractor   an encoder of users and of items, each without the other
+    Retriever   scores all items of a catalog for a request
+
+A ranker consists of three parts, so that other models can build on each of them:
+
+    embed(batch) -> Embedded            looks up vectors: of requests, of candidates and of histories separately
+    interact(batch, embedded) -> [C, H] one representation per candidate
+    head(h) -> [C, K]                   the logit of every label
+
+A vector retriever consists of two towers, so that the vectors of all items are computed once:
+
+    users(batch) -> [R, K, D]           the vectors of a request, one per interest
+    items(columns) -> [I, D]            the vector of every item
+
+Shapes: R requests, C candidates (rows), I items of the catalog, N stored positions of a history, T targets, K labels or
+interests, H width of a representation, D width of a retriever's vector, W width of an encoder's vector.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from longrec.features.batch import Batch, Column
+from longrec.models.core.base import ContextInstances, Model
+from longrec.models.core.losses import bce_loss
+from longrec.models.core.retrieval import Sampling
+from longrec.nn.embedding import Embedded, Embeddings
+
+
+class Ranker(Model):
+    """A model that returns one score per candidate.
+
+    Attributes:
+        interaction_width: H. 0 for a model without ``interact``.
+        embeddings: the tables of the features, of the model's own.
+    """
+
+    interaction_width: int = 0
+    embeddings: Embeddings
+
+    def forward(self, batch: Batch) -> Float[Tensor, " C"]:
+        """Return the logit for ranking of every candidate."""
+        return self.ranking_logit(self.logits(batch))
+
+    def logits(self, batch: Batch) -> Float[Tensor, "C K"]:
+        """Return the logit of every label: the schema's, then those of ``targets``."""
+        return self.head(self.represent(batch))
+
+    def represent(self, batch: Batch) -> Float[Tensor, "C H"]:
+        """Return ``interact`` of the embedded batch."""
+        return self.interact(batch, self.embed(batch))
+
+    def embed(self, batch: Batch) -> Embedded:
+        """Look up all vectors: those of the attribute ``embeddings``, and those of further tables."""
+        embedded, further = self.embeddings(batch), self.embed_further(batch)
+        return replace(embedded, further=further) if further else embedded
+
+    def embed_further(self, batch: Batch) -> dict[nn.Module, Embedded]:
+        """Look up the vectors of further tables of this model, by the module that holds them. By default none."""
+        return {}
+
+    def interact(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "C H"]:
+        """Return the representation of every candidate after feature interaction: the input of ``head``.
+
+        Another model may build on it. A model that overrides ``forward`` alone cannot be the base of another.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines neither forward nor interact")
+
+    def head(self, h_CH: Float[Tensor, "C H"]) -> Float[Tensor, "C K"]:
+        """Return the logit of every label from the representations."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither forward nor head")
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """Return the loss of the labels plus the auxiliary loss."""
+        if not self.interaction_width:
+            return bce_loss(self(batch), batch)
+        embedded = self.embed(batch)
+        logits_CK = self.head(self.interact(batch, embedded))
+        return self.label_loss(logits_CK, batch) + self.aux_loss(batch, embedded)
+
+    def label_loss(self, logits_CK: Float[Tensor, "C K"], batch: Batch) -> Float[Tensor, ""]:
+        """Return the loss of the labels. By default the mean binary cross entropy of the schema's, in float32."""
+        return bce_loss(logits_CK[:, 0], batch)
+
+    def aux_loss(self, batch: Batch, embedded: Embedded) -> Float[Tensor, ""] | float:
+        """Return the auxiliary loss. Models that build on this one add it to theirs. Default 0.
+
+        It may read what ``interact`` left in ``embedded.states``.
+        """
+        return 0.0
+
+    def explain(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the attention weight of every position of each history, if the model has such weights.
+
+        ``[N]`` over the positions of all rows, or ``[B, T]`` of a shared batch.
+        """
+        return {}
+
+
+class Encoder(Model):
+    """A model that encodes each row as one vector for other models to read.
+
+    It is trained on the label like a ranker, so it has logits too. They may read earlier rows of the same user in the
+    batch. The vector that ``encode`` returns for a row depends on that row alone.
+
+    Attributes:
+        width: size of a vector.
+        slots: number of equal slots in a vector.
+        encodes_in_context: an ablation whose vectors do depend on the earlier rows of the user in the batch.
+    """
+
+    width: int
+    slots: int = 1
+    encodes_in_context: bool = False
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Float[Tensor, " C"]:
+        """Return the logit of every row."""
+
+    @abstractmethod
+    def encode(self, batch: Batch) -> Float[Tensor, "C W"]:
+        """Return the vector of every row."""
+
+    def codebooks(self) -> Float[Tensor, "S M V D"] | None:
+        """Return the codebooks of each slot and level, whose codes sum up to the vectors. None without quantization."""
+        return None
+
+    def codes(self, batch: Batch) -> UInt8[Tensor, "C J"]:
+        """Return the codes of every row, slot by slot, level by level: ``codebooks`` maps them to ``encode``."""
+        raise NotImplementedError(f"{type(self).__name__} has no codes")
+
+    def logits_with_context(self, batch: Batch, context: ContextInstances) -> Float[Tensor, " C"]:
+        """Return the logit of every row, with earlier rows read from a store and not from the batch.
+
+        An encoder whose logits depend on the row alone ignores the context.
+        """
+        return self(batch)
+
+    def loss_with_context(self, batch: Batch, context: ContextInstances) -> Float[Tensor, ""]:
+        """Return the loss of ``logits_with_context``. Gradients reach the encoding of the batch's own rows only."""
+        return bce_loss(self.logits_with_context(batch, context), batch)
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """Return the mean binary cross entropy of the rows in the loss mask, in float32."""
+        return bce_loss(self(batch), batch)
+
+
+class Extractor(Encoder):
+    """An encoder of users and of items, each without the other: ``longrec encode`` writes their vectors.
+
+    Attributes:
+        widths: widths of the vector of users, of that of items, and of others that ``encode`` adds.
+    """
+
+    widths: tuple[int, ...]
+
+    @abstractmethod
+    def user_knowledge(self, batch: Batch) -> Float[Tensor, "C D_u"]:
+        """Return the vector of every user, from the features and histories of users only."""
+
+    @abstractmethod
+    def item_knowledge(self, batch: Batch) -> Float[Tensor, "C D_v"]:
+        """Return the vector of every item, from the features of items only."""
+
+
+class Retriever(Model):
+    """A model that scores all items of a catalog for a request. Scores have an order and no unit.
+
+    It learns which item a user takes next. Evaluation ranks the whole catalog.
+    """
+
+    @abstractmethod
+    def score_catalog(self, batch: Batch, catalog: Mapping[str, Column]) -> Float[Tensor, "R I"]:
+        """Return the score of every item for every request.
+
+        Args:
+            batch: requests with their histories. Its candidates are not read.
+            catalog: features of the items, I entries each.
+        """
+
+
+class FittedRetriever(Retriever):
+    """A retriever that counts and does not train: ``fit_statistics`` is all of its training.
+
+    Attributes:
+        selected: settings that ``select`` chose, by name. Empty before.
+    """
+
+    needs_training_window: bool = True
+
+    def alternatives(self) -> Iterator[Mapping[str, Any]]:
+        """Yield the settings to choose from by the metric of validation. By default none."""
+        return iter(())
+
+    def select(self, settings: Mapping[str, Any]) -> None:
+        """Use one of the ``alternatives`` from now on. It is saved with the model."""
+        raise NotImplementedError(f"{type(self).__name__} has no alternatives")
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """Not defined: a fitted model has no loss."""
+        raise NotImplementedError(f"{type(self).__name__} counts and has no loss")
+
+
+class VectorRetriever(Retriever):
+    """A retriever whose score of an item is an inner product of vectors, the largest one over its interests.
+
+    Attributes:
+        width: D.
+        interests: K.
+        sampling: which items the loss compares a target with.
+        reads_sequences: True if one pass over a history gives the vectors at all its positions (``states``).
+    """
+
+    width: int
+    interests: int = 1
+    sampling: Sampling = Sampling()
+    reads_sequences: bool = False
+
+    @abstractmethod
+    def users(self, batch: Batch) -> Float[Tensor, "R K D"]:
+        """Return the vectors of every request, one per interest."""
+
+    @abstractmethod
+    def items(self, columns: Mapping[str, Column]) -> Float[Tensor, "I D"]:
+        """Return the vector of every item, from its features alone."""
+
+    def states(self, batch: Batch) -> Float[Tensor, "N D"]:
+        """Return the vector after each event of a history: what ``users`` returns for a history that ends there."""
+        raise NotImplementedError(f"{type(self).__name__} reads no sequences in one pass")
+
+    def score_catalog(self, batch: Batch, catalog: Mapping[str, Column]) -> Float[Tensor, "R I"]:
+        """Return the score of every item for every request."""
+        return score_vectors(self.users(batch), self.items(catalog))
+
+
+def score_vectors(u_RKD: Float[Tensor, "R K D"], v_ID: Float[Tensor, "I D"]) -> Float[Tensor, "R I"]:
+    """Return the largest inner product of an item's vector and those of a request's interests."""
+    if u_RKD.shape[1] == 1:
+        return u_RKD[:, 0] @ v_ID.t()
+    return (u_RKD @ v_ID.t()).amax(1)

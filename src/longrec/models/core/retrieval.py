@@ -1,0 +1,111 @@
+"""Losses of retrievers: a target item against other items, for vectors of users and of items.
+
+For a state s (the vector of a request, or of a position of its history), its target i, z_j = <s, v_j> and n
+negatives j:
+
+    ``softmax``        -z_i + log(exp(z_i) + sum_j exp(z_j - log q_j))       sampled softmax with the correction log q
+    ``cross_entropy``  -z_i + log(sum_j exp(z_j)) over the whole catalog
+    ``bce``            -log sigmoid(z_i) - log(1 - sigmoid(z_j)), one negative of its own per target (SASRec)
+    ``gbce``           -b log sigmoid(z_i) - sum_j log(1 - sigmoid(z_j)), with b < 1 (gSASRec)
+
+log q_j is the logarithm of the expected number of draws of item j (Bengio and Senecal, 2008; Yi et al., RecSys 2019).
+Without it (``log_q: false``) an item that is drawn often is pushed down more often than others.
+
+gBCE (Petrov and Macdonald, RecSys 2023): with a = n / (I - 1), b = a (t (1 - 1 / a) + 1 / a). At t = 0 it is the sum of
+BCEs, at t = 1 its scores are calibrated to probabilities.
+
+A target among the negatives of another is an ordinary negative there. A negative that is the target itself is masked.
+
+Shapes: T targets, C candidates, n negatives, I items of the catalog, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from longrec.config import Strict
+from longrec.features.batch import Targets
+
+Loss = Literal["softmax", "cross_entropy", "bce", "gbce"]
+Draw = Literal["uniform", "popularity"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Items that the loss compares a target with.
+
+    Attributes:
+        scope: ``shared``: all targets of a batch have the same negatives; ``own``: each target has its own; ``all``:
+            the whole catalog.
+        negatives: number of negatives, of each target with ``own``.
+        draw: distribution of the negatives: uniform over the catalog, or by the number of training targets.
+        unseen: draw no item of the user's own history in the training window. ``own`` only.
+    """
+
+    scope: Literal["shared", "own", "all"] = "shared"
+    negatives: int = 512
+    draw: Draw = "uniform"
+    unseen: bool = False
+
+
+class RetrievalConfig(Strict):
+    """Settings of the loss of a retriever."""
+
+    loss: Loss = Field("softmax", description="loss of the next item; see models/core/retrieval.py")
+    negatives: int = Field(512, ge=1, description="negatives of softmax and gbce, shared by the targets of a batch")
+    draw: Draw = Field("uniform", description="distribution of the negatives: uniform, or by popularity in training")
+    log_q: bool = Field(True, description="correct softmax for how often a negative is drawn")
+    gbce_t: float = Field(0.75, ge=0, le=1, description="calibration of gbce: 0 is the sum of bce")
+    temperature: float = Field(1.0, gt=0, description="divisor of the inner products")
+
+    def sampling(self) -> Sampling:
+        """Return the items that the loss reads."""
+        if self.loss == "cross_entropy":
+            return Sampling("all", 0)
+        if self.loss == "bce":
+            return Sampling("own", 1, self.draw, unseen=True)
+        return Sampling("shared", self.negatives, self.draw)
+
+
+def retrieval_loss(
+    state_TD: Float[Tensor, "T D"], item_CD: Float[Tensor, "C D"], targets: Targets, config: RetrievalConfig
+) -> Float[Tensor, ""]:
+    """Return the mean loss over the targets, by their weights if set, in float32.
+
+    Args:
+        state_TD: the state that predicts each target.
+        item_CD: the vectors of the candidates of the batch, see ``Targets``.
+    """
+    state_TD, item_CD = state_TD.float() / config.temperature, item_CD.float()
+    if config.loss == "cross_entropy":
+        return _mean(F.cross_entropy(state_TD @ item_CD.t(), targets.item, reduction="none"), targets)
+    positive_T = (state_TD * item_CD.index_select(0, targets.item)).sum(1)
+    negative_nD = item_CD[len(item_CD) - targets.negatives :]
+    if config.loss == "bce":
+        negative_T = (state_TD * negative_nD).sum(1)
+        return _mean(F.softplus(-positive_T) + F.softplus(negative_T), targets)
+    negative_Tn = state_TD @ negative_nD.t()
+    item_C = targets.rows
+    same_Tn = item_C[len(item_C) - targets.negatives :] == item_C.index_select(0, targets.item).unsqueeze(1)
+    if config.loss == "gbce":
+        share = targets.negatives / max(targets.catalog - 1, 1)
+        beta = share * (config.gbce_t * (1 - 1 / share) + 1 / share)
+        return _mean(beta * F.softplus(-positive_T) + F.softplus(negative_Tn).masked_fill(same_Tn, 0).sum(1), targets)
+    if config.log_q and targets.log_q is not None:
+        negative_Tn = negative_Tn - targets.log_q
+    every = torch.cat([positive_T.unsqueeze(1), negative_Tn.masked_fill(same_Tn, -torch.inf)], 1)
+    return _mean(torch.logsumexp(every, 1) - positive_T, targets)
+
+
+def _mean(loss_T: Tensor, targets: Targets) -> Tensor:
+    if targets.weight is None:
+        return loss_T.sum() / max(len(loss_T), 1)
+    total = targets.weight.sum()
+    return (loss_T * targets.weight).sum() / total.masked_fill(total == 0, 1)
