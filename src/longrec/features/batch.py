@@ -229,7 +229,8 @@ class Targets:
 
     def copy(self, tensor: Copy) -> Targets:
         """Return a copy made of copies of the tensors."""
-        return replace(self, **{name: tensor(value) for name, value in vars(self).items() if isinstance(value, Tensor)})
+        moved: dict[str, Any] = {name: tensor(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
