@@ -13,7 +13,7 @@ from torch import Tensor
 
 from longrec.data.log import Log
 from longrec.data.targets import compute_targets
-from longrec.features.batch import Batch, HistoryBatch, Jagged, Layout
+from longrec.features.batch import Batch, Column, HistoryBatch, Jagged, Layout
 from longrec.features.entity_table import AsOf
 from longrec.features.feature_encoders import CalendarEncoder, Lists
 from longrec.features.fields import COMPUTED
@@ -57,6 +57,13 @@ def gather(
         task_labels=compute_targets(log, rows, targets, available_before),
         weight=None if log.sample_weight is None else torch.from_numpy(log.sample_weight.take(rows)),
     )
+
+
+def gather_requests(log: Log, rows: NDArray[np.int64]) -> dict[str, Column]:
+    """Return the features of users and contexts as of the timestamps of rows, without histories."""
+    requests = _Rows.of(log, rows)
+    fields = log.fields().features
+    return {f.name: to_tensor(_gather_feature(log, f.name, requests)) for f in fields if f.side != "item"}
 
 
 @dataclass(frozen=True)

@@ -316,6 +316,19 @@ class Log:
         chunks = [np.diff(self.select_history(name, rows[at : at + _ROWS])[1]) for at in range(0, len(rows), _ROWS)]
         return np.concatenate([np.zeros(0, np.int64), *chunks])
 
+    def history_range(self, name: str, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the first and the last position plus one of each row's whole history, without its maximum length.
+
+        Positions count the events that pass the filter of the history, see ``select_events``. Late events are ignored:
+        a log that has some has no range.
+        """
+        return self._range(name, self.user(rows), self.timestamps.take(rows), rows)
+
+    def select_events(self, name: str, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the row indices of the events at some positions of ``history_range``."""
+        kept = self._select_filtered(name)
+        return positions if kept is None else kept.take(positions)
+
     def _range(
         self, name: str, users: NDArray[np.int64], timestamps: NDArray[np.int64], below: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -60,6 +60,7 @@ class Comparison:
         split: name of the rows, or empty.
         warnings: one sentence per reason to read the metrics of a run with caution.
         sample_weight: column of the row weights. None without weights.
+        objective: what was predicted: ``clicks``, or ``next_item``.
     """
 
     baseline: str
@@ -75,11 +76,13 @@ class Comparison:
     split: str = ""
     warnings: tuple[str, ...] = ()
     sample_weight: str | None = None
+    objective: str = "clicks"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts and numbers, ready for JSON."""
         return {
             "baseline": self.baseline,
+            "objective": self.objective,
             "split": self.split,
             "sample_weight": self.sample_weight,
             "rows": self.rows,

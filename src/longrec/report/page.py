@@ -110,11 +110,17 @@ def _format_footer(comparison: Mapping[str, Any] | None) -> str:
         on = f"{comparison['split']}: " if comparison.get("split") else ""
         drawn = "whole users" if comparison["unit"] == "user" else "single rows"
         how = (
-            f"Measured on {on}{comparison['rows']:,} rows of {comparison['users']:,} users, "
-            f"{comparison['positives']:,} positive. "
+            f"Measured on {on}{format_counts(comparison)}. "
             f"Intervals: 95 %, {comparison['n_resamples']:,} resamples of {drawn}. "
-            f"GAUC leaves out {comparison['gauc_users_skipped']:,} users ({comparison['gauc_rows_skipped']:,} rows) "
-            "whose rows are all of one class. "
+            f"{_format_skipped(comparison)}"
             "Of twenty comparisons of equal runs one is expected to look real by chance."
         )
     return f"<footer>{escape(how)} Written by LongRec.</footer>"
+
+
+def _format_skipped(comparison: Mapping[str, Any]) -> str:
+    """Return the sentence about users that GAUC leaves out. Empty for metrics of ranks."""
+    if comparison.get("objective", "clicks") != "clicks":
+        return ""
+    users, rows = comparison["gauc_users_skipped"], comparison["gauc_rows_skipped"]
+    return f"GAUC leaves out {users:,} users ({rows:,} rows) whose rows are all of one class. "

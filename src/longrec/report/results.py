@@ -11,7 +11,7 @@ from longrec.progress import duration
 from longrec.report import plots
 from longrec.report.markup import format_card, join_names
 from longrec.report.run import RunView
-from longrec.report.tables import METRIC_LABELS, format_metric_name, format_signed, format_verdict, list_metric_keys
+from longrec.report.tables import describe_metric, format_metric_name, format_signed, format_verdict, list_metric_keys
 
 _SIDE_BY_SIDE = 3
 
@@ -151,7 +151,8 @@ def format_intervals(runs: Sequence[RunView], comparison: Mapping[str, Any] | No
             chart = plots.draw_interval_chart(
                 rows, f"difference in {format_metric_name(key)}", reference=0.0, signed=True
             )
-            way = {"higher": "to the right is better", "lower": "to the left is better"}.get(BETTER.get(key, ""), "")
+            better = BETTER.get(key, "higher" if describe_metric(key) else "")
+            way = {"higher": "to the right is better", "lower": "to the left is better"}.get(better, "")
             cards.append(
                 format_card(format_metric_name(key), chart, f"{way or 'neither side is better'}; dashed: no difference")
             )
@@ -160,18 +161,19 @@ def format_intervals(runs: Sequence[RunView], comparison: Mapping[str, Any] | No
         for key in list_metric_keys(run.metrics for run in runs):
             rows = [(run.name, slots[run.name], run.metrics[key]) for run in runs if key in run.metrics]
             chart = plots.draw_interval_chart(rows, format_metric_name(key), reference=1.0 if key == "pcoc" else None)
-            cards.append(format_card(format_metric_name(key), chart, METRIC_LABELS.get(key, ("", ""))[1]))
+            cards.append(format_card(format_metric_name(key), chart, describe_metric(key)))
         head = f"<h2>Intervals{_format_split(runs)}</h2>"
     cards = [card for card in cards if card]
     return f'<section>{head}<div class="cards">{"".join(cards)}</div></section>' if cards else ""
 
 
 def format_learning(runs: Sequence[RunView]) -> str:
-    """Return charts of training loss and validation AUC over the epochs, with all runs in one chart."""
+    """Return charts of training loss and a metric of validation over the epochs, with all runs in one chart."""
     cards = []
+    headline = next((run.headline for run in runs), "auc")
     for split, measure, name, best in (
         ("train", "loss", "training loss", ""),
-        ("valid", "auc", "validation AUC", "highest"),
+        ("valid", headline, f"validation {format_metric_name(headline)}", "highest"),
     ):
         series = [plots.Series(run.name, slot, run.curves.get((split, measure), [])) for slot, run in enumerate(runs)]
         chart = plots.draw_line_chart(series, "epoch", name, best)
@@ -229,7 +231,7 @@ def _format_in_sentence(key: str) -> str:
 
 
 def _format_hint(key: str) -> str:
-    return f'<span class="hint">{escape(METRIC_LABELS[key][1])}</span>' if key in METRIC_LABELS else ""
+    return f'<span class="hint">{escape(describe_metric(key))}</span>' if describe_metric(key) else ""
 
 
 def _format_legend(runs: Sequence[RunView]) -> str:

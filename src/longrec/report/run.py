@@ -31,6 +31,7 @@ class RunView:
         config: the resolved config, YAML text.
         calibration: predicted and observed rates of the predictions. None without predictions.
         warnings: one sentence per reason to read the metrics with caution.
+        headline: metric of the learning curve, higher is better.
     """
 
     name: str
@@ -45,6 +46,7 @@ class RunView:
     config: str
     calibration: CalibrationCurve | None
     warnings: tuple[str, ...] = ()
+    headline: str = "auc"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def read_run(folder: str | Path) -> RunView:
     results = _parse_json(path.read_text(encoding="utf-8"), str(path))
     split = str(results.get("split", "test"))
     predicted = folder / "predictions" / f"{split}.parquet"
-    config = folder / "config.yaml"
+    config, is_ranker = folder / "config.yaml", results.get("objective", "clicks") == "clicks"
     try:
         metrics = {rename_metric(str(key)): Interval.from_dict(value) for key, value in results["metrics"].items()}
         seconds = results.get("seconds")
@@ -93,11 +95,12 @@ def read_run(folder: str | Path) -> RunView:
             seconds=None if seconds is None else float(seconds),
             curves=read_curves(folder / "metrics.jsonl"),
             config=config.read_text(encoding="utf-8") if config.exists() else "",
-            calibration=_read_calibration(folder, split) if predicted.exists() else None,
+            calibration=_read_calibration(folder, split) if is_ranker and predicted.exists() else None,
             # Results of older versions have none.
-            warnings=tuple(map(str, results.get("warnings", metric_warnings(metrics, split)))),
+            warnings=tuple(map(str, results.get("warnings", metric_warnings(metrics, split) if is_ranker else ()))),
+            headline="auc" if is_ranker else next(key for key in metrics if key.startswith("ndcg@")),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
         raise RunError(
             str(path), f"{type(error).__name__}: {error}", "what `longrec evaluate` writes", "evaluate the run again"
         ) from None

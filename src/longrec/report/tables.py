@@ -27,6 +27,13 @@ METRIC_LABELS: dict[str, tuple[str, str]] = {
     "pcoc": ("PCOC", "predicted over observed positives; best at 1"),
     "ece": ("ECE", "mean gap between prediction and outcome; lower is better"),
 }
+RANK_LABELS: dict[str, tuple[str, str]] = {
+    "ndcg": ("NDCG", "gain of the target's rank; higher is better"),
+    "hr": ("HR", "share of targets in the list; higher is better"),
+    "mrr": ("MRR", "mean of 1 / rank of the target; higher is better"),
+    "recall": ("Recall", "share of targets in a longer list; higher is better"),
+}
+"""Metrics of ranks, whose keys end in their cut, such as ``hr@10``."""
 _NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?\s?(%|[a-zA-Z/]{1,4})?( \[.*\])?|-|undefined", re.ASCII)
 
 
@@ -75,11 +82,19 @@ def metrics_table(runs: Mapping[str, Mapping[str, Interval]], split: str = "") -
 def results_table(name: str, results: object) -> str:
     """Format results, of the form of ``results.json``: the measured rows, and each metric."""
     content = to_plain(results)
-    rows = f"{content['rows']:,} rows, {content['users']:,} users, {content['positives']:,} positive"
+    rows = format_counts(content)
     metrics = {key: Interval.from_dict(one) for key, one in content["metrics"].items()}
     head = f"{name} ({content['model']}) on {content['split']}: {rows}{_format_weighting(content)}"
     shown, left_out = metrics_table({name: metrics}, content["split"]), left_out_lines(content.get("left_out", {}))
-    return "\n".join([head, shown, *left_out, *warning_lines(content.get("warnings", ()))])
+    protocol = [f"{key}: {words}" for key, words in content.get("protocol", {}).items()]
+    return "\n".join([head, shown, *protocol, *left_out, *warning_lines(content.get("warnings", ()))])
+
+
+def format_counts(content: Mapping[str, Any]) -> str:
+    """Format the numbers of measured rows, or of targets."""
+    if content.get("objective") == "next_item":
+        return f"{content['rows']:,} targets, {content['users']:,} users"
+    return f"{content['rows']:,} rows, {content['users']:,} users, {content['positives']:,} positive"
 
 
 def left_out_lines(left_out: Mapping[str, Mapping[str, int]]) -> list[str]:
@@ -124,7 +139,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
                 row += [format_signed(Interval.from_dict(difference)), format_verdict(difference["verdict"])]
             rows.append(row)
     split = comparison.get("split", "")
-    counts = f"{comparison['rows']:,} rows, {comparison['users']:,} users, {comparison['positives']:,} positive"
+    counts = format_counts(comparison)
     counts += _format_weighting(comparison)
     head = [f"on {split}: {counts}" if split else counts]
     shown = table([_format_metric_head(split), "run", "value", f"minus {baseline}", "verdict"], rows)
@@ -145,13 +160,21 @@ def list_metric_keys(runs: Any) -> list[str]:
     return [key for key in METRIC_LABELS if key in keys] + [key for key in keys if key not in METRIC_LABELS]
 
 
+def describe_metric(key: str) -> str:
+    """Return the description of a metric. Empty for an unknown one."""
+    return (METRIC_LABELS | RANK_LABELS).get(key.partition("@")[0], ("", ""))[1]
+
+
 def format_metric_name(key: str) -> str:
     """Return the display name of a metric. For an unknown key it is the key with spaces for underscores.
 
-    >>> format_metric_name("auc"), format_metric_name("log_loss.buy"), format_metric_name("hit_rate")
-    ('AUC', 'Log loss of buy', 'hit rate')
+    >>> format_metric_name("auc"), format_metric_name("log_loss.buy"), format_metric_name("hr@10")
+    ('AUC', 'Log loss of buy', 'HR@10')
     """
     metric, _, task = key.partition(".")
+    base, at, cut = metric.partition("@")
+    if base in RANK_LABELS:
+        return f"{RANK_LABELS[base][0]}{at}{cut}"
     name = METRIC_LABELS[metric][0] if metric in METRIC_LABELS else metric.replace("_", " ")
     return f"{name} of {task}" if task else name
 

@@ -27,10 +27,10 @@ from longrec.train.job import Job, read_job
 
 if TYPE_CHECKING:
     from longrec.models.core.base import Model
+    from longrec.train.objectives.objective import Objective
 
-COLUMNS = ("row", "user", "time", "label", "score")
-"""Columns of a predictions file: row and user row of the prepared log, time, label, probability. Models of several
-tasks also have ``label.TASK`` and ``score.TASK``."""
+OBJECTIVE_NAMES = ("clicks", "next_item")
+"""Names of ``train/objectives``, which a run may have."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,13 @@ class Run:
     def metrics(self) -> dict[str, Interval]:
         """Metrics on test with their intervals (on valid if the split has no test rows)."""
         return {key: Interval.from_dict(value) for key, value in self.results["metrics"].items()}
+
+    @cached_property
+    def objective(self) -> Objective:
+        """Objective of the run. Results of earlier versions are of clicks."""
+        from longrec.train.objectives import OBJECTIVES  # imports torch
+
+        return OBJECTIVES[self.results.get("objective", "clicks")]
 
     @cached_property
     def config(self) -> Job:
@@ -80,7 +87,7 @@ class Run:
         return open_log(self.folder, self.config)
 
     def predictions(self, split: str = "test") -> pa.Table:
-        """Read the scores of one split: columns row, user, time, label, score.
+        """Read the predictions of one split: of clicks the columns row, user, time, label, score.
 
         Raises:
             RunError: no predictions of this split, or a damaged file.
@@ -92,9 +99,10 @@ class Run:
             table = pq.read_table(path)
         except (pa.ArrowException, OSError) as error:
             raise RunError(str(path), " ".join(str(error).split()), "a Parquet file", "predict again") from None
-        missing = set(COLUMNS) - set(table.column_names)
+        columns = self.objective.columns
+        missing = set(columns) - set(table.column_names)
         if missing:
-            raise RunError(str(path), f"no column {', '.join(sorted(missing))}", ", ".join(COLUMNS), "predict again")
+            raise RunError(str(path), f"no column {', '.join(sorted(missing))}", ", ".join(columns), "predict again")
         return table
 
 
@@ -119,7 +127,8 @@ def open_run(path: str | Path) -> Run:
         for split in (results, results.get("valid")):
             if split:
                 split["metrics"] = {rename_metric(key): value for key, value in split["metrics"].items()}
-        results["metrics"]["auc"]
+        if not results["metrics"] or results.get("objective", "clicks") not in OBJECTIVE_NAMES:
+            raise KeyError("metrics")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(str(file), f"not readable ({error})", "results of a training", "train again") from None
     return Run(folder, results)

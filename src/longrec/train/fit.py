@@ -16,23 +16,21 @@ import torch
 
 from longrec.data.label_checks import window_warnings
 from longrec.data.log import Log
-from longrec.data.targets import check_targets
 from longrec.data.training_histories import iterate_training_histories
 from longrec.errors import ConfigError
 from longrec.models.core import artifact
 from longrec.models.core import registry as models
 from longrec.models.core.base import Model
+from longrec.models.core.kinds import FittedRetriever
 from longrec.train import checkpoint
-from longrec.train.base_rate import collect_bias_warnings, start_at_base_rates
 from longrec.train.device import choose_device, prepare_torch
-from longrec.train.evaluate import check_splits, measure_table, write_predictions
 from longrec.train.finished_run import Run, open_log, open_run, read_log, require_run
+from longrec.train.fitted import fit_model
 from longrec.train.folder import create_run_folder, lock_folder, record_resume, require_free, warm_start_warnings
 from longrec.train.job import Job, flatten, read_job
-from longrec.train.loaders import collect_grouping_warnings
 from longrec.train.loop import Loop
 from longrec.train.memory import check_memory, estimate_fields
-from longrec.train.negative_correction import check_negative_rate, check_negatives_left
+from longrec.train.objectives import Objective, objective_of
 from longrec.train.optimizers import build_optimizers
 from longrec.train.seen_labels import (
     SeenLabels,
@@ -87,12 +85,11 @@ def train(
     require_free(job)
     check_memory(job.model, estimate_fields(job.schema), job.fit)
     log = read_log(job)
-    check_splits(log, job)
+    objective = objective_of(models.find(str(job.model["name"])))
+    objective.check_log(log, job.fit, job.evaluate)
     with prepare_torch(job.fit.threads, job.fit.seed, target):
         model = _build_model(job, log)
-        check_targets(log, model.targets)
-        check_negative_rate(model, job.fit)
-        check_negatives_left(log, job.fit)
+        objective.check_model(model, log, job.fit)
         seen, warnings = _check_seen_labels(job, log, model)
         if job.fit.init_from is not None:  # a misfit is reported before there is a folder
             warm_start(job.fit.init_from, model, build_optimizers(model, job.fit), job.fit, log.fitted)
@@ -146,22 +143,41 @@ def _build_model(job: Job, log: Log) -> Model:
 def _run(folder: Path, job: Job, log: Log, model: Model, device: torch.device, quiet: bool) -> None:
     for sentence in _collect_run_warnings(folder, log):
         print(f"warning: {sentence}", file=sys.stderr)
+    objective = objective_of(type(model))
+    valid_rows = objective.rows_of(log, "valid")
+
+    def validate(candidate: Model = model) -> dict[str, float]:
+        with objective.correct(candidate, job.fit):
+            return objective.validate(candidate, log, valid_rows, job.fit, job.evaluate)
+
+    def save_best(into: Path) -> None:
+        with objective.correct(model, job.fit):
+            artifact.save(model, into)
+
+    assert job.fit.monitor is not None
+    lower = objective.monitors(job.evaluate)[job.fit.monitor] == "min"
+    if isinstance(model, FittedRetriever):
+        _fit_statistics(model, log)
+        state = fit_model(model, folder, job.fit.monitor, validate if len(valid_rows) else None, lower, quiet)
+        _measure(folder, job, log, objective, device, state, quiet)
+        return
     with _watch_stop_signals() as stop:
+        loader = objective.build_loader(model, log, job.fit)
         loop = Loop(
             model,
-            log,
+            loader,
             job.fit,
             folder,
-            save_best=lambda into: artifact.save(model, into),
+            save_best,
+            validate=validate if len(valid_rows) else None,
+            lower_is_better=lower,
             device=device,
-            eval_batch=job.evaluate.batch_size,
-            eval_weight=job.evaluate.sample_weight,
             stop=stop,
             label=f"train {folder.absolute().name}",
             quiet=quiet,
         )
         if not loop.state.step:
-            start_at_base_rates(model, log, loop.loader.loss_rows)
+            objective.start(model, log, loader)
         if job.fit.init_from is not None and not loop.state.step:
             _check_seen_labels(job, log, model)
             warm_start(job.fit.init_from, model, loop.optimizers, job.fit, log.fitted)
@@ -170,7 +186,7 @@ def _run(folder: Path, job: Job, log: Log, model: Model, device: torch.device, q
         settings = flatten({"model": job.model, "fit": job.fit.model_dump(mode="json")})
         with trackers(job.fit, folder, loop.state.step, settings) as others:
             state = loop.run(others)
-    _measure(folder, job, log, device, state, quiet)
+    _measure(folder, job, log, objective, device, state, quiet)
 
 
 def _check_seen_labels(job: Job, log: Log, model: Model) -> tuple[SeenLabels, list[str]]:
@@ -194,18 +210,26 @@ def _fit_statistics(model: Model, log: Log) -> None:
             module.fit_statistics(iterate_training_histories(log))
 
 
-def _measure(folder: Path, job: Job, log: Log, device: torch.device, state: checkpoint.State, quiet: bool) -> None:
-    """Score valid and test once with the best model. results.json is written last and marks the end of the run."""
+def _measure(
+    folder: Path,
+    job: Job,
+    log: Log,
+    objective: Objective,
+    device: torch.device,
+    state: checkpoint.State,
+    quiet: bool,
+) -> None:
+    """Predict valid and test once with the best model. results.json is written last and marks the end of the run."""
     best = artifact.load(folder / "checkpoints" / "best").eval().to(device)
     measured = {}
     for split in ("valid", "test"):
-        if len(log.rows_of(split)):
-            table = write_predictions(best, log, job, split, folder / "predictions" / f"{split}.parquet", quiet=quiet)
-            evaluation = measure_table(table, folder.absolute().name, job.model["name"], split, job.evaluate)
+        if len(objective.rows_of(log, split)):
+            path = folder / "predictions" / f"{split}.parquet"
+            table = objective.write_predictions(best, log, split, path, job.fit, job.evaluate, quiet=quiet)
+            evaluation = objective.measure(table, folder.absolute().name, job.model["name"], split, job.evaluate)
             measured[split] = evaluation.to_dict()
     headline = measured["test"] if "test" in measured else measured["valid"]
-    run_warnings = [*_collect_run_warnings(folder, log), *collect_bias_warnings(best)]
-    run_warnings += collect_grouping_warnings(best, log, job.fit.group_requests)
+    run_warnings = [*_collect_run_warnings(folder, log), *objective.collect_warnings(best, log, job.fit)]
     results = {
         **headline,
         "warnings": [*run_warnings, *headline["warnings"]],

@@ -125,6 +125,8 @@ def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str], *, s
     model = _read_model(content, where, schema, faults)
     fit = _parse(FitConfig, content.get("fit"), where, "fit", faults)
     evaluate = _parse(EvaluateConfig, content.get("evaluate"), where, "evaluate", faults)
+    if model is not None and fit is not None and evaluate is not None:
+        fit = _choose_monitor(model, fit, evaluate, faults)
     if sources:
         faults += _find_missing_files(data, schema)
         faults += _find_excess(data, schema, model, fit, schema_file)
@@ -275,6 +277,21 @@ def _read_model(
     if schema is not None and kind.reads_history and not kind.history_optional and not schema.histories:
         faults.append(f"model.name: {section['name']} reads histories, and the schema has none")
     return None if config is None else {"name": section["name"], **config.model_dump(mode="json")}
+
+
+def _choose_monitor(model: Mapping[str, Any], fit: FitConfig, evaluate: EvaluateConfig, faults: list[str]) -> FitConfig:
+    """Return the settings of training with the monitor of the model's objective, and check those that it reads."""
+    from longrec.models.core import registry as models
+    from longrec.train.objectives import objective_of
+
+    objective = objective_of(models.find(str(model["name"])))
+    faults += objective.find_faults(fit, evaluate)
+    monitors = objective.monitors(evaluate)
+    if fit.monitor is not None and fit.monitor not in monitors:
+        near = nearest(fit.monitor, monitors)
+        hint = f"did you mean {near!r}?" if near else f"{model['name']} has {', '.join(monitors)}"
+        faults.append(f"fit.monitor: {fit.monitor!r} is no metric of its validations; {hint}")
+    return fit if fit.monitor is not None else fit.model_copy(update={"monitor": next(iter(monitors))})
 
 
 def _parse(cls: type[StrictT], content: Any, where: str, prefix: str, faults: list[str]) -> StrictT | None:

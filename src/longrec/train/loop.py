@@ -1,4 +1,4 @@
-"""Training loop of all models, which depends only on the loss of a model."""
+"""Training loop of all models, which depends only on the loss of a model and on its batches."""
 
 from __future__ import annotations
 
@@ -11,36 +11,32 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from longrec.data.log import Log
 from longrec.errors import RunError
 from longrec.features.batch import Batch, transfer
 from longrec.models.core.base import Model
 from longrec.progress import Progress
 from longrec.train import checkpoint
 from longrec.train.device import CPU, find_device, precision
-from longrec.train.loaders import build_loader
-from longrec.train.negative_correction import correct_output_bias
+from longrec.train.objectives.objective import Loader
 from longrec.train.optimizers import build_optimizers, clip, set_learning_rates
 from longrec.train.running_loss import RunningLoss
-from longrec.train.scoring import measure, score
 from longrec.train.settings import FitConfig
 from longrec.train.tracking import MetricsFile, Tracker
-
-__all__ = ["Loop", "build_loader", "update"]
 
 _SHARE = 20  # checkpoints by the clock may take at most 1 / _SHARE of the time
 
 
 class Loop:
-    """Training of one model on one log inside a run folder, from its last checkpoint if there is one.
+    """Training of one model inside a run folder, from its last checkpoint if there is one.
 
     After ``run`` the folder holds ``metrics.jsonl``, ``checkpoints/last`` and ``checkpoints/best``.
 
     Args:
         model: built right after ``torch.manual_seed(config.seed)``.
+        loader: batches of the training rows.
         save_best: function that writes the current model into a folder.
-        eval_batch: rows scored at once in a validation.
-        eval_weight: column of sample weights for its metrics.
+        validate: function that returns the metrics of a validation. None without rows to validate on.
+        lower_is_better: direction of the metric ``config.monitor``.
         device: device to train on. The model is moved there.
         stop: function called after every step. If it returns True, the loop writes a checkpoint and raises RunError.
     """
@@ -48,33 +44,21 @@ class Loop:
     def __init__(
         self,
         model: Model,
-        log: Log,
+        loader: Loader,
         config: FitConfig,
         folder: Path,
         save_best: Callable[[Path], None],
         *,
+        validate: Callable[[], dict[str, float]] | None = None,
+        lower_is_better: bool = False,
         device: torch.device = CPU,
-        eval_batch: int = 4096,
-        eval_weight: str | None = None,
         stop: Callable[[], bool] = lambda: False,
         label: str = "train",
         quiet: bool = False,
     ) -> None:
-        self.model, self.log, self.config, self.folder = model, log, config, folder
-        self.save_best, self.eval_batch, self.stop = save_best, eval_batch, stop
-        self.label, self.quiet = label, quiet
-        rows, self.valid_rows = log.rows_of("train"), log.rows_of("valid")
-        self.valid_weight = None if eval_weight is None else log.weight_of(eval_weight).take(self.valid_rows)
-        self.loader = build_loader(
-            model,
-            log,
-            rows,
-            config.batch_size,
-            seed=config.seed,
-            bucket_by_length=config.bucket_by_length,
-            negative_rate=config.negative_rate,
-            group_requests=config.group_requests,
-        )
+        self.model, self.loader, self.config, self.folder = model, loader, config, folder
+        self.save_best, self.validate, self.lower_is_better = save_best, validate, lower_is_better
+        self.stop, self.label, self.quiet = stop, label, quiet
         self.optimizers = build_optimizers(model.to(device), config)
         self.checkpoints = folder / "checkpoints"
         checkpoint.recover_folder(self.checkpoints / "best")
@@ -112,6 +96,8 @@ class Loop:
         state, config, batches = self.state, self.config, len(self.loader)
         checks = config.val_checks_per_epoch
         check_positions = {max(round(batches * number / checks), 1) for number in range(1, checks + 1)}
+        if (state.epoch + 1) % config.check_val_every_n_epoch:
+            check_positions = set()
         self.model.train()
         for batch in self.loader.epoch(state.epoch, state.position):
             # Batch statistics need two rows, so a last batch of one row is skipped for all models.
@@ -146,26 +132,20 @@ class Loop:
         self.losses.reset()
 
     def _validate(self) -> str:
-        with correct_output_bias(self.model, self.config.negative_rate):
-            return self._measure_valid()
-
-    def _measure_valid(self) -> str:
-        """Evaluate on valid and save the model if it is the best. Without valid rows the last model is the best."""
+        """Validate, and save the model if it is the best. Without validations the last model is the best."""
         state, config = self.state, self.config
-        if not len(self.valid_rows):
+        if self.validate is None:
             if state.step == self.steps:
                 state.best_step = state.step
                 checkpoint.replace_folder(self.checkpoints / "best", self.save_best)
             return ""
-        scores = score(self.model, self.log, self.valid_rows, self.eval_batch, bf16=config.bf16)
-        labels, users = self.log.labels.take(self.valid_rows), self.log.user(self.valid_rows)
-        measures = measure(labels, scores, users, self.valid_weight)
+        measures = self.validate()
         self.metrics.write("valid", state.step, self._epochs_done(), self._seconds(), measures)
         for tracker in self.trackers:
             tracker.valid(state.step, measures)
+        assert config.monitor is not None
         value = measures[config.monitor]
-        lower = config.monitor == "log_loss"
-        if state.best is None or (value < state.best if lower else value > state.best):
+        if state.best is None or (value < state.best if self.lower_is_better else value > state.best):
             state.best, state.best_step, state.stale = value, state.step, 0
             checkpoint.replace_folder(self.checkpoints / "best", self.save_best)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field as Setting
@@ -11,11 +11,11 @@ from pydantic import model_validator
 from longrec.config import Strict
 from longrec.train.schedules import Rate, Schedule
 
-Monitor = Literal["auc", "gauc", "log_loss"]
 Device = Literal["auto", "cpu", "cuda"]
 Dense = Literal["adamw", "adam", "adagrad", "sgd"]
 Tables = Literal["lazy_adam", "rowwise_adam", "adagrad", "rowwise_adagrad", "sgd"]
 Beta = Annotated[float, Setting(ge=0, lt=1)]
+Cuts = Annotated[tuple[Annotated[int, Setting(ge=1)], ...], Setting(min_length=1)]
 
 
 class FitConfig(Strict):
@@ -68,9 +68,12 @@ class FitConfig(Strict):
         "if the model can; faster where requests have several impressions",
     )
     val_checks_per_epoch: int = Setting(3, ge=1, description="validations per epoch")
-    monitor: Monitor = Setting(
-        "log_loss",
-        description="validation metric that selects the best checkpoint; auc and gauc ignore calibration",
+    check_val_every_n_epoch: int = Setting(1, ge=1, description="epochs between two epochs with validations")
+    monitor: str | None = Setting(
+        None,
+        min_length=1,
+        description="validation metric that selects the best checkpoint: log_loss (default), auc or gauc of a ranker "
+        "(the last two ignore calibration); ndcg@K (default), hr@K or mrr of a retriever",
     )
     patience: int = Setting(
         5, ge=0, description="validations without improvement before training stops; 0 never stops early"
@@ -80,6 +83,11 @@ class FitConfig(Strict):
     )
     sample_weight: str | None = Setting(
         None, description="column with the weight of each training row in the loss; default: equal weights"
+    )
+    windows: Literal["last", "all"] = Setting(
+        "last",
+        description="events of a user that a retriever learns from in one pass: the last ones, as many as the history "
+        "holds, or all, in windows of that length",
     )
     seed: int = Setting(0, ge=0, lt=2**63, description="seed of weights, batch order and dropout: same seed, same run")
     device: Device = Setting("auto", description="device to compute on; auto is the GPU if torch can use one")
@@ -124,6 +132,8 @@ class FitConfig(Strict):
             faults.append("warmup_from is given without warmup_steps")
         if self.group_requests and self.bucket_by_length:
             faults.append("bucket_by_length is given with group_requests, which batches rows by request; remove one")
+        if self.check_val_every_n_epoch > 1 and self.val_checks_per_epoch > 1:
+            faults.append("check_val_every_n_epoch is given with val_checks_per_epoch above 1; set that to 1")
         if self.allow_future_weights and self.init_from is None:
             faults.append("allow_future_weights is given without init_from")
         if self.warmup_from is not None and self.warmup_from > self.lr:
@@ -131,6 +141,12 @@ class FitConfig(Strict):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+
+def find_set_keys(config: Strict, keys: Sequence[str], section: str) -> list[str]:
+    """Return the keys with another value than their default, as ``section.key``."""
+    fields = type(config).model_fields
+    return [f"{section}.{key}" for key in keys if getattr(config, key) != fields[key].default]
 
 
 class EvaluateConfig(Strict):
@@ -144,4 +160,19 @@ class EvaluateConfig(Strict):
     seed: int = Setting(0, ge=0, description="seed of the bootstrap")
     sample_weight: str | None = Setting(
         None, description="column with the weight of each row in all metrics, also in validations"
+    )
+    k: Cuts = Setting((10,), description="cuts of HR and NDCG of a retriever")
+    recall_k: Cuts = Setting((50, 200), description="cuts of recall of a retriever, for lists that a ranker gets")
+    seen: Literal["mask", "mask_same_time", "keep"] = Setting(
+        "mask",
+        description="items of the user's earlier events in the ranking of a retriever: masked, or kept; mask_same_time "
+        "also masks those of earlier rows with the timestamp of the target, as published protocols do",
+    )
+    catalog: Literal["existing", "all"] = Setting(
+        "existing",
+        description="items that a retriever's ranking has: those with an event before the timestamp of the target, or "
+        "all items of the log; the target is always one",
+    )
+    valid_rows: int | None = Setting(
+        None, ge=1, description="rows that a validation of a retriever measures, drawn once; default: all"
     )

@@ -29,7 +29,8 @@ from longrec.train.device import CPU, choose_device, choose_run_device
 from longrec.train.finished_run import Run
 from longrec.train.instances import LABEL, Instances
 from longrec.train.job import Job
-from longrec.train.loop import build_loader, update
+from longrec.train.loaders import build_loader
+from longrec.train.loop import update
 from longrec.train.negative_correction import check_negative_rate, correct_output_bias
 from longrec.train.optimizers import build_optimizers
 from longrec.train.running_loss import RunningLoss

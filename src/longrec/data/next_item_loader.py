@@ -1,0 +1,195 @@
+"""Batches for models that learn the next item: targets, the histories before them, and sampled negatives.
+
+A target is a training row with a positive label. In a batch of sequences each user's events are there once, and every
+target names the position of the last event that its own history holds: one pass over the events serves all targets. In
+a batch of requests each target has a history of its own, as a ranker's row has.
+
+Sequences need a history whose values do not depend on when it is read: no feedback, no time since an event, no late
+events, no versions of items. Batches of other logs have requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from longrec.data.availability import expand_ranges
+from longrec.data.catalog import build_catalog, list_training_items
+from longrec.data.gather import gather, gather_history, gather_requests
+from longrec.data.log import Log
+from longrec.data.negative_items import ItemSampler
+from longrec.features.batch import Batch, Layout, Targets
+from longrec.features.fields import COMPUTED
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How negatives are drawn, as ``longrec.models.core.retrieval.Sampling`` describes."""
+
+    scope: Literal["shared", "own", "all"] = "shared"
+    negatives: int = 512
+    draw: Literal["uniform", "popularity"] = "uniform"
+    unseen: bool = False
+
+
+def explain_requests(log: Log, history: str) -> str:
+    """Return the reason why sequences of a history cannot be read in one pass. Empty if they can."""
+    if log.schema.prejoined or history in log.tokens:
+        return "its events are not those of the log"
+    if log.available is not None:
+        return "some events became available late"
+    if log.items.versions is not None:
+        return "its items have versions"
+    changing = [column for column in log.schema.histories[history].features if column in COMPUTED]
+    changing += [field.name for field in log.fields().histories[history] if field.feedback]
+    return f"the values of {', '.join(changing)} depend on when they are read" if changing else ""
+
+
+class NextItemLoader:
+    """Loader of batches of targets, in an order that depends only on (seed, epoch).
+
+    Args:
+        rows: targets, int64 rows of the log. Those without an earlier event are left out of batches of sequences.
+        batch_size: targets per batch. A batch of sequences has about as many.
+        history: name of the history.
+        draws: the negatives.
+        sequences: batches of sequences, if the log allows.
+        windows: ``last``: the last events of each user, as many as the history holds; ``all``: all of them, in windows.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        rows: NDArray[np.int64],
+        batch_size: int,
+        history: str,
+        draws: Draws,
+        *,
+        seed: int = 0,
+        sequences: bool = True,
+        windows: Literal["last", "all"] = "last",
+    ) -> None:
+        self.log, self.history, self.seed, self.draws = log, history, seed, draws
+        self.by_request = not sequences or bool(explain_requests(log, history))
+        self.catalog = list_training_items(log)
+        self._now = int(min(log.training_window.train.max(), int(log.events.times.max(initial=0)) + 1))
+        self._sampler = ItemSampler(log, rows, self.catalog, draws.draw, unseen=draws.unseen)
+        self._all = build_catalog(log, self.catalog, self._now) if draws.scope == "all" else None
+        if self.by_request:
+            self.rows = rows
+            self._first = self._stop = np.zeros(0, np.int64)
+            self._costs = np.ones(len(rows), np.int64)
+        else:
+            self._cut_windows(rows, log.schema.histories[history].max_length, windows)
+        total = int(self._costs.sum())
+        self._batches = max(-(-total // batch_size), 1) if total else 0
+
+    def _cut_windows(self, rows: NDArray[np.int64], longest: int, windows: str) -> None:
+        """Cut the events of each user into windows, from the newest target back, and give each target its window."""
+        first, stop = self.log.history_range(self.history, rows)
+        rows, first, stop = (values[stop > first] for values in (rows, first, stop))
+        users = self.log.user(rows)
+        starts = np.flatnonzero(np.diff(users, prepend=-1))
+        newest = np.maximum.reduceat(stop, starts) if len(rows) else stop
+        back = (np.repeat(newest, np.diff(np.append(starts, len(rows)))) - stop) // longest
+        if windows == "last":
+            kept = back == 0
+            rows, first, stop, users, back = (values[kept] for values in (rows, first, stop, users, back))
+        begins = np.flatnonzero((np.diff(users, prepend=-1) != 0) | (np.diff(back, prepend=-1) != 0))
+        self.rows, self._state = rows, stop - 1
+        self._targets = np.append(begins, len(rows))
+        self._costs = np.diff(self._targets)
+        # A user's targets are in the order of the log, so the last one of a window has its newest event.
+        self._stop = stop[self._targets[1:] - 1]
+        self._first = np.maximum(first[begins], self._stop - longest)
+
+    @property
+    def loss_rows(self) -> NDArray[np.int64]:
+        """The targets."""
+        return self.rows
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Return the targets in the order of an epoch, int64 rows of the log."""
+        drawn = self._order(epoch)
+        if self.by_request:
+            return self.rows[drawn]
+        return self.rows[expand_ranges(self._targets[drawn], self._costs[drawn])[0]]
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch, from batch ``start`` on."""
+        if not self._batches:
+            return
+        order = self._order(number)
+        cost = self._costs[order]
+        done = np.cumsum(cost)
+        cuts = np.searchsorted((2 * done - cost) * self._batches // (2 * int(done[-1])), np.arange(self._batches + 1))
+        for index in range(start, self._batches):
+            random = np.random.default_rng([self.seed, number, index])
+            own = order[cuts[index] : cuts[index + 1]]
+            yield self._gather_requests(own, random) if self.by_request else self._gather_sequences(own, random)
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self._costs))
+
+    def _gather_requests(self, own: NDArray[np.int64], random: np.random.Generator) -> Batch:
+        rows = np.sort(self.rows[own])
+        return self._add_candidates(gather(self.log, rows), rows, np.arange(len(rows)), random, per_position=False)
+
+    def _gather_sequences(self, own: NDArray[np.int64], random: np.random.Generator) -> Batch:
+        first, lengths = self._first[own], self._stop[own] - self._first[own]
+        at, offsets = expand_ranges(first, lengths)
+        target, target_offsets = expand_ranges(self._targets[own], self._costs[own])
+        # The position of a state in the batch: its event's distance from the start of its window.
+        state = self._state[target] + np.repeat(offsets[:-1] - first, np.diff(target_offsets))
+        events = self.log.select_events(self.history, at)
+        batch = Batch(
+            Layout.catalog(len(own), 0),
+            gather_requests(self.log, self.rows[self._targets[own + 1] - 1]),
+            {},
+            {self.history: gather_history(self.log, self.history, events, offsets, np.array([self._now]))},
+        )
+        return self._add_candidates(batch, self.rows[target], state, random, per_position=True)
+
+    def _add_candidates(
+        self,
+        batch: Batch,
+        rows: NDArray[np.int64],
+        state: NDArray[np.int64],
+        random: np.random.Generator,
+        per_position: bool,
+    ) -> Batch:
+        """Return a batch with the targets and negatives as its candidates."""
+        log, draws = self.log, self.draws
+        items = log.events.columns["item"].take(rows).astype(np.int64)
+        log_q = None
+        if draws.scope == "all":
+            assert self._all is not None
+            candidates, index, columns, negatives = self.catalog, np.searchsorted(self.catalog, items), self._all, 0
+        else:
+            if draws.scope == "own":
+                drawn = self._sampler.draw_own(log.user(rows), random)
+            else:
+                drawn, log_q = self._sampler.draw_shared(draws.negatives, random)
+            distinct, index = np.unique(items, return_inverse=True)
+            candidates, negatives = np.concatenate([distinct, drawn]), len(drawn)
+            columns = build_catalog(log, candidates, self._now)
+        targets = Targets(
+            state=torch.from_numpy(state),
+            item=torch.from_numpy(index),
+            rows=torch.from_numpy(candidates),
+            negatives=negatives,
+            catalog=len(self.catalog),
+            log_q=None if log_q is None else torch.from_numpy(log_q),
+            weight=None if log.sample_weight is None else torch.from_numpy(log.sample_weight.take(rows)),
+            per_position=per_position,
+        )
+        layout = Layout.catalog(batch.layout.requests, len(candidates))
+        return replace(batch, layout=layout, candidates=columns, targets=targets, label=None, rows=None, users=None)
