@@ -19,7 +19,7 @@ from longrec.report.results import (
 from longrec.report.run import RunView
 from longrec.report.sample import format_sample
 from longrec.report.style import CSS
-from longrec.report.tables import write_atomically
+from longrec.report.tables import format_counts, write_atomically
 
 
 def write_page(
