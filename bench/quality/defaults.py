@@ -36,6 +36,7 @@ from longrec.models.core import registry as models
 from longrec.report.tables import table
 from longrec.train.job import read_job
 from longrec.train.loop import Loop
+from longrec.train.objectives import objective_of
 from longrec.train.scoring import score
 
 MODELS = ("lr", "deepfm", "din")
@@ -159,7 +160,17 @@ def record(log_name: str, model_name: str, seed: int, arm: str, data: Path, work
     recorder = Recorder(model, log)
     folder = out.with_suffix(".run")
     folder.mkdir(exist_ok=True)
-    loop = Loop(model, log, job.fit, folder, save_best=lambda into: artifact.save(model, into), quiet=True)
+    objective, valid = objective_of(type(model)), log.rows_of("valid")
+    loop = Loop(
+        model,
+        objective.build_loader(model, log, job.fit),
+        job.fit,
+        folder,
+        lambda into: artifact.save(model, into),
+        validate=lambda: objective.validate(model, log, valid, job.fit, job.evaluate),
+        lower_is_better=job.fit.monitor == "log_loss",
+        quiet=True,
+    )
     loop.run([recorder])
     rows = recorder.rows
     np.savez_compressed(

@@ -23,7 +23,8 @@ import torch._dynamo  # noqa: F401  every optimizer imports it; here once for al
 
 from longrec.models import din
 from longrec.models.core import artifact
-from longrec.train import checkpoint, fit, loop, tracking
+from longrec.train import checkpoint, fit, tracking
+from longrec.train.objectives import clicks
 
 
 def die(*_: object, **__: object) -> None:
@@ -62,11 +63,11 @@ CALLS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "half a weights file": (checkpoint, "save_file", half_file),
     "before a folder moves": (Path, "rename", die),
     "after a folder moved": (Path, "rename", then_die(Path.rename)),
-    "inside a validation": (loop, "score", then_die(loop.score)),
+    "inside a validation": (clicks, "score", then_die(clicks.score)),
     "before the best is saved": (artifact, "save", die),
     "after the best is saved": (artifact, "save", then_die(artifact.save)),
     "after a line of metrics": (tracking.MetricsFile, "write", then_die(tracking.MetricsFile.write)),
-    "before predictions": (fit, "write_predictions", die),
+    "before predictions": (clicks.Clicks, "write_predictions", die),
     "before a file is replaced": (Path, "replace", die),
 }
 

@@ -20,7 +20,7 @@ from longrec.data.gather import gather
 from longrec.data.synthetic import generate_dataset
 from longrec.errors import ConfigError
 from longrec.report import results_table
-from longrec.train.evaluate import compare, evaluate, measure_table, predict
+from longrec.train.evaluate import compare, evaluate, predict
 from longrec.train.finished_run import Run, open_run
 from longrec.train.fit import train
 
@@ -95,7 +95,7 @@ def test_a_bad_task_carries_its_own_warning(plain: Run) -> None:
     table = plain.predictions()
     low = pa.array(table["score.click"].to_numpy() / 10)
     changed = table.set_column(table.column_names.index("score.click"), "score.click", low)
-    evaluation = measure_table(changed, "x", "mmoe", "test", plain.config.evaluate)
+    evaluation = plain.objective.measure(changed, "x", "mmoe", "test", plain.config.evaluate)
     assert any(said.startswith("PCOC of click on test is ") for said in evaluation.warnings)
     assert evaluation.to_dict()["warnings"] == list(evaluation.warnings)
     text = results_table("x", evaluation.to_dict())
@@ -107,7 +107,7 @@ def test_a_task_of_one_class_is_undefined_and_stops_nothing(plain: Run) -> None:
     nothing = pa.nulls(len(table), pa.float32())
     for column in (nothing, pa.array(np.ones(len(table), np.float32))):
         changed = table.set_column(table.column_names.index("label.back"), "label.back", column)
-        evaluation = measure_table(changed, "x", "mmoe", "test", plain.config.evaluate).metrics
+        evaluation = plain.objective.measure(changed, "x", "mmoe", "test", plain.config.evaluate).metrics
         assert not evaluation["auc.back"].defined
         assert evaluation["auc.click"] == plain.metrics["auc.click"]
 

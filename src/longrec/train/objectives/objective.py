@@ -46,7 +46,7 @@ class Evaluation:
         run, model, split: names.
         rows, users, positives: numbers of rows, users and positive rows.
         users_skipped: users whose rows have one class, which GAUC excludes.
-        metrics: values with 95 % intervals. Of clicks: AUC, GAUC, log loss, normalized entropy, PCOC, ECE; of a model of
+        metrics: values with 95 % intervals. Of clicks: AUC, GAUC, log loss, normalized entropy, PCOC, ECE; of models of
             several tasks also AUC, log loss, normalized entropy and PCOC of each further task, as ``auc.TASK``. Of the
             next item: HR, NDCG, MRR and recall.
         warnings: one sentence per reason for caution with these metrics.

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from longrec.data.catalog import build_catalog, compute_first_timestamps, list_training_items
+from longrec.data.log import Log
+from longrec.data.next_item_loader import Draws, NextItemLoader, explain_requests
+from longrec.data.prepare import prepare
+from longrec.data.settings import DataConfig
+from longrec.features.batch import Batch
+from longrec.features.schema import Schema
+
+SCHEMA: dict[str, Any] = {
+    "user": "user",
+    "item": "item",
+    "time": {"column": "at", "unit": "step"},
+    "label": "liked",
+    "features": {"item": {"kind": "id"}, "liked": {"kind": "id", "feedback": True}},
+    "histories": {"seen": {"features": ["item"], "max_length": 6}},
+}
+
+
+def write_log(folder: Path, seed: int = 0, schema: Mapping[str, Any] | None = None) -> Log:
+    """Prepare a log of 30 users, with several events at one time."""
+    random = np.random.default_rng(seed)
+    events = 600
+    columns = {
+        "user": random.integers(0, 30, events),
+        "item": random.integers(0, 25, events),
+        "at": np.sort(random.integers(0, 120, events)),
+        "liked": (random.random(events) < 0.7).astype(np.int64),
+    }
+    pq.write_table(pa.table(columns), folder / "log.parquet")
+    config = DataConfig(log=str(folder / "log.parquet"), folder=str(folder / "prepared"))  # type: ignore[arg-type]
+    return Log.open(prepare(config, Schema(**{**SCHEMA, **(schema or {})})))
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
+    return write_log(tmp_path_factory.mktemp("log"))
+
+
+def positives(log: Log, split: str = "train") -> np.ndarray[Any, np.dtype[np.int64]]:
+    rows = log.rows_of(split)
+    return rows[log.labels.take(rows) > 0.5]
+
+
+def histories_by_hand(log: Log, rows: np.ndarray[Any, Any]) -> list[list[int]]:
+    """Items of each row's user strictly before the row's time, in order, all of them."""
+    return [
+        [
+            int(log.events.columns["item"][other])
+            for other in range(log.events.offsets[log.user(np.array([row]))[0]], len(log))
+            if log.user(np.array([other]))[0] == log.user(np.array([row]))[0]
+            and log.events.times[other] < log.events.times[row]
+        ]
+        for row in rows
+    ]
+
+
+def item_rows(log: Log, column: Any) -> list[int]:
+    """Row of the item table of each encoded item id."""
+    ids = log.items.columns["item"]
+    assert isinstance(ids, np.ndarray)
+    back = {int(encoded): row for row, encoded in enumerate(ids.tolist())}
+    return [back[int(one)] for one in column]
+
+
+def test_every_target_reads_its_own_history_and_no_more(log: Log) -> None:
+    rows = positives(log)
+    loader = NextItemLoader(log, rows, 50, "seen", Draws(negatives=8), windows="all")
+    expected = dict(zip(rows.tolist(), histories_by_hand(log, rows)))
+    read: dict[int, int] = {}
+    order = loader.order(3)
+    at = 0
+    for batch in loader.epoch(3):
+        targets = batch.targets
+        assert targets is not None
+        events = batch.histories["seen"]
+        offsets, items = events.offsets.numpy(), item_rows(log, events.columns["item"])
+        assert (np.diff(offsets) <= 6).all()
+        for state, item in zip(targets.state.tolist(), targets.item.tolist()):
+            row = int(order[at])
+            at += 1
+            window = int(np.searchsorted(offsets, state, side="right")) - 1
+            seen = items[offsets[window] : state + 1]
+            assert seen == expected[row][-len(seen) :], "the events up to the state are the newest of its history"
+            assert int(targets.rows[item]) == int(log.events.columns["item"][row])
+            read[row] = read.get(row, 0) + 1
+    some = {row for row, history in expected.items() if history}
+    assert read == dict.fromkeys(some, 1), "each target with a history occurs once an epoch"
+
+
+def test_the_last_windows_hold_the_newest_events(log: Log) -> None:
+    rows = positives(log)
+    loader = NextItemLoader(log, rows, 50, "seen", Draws(negatives=8))
+    assert set(loader.rows.tolist()) < set(rows.tolist())
+    users = log.user(loader.rows)
+    newest = {user: rows[log.user(rows) == user].max() for user in set(users.tolist())}
+    assert set(newest.values()) <= set(loader.rows.tolist())
+    assert not loader.by_request
+
+
+def test_epochs_differ_and_resume_in_the_middle(log: Log) -> None:
+    def facts(batch: Batch) -> list[list[float]]:
+        assert batch.targets is not None
+        return [batch.targets.state.tolist(), batch.targets.rows.tolist(), batch.histories["seen"].offsets.tolist()]
+
+    loader = NextItemLoader(log, positives(log), 50, "seen", Draws(negatives=8))
+    whole = [facts(batch) for batch in loader.epoch(1)]
+    assert len(whole) == len(loader) > 2
+    assert [facts(batch) for batch in loader.epoch(1, 2)] == whole[2:]
+    assert [facts(batch) for batch in loader.epoch(2)] != whole
+
+
+def test_a_history_that_depends_on_the_time_of_reading_makes_requests(tmp_path: Path) -> None:
+    schema = {"histories": {"seen": {"features": ["item", "liked", "time_gap"], "max_length": 6}}}
+    log = write_log(tmp_path, schema=schema)
+    assert explain_requests(log, "seen").startswith("the values of time_gap")
+    assert "liked" in explain_requests(log, "seen")
+    rows = positives(log)
+    loader = NextItemLoader(log, rows, 64, "seen", Draws(negatives=8))
+    assert loader.by_request
+    seen = []
+    for batch in loader.epoch(0):
+        assert batch.targets is not None
+        assert not batch.targets.per_position
+        own = item_rows(log, batch.histories["seen"].columns["item"])
+        offsets = batch.histories["seen"].offsets.tolist()
+        items = batch.targets.rows[batch.targets.item].tolist()
+        seen += [(tuple(own[a:b]), item) for a, b, item in zip(offsets, offsets[1:], items)]
+    by_hand = [tuple(history[-6:]) for history in histories_by_hand(log, rows)]
+    expected = list(zip(by_hand, log.events.columns["item"].take(rows).tolist()))
+    assert sorted(seen) == sorted(expected)
+
+
+def test_negatives_follow_their_distribution(log: Log) -> None:
+    rows = positives(log)
+    catalog = list_training_items(log)
+    for draw in ("uniform", "popularity"):
+        loader = NextItemLoader(log, rows, 10_000, "seen", Draws(negatives=40_000, draw=draw))  # type: ignore[arg-type]
+        (batch,) = loader.epoch(0)
+        assert batch.targets is not None
+        assert batch.targets.log_q is not None
+        drawn = batch.targets.rows[-40_000:].numpy()
+        share = np.bincount(drawn, minlength=len(log.items))[catalog] / 40_000
+        expected = np.ones(len(catalog))
+        if draw == "popularity":
+            expected = np.bincount(log.events.columns["item"].take(rows), minlength=len(log.items))[catalog] + 0.5
+        expected = expected / expected.sum()
+        np.testing.assert_allclose(share, expected, atol=0.006)
+        np.testing.assert_allclose(
+            batch.targets.log_q.numpy(), np.log(40_000 * expected)[np.searchsorted(catalog, drawn)], rtol=1e-4
+        )
+
+
+def test_a_negative_of_its_own_is_no_item_of_the_user(log: Log) -> None:
+    loader = NextItemLoader(log, positives(log), 64, "seen", Draws("own", 1, unseen=True))
+    order, at = loader.order(0), 0
+    for batch in loader.epoch(0):
+        assert batch.targets is not None
+        negatives = batch.targets.rows[-batch.targets.negatives :].tolist()
+        assert len(negatives) == len(batch.targets.state)
+        for item in negatives:
+            user = log.user(order[at : at + 1])[0]
+            own = slice(log.events.offsets[user], log.events.offsets[user + 1])
+            train = np.asarray(log.splits[own]) == 0
+            assert item not in log.events.columns["item"][own][train]
+            at += 1
+
+
+def test_a_whole_catalog_has_every_training_item_once(log: Log) -> None:
+    loader = NextItemLoader(log, positives(log), 64, "seen", Draws("all", 0))
+    batch = next(iter(loader.epoch(0)))
+    assert batch.targets is not None
+    assert batch.targets.rows.tolist() == list_training_items(log).tolist()
+    assert batch.size == len(batch.targets.rows) == len(batch.candidates["item"])  # type: ignore[arg-type]
+    assert batch.loss_rows == len(batch.targets.state)
+
+
+def test_the_catalog_has_the_features_of_items(log: Log) -> None:
+    columns = build_catalog(log, np.arange(len(log.items)), 10**9)
+    ids = columns["item"]
+    assert isinstance(ids, torch.Tensor)
+    assert ids.tolist() == log.items.columns["item"].tolist()  # type: ignore[union-attr]
+    first = compute_first_timestamps(log)
+    for row in range(1, len(log.items)):
+        assert first[row] == log.events.times[log.events.columns["item"] == row].min()
