@@ -1,0 +1,98 @@
+"""Logs and protocols of next-item recommendation.
+
+    N1  published order: time is the position in the file; leave one out; the whole catalog; seen items masked
+    N2  strict: the same targets; a request holds events of strictly earlier timestamps only
+    N3  shuffled: N1 with the order of equal timestamps drawn at random
+    N4  one line through time: valid and test begin at one timestamp for all users; items that existed then
+
+MovieLens-1M has N1 with ties in the order of the file, and N4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from longrec.data.public_datasets import fetch_movielens_1m
+
+PUBLISHED = {"catalog": "all", "seen": "mask_same_time"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One log under one protocol.
+
+    Attributes:
+        data: the ``data`` section without ``folder``.
+        evaluate: what ranks depend on.
+        trained: name of the task whose runs are measured here too, with its own training. Empty: none.
+    """
+
+    data: dict[str, Any]
+    evaluate: dict[str, Any] = field(default_factory=dict)
+    trained: str = ""
+
+
+def build_task(name: str, data: Path, work: Path) -> Task:
+    """Return a task such as ``beauty_n1``, ``beauty_n3_0``, ``toys_n1`` or ``movielens_n4``.
+
+    Args:
+        data: folder of the Amazon data sets.
+        work: folder for the logs that are written.
+    """
+    log, protocol, *draw = name.split("_")
+    path = work / f"{name}.parquet"
+    if not path.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        table = _read(log, data)
+        if protocol == "n3":
+            table = _shuffle(table, int(draw[0]))
+        pq.write_table(table, path)
+    steps = protocol in ("n1", "n3") and log != "movielens"
+    time: dict[str, Any] = {"column": "position", "unit": "step"} if steps else {"column": "timestamp", "unit": "s"}
+    if log == "movielens" and protocol == "n1":
+        time["order"] = "position"
+    schema = {
+        "user": "user_id",
+        "item": "item_id",
+        "time": time,
+        "features": {"item_id": {"kind": "id"}},
+        "histories": {"seen": {"features": ["item_id"], "max_length": 200 if log == "movielens" else 50}},
+    }
+    split = {"by": "time"} if protocol == "n4" else {"by": "leave_one_out"}
+    evaluate = {} if protocol == "n4" else PUBLISHED
+    return Task({"log": str(path), "schema": schema, "split": split}, evaluate, f"{log}_n1" if protocol == "n2" else "")
+
+
+def _read(log: str, data: Path) -> pa.Table:
+    """Return user_id, item_id, position and, if there is one, timestamp."""
+    if log == "movielens":
+        ratings = pq.read_table(fetch_movielens_1m() / "ratings.parquet")
+        users = ratings["user_id"].to_numpy()
+        order = np.lexsort((ratings["timestamp"].to_numpy(), users))
+        start = np.searchsorted(users[order], users[order])
+        columns = {
+            "user_id": users[order],
+            "item_id": ratings["movie"].combine_chunks().dictionary_encode().indices.take(pa.array(order)),
+            "position": np.arange(len(order)) - start,
+            "timestamp": ratings["timestamp"].to_numpy()[order],
+        }
+        return pa.table(columns)
+    table = pq.read_table(data / f"amazon_{log}" / "interactions.parquet")
+    wanted = ["user_id", "item_id", "position", "timestamp"]
+    return table.select([name for name in wanted if name in table.column_names])
+
+
+def _shuffle(table: pa.Table, seed: int) -> pa.Table:
+    """Return the log with positions in a random order within each user and timestamp."""
+    random = np.random.default_rng(seed).random(len(table))
+    user, day = table["user_id"].to_numpy(), table["timestamp"].to_numpy()
+    order = np.lexsort((random, day, user))
+    position = np.empty(len(table), np.int64)
+    position[order] = np.arange(len(table)) - np.searchsorted(user[order], user[order])
+    return table.set_column(table.column_names.index("position"), "position", pa.array(position))
