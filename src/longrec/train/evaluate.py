@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec import metrics
-from longrec.data.label_checks import check_window, describe_exclusions
+from longrec.data.label_checks import check_classes, check_window, describe_exclusions
 from longrec.data.log import Log
 from longrec.data.sample_weights import check_weights
 from longrec.data.splits import SPLITS
@@ -23,6 +23,8 @@ from longrec.errors import ConfigError, DataError, RunError, UnknownName
 from longrec.metrics import Comparison, Interval
 from longrec.metrics.bootstrap import Resample
 from longrec.models.core.base import Model
+from longrec.models.core.kinds import Retriever
+from longrec.models.core.registry import find
 from longrec.progress import Progress
 from longrec.train.checkpoint import replace_file
 from longrec.train.device import choose_run_device, prepare_torch
@@ -237,12 +239,17 @@ def measure_table(table: pa.Table, run: str, model: str, split: str, config: Eva
 def check_splits(log: Log, job: Job) -> None:
     """Refuse, before training, a training window without labels, and a valid or test split that cannot be evaluated.
 
+    A retriever learns from positives, so its labels may be all 1.
+
     Raises:
         DataError: no samples in either split, labels of one class, one user if users are resampled, or no user that
             the monitor GAUC could count.
     """
     do = "change the split (data.split), or check the condition of the label"
-    check_window(log)
+    retrieves = issubclass(find(job.model["name"]), Retriever)
+    if not retrieves:
+        check_classes(log)
+    check_window(log, both_classes=not retrieves)
     splits = {split: rows for split in ("valid", "test") if len(rows := log.rows_of(split))}
     if not splits:
         raise DataError("data.split", "no sample in valid and none in test", "samples in at least one split", do)
@@ -250,10 +257,12 @@ def check_splits(log: Log, job: Job) -> None:
         labels, users, where = log.labels.take(rows), log.user(rows), f"the {split} split"
         if len(log.excluded_rows(split).rows):
             where += f", without {len(log.excluded_rows(split).rows):,} rows ({describe_exclusions(log, split)})"
-        if labels.min() == labels.max():
+        if labels.max() == 0 or (not retrieves and labels.min() == 1):
             raise DataError(where, f"{len(rows):,} samples that are all {labels[0]:g}", "both classes", do)
         if job.evaluate.resample == "user" and users[0] == users[-1]:
             raise DataError(where, "samples of one user", "two users or more", f"{do}, or set evaluate.resample: row")
+        if retrieves:
+            continue
         if split == "valid" and job.fit.monitor == "gauc" and not metrics.grouped_auc(labels, labels, users).users:
             raise DataError(where, "no user with samples of both classes", "at least one", "set fit.monitor: auc")
     _check_weights(log, job, splits)
