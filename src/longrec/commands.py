@@ -64,7 +64,7 @@ def prepare(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
         job = read_job(job_source.config, overrides)
     folder = prepare_log(job.data, job.schema)
     log = Log.open(folder, job.schema, stores=False)
-    check_window(log)
+    check_window(log, both_classes=False)
     warnings = [*log.warnings, *window_warnings(log)]
     return {
         "folder": str(folder),

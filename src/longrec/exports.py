@@ -17,6 +17,7 @@ from longrec.export.offline import build_golden_request, build_golden_tokens
 from longrec.export.scale import Scale
 from longrec.export.write import ExternalStores
 from longrec.export.write import export as write
+from longrec.features.entity_versions import find_first_from
 from longrec.models.core.kinds import Ranker
 from longrec.models.core.registry import name_of
 from longrec.serve import online_source, service
@@ -100,6 +101,29 @@ def sort_items_by_popularity(log: Log) -> NDArray[np.int64]:
 
 
 def _choose_golden_rows(log: Log, count: int = 6) -> NDArray[np.int64]:
-    """Return rows spread over the last split with rows, for many users and histories of all lengths."""
-    rows = next(rows for split in ("test", "valid", "train") if len(rows := log.rows_of(split)))
+    """Return rows spread over the last split with rows, for many users and histories of all lengths.
+
+    A server reads strictly earlier events, so a row that reads an event at its own timestamp is not chosen.
+
+    Raises:
+        RunError: every row reads such an event, by the order that the schema declares.
+    """
+    by_split = (log.rows_of(split) for split in ("test", "valid", "train"))
+    rows = next((rows for own in by_split if len(rows := own[_reads_earlier_events(log, own)])), None)
+    if rows is None:
+        raise RunError(
+            str(log.folder),
+            "an event of the same user at the timestamp of every sample, which time.order puts before it",
+            "samples without such an event, whose scores a server can repeat",
+            "train and export a run of the same schema without time.order",
+        )
     return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]
+
+
+def _reads_earlier_events(log: Log, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return whether the histories of each row hold strictly earlier events only, as those of a server do."""
+    if log.order is None:
+        return np.ones(len(rows), bool)
+    first = log.events.offsets[log.user(rows)]
+    stop = find_first_from(log.events.times, first, rows, log.timestamps.take(rows))
+    return stop == log.order.first_tied.take(rows)

@@ -118,8 +118,8 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     "lists as numbers": (parquet_log(price=[[1.0]] * N), r"column 'price': values of type list<.*>; expected numbers"),
     # ---- labels
     "a label of one class": (
-        parquet_log(click=[1] * N),
-        r"column 'click': every training label is 1; expected both classes\n  Check the condition of the label",
+        parquet_log(click=[0] * N),
+        r"column 'click': every training label is 0; expected both classes\n  Check the condition of the label",
     ),
     "no label at all": (
         parquet_log(click=pa.array([None] * N, pa.int64())),

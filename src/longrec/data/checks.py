@@ -16,7 +16,7 @@ def check_values(log: Relation, schema: Schema) -> None:
     Raises:
         DataError: invalid values. The message gives the column and the first row.
     """
-    if schema.label.equals is None:
+    if schema.label is not None and schema.label.equals is None:
         log.numeric(schema.label.column)
     for feature_name, feature in schema.features.items():
         if not schema.in_row(feature_name):

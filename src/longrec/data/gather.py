@@ -35,7 +35,7 @@ def gather(
         targets: names of additional labels to compute (``data/targets.py``). A batch that is only scored needs none.
         available_before: timestamp before which the targets must be available. Default: end of the training window.
         group: let adjacent rows of one request share its features and histories. Rows are of one request if they have
-            the same user, timestamp and context features.
+            the same user, timestamp (and order, if the schema declares one) and context features.
     """
     every = _Rows.of(log, rows)
     layout, requests = Layout.single(len(rows)), every
@@ -88,6 +88,8 @@ def _starts_request(log: Log, every: _Rows) -> NDArray[np.bool_]:
     """Return whether each row belongs to another request than the row before it."""
     first = np.ones(len(every.rows), bool)
     first[1:] = (np.diff(every.users) != 0) | (np.diff(every.timestamps) != 0)
+    if log.order is not None:
+        first[1:] |= log.order.differs(every.rows)
     for field in log.fields().features:
         # User features and knowledge follow from user and timestamp.
         if field.side == "context" and not isinstance(log.fitted.encoders[field.name], CalendarEncoder):

@@ -10,19 +10,34 @@ from longrec.data.log import Log
 from longrec.errors import DataError
 from longrec.features.history_columns import NEVER
 from longrec.features.label_encoding import compute_labels
+from longrec.features.schema import Schema
 
 __all__ = [
+    "check_classes",
     "check_labels",
     "check_window",
     "compute_labels",
     "describe_exclusions",
+    "describe_label",
     "describe_label_delay",
     "window_warnings",
 ]
 
 
-def check_labels(labels: NDArray[np.float32], codes: NDArray[np.int8], where: str) -> None:
-    """Raise an error if the training rows have no labels, or labels of only one class.
+ONLY_POSITIVES = "every training label is 1: a retriever can train on this log, a ranker cannot"
+
+
+def describe_label(schema: Schema, where: str) -> str:
+    """Return the label column of a log for messages.
+
+    Args:
+        where: name of the log.
+    """
+    return f"{where}: every event a positive" if schema.label is None else f"{where}: column {schema.label.column!r}"
+
+
+def check_labels(labels: NDArray[np.float32], codes: NDArray[np.int8], where: str) -> list[str]:
+    """Raise an error if the training rows have no labels or no positive one, and return a warning if all are positive.
 
     Args:
         labels: label of each row, NaN for none.
@@ -34,14 +49,28 @@ def check_labels(labels: NDArray[np.float32], codes: NDArray[np.int8], where: st
         raise DataError(
             where, "no training row has a label", "labeled rows before the split cutoff", "check label and split"
         )
-    if train.min() == train.max():
-        raise DataError(
-            where,
-            f"every training label is {train[0]:g}",
-            "both classes",
-            "check the condition of the label, and the split"
-            + ("; a log of only clicks needs rows with label 0 for impressions without a click" if train[0] else ""),
-        )
+    if train.max() == 0:
+        raise _one_class(where, 0)
+    return [ONLY_POSITIVES] if train.min() == 1 else []
+
+
+def check_classes(log: Log) -> None:
+    """Raise an error if the training rows have labels of one class, from which a model of the label learns nothing.
+
+    Raises:
+        DataError: labels of one class.
+    """
+    counts = log.manifest["parts"]["train"]
+    if not 0 < counts["positives"] < counts["samples"]:
+        where = describe_label(log.schema, str(log.manifest["source"]["log"]))
+        raise _one_class(where, int(counts["positives"] > 0), has_label=log.schema.label is not None)
+
+
+def _one_class(where: str, label: int, has_label: bool = True) -> DataError:
+    do = "check the condition of the label, and the split" if has_label else "set label in the schema"
+    if label:
+        do += "; a log of only clicks needs rows with label 0 for impressions without a click"
+    return DataError(where, f"every training label is {label}", "both classes", do)
 
 
 def describe_label_delay(log: Log) -> str:
@@ -50,7 +79,7 @@ def describe_label_delay(log: Log) -> str:
     if schema.label_available_at is not None:
         return f"available_at of features.{schema.label_available_at}"
     own = [
-        name for name, f in schema.features.items() if f.available_after and schema.column(name) == schema.label.column
+        name for name, f in schema.features.items() if f.available_after and schema.column(name) == schema.label_column
     ]
     if own and schema.longest_label_delay > schema.delay(schema.label_delay):
         return f"available_after of features.{', features.'.join(own)}"
@@ -71,17 +100,20 @@ def describe_exclusions(log: Log, split: str) -> str:
     return ", ".join(messages)
 
 
-def check_window(log: Log) -> None:
+def check_window(log: Log, both_classes: bool = True) -> None:
     """Raise an error if the labels available in the training window are not of both classes.
+
+    Args:
+        both_classes: False accepts labels that are all positive, as ``prepare`` does.
 
     Raises:
         DataError: no available training label, or labels of one class.
     """
     excluded = log.excluded_rows("train")
     if not len(excluded.rows):
-        return  # ``prepare`` has checked the labels of all rows
+        return  # the labels of all rows have been checked
     labels = log.labels.take(log.rows_of("train"))
-    if len(labels) and labels.min() < labels.max():
+    if len(labels) and (labels.min() < labels.max() or (not both_classes and labels.max() > 0.5)):
         return
     rest = f"every other label is {labels[0]:g}" if len(labels) else "no other training row has a label"
     raise DataError(

@@ -72,7 +72,7 @@ def find_label_copies(log: Log) -> tuple[list[str], list[str]]:
     feedback = {name: sample.of_event(name) for name, feature in schema.features.items() if feature.feedback}
     others = {}
     for name, ids in feedback.items():
-        if schema.column(name) == schema.label.column:
+        if schema.column(name) == schema.label_column:
             continue
         copy = sample.measure(ids)
         if copy is not None and copy.auc >= COPY:

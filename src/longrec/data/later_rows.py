@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from longrec.data.event_order import EventOrder
 from longrec.data.settings import Split
 from longrec.data.splits import SPLITS, describe_timestamp
 from longrec.data.training_window import window_from_rows
@@ -48,6 +49,7 @@ def find_later_shares(
     times: NDArray[np.int64],
     timestamps: NDArray[np.int64],
     offsets: NDArray[np.int64],
+    order: EventOrder | None = None,
 ) -> tuple[list[LaterShare], list[str]]:
     """Return the overlaps between the splits of a log, and one warning per overlap.
 
@@ -56,6 +58,7 @@ def find_later_shares(
         times: timestamp of each event.
         timestamps: timestamp as of which the features of each row are read.
         offsets: first row of each user, int64 ``[users + 1]``.
+        order: declared order of events with equal timestamps.
 
     Raises:
         DataError: files of train, valid and test that overlap in time.
@@ -65,7 +68,7 @@ def find_later_shares(
     step = schema.time.unit == "step"
     if rule.by == "files" and not rule.allow_overlap:
         check_files(codes, times, step, where)
-    shares = later_shares(codes, labels, times, timestamps, offsets)
+    shares = later_shares(codes, labels, times, timestamps, offsets, order)
     return shares, later_warnings(rule, shares, step)
 
 
@@ -97,6 +100,7 @@ def later_shares(
     times: NDArray[np.int64],
     timestamps: NDArray[np.int64],
     offsets: NDArray[np.int64],
+    order: EventOrder | None = None,
 ) -> list[LaterShare]:
     """Return the overlaps with a share above zero, for each pair of splits.
 
@@ -113,7 +117,11 @@ def later_shares(
         own = rows[split]
         users = np.searchsorted(offsets, own, side="right") - 1
         own_times = times.take(own)
-        kept = own_times[own_times < window.end(split, users)]
+        inside = own_times < window.end(split, users)
+        if order is not None:
+            later = labeled & (codes > SPLITS["train"] if split == "train" else codes == SPLITS["test"])
+            inside |= own < order.find_cutoffs(later, offsets).take(users)
+        kept = own_times[inside]
         share = float(np.mean(kept >= first[than])) if len(kept) else 0.0
         if share:
             shares.append(LaterShare(split, than, share, first[than]))

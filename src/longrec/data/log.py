@@ -1,7 +1,7 @@
 """Prepared log: memory-mapped events, users and items, with access to the history before each row.
 
 A sample is an event row with a label. Its history is not stored: it is the last N events of the same user strictly
-before the timestamp of the row.
+before the timestamp of the row, or strictly before the row in the order that the schema declares (``time.order``).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.data.availability import expand_ranges, select_last_available
+from longrec.data.event_order import EventOrder
 from longrec.data.knowledge_join import KnowledgeFeature
 from longrec.data.sample_weights import open_weights
 from longrec.data.splits import SPLITS
@@ -22,11 +23,10 @@ from longrec.data.token_join import TokenHistory
 from longrec.data.training_window import ExcludedRows, TrainingWindow, window_from_cutoffs, window_from_rows
 from longrec.errors import DataError, UnknownName
 from longrec.features.column_delays import Delay, compute_column_delays
-from longrec.features.entity_table import EntityTable, load_column, open_array
+from longrec.features.entity_table import EntityTable, load_lists, open_array
 from longrec.features.entity_versions import find_first_from
-from longrec.features.feature_encoders import Lists
 from longrec.features.fields import AVAILABLE, Fields
-from longrec.features.fitted_schema import FittedSchema
+from longrec.features.fitted_schema import FittedSchema, copy_time_unit
 from longrec.features.history_columns import NEVER, compute_filter_delay
 from longrec.features.manifest import read_manifest
 from longrec.features.schema import Schema
@@ -52,6 +52,7 @@ class Log:
         timestamps: timestamp as of which the features of each row are read (the start of its request), int64 ``[n]``.
         available: timestamp from which each event can be read, int64 ``[n]``, never before the event. None if every
             event was available immediately.
+        order: declared order of events with equal timestamps, or None.
         tokens: token histories by name.
         knowledge: features read from knowledge stores, by name.
         warnings: one warning per reason why metrics measured on this log may be wrong.
@@ -67,15 +68,15 @@ class Log:
         self.labels, self.splits = open_array(folder / "label.npy"), open_array(folder / "split.npy")
         has_request_times = (folder / "moment.npy").exists()
         self.timestamps = open_array(folder / "moment.npy") if has_request_times else self.events.times
-        self.lists = {
-            path.name.removesuffix(".offsets.npy"): _lists(path) for path in (folder / "lists").glob("*.offsets.npy")
-        }
+        self.lists = load_lists(folder / "lists")
         self.available: NDArray[np.int64] | None = self.events.columns.get(AVAILABLE)
+        self.order = EventOrder.open(folder)
         self._filtered_rows: dict[str, NDArray[np.int64]] = {}
         self.tokens: dict[str, TokenHistory] = {}
         self.knowledge: dict[str, KnowledgeFeature] = {}
         self.warnings: list[str] = []
         self._excluded: dict[str, ExcludedRows] = {}
+        self._cutoffs: dict[str, NDArray[np.int64]] = {}
         self.weights: Mapping[str, NDArray[np.float32]] = {}
         self.sample_weight: NDArray[np.float32] | None = None
 
@@ -102,7 +103,7 @@ class Log:
         manifest = read_manifest(folder / "log.json", FORMAT, "a prepared log", "run longrec prepare", DataError)
         fitted = FittedSchema.load(folder / "schema")
         if schema is not None:
-            fitted = FittedSchema(_with_unit(schema, fitted.schema), fitted.encoders)
+            fitted = FittedSchema(copy_time_unit(schema, fitted.schema), fitted.encoders)
         log = cls(folder, fitted)
         log.manifest = manifest
         log.warnings = [*manifest.get("warnings", ()), *log._warn_of_early_copies(manifest.get("label_copies", ()))]
@@ -219,11 +220,27 @@ class Log:
             chunk = slice(at, at + _CHUNK)
             rows = at + np.flatnonzero((self.splits[chunk] == SPLITS[split]) & ~np.isnan(self.labels[chunk]))
             end = ends if len(ends) == 1 else ends.take(self.user(rows))
-            late, itself = self.label_time(rows) >= end, self.events.times.take(rows) >= end
+            label_times, times = self.label_time(rows), self.events.times.take(rows)
+            late, itself = label_times >= end, times >= end
+            late &= ~(self.precedes_cutoff(split, rows) & (label_times == times))
             excluded.append(rows[late])
             late_rows += int((late & itself).sum())
             late_labels += int((late & ~itself).sum())
         return ExcludedRows(np.concatenate(excluded), late_labels, late_rows)
+
+    def precedes_cutoff(self, split: str, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether the declared order puts each row before the end of its user's window.
+
+        The rows of a window with one end for all users, and those of a log without an order, are only compared in time.
+        """
+        ends = self.training_window.train if split == "train" else self.training_window.valid
+        if self.order is None or len(ends) == 1:
+            return np.zeros(len(rows), bool)
+        if split not in self._cutoffs:
+            codes = np.asarray(self.splits)
+            later = codes > SPLITS["train"] if split == "train" else codes == SPLITS["test"]
+            self._cutoffs[split] = self.order.find_cutoffs(later & ~np.isnan(self.labels), self.events.offsets)
+        return rows < self._cutoffs[split].take(self.user(rows))
 
     @cached_property
     def training_window(self) -> TrainingWindow:
@@ -279,31 +296,35 @@ class Log:
         """Return the events of the history of each row: concatenated row indices ``[N]`` and offsets ``[B + 1]``.
 
         A history has only events that happened and were available strictly before the timestamp of the row. Ties and
-        events of the same request are excluded.
+        events of the same request are excluded, except those before the row in the order that the schema declares.
         """
-        return self.select_history_at(name, self.user(rows), self.timestamps.take(rows), rows)
+        users, timestamps = self.user(rows), self.timestamps.take(rows)
+        return self._select(name, timestamps, *self._range(name, users, timestamps, rows))
 
     def select_history_at(
         self,
         name: str,
         users: NDArray[np.int64],
         timestamps: NDArray[np.int64],
-        below: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the events of the history of each user at a timestamp, as ``select_history`` does.
+        """Return the events of the history of each user strictly before a timestamp, as ``select_history`` does.
 
         Args:
             users: row indices in the user table, int64 ``[B]``.
             timestamps: timestamp per user, int64 ``[B]``.
-            below: exclusive upper limit of the selected row indices, int64 ``[B]``. Default: no limit.
         """
-        first, stop = self._range(name, users, timestamps, below)
+        return self._select(name, timestamps, *self._range(name, users, timestamps))
+
+    def _select(
+        self, name: str, timestamps: NDArray[np.int64], first: NDArray[np.int64], stop: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the last events of each range that were available before a timestamp."""
         kept, last = self._select_filtered(name), self.schema.histories[name].max_length
-        if self.available is None:
+        if self.readable is None:
             first = np.maximum(first, stop - last)
             at, offsets = expand_ranges(first, stop - first)
         else:
-            available = self.available if kept is None else self.available.take(kept)
+            available = self.readable if kept is None else self.readable.take(kept)
             at, offsets = select_last_available(first, stop, timestamps, last, available)
         return at if kept is None else kept.take(at), offsets
 
@@ -329,14 +350,33 @@ class Log:
         kept = self._select_filtered(name)
         return positions if kept is None else kept.take(positions)
 
+    @cached_property
+    def readable(self) -> NDArray[np.int64] | None:
+        """Timestamp after which histories hold each event, int64 ``[n]``, or None if no event is late."""
+        if self.available is None or self.order is None:
+            return self.available
+        # By order, an event that is not late may be read at its own timestamp.
+        return np.where(self.available == self.events.times, self.available - 1, self.available)
+
     def _range(
-        self, name: str, users: NDArray[np.int64], timestamps: NDArray[np.int64], below: NDArray[np.int64] | None
+        self,
+        name: str,
+        users: NDArray[np.int64],
+        timestamps: NDArray[np.int64],
+        rows: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the index range of each user's events before a timestamp, within the events that pass the filter."""
+        """Return the index range of each user's events before a timestamp, within the events that pass the filter.
+
+        Args:
+            rows: rows of the log that read the histories, int64 ``[B]``. The range ends before them.
+        """
         first = self.events.offsets[users]
         delay = compute_filter_delay(self.fitted, name)
-        below = self.events.offsets[users + 1] if below is None else below
-        stop = find_first_from(self.events.times, first, below, timestamps - delay)
+        if rows is not None and self.order is not None and delay == 0:
+            stop = self.order.first_tied.take(rows)
+        else:
+            below = self.events.offsets[users + 1] if rows is None else rows
+            stop = find_first_from(self.events.times, first, below, timestamps - delay)
         kept = self._select_filtered(name)
         return (first, stop) if kept is None else (np.searchsorted(kept, first), np.searchsorted(kept, stop))
 
@@ -367,18 +407,3 @@ class Log:
     def sample_count(self) -> dict[str, int]:
         """Number of samples per split."""
         return {split: len(self.rows_of(split)) for split in SPLITS}
-
-
-def _with_unit(schema: Schema, prepared: Schema) -> Schema:
-    """Return the schema with the time unit that ``prepare`` detected, if it was not set."""
-    if schema.time is None or prepared.time is None or schema.time.unit != "auto":
-        return schema
-    return schema.model_copy(update={"time": schema.time.model_copy(update={"unit": prepared.time.unit})})
-
-
-def _lists(path: Path) -> Lists:
-    name = path.name.removesuffix(".offsets.npy")
-    weighted = path.with_name(f"{name}.weights.npy").exists()
-    column = load_column(path.parent, name, "weighted" if weighted else "lists")
-    assert isinstance(column, Lists)
-    return column

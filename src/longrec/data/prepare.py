@@ -24,21 +24,23 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec.data import later_rows, relation, splits
-from longrec.data.array_writer import ArrayWriter, narrow
-from longrec.data.availability import AvailabilityFile, list_event_types, select_available_events
+from longrec.data.array_writer import narrow
+from longrec.data.availability import list_event_types, select_available_events
 from longrec.data.checks import check_values, warn_of_early_feedback
 from longrec.data.column_writer import ColumnWriter, cast_separated_text, check_same_lengths
 from longrec.data.digests import FORMAT, log_digest, split_digest
 from longrec.data.entities import Entities, add_values
+from longrec.data.event_columns import write_event_columns
+from longrec.data.event_order import EventOrder
 from longrec.data.fingerprint import ContentIndex, fingerprint
-from longrec.data.label_checks import check_labels, compute_labels
+from longrec.data.label_checks import check_labels, describe_label
 from longrec.data.label_copies import find_label_copies
 from longrec.data.log import Log
 from longrec.data.occurrence import Filters, check_condition, vocabulary_warnings
 from longrec.data.sample_weights import write_weights
 from longrec.data.scratch import SCRATCH, in_use, sweep
 from longrec.data.settings import DataConfig, Source
-from longrec.data.sort import ITEM, REQUEST_TIME, TIME, USER, chunk_rows, event_columns, sort_events, timestamp_columns
+from longrec.data.sort import chunk_rows, event_columns, sort_events, timestamp_columns
 from longrec.errors import DataError
 from longrec.features.compose import compose_column, find_integer_columns
 from longrec.features.encoder_fitter import EncoderFitter
@@ -116,6 +118,8 @@ class _Preparation:
             keys[self.schema.time.column] = "the time"
             if self.schema.time.available_at is not None:
                 keys[self.schema.time.available_at] = "time.available_at"
+            if self.schema.time.order is not None:
+                keys[self.schema.time.order] = "time.order"
         self.log.need({**keys, **columns, **keys})
         if not self.log.one(f"SELECT count(*) FROM {self.log.view}"):
             raise DataError(self.log.where, "no rows", "at least one event")
@@ -155,38 +159,13 @@ class _Preparation:
                 progress.advance(len(chunk))
 
     def _write_columns(self) -> None:
-        """Write the offsets of users, and the times, item rows, labels and availability of events."""
-        counts = np.zeros(len(self.users.keys) + 1, np.int64)
-        label, wanted = self.schema.label, [USER, ITEM, TIME, f"c.{self.schema.label.column}"]
-        if self.schema.request:
-            wanted.append(REQUEST_TIME)
-        events = self.build / "events"
-        available = AvailabilityFile(events, self.schema, self.log.where)
-        wanted += available.columns
-        timestamps = ArrayWriter(self.build / "moment.npy", np.int64) if self.schema.request else None
-        with (
-            ArrayWriter(events / "times.npy", np.int64) as times,
-            ArrayWriter(events / "item.npy", narrow(len(self.items.keys) + 1)) as item_rows,
-            ArrayWriter(self.build / "label.npy", np.float32) as labels,
-        ):
-            for _, chunk in self._chunks("layout", wanted):
-                runs = pc.run_end_encode(chunk[USER])
-                ends = runs.run_ends.to_numpy(zero_copy_only=False)
-                counts[self.users.keys.index(runs.values, "user") + 1] += np.diff(ends, prepend=0)
-                item_rows.append(self.items.keys.index(chunk[ITEM], "item") + 1)
-                times.append(chunk[TIME].to_numpy(zero_copy_only=False))
-                labels.append(compute_labels(label, chunk[wanted[3]], f"{self.log.where}: column {label.column!r}"))
-                available.append(chunk)
-                if timestamps is not None:
-                    timestamps.append(chunk[REQUEST_TIME].to_numpy(zero_copy_only=False))
-        self.warnings += available.close()
-        if timestamps is not None:
-            timestamps.close()
-        if label.equals is not None or label.at_least is not None:
+        arguments = (self._chunks, self.users.keys, self.items.keys, self.log.where)
+        self.counts, warnings = write_event_columns(self.build, self.schema, *arguments)
+        self.warnings += warnings
+        label = self.schema.label
+        if label is not None and (label.equals is not None or label.at_least is not None):
             met = bool((open_array(self.build / "label.npy") > 0.5).any())
-            check_condition(label, met, self.con, self.sorted, f"{self.log.where}: column {label.column!r}")
-        np.save(events / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]))
-        self.counts = counts
+            check_condition(label, met, self.con, self.sorted, describe_label(self.schema, self.log.where))
 
     def _split(self) -> None:
         rule, where = self.config.split, self.log.where
@@ -211,11 +190,12 @@ class _Preparation:
                 codes[chunk_slice] = splits.split_by_column(chunk[column], f"{where}: column {self.split_column!r}")
         if rule.by != "time":
             arguments = (rule, self.schema, where, codes, labels, times, timestamps, offsets)
-            self.later, warnings = later_rows.find_later_shares(*arguments)
+            order = EventOrder.open(self.build)
+            self.later, warnings = later_rows.find_later_shares(*arguments, order)
             self.warnings += warnings
         self.codes: NDArray[np.int8] = codes
         np.save(self.build / "split.npy", codes)
-        check_labels(labels, codes, f"{where}: column {self.schema.label.column!r}")
+        self.warnings += check_labels(labels, codes, describe_label(self.schema, where))
 
     def _fit(self) -> dict[str, Encoder]:
         features = {name: feature for name, feature in self.schema.features.items() if not feature.source}

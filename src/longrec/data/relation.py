@@ -23,7 +23,7 @@ __all__ = ["SPLIT_COLUMN", "Relation", "connect", "literal", "name", "paths", "q
 SPLIT_COLUMN = "_part"
 """Column with the split of each row, train, valid or test, of an input with files per split."""
 _FILE = "_file"
-_INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "BOOLEAN"}
+INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "BOOLEAN"}
 
 
 def connect(config: DataConfig, scratch: Path) -> duckdb.DuckDBPyConnection:
@@ -121,7 +121,7 @@ class Relation:
         """
         kind, where = self.types[column], f"{self.where}: column {column!r}"
         self.exact(column)
-        if kind in _INTEGERS:
+        if kind in INTEGERS:
             return "BIGINT"
         if kind in ("UBIGINT", "HUGEINT", "UHUGEINT"):
             top = self.one(f"SELECT max({name(column)}) FROM {self.view}")

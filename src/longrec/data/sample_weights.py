@@ -38,7 +38,7 @@ def open_weights(folder: Path, columns: Sequence[str]) -> Mapping[str, NDArray[n
 
 
 def check_weights(weight: NDArray[np.float32], label: NDArray[np.float32], where: str, setting: str) -> None:
-    """Raise an error if the weights of all rows of one class are 0.
+    """Raise an error if the weights of all rows of a class are 0.
 
     Args:
         weight: weight of each row of a split, float32 ``[n]``.
@@ -50,7 +50,8 @@ def check_weights(weight: NDArray[np.float32], label: NDArray[np.float32], where
         DataError: a class without a weight above 0.
     """
     for value, of in ((1, "positive"), (0, "negative")):
-        if not (weight[label == value] > 0).any():
+        own = weight[label == value]
+        if len(own) and not (own > 0).any():
             raise DataError(
                 f"{setting}: the {where} split",
                 f"a weight of 0 on every {of} row",

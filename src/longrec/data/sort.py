@@ -1,6 +1,6 @@
 """Sorting of checked events by (user, time, order of the file) into a scratch Parquet file.
 
-Ties keep the order of the file. All later passes read only the sorted file.
+Ties keep the order of the file, or that of the column ``time.order``. All later passes read only the sorted file.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from pathlib import Path
 
 import duckdb
 
-from longrec.data.relation import Relation, literal, name, unreadable
+from longrec.data.relation import INTEGERS, Relation, literal, name, unreadable
 from longrec.data.timestamps import Timestamps, check_available_at, read_timestamps, takes_format
 from longrec.errors import DataError
 from longrec.features.schema import Schema
 
-USER, ITEM, TIME, REQUEST_TIME, AVAILABLE_AT = "_user", "_item", "_time", "_moment", "_available"
+USER, ITEM, TIME, REQUEST_TIME, AVAILABLE_AT, ORDER = "_user", "_item", "_time", "_moment", "_available", "_order"
 _DROP = "remove time.format, which timestamp types do not need"
 
 
 def event_columns(schema: Schema) -> dict[str, str]:
     """Return a dict from each required raw column, other than user, item and time, to the setting that uses it."""
-    needed = {schema.label.column: "the label"}
+    needed = {} if schema.label is None else {schema.label.column: "the label"}
     if schema.request:
         needed.setdefault(schema.request, "the request")
     for feature_name, feature in schema.features.items():
@@ -53,7 +53,7 @@ def chunk_rows(schema: Schema) -> int:
 
 
 def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path) -> Schema:
-    """Write the sorted events: ``_user _item _time`` (``_moment``, ``_available``) and the raw columns.
+    """Write the sorted events: ``_user _item _time`` (``_moment``, ``_available``, ``_order``) and the raw columns.
 
     Returns:
         The schema, with the detected time unit if the times are so small that their size does not determine it.
@@ -74,6 +74,10 @@ def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path)
     raw = "".join(f", {late[c].sql if c in available_at else name(c)} AS {name('c.' + c)}" for c in columns)
     if schema.time is not None and schema.time.available_at is not None:
         raw += f", {late[schema.time.available_at].sql} AS {AVAILABLE_AT}"
+    order = None if schema.time is None else schema.time.order
+    if order is not None:
+        check_order(log, order)
+        raw += f", {name(order)}::BIGINT AS {ORDER}"
     inner = (
         f"SELECT {user}::{user_type} AS {USER}, {item}::{item_type} AS {ITEM}, {times} AS {TIME}{raw}, "
         f"row_number() OVER () AS _row FROM {log.view}"
@@ -83,7 +87,8 @@ def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path)
         request = name("c." + schema.request)
         began = f"min({TIME}) OVER (PARTITION BY {USER}, {request})"
         request_time = f", CASE WHEN {request} IS NULL THEN {TIME} ELSE {began} END AS {REQUEST_TIME}"
-    sql = f"SELECT * EXCLUDE (_row){request_time} FROM ({inner}) ORDER BY {USER}, {TIME}, _row"
+    by = ", ".join([USER, TIME, *([] if order is None else [ORDER]), "_row"])
+    sql = f"SELECT * EXCLUDE (_row){request_time} FROM ({inner}) ORDER BY {by}"
     try:
         log.con.execute(
             f"COPY ({sql}) TO {literal(str(target))} (FORMAT parquet, COMPRESSION snappy, "
@@ -94,6 +99,16 @@ def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path)
     if schema.time is not None and schema.time.unit == "auto" and event is not None and event.near_1970:
         return schema.model_copy(update={"time": schema.time.model_copy(update={"unit": event.unit})})
     return schema
+
+
+def check_order(log: Relation, column: str) -> None:
+    """Raise an error if a column that orders events with equal timestamps has nulls, or no whole numbers of 64 bits."""
+    kind, where = log.types[column], f"{log.where}: column {column!r}"
+    if kind not in INTEGERS - {"BOOLEAN"} and kind not in ("UBIGINT", "HUGEINT", "UHUGEINT"):
+        raise DataError(where, f"values of type {kind}, as time.order", "whole numbers", "cast the column to integers")
+    log.no_nulls(column, "whole number")
+    if kind not in INTEGERS and (top := log.one(f"SELECT max(abs({name(column)})) FROM {log.view}") or 0) >= 2**63:
+        raise DataError(where, f"the number {top}, as time.order", "whole numbers of 64 bits", "number the events anew")
 
 
 def _read_late_columns(log: Relation, schema: Schema, event: Timestamps | None) -> dict[str, Timestamps]:

@@ -91,9 +91,12 @@ def row_needs(schema: Schema) -> list[Need]:
         needs.append(("data.schema.time", schema.time.column))
         if schema.time.available_at is not None:
             needs.append(("data.schema.time.available_at", schema.time.available_at))
+        if schema.time.order is not None:
+            needs.append(("data.schema.time.order", schema.time.order))
     if schema.request:
         needs.append(("data.schema.request", schema.request))
-    needs.append(("data.schema.label", schema.label.column))
+    if schema.label is not None:
+        needs.append(("data.schema.label", schema.label.column))
     for name, feature in schema.features.items():
         if schema.in_row(name) and feature.kind not in ("calendar", "embedding"):
             needs += [(f"data.schema.features.{name}", column) for column in schema.columns(name)]

@@ -49,9 +49,12 @@ def iterate_training_histories(log: Log, max_events: int = _MOST) -> Iterator[di
                 own = own & np.asarray(log.events.columns[f"where.{name}"][start:stop], bool)
             delay = compute_filter_delay(log.fitted, name)
             now = ends if len(ends) == 1 else np.repeat(ends[low:high], np.diff(offsets[low : high + 1]))
-            own = own & (log.events.times[start:stop] < now - delay)
-            if log.available is not None:
-                own = own & (log.available[start:stop] < now)
+            inside = log.events.times[start:stop] < now - delay
+            if log.order is not None and delay == 0:
+                inside |= log.precedes_cutoff("train", np.arange(start, stop))
+            own = own & inside
+            if log.readable is not None:
+                own = own & (log.readable[start:stop] < now)
             at = start + np.flatnonzero(own)
             bounds = np.searchsorted(at, offsets[low : high + 1]).astype(np.int64)
             # Without rows in valid and test, the window ends after its last timestamp.

@@ -127,6 +127,8 @@ class UserLoader:
 def _request_keys(log: Log, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return a number per row that is the same for adjacent rows of one user and timestamp."""
     differs = (np.diff(log.user(rows)) != 0) | (np.diff(log.timestamps.take(rows)) != 0)
+    if log.order is not None:
+        differs |= log.order.differs(rows)
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(differs)])[: len(rows)]
 
 

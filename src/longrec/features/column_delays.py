@@ -32,11 +32,10 @@ def compute_column_delays(schema: Schema) -> dict[str, Delay]:
             delays[schema.column(name)] = feature.available_at or schema.available_after(name)
     if schema.time is not None:
         delays[schema.time.column] = schema.time.available_at
-    label = schema.label.column
-    own = [
-        f.available_at for n, f in schema.features.items() if f.available_at is not None and schema.column(n) == label
-    ]
-    delays[label] = own[0] if own else schema.delay(schema.label_delay)
+    if (label := schema.label_column) is not None:
+        named = schema.label_available_at
+        own = None if named is None else schema.features[named].available_at
+        delays[label] = schema.delay(schema.label_delay) if own is None else own
     return {column: at for column, at in delays.items() if column not in (schema.user, schema.item)}
 
 

@@ -146,3 +146,15 @@ def open_array(path: Path) -> NDArray[Any]:
         else np.load(path, allow_pickle=False)
     )
     return array.view(np.ndarray)
+
+
+def load_lists(folder: Path) -> dict[str, Lists]:
+    """Return the list columns of a folder by name."""
+    columns = {}
+    for path in folder.glob("*.offsets.npy"):
+        name = path.name.removesuffix(".offsets.npy")
+        weighted = path.with_name(f"{name}.weights.npy").exists()
+        column = load_column(folder, name, "weighted" if weighted else "lists")
+        assert isinstance(column, Lists)
+        columns[name] = column
+    return columns

@@ -8,7 +8,7 @@ from longrec.features.feature import Feature
 
 
 def find_delay_faults(
-    feedback: Mapping[str, tuple[str, Feature]], label: str, label_delay: str, delay: Callable[[str], int]
+    feedback: Mapping[str, tuple[str, Feature]], label: str | None, label_delay: str, delay: Callable[[str], int]
 ) -> list[str]:
     """List the faults in the delays of a schema.
 
@@ -17,7 +17,7 @@ def find_delay_faults(
 
     Args:
         feedback: raw column and feature by name, of all feedback features.
-        label: the label's column.
+        label: the label's column, if there is one.
         delay: converts a duration to the unit of the log.
     """
     faults, first = [], dict[str, str]()

@@ -207,3 +207,10 @@ def _read_weights(
     if np.isnan(weights).any():
         raise DataError(f"{where}: weights", "a weight that is no number", "a number for every value")
     return to_float32(weights, f"{where}: weights")
+
+
+def copy_time_unit(schema: Schema, fitted: Schema) -> Schema:
+    """Return a schema with the time unit that the fitted schema has, if it has not set its own."""
+    if schema.time is None or fitted.time is None or schema.time.unit != "auto":
+        return schema
+    return schema.model_copy(update={"time": schema.time.model_copy(update={"unit": fitted.time.unit})})

@@ -104,7 +104,7 @@ def compute_filter_delay(fitted: FittedSchema, name: str) -> int:
                 for n, f in schema.features.items()
                 if f.feedback and schema.column(n) == column
             ]
-            delays.append(max([*own, schema.delay(schema.label_delay)] if column == schema.label.column else own))
+            delays.append(max([*own, schema.delay(schema.label_delay)] if column == schema.label_column else own))
     return max(delays)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, model_validator
 from pydantic import Field as Setting
@@ -18,40 +18,12 @@ from longrec.features.duration import Duration, parse_duration
 from longrec.features.feature import Feature, Side
 from longrec.features.feedback_delays import find_delay_faults
 from longrec.features.fields import COMPUTED, LOG_ARRAYS, RENAMED_COLUMNS, SESSION_RECENCY, TIME_GAP, TOKEN
-from longrec.features.timestamp_grammar import build_grammar
+from longrec.features.time_column import TimeColumn
 
 __all__ = ["Condition", "Feature", "History", "Label", "Schema", "TimeColumn", "parse_duration"]
 
 _NAME = re.compile(r"[\w-]+")
 """Names of features and histories, which are part of file names."""
-
-
-class TimeColumn(Strict):
-    """The time column. Stored as whole milliseconds UTC, or as whole numbers with ``unit: step``.
-
-    ``available_at`` names the column of the timestamp at which the event became available, if some arrive late. An
-    event enters histories after it, and its label is not available earlier. Null is the event's own time.
-
-    ``format`` is a ``strptime`` pattern for text, and for whole numbers that are digits of a date.
-    """
-
-    column: str
-    unit: Literal["auto", "s", "ms", "us", "ns", "step"] = "auto"
-    format: str | None = None
-    available_at: str | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> TimeColumn:
-        if self.available_at == self.column:
-            raise ValueError(f"available_at is the time column itself, {self.column!r}; leave it out")
-        if self.format is not None:
-            if self.unit != "auto":
-                raise ValueError(f"unit {self.unit} is for numbers that count, format for digits and text: set one")
-            try:
-                build_grammar(self.format)
-            except ValueError as error:
-                raise ValueError(f"format {error}") from None
-        return self
 
 
 class Condition(Strict):
@@ -153,7 +125,7 @@ class History(Strict):
 
 
 class Schema(Strict):
-    """Meaning of the columns. See the guide for every key."""
+    """Meaning of the columns. See the guide for every key. Without a label, every event is a positive."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"label_known_after": "label_delay"}
 
@@ -161,7 +133,7 @@ class Schema(Strict):
     item: str
     time: Annotated[TimeColumn | None, BeforeValidator(_expand_time)] = None
     request: str | None = None
-    label: Label
+    label: Label | None = None
     label_delay: Duration = "0s"
     features: dict[str, Feature] = Setting(min_length=1)
     histories: dict[str, History] = Setting(default_factory=dict)
@@ -172,6 +144,13 @@ class Schema(Strict):
         faults += [*self._list_history_faults(), *self._list_leaks()]
         if self.item == self.user:
             faults.append(f"item: is the column of the user, {self.user!r}")
+        if self.time is not None and self.time.order is not None:
+            if self.request is not None:
+                faults.append(
+                    "time.order: rows of one request have no order among themselves; leave out request or order"
+                )
+            if self.prejoined:
+                faults.append("time.order: pre-joined rows contain their histories; leave it out")
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -250,7 +229,9 @@ class Schema(Strict):
         own_times = {self.column(name): name for name, feature in self.features.items() if feature.available_at}
         own_times |= {feature.available_at: name for name, feature in self.features.items() if feature.available_at}
         feedback = {self.column(name) for name, feature in self.features.items() if feature.feedback}
-        late = dict.fromkeys([*feedback, *own_times], "feedback") | {self.label.column: "label"}
+        late = dict.fromkeys([*feedback, *own_times], "feedback")
+        if self.label is not None:
+            late[self.label.column] = "label"
         if self.time is not None and self.time.available_at is not None:
             late.setdefault(self.time.available_at, "available_at")
         faults = []
@@ -281,7 +262,7 @@ class Schema(Strict):
 
     def _list_delay_faults(self) -> list[str]:
         feedback = {name: (self.column(name), feature) for name, feature in self.features.items() if feature.feedback}
-        return find_delay_faults(feedback, self.label.column, self.label_delay, self.delay)
+        return find_delay_faults(feedback, self.label_column, self.label_delay, self.delay)
 
     def _list_history_faults(self) -> list[str]:
         faults = []
@@ -371,14 +352,21 @@ class Schema(Strict):
         return self.delay(self.features[name].available_after or self.label_delay)
 
     @property
+    def label_column(self) -> str | None:
+        """Column of the label. None if every event is a positive."""
+        return None if self.label is None else self.label.column
+
+    @property
     def label_available_at(self) -> str | None:
         """Feedback feature of the label's column that has ``available_at``, the timestamp of each label."""
-        named = [n for n, f in self.features.items() if f.available_at and self.column(n) == self.label.column]
+        named = [n for n, f in self.features.items() if f.available_at and self.column(n) == self.label_column]
         return named[0] if named else None
 
     @property
     def longest_label_delay(self) -> int:
-        """Milliseconds (or steps) from an event to its label: the longest delay of the column."""
+        """Milliseconds (or steps) from an event to its label: the longest delay of the column. 0 without a column."""
+        if self.label is None:
+            return 0  # that an event is a positive is available with the event
         own = [n for n, f in self.features.items() if f.feedback and self.column(n) == self.label.column]
         return max([self.delay(self.label_delay), *map(self.available_after, own)])
 
@@ -393,6 +381,6 @@ class Schema(Strict):
 
     def is_feedback_column(self, column: str) -> bool:
         """Return True if a raw event column is available only after the event."""
-        return column == self.label.column or any(
+        return column == self.label_column or any(
             f.feedback and self.column(n) == column for n, f in self.features.items()
         )

@@ -16,7 +16,7 @@ from longrec.errors import RequestError, nearest
 from longrec.export.raw_columns import build_raw_column
 from longrec.features.fitted_schema import FittedSchema
 from longrec.features.history_columns import NEVER, match_condition
-from longrec.features.label_encoding import LABEL, compute_labels, encode_labels
+from longrec.features.label_encoding import LABEL, POSITIVE, compute_labels, encode_labels
 from longrec.features.schema import Schema
 
 
@@ -47,8 +47,9 @@ class FeedbackReader:
         columns: dict[str, str] = {}
         short: dict[str, str] = {}
         for schema in schemas:
-            short.setdefault(LABEL, schema.label.column)
-            columns[schema.label.column] = schema.label.column
+            if schema.label is not None:
+                short.setdefault(LABEL, schema.label.column)
+                columns[schema.label.column] = schema.label.column
             for name, feature in schema.features.items():
                 if feature.feedback:
                     columns[schema.column(name)] = schema.column(name)
@@ -72,7 +73,9 @@ class FeedbackReader:
                 do = (
                     f"did you mean {near!r}?" if near else "columns that are available beforehand belong to the context"
                 )
-                raise RequestError("feedback", f"the unknown key {name!r}", ", ".join(self._names), do, 422)
+                raise RequestError(
+                    "feedback", f"the unknown key {name!r}", ", ".join(self._names) or "no feedback", do, 422
+                )
             if column in values:
                 raise RequestError(f"feedback.{name}", f"column {column!r} twice", "each once", status=422)
             values[column] = value
@@ -86,12 +89,14 @@ def encode_side(fitted: FittedSchema, name: str, feedback: Feedback) -> tuple[in
         DataError: if a value has the wrong type.
     """
     schema = fitted.schema
-    column = schema.label.column if name == LABEL else schema.column(name)
-    if column not in feedback.values:
-        return None
     available_at = max(feedback.now, feedback.at + compute_delay(schema, name))
+    if name == LABEL and schema.label is None:
+        return POSITIVE, available_at  # every event is a positive
+    column = schema.label_column if name == LABEL else schema.column(name)
+    if column is None or column not in feedback.values:
+        return None
     array, where = feedback.array(column), f"feedback.{column}"
-    if name == LABEL:
+    if name == LABEL and schema.label is not None:
         return int(encode_labels(compute_labels(schema.label, array, where))[0]), available_at
     encoded = fitted.encode(name, array, where)
     return int(encoded[0]), available_at  # type: ignore[index]  # feedback is of kind id or bucket, never lists

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from longrec import metrics
 from longrec.config import apply_overrides, parse
+from longrec.data.label_checks import check_classes
 from longrec.data.log import Log
 from longrec.errors import RunError, StoreError
 from longrec.models.core.base import Model
@@ -126,7 +127,9 @@ def _open_source(
             description, do = "a config", "train it first, or set mode=blocks"
             raise RunError("compress", description, "a finished run: this mode writes with its weights", do)
         job = read_job(source)
-        return job.name or str(job.model["name"]), job, read_log(job), None, None
+        log = read_log(job)
+        check_classes(log)
+        return job.name or str(job.model["name"]), job, log, None, None
     run = source if isinstance(source, Run) else open_run(source)
     log = run.log()
     if not with_weights:

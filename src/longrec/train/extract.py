@@ -23,6 +23,7 @@ from torch import Tensor
 from longrec import metrics
 from longrec.config import Strict, apply_overrides, parse
 from longrec.data.entity_batches import build_item_batch, build_user_batch
+from longrec.data.label_checks import check_classes
 from longrec.data.log import Log
 from longrec.data.splits import TRAIN
 from longrec.data.targets import check_targets
@@ -130,7 +131,9 @@ def _open_source(source: Run | str | Path | Mapping[str, Any]) -> tuple[str, Job
     """Return name, job and log of a run or a config."""
     if isinstance(source, Mapping) or (not isinstance(source, Run) and Path(source).is_file()):
         job = read_job(source)
-        return job.name or str(job.model["name"]), job, read_log(job)
+        log = read_log(job)
+        check_classes(log)
+        return job.name or str(job.model["name"]), job, log
     run = source if isinstance(source, Run) else open_run(source)
     return run.name, run.config, run.log()
 

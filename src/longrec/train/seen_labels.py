@@ -138,7 +138,7 @@ def _seen_without_window(log: Log) -> SeenLabels:
 def collect_delays(schema: Schema) -> dict[str, Delay]:
     """Return the delay of every raw column of a schema, as ``SeenLabels.delays``."""
     delays = compute_column_delays(schema)
-    if schema.label_available_at is None:
+    if schema.label is not None and schema.label_available_at is None:
         delays[schema.label.column] = schema.longest_label_delay
     return delays
 
@@ -195,7 +195,8 @@ def check_warm_start(before: SeenLabels, log: Log, where: str, allowed: bool) ->
 
 def _collect_label_delays(schema: Schema, targets: tuple[str, ...]) -> dict[str, Delay]:
     """Return the delays of the labels of a run."""
-    columns = [schema.label.column, *(schema.column(name) for name in targets)]
+    columns = [] if schema.label is None else [schema.label.column]
+    columns += [schema.column(name) for name in targets]
     columns += [] if schema.time is None else [schema.time.column]
     delays = collect_delays(schema)
     return {column: delays[column] for column in columns}

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec import metrics
-from longrec.data.label_checks import check_window, describe_exclusions
+from longrec.data.label_checks import check_classes, check_window, describe_exclusions
 from longrec.data.log import Log
 from longrec.data.sample_weights import check_weights
 from longrec.data.splits import SPLITS
@@ -208,6 +208,7 @@ def check_splits(log: Log, fit: FitConfig, evaluate: EvaluateConfig) -> None:
             the monitor GAUC could count.
     """
     do = "change the split (data.split), or check the condition of the label"
+    check_classes(log)
     check_window(log)
     splits = {split: rows for split in ("valid", "test") if len(rows := log.rows_of(split))}
     if not splits:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec.data.catalog import check_catalog
+from longrec.data.label_checks import check_window
 from longrec.data.log import Log
 from longrec.data.next_item_loader import Draws, NextItemLoader, explain_requests
 from longrec.data.splits import SPLITS
@@ -67,6 +68,7 @@ class NextItem(Objective):
         if not log.schema.histories:
             raise ConfigError("config", ["data.schema.histories: is required; a retriever reads the first history"])
         check_catalog(log)
+        check_window(log, both_classes=False)
         if not len(self.rows_of(log, "train")):
             raise DataError("the train split", "no positive row", "rows with label 1, which are the targets", do)
         measured = {split: rows for split in ("valid", "test") if len(rows := self.rows_of(log, split))}
