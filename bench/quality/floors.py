@@ -1,6 +1,8 @@
-"""Item-to-item nearest neighbors: cosine of the users of two items (Sarwar et al., WWW 2001). A floor of next-item tables.
+"""Nearest neighbors of items, by the cosine of their users (Sarwar et al., WWW 2001), and popularity: floors of tables.
 
-score(i) = sum over the distinct items h of the history of cos(h, i), over the ``neighbors`` of h with the largest cosine.
+    score(i) = sum of cos(h, i) over the distinct items h of the history
+
+where cos(h, i) is 0 unless i is among the ``neighbors`` items of h with the largest cosine.
 """
 
 from __future__ import annotations

@@ -23,7 +23,6 @@ from longrec.features.label_encoding import LABEL, POSITIVE
 from longrec.features.schema import Schema
 from longrec.models.core.kinds import Retriever
 from longrec.serve.feedback import Feedback, FeedbackReader, encode_side
-from longrec.train import evaluate
 from longrec.train.fit import train
 from longrec.train.job import read_job
 from longrec.train.seen_labels import compute_seen_labels
@@ -90,15 +89,12 @@ def test_a_ranker_is_refused_before_training(tmp_path: Path, schema: dict[str, A
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_retriever_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_retriever_is_not_refused(tmp_path: Path) -> None:
     config = write_config(tmp_path, UNLABELED)
-    one = Log.open(commands.prepare(config)["folder"])
-    job = read_job(config)
-    monkeypatch.setattr(evaluate, "find", lambda name: Retriever)
-    evaluate.check_splits(one, job)
-    monkeypatch.undo()
+    one, job = Log.open(commands.prepare(config)["folder"]), read_job(config)
     with pytest.raises(DataError, match="every training label is 1"):
-        evaluate.check_splits(one, job)
+        OBJECTIVES["clicks"].check_log(one, job.fit, job.evaluate)
+    check_window(one, both_classes=False)
 
 
 def test_two_classes_pass(prepared: Prepared) -> None:

@@ -92,7 +92,10 @@ def _prepare_scores(model: Retriever, catalog: Mapping[str, Column]) -> Callable
         return encode
 
     def score(batch: Batch) -> Callable[[slice], Tensor]:
-        return lambda own: model.score_catalog(_take_requests(batch, own), catalog)
+        # A copy, because the scores are masked in place, and may be a view of what the model holds.
+        return lambda own: model.score_catalog(_take_requests(batch, own), catalog).clone(
+            memory_format=torch.contiguous_format
+        )
 
     return score
 
