@@ -1,10 +1,11 @@
 """Input of a model: one batch of candidates and their requests, with jagged histories and no padding.
 
-A candidate is scored for a request: one user at one timestamp, with histories and context. Three layouts exist:
+A candidate is scored for a request: one user at one timestamp, with histories and context. Four layouts exist:
 
 - **single**: each request has one candidate, as in training on logged impressions;
 - **shared**: all candidates belong to one request, as in serving;
-- **grouped**: each candidate names its request, as in training on several impressions of one request.
+- **grouped**: each candidate names its request, as in training on several impressions of one request;
+- **catalog**: candidates belong to no request, as the items that a retriever compares requests with.
 
 Shapes: R requests, C candidates, N flat positions of one history over all requests, M some of them.
 """
@@ -77,14 +78,14 @@ class Layout:
     Attributes:
         requests: R.
         candidates: C.
-        kind: ``single`` (R = C, candidate i belongs to request i), ``shared`` (R = 1) or ``grouped``.
+        kind: ``single`` (R = C, candidate i belongs to request i), ``shared`` (R = 1), ``grouped`` or ``catalog``.
         owner: int64 ``[C]``, the request of each candidate. Grouped only.
         host_owner: the same on the host.
     """
 
     requests: int
     candidates: int
-    kind: Literal["single", "shared", "grouped"] = "single"
+    kind: Literal["single", "shared", "grouped", "catalog"] = "single"
     owner: Tensor | None = None
     host_owner: NDArray[np.int64] | None = None
 
@@ -102,6 +103,11 @@ class Layout:
     def grouped(cls, requests: int, owner: NDArray[np.int64]) -> Layout:
         """Return the layout of candidates that name their request, int64 ``[C]``."""
         return cls(requests, len(owner), "grouped", torch.from_numpy(owner), owner)
+
+    @classmethod
+    def catalog(cls, requests: int, candidates: int) -> Layout:
+        """Return the layout of requests, and of candidates that belong to none of them."""
+        return cls(requests, candidates, "catalog")
 
     def repeat(self, x_R: Tensor) -> Tensor:
         """Return the value of its request for every candidate: ``[C, ...]`` from ``[R, ...]``."""

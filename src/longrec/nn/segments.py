@@ -393,4 +393,4 @@ def _make_segments(history: HistoryBatch, layout: Layout) -> Segments:
         return Segments(history.offsets, layout.candidates, positions, shared=True)
     # Offsets are copied to the host only where they are read, which a traced program never does.
     stored = Segments(history.offsets, layout.requests, positions, host=history.host)
-    return stored if layout.kind == "single" else GroupedSegments(stored, layout)
+    return stored if layout.kind in ("single", "catalog") else GroupedSegments(stored, layout)
