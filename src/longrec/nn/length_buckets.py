@@ -85,13 +85,13 @@ class Buckets:
         self.sorted = self.filled == len(lengths) and bool((self._order == np.arange(len(lengths))).all())
         self._plans = [
             _plan_bucket(offsets, self._order[span], sorted_lengths[span])
-            for span in _spans(sorted_lengths[: self.filled], most)
+            for span in split_into_spans(sorted_lengths[: self.filled], most)
         ]
         plans = iter(
             put_all([array for plan in self._plans for array in plan.arrays if array is not None], self._device)
         )
         self.all = []
-        for span, plan in zip(_spans(sorted_lengths[: self.filled], most), self._plans):
+        for span, plan in zip(split_into_spans(sorted_lengths[: self.filled], most), self._plans):
             at, real, slots = (None if array is None else next(plans) for array in plan.arrays)
             self.all.append(Bucket(span, plan.longest, plan.start, at, real, slots))
 
@@ -183,12 +183,17 @@ def split_rows(segments: Segments, most: int) -> tuple[list[int], list[int], lis
     return rows, positions, chunks
 
 
-def _spans(lengths: list[int], most: int) -> list[slice]:
-    """Return the rows of each bucket. ``lengths`` are in descending order."""
+def split_into_spans(lengths: list[int], most: int, waste: float = _WASTE) -> list[slice]:
+    """Return the rows of each bucket. ``lengths`` are in descending order.
+
+    Args:
+        most: maximum number of slots of a bucket, unless a single row has more.
+        waste: maximum share of padded slots in a bucket, beside those that cost less than a bucket.
+    """
     spans, first, real = [], 0, 0
     for at, length in enumerate(lengths):
         whole = (at - first + 1) * lengths[first]
-        if at > first and (whole > most or whole - real - length > _WASTE * whole + _FREE):
+        if at > first and (whole > most or whole - real - length > waste * whole + _FREE):
             spans.append(slice(first, at))
             first, real = at, 0
         real += length
