@@ -85,7 +85,19 @@ def _read(log: str, data: Path) -> pa.Table:
         return pa.table(columns)
     table = pq.read_table(data / f"amazon_{log}" / "interactions.parquet")
     wanted = ["user_id", "item_id", "position", "timestamp"]
-    return table.select([name for name in wanted if name in table.column_names])
+    table = table.select([name for name in wanted if name in table.column_names])
+    return _fill_timestamps(table) if "timestamp" in table.column_names else table
+
+
+def _fill_timestamps(table: pa.Table) -> pa.Table:
+    """Return the log with the timestamp of the event before, or after, for the few events without one."""
+    table = table.sort_by([("user_id", "ascending"), ("position", "ascending")])
+    users, columns = table["user_id"].to_numpy(), []
+    for own in np.split(table["timestamp"].to_numpy(zero_copy_only=False), np.flatnonzero(np.diff(users)) + 1):
+        there = np.flatnonzero(~np.isnan(own))
+        columns.append(own[there[np.maximum(np.searchsorted(there, np.arange(len(own)), side="right") - 1, 0)]])
+    filled = pa.array(np.concatenate(columns).astype(np.int64))
+    return table.set_column(table.column_names.index("timestamp"), "timestamp", filled)
 
 
 def _shuffle(table: pa.Table, seed: int) -> pa.Table:

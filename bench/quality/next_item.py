@@ -1,0 +1,240 @@
+"""Next-item recommendation: popularity, nearest neighbors, the counting rule, SASRec by loss, and a blend.
+
+    python bench/quality/next_item.py beauty_n1 toys_n1 [--arms covisit softmax] [--seeds 3] [--data FOLDER]
+    python bench/quality/next_item.py --blend beauty_n1 beauty_n2
+    python bench/quality/next_item.py --table
+
+Tasks are a log and a protocol (``next_item_logs.py``). A finished run is not repeated, and test is read once per run. A
+task such as ``beauty_n2`` also measures the runs of ``beauty_n1``, whose requests then hold earlier days only.
+``--blend`` adds the scores of the counting rule and of SASRec; the weight is chosen on 6,000 rows of valid.
+``--table`` prints all tasks, with intervals over users of the difference to the counting rule, paired by target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import next_item_logs
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import longrec
+from longrec.config import Strict
+from longrec.metrics.next_item import next_item_metrics
+from longrec.models.core.kinds import Retriever
+from longrec.train.finished_run import Run, open_run, read_log
+from longrec.train.full_ranking import rank_targets
+
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+import machine
+
+WORK = machine.CACHE / "work" / "next_item"
+SASREC = {"name": "sasrec", "log_q": False}
+ARMS: dict[str, dict[str, Any]] = {
+    "popularity": {"name": "quality.floors", "neighbors": 0},
+    "item_knn": {"name": "quality.floors", "neighbors": 200},
+    "covisit": {"name": "covisit"},
+    "softmax": SASREC,
+    "bce": {**SASREC, "loss": "bce"},
+    "gbce": {**SASREC, "loss": "gbce", "negatives": 256},
+    "cross_entropy": {**SASREC, "loss": "cross_entropy"},
+}
+FLOORS = ("popularity", "item_knn", "covisit")
+FIT: dict[str, Any] = {
+    **{"batch_size": 900, "lr": 1e-3, "betas": [0.9, 0.98], "l2": 0.0, "epochs": 100, "patience": 4},
+    **{"val_checks_per_epoch": 1, "check_val_every_n_epoch": 2, "checkpoint_seconds": None},
+}
+MOVIELENS: dict[str, Any] = {"epochs": 60, "batch_size": 8192}
+BLENDS = [(share, heat) for heat in (1.0, 2.0) for share in (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)]
+
+
+def run(name: str, arm: str, seed: int, data: Path) -> Run:
+    """Return the finished run of an arm."""
+    folder = WORK / "runs" / f"{name}-{arm}-{seed}"
+    if (folder / "results.json").exists():
+        return open_run(folder)
+    task = next_item_logs.build_task(name, data, WORK)
+    fit: dict[str, Any] = {"runs": str(WORK / "runs"), "seed": seed, "tensorboard": "off", "mlflow": "off"}
+    model, evaluate = dict(ARMS[arm]), {**task.evaluate, "n_resamples": 100}
+    if arm in FLOORS:
+        evaluate["valid_rows"] = 6_000
+    else:
+        fit |= FIT
+        if arm == "bce":  # one negative per target learns slowly
+            fit |= {"patience": 10, "epochs": 300, "check_val_every_n_epoch": 5}
+        if name.startswith("movielens"):
+            fit |= MOVIELENS
+            model |= {"dropout": 0.2, "layers": 2}
+    config = {
+        "name": folder.name,
+        "data": {**task.data, "folder": str(WORK / "prepared")},
+        "model": model,
+        "fit": fit,
+        "evaluate": evaluate,
+    }
+    began = time.process_time()
+    longrec.train(config, quiet=True)
+    (folder / "cpu.json").write_text(json.dumps({"cpu": time.process_time() - began}))
+    finished = open_run(folder)
+    values = {key: round(one.value, 4) for key, one in finished.metrics.items()}
+    print(
+        f"{folder.name}: {values}, {time.process_time() - began:.0f} CPU s, best {finished.results['best_step']}",
+        flush=True,
+    )
+    return finished
+
+
+def measure_elsewhere(trained: Run, name: str, data: Path) -> NDArray[np.float32]:
+    """Return the ranks of a run on the test rows of another task over the same events."""
+    out = WORK / "ranks" / f"{name}-{trained.name}.npy"
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        job, log, rows = _open_task(name, data)
+        np.save(out, rank_targets(trained.model(), log, rows["test"], job.evaluate))  # type: ignore[arg-type]
+        print(f"{out.stem}: {next_item_metrics(np.load(out))}", flush=True)
+    ranks: NDArray[np.float32] = np.load(out)
+    return ranks
+
+
+def _open_task(name: str, data: Path) -> tuple[Any, Any, dict[str, NDArray[np.int64]]]:
+    """Return job, log and rows by split of a task."""
+    from longrec.train.job import read_job
+
+    task = next_item_logs.build_task(name, data, WORK)
+    job = read_job(
+        {"data": {**task.data, "folder": str(WORK / "prepared")}, "model": "covisit", "evaluate": task.evaluate}
+    )
+    log = read_log(job)
+    return job, log, {split: log.rows_of(split) for split in ("valid", "test")}
+
+
+class Blend(Retriever):
+    """Weighted sum of the distribution of a trained retriever and the normalized scores of a rule.
+
+    Items of the history get no share of either, since they are left out of the ranking.
+    """
+
+    Config = Strict
+
+    def __init__(self, trained: Any, rule: Any, share: float, heat: float) -> None:
+        super().__init__(Strict(), trained.fields)
+        self.trained, self.rule, self.share, self.heat = trained, rule, share, heat
+
+    def loss(self, batch: Any) -> Tensor:
+        """Not defined: both are trained."""
+        raise NotImplementedError
+
+    def score_catalog(self, batch: Any, catalog: Mapping[str, Any]) -> Tensor:
+        """Return ``(1 - share) softmax(z / heat) + share r / sum(r)``."""
+        history = batch.histories["seen"]
+        seen = torch.zeros(len(history.offsets) - 1, int(catalog["item_id"].max()) + 1, dtype=torch.bool)
+        owner = torch.repeat_interleave(torch.arange(len(seen)), history.offsets.diff())
+        seen[owner, history.columns["item_id"].long().clamp(max=seen.shape[1] - 1)] = True
+        seen = seen[:, catalog["item_id"].long()]
+        first = self.trained.score_catalog(batch, catalog).masked_fill(seen, -torch.inf)
+        second = self.rule.score_catalog(batch, catalog).masked_fill(seen, 0)
+        second = second / second.sum(1, keepdim=True).clamp(min=1e-9)
+        return (1 - self.share) * (first / self.heat).softmax(1) + self.share * second
+
+
+def blend(name: str, seed: int, data: Path) -> None:
+    """Rank test by the blend of the counting rule and of sampled softmax, with the weight chosen on valid."""
+    out = WORK / "ranks" / f"{name}-blend-{seed}.npy"
+    if out.exists():
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    job, log, rows = _open_task(name, data)
+    own = next_item_logs.build_task(name, data, WORK).trained or name
+    trained, rule = run(own, "softmax", seed, data).model(), run(own, "covisit", 0, data).model()
+    chosen = np.sort(np.random.default_rng(0).choice(rows["valid"], min(6_000, len(rows["valid"])), replace=False))
+    scores = {}
+    for share, heat in BLENDS:
+        ranks = rank_targets(Blend(trained, rule, share, heat), log, chosen, job.evaluate)
+        scores[share, heat] = next_item_metrics(ranks)["ndcg@10"]
+    best = max(scores, key=lambda pair: scores[pair])
+    ranks = rank_targets(Blend(trained, rule, *best), log, rows["test"], job.evaluate)
+    np.save(out, ranks)
+    print(f"{out.stem}: share, heat {best}, valid {scores[best]:.4f}, test {next_item_metrics(ranks)}", flush=True)
+
+
+def table(data: Path) -> str:
+    """Return one table per task: means over the seeds, and paired intervals of the difference to the rule."""
+    blocks = []
+    tasks = sorted({path.parent.name.rpartition("-")[0].rpartition("-")[0] for path in WORK.glob("runs/*/cpu.json")})
+    for name in tasks:
+        rule = run(name, "covisit", 0, data).predictions()
+        user = rule["user"].to_numpy()
+        lines = ["| arm | seeds | HR@10 | NDCG@10 | HR@10 less the rule | recall@200 | CPU s |", "| --- " * 7 + "|"]
+        arms: dict[str, list[NDArray[Any]]] = {}
+        cpu: dict[str, list[float]] = {}
+        for folder in sorted(WORK.glob(f"runs/{name}-*")):
+            if (folder / "cpu.json").exists():
+                arm = folder.name.split("-")[1]
+                arms.setdefault(arm, []).append(open_run(folder).predictions()["rank"].to_numpy())
+                cpu.setdefault(arm, []).append(json.loads((folder / "cpu.json").read_text())["cpu"])
+        for path in sorted(WORK.glob(f"ranks/{name}-*.npy")):
+            arms.setdefault(path.stem.split("-", 1)[1].rpartition("-")[0], []).append(np.load(path))
+        for arm in [*(arm for arm in ARMS if arm in arms), *(arm for arm in arms if arm not in ARMS)]:
+            ranks = np.stack(arms[arm])
+            hits = (ranks < 10).mean(0) - (rule["rank"].to_numpy() < 10)
+            figures = [next_item_metrics(one, recall_k=(200,)) for one in ranks]
+            mean = {key: float(np.mean([one[key] for one in figures])) for key in figures[0]}
+            low, high = _interval(hits, user)
+            spent = f"{np.mean(cpu[arm]):.0f}" if arm in cpu else ""
+            difference = "" if arm == "covisit" else f"{hits.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
+            lines.append(
+                f"| {arm} | {len(ranks)} | {mean['hr@10']:.4f} | {mean['ndcg@10']:.4f} | {difference} | "
+                f"{mean['recall@200']:.4f} | {spent} |"
+            )
+        blocks.append("\n".join([f"## {name}, {len(user):,} targets", "", *lines]))
+    return "\n\n".join(blocks)
+
+
+def _interval(values: NDArray[Any], user: NDArray[Any]) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of a mean over rows, over users."""
+    _, owner = np.unique(user, return_inverse=True)
+    sums, counts = np.bincount(owner, values), np.bincount(owner)
+    random, draws = np.random.default_rng(0), []
+    for _ in range(1_000):
+        drawn = random.integers(0, len(sums), len(sums))
+        draws.append(sums[drawn].sum() / counts[drawn].sum())
+    return float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))
+
+
+def main() -> None:
+    """Run the arms of the tasks, or print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*")
+    parser.add_argument("--arms", nargs="*", default=list(ARMS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--blend", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.table:
+        print(table(arguments.data))
+        return
+    for name in arguments.tasks:
+        trained = next_item_logs.build_task(name, arguments.data, WORK).trained
+        for seed in arguments.seeds:
+            if arguments.blend:
+                blend(name, seed, arguments.data)
+                continue
+            for arm in arguments.arms:
+                if arm not in FLOORS or not seed:
+                    run(name, arm, seed, arguments.data)
+                if trained and (WORK / "runs" / f"{trained}-{arm}-{seed}" / "results.json").exists():
+                    measure_elsewhere(open_run(WORK / "runs" / f"{trained}-{arm}-{seed}"), name, arguments.data)
+
+
+if __name__ == "__main__":
+    main()
