@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from longrec.data.public_datasets import fetch_movielens_1m
@@ -90,11 +91,17 @@ def _read(log: str, data: Path) -> pa.Table:
 
 
 def _fill_timestamps(table: pa.Table) -> pa.Table:
-    """Return the log with the timestamp of the event before, or after, for the few events without one."""
+    """Return the log with the timestamp of the event before, or after, for the few events without one.
+
+    All events of a user without any have the first timestamp of the log, so that none is before another.
+    """
     table = table.sort_by([("user_id", "ascending"), ("position", "ascending")])
-    users, columns = table["user_id"].to_numpy(), []
+    users, columns, first = table["user_id"].to_numpy(), [], pc.min(table["timestamp"]).as_py()
     for own in np.split(table["timestamp"].to_numpy(zero_copy_only=False), np.flatnonzero(np.diff(users)) + 1):
         there = np.flatnonzero(~np.isnan(own))
+        if not len(there):
+            columns.append(np.full(len(own), first))
+            continue
         columns.append(own[there[np.maximum(np.searchsorted(there, np.arange(len(own)), side="right") - 1, 0)]])
     filled = pa.array(np.concatenate(columns).astype(np.int64))
     return table.set_column(table.column_names.index("timestamp"), "timestamp", filled)
