@@ -48,6 +48,7 @@ from longrec.features.fields import Fields
 from longrec.models.core.kinds import VectorRetriever
 from longrec.models.core.retrieval import RetrievalConfig, retrieval_loss
 from longrec.models.core.top import Width
+from longrec.nn.dropout import Dropout
 from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.segments import Segments
@@ -93,7 +94,7 @@ class SASRec(VectorRetriever):
         self.embeddings = Embeddings(self.read_fields, width=self.width, histories=True, std=config.init_std)
         self.position_embedding = nn.Parameter(torch.randn(config.positions, self.width) * config.init_std)
         self.input_norm = nn.LayerNorm(self.width) if config.input_norm else nn.Identity()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             _Block(self.width, config.heads, config.hidden * self.width, config.dropout) for _ in range(config.layers)
         )
@@ -165,7 +166,7 @@ class _Block(nn.Module):
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
         self.inner, self.outer = Linear(width, 3 * width), Linear(width, width)
         self.first, self.second = Linear(width, hidden), Linear(hidden, width)
-        self.gelu, self.dropout = nn.GELU(), nn.Dropout(dropout)
+        self.gelu, self.dropout = nn.GELU(), Dropout(dropout)
         for layer in (self.inner, self.outer, self.first, self.second):
             nn.init.normal_(layer.weight, std=width**-0.5 / 2)
 

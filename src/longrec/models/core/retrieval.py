@@ -24,7 +24,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
@@ -32,6 +31,8 @@ from torch import Tensor
 
 from longrec.config import Strict
 from longrec.features.batch import Targets
+from longrec.nn.linear import linear
+from longrec.nn.sampled_softmax import sampled_softmax
 
 Loss = Literal["softmax", "cross_entropy", "bce", "gbce"]
 Draw = Literal["uniform", "popularity"]
@@ -91,17 +92,15 @@ def retrieval_loss(
     if config.loss == "bce":
         negative_T = (state_TD * negative_nD).sum(1)
         return _mean(F.softplus(-positive_T) + F.softplus(negative_T), targets)
-    negative_Tn = state_TD @ negative_nD.t()
-    item_C = targets.rows
+    item_C = targets.rows.int()
     same_Tn = item_C[len(item_C) - targets.negatives :] == item_C.index_select(0, targets.item).unsqueeze(1)
     if config.loss == "gbce":
+        negative_Tn = linear(state_TD, negative_nD)
         share = targets.negatives / max(targets.catalog - 1, 1)
         beta = share * (config.gbce_t * (1 - 1 / share) + 1 / share)
         return _mean(beta * F.softplus(-positive_T) + F.softplus(negative_Tn).masked_fill(same_Tn, 0).sum(1), targets)
-    if config.log_q and targets.log_q is not None:
-        negative_Tn = negative_Tn - targets.log_q
-    every = torch.cat([positive_T.unsqueeze(1), negative_Tn.masked_fill(same_Tn, -torch.inf)], 1)
-    return _mean(torch.logsumexp(every, 1) - positive_T, targets)
+    bias_n = -targets.log_q if config.log_q and targets.log_q is not None else None
+    return _mean(sampled_softmax(state_TD, negative_nD, positive_T, same_Tn, bias_n), targets)
 
 
 def _mean(loss_T: Tensor, targets: Targets) -> Tensor:
