@@ -123,7 +123,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 def score_items(service: Service, user: Any, items: list[Any], at: Any) -> dict[Any, float]:
     body = orjson.dumps({"user": user, "candidates": items, "at": at, "context": {}, "allow_unknown": True})
     ranked = service.rank(decode_request(body)).pipeline_result.candidates
-    return dict(zip(ranked.keys.tolist(), ranked.scores.tolist()))
+    return dict(zip(ranked.keys.tolist(), ranked.score.tolist()))
 
 
 def test_online_equals_offline_around_every_version(shop: Shop) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +95,9 @@ class EventHistories:
         assert self.bundle.store is not None
         return read_base_last(self.bundle.store, row, before, timestamp, history.last, history.where)
 
-    def encode_request_histories(self, received: Mapping[str, Mapping[str, list[Any]]] | None) -> dict[str, Columns]:
+    def encode_request_histories(
+        self, received: Mapping[str, Mapping[str, Sequence[Any]]] | None
+    ) -> dict[str, Columns]:
         """Encode the histories of a request, cut to their last events.
 
         Raises:

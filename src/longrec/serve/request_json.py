@@ -10,6 +10,8 @@ import msgspec
 from longrec.errors import RequestError, nearest
 from longrec.features.schema import TimeColumn
 from longrec.features.timestamp_grammar import TimestampError, build_grammar, read_iso, read_timestamp
+from longrec.pipeline.candidates import Candidates
+from longrec.pipeline.stage import Query
 
 MAX_CANDIDATES = 100_000
 """Largest number of candidates per request."""
@@ -40,6 +42,14 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     candidate_context: dict[str, list[Any] | None] = {}
     history: dict[str, dict[str, list[Any]]] | None = None
     allow_unknown: bool = False
+
+    def build_query(self, timestamp: int) -> Query:
+        """Return the query of a pipeline, at a timestamp of the log."""
+        return Query(self.user, timestamp, self.context, self.history, self.allow_unknown)
+
+    def build_candidates(self) -> Candidates:
+        """Return the candidates of a pipeline."""
+        return Candidates.of(self.candidates, "request", self.candidate_context)
 
 
 class EventRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

@@ -1,4 +1,4 @@
-"""Ranking service: encodes a request as in training, runs the pipeline and returns a response.
+"""Ranking service: runs the pipeline on a request and returns a response.
 
 It fits nothing and imports no training code and no torch.
 """
@@ -20,20 +20,16 @@ from longrec.errors import BundleError, RequestError
 from longrec.export.bundle import RANKER, Bundle
 from longrec.export.golden import GoldenRequest
 from longrec.export.raw_columns import format_request_time
-from longrec.export.runtime import Program
-from longrec.pipeline.candidates import Candidates
-from longrec.pipeline.rank import RankStage
-from longrec.pipeline.stage import Pipeline, PipelineResult, RankQuery
+from longrec.pipeline.stage import Pipeline, PipelineResult
 from longrec.serve import open_inference
 from longrec.serve.events import EventRecorder, EventResponse, PendingEvent
+from longrec.serve.open_model import OpenModel
+from longrec.serve.rank_stage import RankStage
 from longrec.serve.request_encoder import RequestEncoder
 from longrec.serve.request_json import Key, RankRequest, decode_event, decode_request, parse_request_time
 from longrec.serve.settings import Settings
 from longrec.serve.state import ServiceState
 from longrec.serve.token_histories import TokenHistories
-
-_CHUNK_POSITIONS, _CHUNK_CANDIDATES = 10_000, 256
-"""Largest number of pairs of candidate and past event, and of candidates, scored at once, to fit the CPU cache."""
 
 MAX_DRIFT = 1e-4
 """Largest difference from the golden scores on this machine, ten times the tolerance of export."""
@@ -60,7 +56,7 @@ class RankResponse:
     def json(self) -> bytes:
         """Return the response of ``/rank``."""
         ranked = self.pipeline_result.candidates
-        columns = zip(ranked.keys.tolist(), ranked.scores.tolist(), ranked.list_origins())
+        columns = zip(ranked.keys.tolist(), ranked.score.tolist(), ranked.list_origins())
         return orjson.dumps(
             {
                 "model": self.model,
@@ -104,17 +100,16 @@ class Service:
             )
             raise BundleError(str(self.bundle.path), message, "a bundle of a ranker", do)
         self.model, self.settings = self.bundle.manifest.model, settings or Settings()
-        self.program = Program(self.bundle.program)
         self._clock = clock
         self._state = None if self.settings.events is None else ServiceState(self.bundle, self.settings)
         try:
-            self._encoder = self._open_encoder()
+            self.served = OpenModel(self.bundle, self._open_encoder())
         except BaseException:
             if self._state is not None:
                 self._state.close()
             raise
-        self._events = None if self._state is None else EventRecorder(self._state, self._encoder, clock)
-        self._pipeline = Pipeline([RankStage(self._score)])
+        self._events = None if self._state is None else EventRecorder(self._state, self.served.encoder, clock)
+        self._pipeline = Pipeline([RankStage(self.served)])
         self._time = self.bundle.fitted.schema.time
 
     def _open_encoder(self) -> RequestEncoder:
@@ -137,12 +132,11 @@ class Service:
             StoreError: if a store does not respond.
         """
         at = parse_request_time(request.at, self._time, self._clock())
-        query, new_user = self._encoder.build_query(request, at)
-        candidates, new_items = self._encoder.build_candidates(request)
-        pipeline_result = self._pipeline(candidates, query)
-        return RankResponse(
-            self.model, request.user, format_request_time(self.bundle.fitted, at), pipeline_result, new_user, new_items
-        )
+        query = request.build_query(at)
+        result = self._pipeline(request.build_candidates(), query)
+        unknown = query.unknown
+        formatted = format_request_time(self.bundle.fitted, at)
+        return RankResponse(self.model, request.user, formatted, result, unknown.user, unknown.items)
 
     def record(self, body: bytes) -> EventResponse:
         """Record an event from JSON durably.
@@ -170,22 +164,9 @@ class Service:
 
     def close(self) -> None:
         """Close all stores."""
-        self._encoder.close()
+        self.served.close()
         if self._state is not None:
             self._state.close()
-
-    def _score(self, candidates: Candidates, query: RankQuery) -> NDArray[np.float32]:
-        step = max(1, min(_CHUNK_CANDIDATES, _CHUNK_POSITIONS // max(query.positions, 1)))
-        scores = []
-        # Rows are independent, so that chunks change no score.
-        for start in range(0, len(candidates), step):
-            some = slice(start, start + step)
-            columns = candidates.take_columns(np.arange(len(candidates))[some])
-            items = self._encoder.build_item_tensors(
-                candidates.rows[some], candidates.keys[some], query.timestamp, columns
-            )
-            scores.append(self.program.run({**query.inputs, **items}))
-        return scores[0] if len(scores) == 1 else np.concatenate(scores)
 
     def infer(self, body: bytes) -> bytes:
         """Run the ONNX model on the tensors of a JSON request, as ``POST /v2/models/{name}/infer`` does.
@@ -195,7 +176,8 @@ class Service:
         """
         manifest = self.bundle.manifest
         identity, inputs = open_inference.decode_infer_request(body, manifest.inputs)
-        return open_inference.encode_infer_response(self.model, manifest.version, identity, self.program.run(inputs))
+        scores = self.served.programs["score"].run(inputs)
+        return open_inference.encode_infer_response(self.model, manifest.version, identity, scores)
 
     def metadata(self) -> dict[str, Any]:
         """Return name, inputs and outputs of the model in the format of the Open Inference Protocol."""
@@ -247,7 +229,7 @@ def score_golden(service: Service, golden: Sequence[GoldenRequest]) -> list[NDAr
     answers = []
     for one in golden:
         ranked = service.rank(decode_request(orjson.dumps(one.request))).pipeline_result.candidates
-        scores = dict(zip(ranked.keys.tolist(), ranked.scores.tolist()))
+        scores = dict(zip(ranked.keys.tolist(), ranked.score.tolist()))
         answers.append(np.array([scores[key] for key in one.request["candidates"]]))
     return answers
 
