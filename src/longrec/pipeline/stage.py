@@ -45,6 +45,7 @@ class Query:
         allow_unknown: accept a user, or items, that a model does not know.
         k: number of items that are retrieved.
         exclude_seen: do not retrieve items of earlier events of the user.
+        further_context: columns of the context that only other stages read.
         unknown: what the stages did not know.
         memo: the query as encoded for each model, so that stages of one model encode it once.
     """
@@ -56,6 +57,7 @@ class Query:
     allow_unknown: bool = False
     k: int = 0
     exclude_seen: bool = False
+    further_context: frozenset[str] = frozenset()
     unknown: UnknownKeys = field(default_factory=UnknownKeys, compare=False)
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from longrec.errors import BundleError
 from longrec.export.bundle import ENCODER, Bundle
 from longrec.export.golden import GoldenRequest
-from longrec.export.inputs import CODES_OUTPUT
-from longrec.export.runtime import Program
+from longrec.export.inputs import CODES_OUTPUT, ENCODE
+from longrec.export.runtime import open_programs
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.stage import Query
 from longrec.serve.live_events import LiveEvents
@@ -52,7 +52,7 @@ class OnlineSource:
                 str(bundle.path), "a source with pre-joined histories", "one whose bundle stores histories"
             )
         self.bundle, self.facts, self.live = bundle, facts, live
-        self.program = Program(bundle.program)
+        self.program = open_programs(bundle.path, bundle.manifest.programs)[ENCODE]
         self.encoder = RequestEncoder(bundle, live=live)
 
     def matches(self, info: TokenInfo) -> bool:

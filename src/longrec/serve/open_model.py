@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from longrec.export.bundle import Bundle
-from longrec.export.runtime import Program
+from longrec.export.runtime import open_programs
 from longrec.serve.request_encoder import RequestEncoder
 
 
@@ -17,7 +17,7 @@ class OpenModel:
 
     def __init__(self, bundle: Bundle, encoder: RequestEncoder | None = None) -> None:
         self.bundle, self.name = bundle, bundle.manifest.model
-        self.programs = {"score": Program(bundle.program)}
+        self.programs = open_programs(bundle.path, bundle.manifest.programs)
         self.encoder = RequestEncoder(bundle) if encoder is None else encoder
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from longrec.export.inputs import SCORE
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.rank import rank
 from longrec.pipeline.stage import Query
@@ -16,11 +17,17 @@ _CHUNK_POSITIONS, _CHUNK_CANDIDATES = 10_000, 256
 
 
 class RankStage:
-    """Stage that scores candidates with a ranker and sorts them, highest first. Equal scores keep their order."""
+    """Stage that scores candidates with a ranker and sorts them, highest first. Equal scores keep their order.
 
-    def __init__(self, model: OpenModel, name: str = "rank") -> None:
-        self.model, self.name = model, name
-        self._program, self._encoder = model.programs["score"], model.encoder
+    Args:
+        model: the ranker.
+        drop_unknown: drop items that the ranker does not know, of candidates that another model retrieved.
+        name: name of the stage and of its scores.
+    """
+
+    def __init__(self, model: OpenModel, drop_unknown: bool = False, name: str = "rank") -> None:
+        self.model, self.drop_unknown, self.name = model, drop_unknown, name
+        self._program, self._encoder = model.programs[SCORE], model.encoder
 
     def __call__(self, candidates: Candidates, query: Query) -> Candidates:
         """Score and sort candidates.
@@ -30,6 +37,8 @@ class RankStage:
             LongRecError: if a score is not finite.
         """
         encoded = query.encode(self._encoder)
+        if self.drop_unknown:
+            candidates = candidates.take(np.flatnonzero(self._encoder.find_items(candidates.keys)))
         items = self._encoder.encode_candidates(candidates, query)
         return rank(candidates, self._score(encoded, items, query.timestamp), self.name)
 

@@ -199,7 +199,7 @@ class RequestEncoder:
         inputs: dict[str, NDArray[Any]] = {}
         if self._user_names:
             self._read(self._user_table, self._user_names, np.array([row]), timestamp, inputs)
-        for name, column in self._encode_context(query.context, query.user).items():
+        for name, column in self._encode_context(query).items():
             inputs.update(self._make_feature_tensors(name, column))
         for name, ids in encode_calendar(self.fitted, timestamp).items():
             inputs.update(self._make_feature_tensors(name, ids))
@@ -235,6 +235,10 @@ class RequestEncoder:
             inputs.update(self._make_feature_tensors(name, column))
         inputs.update(self._knowledge.read_items(items.rows, items.keys, timestamp))
         return inputs
+
+    def read_seen_items(self, query: EncodedQuery, timestamp: int) -> NDArray[Any]:
+        """Return the rows of the items of all stored events of the user strictly before a timestamp."""
+        return self._histories.read_seen_items(query.user, query.row, timestamp)
 
     def close(self) -> None:
         """Close the stores."""
@@ -274,12 +278,14 @@ class RequestEncoder:
     def _make_feature_tensors(self, name: str, column: NDArray[Any] | Lists) -> dict[str, NDArray[Any]]:
         return make_tensors(f"f.{name}", column, number=self._fields[name].kind in _NUMBERS)
 
-    def _encode_context(self, context: Mapping[str, Any], user: Key) -> dict[str, NDArray[Any] | Lists]:
+    def _encode_context(self, query: Query) -> dict[str, NDArray[Any] | Lists]:
+        context = query.context
         if context.keys() != self.context.keys():
-            check_names("context", set(context), self.context, "write null for a missing value")
+            received = set(context) - (query.further_context - self.context.keys())
+            check_names("context", received, self.context, "write null for a missing value")
         if not self._event_features:
             return {}
         try:
-            return encode_context(self.fitted, context, self._event_features, user)
+            return encode_context(self.fitted, context, self._event_features, query.user)
         except DataError as error:
             raise to_request_error(error) from None
