@@ -23,6 +23,8 @@ from longrec.serve.live_events import LiveEvents, read_base_last
 from longrec.store.history_store import Events
 
 Columns = dict[str, NDArray[Any] | Lists]
+_ALL = 1 << 40
+"""A number of events that no user has."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,15 @@ class EventHistories:
             )
             histories[history.name] = build_history_columns(self.fitted, history.name, self.bundle.items, seen, now)
         return histories
+
+    def read_seen_items(self, user: int, row: int, timestamp: int) -> NDArray[Any]:
+        """Return the rows of the items of all events of a user that are visible strictly before a timestamp."""
+        store = self.bundle.store
+        if store is None:
+            return np.zeros(0, np.int64)
+        if self.live is not None:
+            return self.live.last(user, row, timestamp, _ALL, None, ["item"], timestamp).columns["item"]
+        return read_base_last(store, row, timestamp, timestamp, _ALL, None).columns["item"]
 
     def _read_last(self, user: int, row: int, timestamp: int, history: _History) -> Events:
         before = timestamp - history.delay
