@@ -43,7 +43,7 @@ def test_programs_share_one_file_of_weights(vectors: retrievers.RetrievalShop) -
     users, items = (list_external(vectors.bundle / f"{name}.onnx") for name in ("users", "items"))
     table = vectors.model.tables["item_id"].weight  # type: ignore[index,union-attr]
     size = table.numel() * 4
-    shared = [place for place in users if place in items]
+    shared = [span for span in users if span in items]
     assert [length for _, length in shared] == [size]
     content = (vectors.bundle / WEIGHTS).read_bytes()
     assert content.count(table.detach().numpy().tobytes()) == 1

@@ -114,11 +114,11 @@ class RetrievalShop:
 def make(own: shop.Shop, model: Retriever, name: str) -> RetrievalShop:
     """Export a retriever over the log of a shop."""
     bundle = own.log.parent / f"{name}.bundle"
-    made = RetrievalShop(own, model.eval(), bundle, [])
+    exported = RetrievalShop(own, model.eval(), bundle, [])
     rows = np.random.default_rng(6).choice(len(own.segment), 8, replace=False)
-    made.golden.extend(made.retrieve(int(row), 3 + number, number % 3 > 0) for number, row in enumerate(rows))
-    export(model, own.log, bundle, made.golden, replay, name=name, source={"run": name})
-    return made
+    exported.golden.extend(exported.retrieve(int(row), 3 + number, number % 3 > 0) for number, row in enumerate(rows))
+    export(model, own.log, bundle, exported.golden, replay, name=name, source={"run": name})
+    return exported
 
 
 def vectors(interests: int = 1) -> RetrievalShop:
