@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
+from onnxscript import ir
 from torch.onnx import ONNXProgram
 
 from longrec.export.bundle import PROGRAM, WEIGHTS
