@@ -15,11 +15,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.export.raw_columns import format_request_time, list_candidate_columns, list_context_columns
 from longrec.features.decode import decode_values
 from longrec.features.entity_table import EntityTable
 from longrec.features.feature_encoders import MISSING, CrossEncoder, Encoder, HashEncoder, Lists
 from longrec.features.fitted_schema import FittedSchema
+from longrec.features.raw_columns import format_request_time, list_candidate_columns, list_context_columns
 
 
 class GoldenRequest(msgspec.Struct, frozen=True):

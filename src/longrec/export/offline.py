@@ -23,12 +23,12 @@ from longrec.export.golden import (
     choose_decoded_features,
     mask_undecodable,
 )
-from longrec.export.raw_columns import Column, encode_calendar, encode_candidates, encode_context, list_row_features
 from longrec.export.scale import Scale
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.entity_table import EntityTable
 from longrec.features.feature_encoders import Lists, NumericListEncoder
 from longrec.features.fitted_schema import FittedSchema, concat_lists, gather_lists
+from longrec.features.raw_columns import Column, encode_calendar, encode_candidates, encode_context, list_row_features
 from longrec.models.core.kinds import Encoder, Retriever
 from longrec.pipeline.rank import select_top
 

@@ -18,9 +18,9 @@ import orjson
 from numpy.typing import NDArray
 
 from longrec.errors import DataError, RequestError
-from longrec.export.raw_columns import build_raw_column, format_request_time
 from longrec.features.fitted_schema import FittedSchema
 from longrec.features.history_columns import NEVER
+from longrec.features.raw_columns import build_raw_column, format_request_time
 from longrec.features.schema import Schema
 from longrec.features.token_columns import compute_instance_ids
 from longrec.pipeline.candidates import Candidates

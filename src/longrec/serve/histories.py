@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from longrec.errors import DataError, RequestError, nearest
 from longrec.export.bundle import Bundle
-from longrec.export.raw_columns import encode_list
 from longrec.features.feature_encoders import Lists
 from longrec.features.history_columns import (
     HistoryEvents,
@@ -19,6 +18,7 @@ from longrec.features.history_columns import (
     compute_filter_delay,
     list_event_columns,
 )
+from longrec.features.raw_columns import encode_list
 from longrec.serve.live_events import LiveEvents, read_base_last
 from longrec.store.history_store import Events
 

@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from longrec.errors import DataError, RequestError
 from longrec.export.bundle import Bundle
 from longrec.export.inputs import make_tensors
-from longrec.export.raw_columns import (
+from longrec.features.entity_table import EntityTable
+from longrec.features.feature_encoders import Lists
+from longrec.features.fitted_schema import gather_lists
+from longrec.features.raw_columns import (
     encode_calendar,
     encode_candidates,
     encode_context,
@@ -20,9 +23,6 @@ from longrec.export.raw_columns import (
     list_context_columns,
     list_row_features,
 )
-from longrec.features.entity_table import EntityTable
-from longrec.features.feature_encoders import Lists
-from longrec.features.fitted_schema import gather_lists
 from longrec.pipeline.candidates import Candidates, to_key_array
 from longrec.pipeline.stage import Query
 from longrec.serve.histories import Columns, EventHistories, check_names, to_request_error

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from longrec.errors import BundleError, RequestError
 from longrec.export.bundle import ENCODER, RETRIEVER, Bundle
 from longrec.export.golden import GoldenRequest
-from longrec.export.raw_columns import format_request_time
+from longrec.features.raw_columns import format_request_time
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.stage import Pipeline
 from longrec.serve.events import EventRecorder, EventResponse, PendingEvent
