@@ -172,6 +172,8 @@ def build_parser() -> argparse.ArgumentParser:
     events = "accept posted events, and encode each into a token with the source model in this bundle"
     parser.add_argument("--events", metavar="SOURCE.bundle", help=events)
     parser.add_argument("--state", metavar="FOLDER", help="folder for the received events (default: BUNDLE.state)")
+    recall = "rank the items that the retriever in this bundle retrieves, at /recommend"
+    parser.add_argument("--recall", metavar="RETRIEVER.bundle", help=recall)
     add("models", _models, "list all models: name, kind, paper, and use of histories")
     parser = add("help", _help, "explain a model and its settings", json=False)
     parser.add_argument("name", help="model, such as din")
@@ -313,7 +315,8 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     manifest = commands.export(args.run, args.bundle, overwrite=args.overwrite)
-    kinds = {"ranker": f"serve {args.bundle}", "encoder": f"serve RANKER.bundle --events {args.bundle}"}
+    kinds = dict.fromkeys(("ranker", "retriever"), f"serve {args.bundle}")
+    kinds |= {"encoder": f"serve RANKER.bundle --events {args.bundle}"}
     _write_result(args, manifest, f"{args.bundle}\nserve it with: longrec {kinds[manifest.kind]}")
 
 
@@ -329,7 +332,7 @@ def _serve(args: argparse.Namespace) -> None:
     if faults:
         raise ConfigError("longrec serve", faults)
     tokens = dict(item.split("=", 1) for item in args.tokens)
-    settings = build_settings(tokens, args.events, args.state)
+    settings = build_settings(tokens, args.events, args.state, args.recall)
     serve(args.bundle, host=args.host, port=args.port, workers=args.workers, settings=settings)
 
 

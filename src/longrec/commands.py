@@ -232,7 +232,8 @@ def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -
     """Export a run as a bundle, and verify that its whole online path returns the scores of the run.
 
     Args:
-        run: a run of a ranker, or a folder of tokens (``tokens/v1``), whose source is exported to write more tokens.
+        run: a run of a ranker or a retriever, or a folder of tokens (``tokens/v1``), whose source is exported to write
+            more tokens.
 
     Raises:
         RunError: if the run is one of a source model of tokens. Its tokens are exported instead.

@@ -13,12 +13,13 @@ from longrec.data.requests import build_impression
 from longrec.errors import RunError
 from longrec.export.bundle import EncoderFacts, Manifest
 from longrec.export.golden import GoldenRequest, Sample
-from longrec.export.offline import build_golden_request, build_golden_tokens
+from longrec.export.offline import build_golden_request, build_golden_retrieval, build_golden_tokens
 from longrec.export.scale import Scale
 from longrec.export.write import ExternalStores
 from longrec.export.write import export as write
 from longrec.features.entity_versions import find_first_from
-from longrec.models.core.kinds import Ranker
+from longrec.features.fields import AVAILABLE
+from longrec.models.core.kinds import Ranker, Retriever
 from longrec.models.core.registry import name_of
 from longrec.serve import online_source, service
 from longrec.train.token_source import open_source
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from longrec.train.finished_run import Run
 
 
+_RETRIEVED = 20
+"""Number of items of a golden request to a retriever."""
+
+
 def export_run(run: Run, out: Path, overwrite: bool) -> Manifest:
     """Export a run as a bundle, and verify that its whole online path returns the scores of the run.
 
@@ -37,15 +42,14 @@ def export_run(run: Run, out: Path, overwrite: bool) -> Manifest:
         BundleError: if the folder exists, the model cannot be traced, or scores differ.
     """
     log, model = run.log(), run.model()
-    if not isinstance(model, Ranker):
+    if not isinstance(model, Ranker | Retriever):
         raise RunError(
             str(run.folder),
             f"a token source ({run.config.model['name']}), whose tokens are written by later weights",
             "a ranker, or the tokens of a token source",
             f"compress first: longrec compress {run.folder} --into tokens/v1, then longrec export tokens/v1 {out}",
         )
-    others = sort_items_by_popularity(log)[:50]
-    golden = [build_offline_request(log, model, int(row), others) for row in _choose_golden_rows(log)]
+    golden = _build_golden_requests(log, model)
     source = {"run": run.name, "config": run.config.to_yaml()}
     external_stores = ExternalStores(
         {name: history.store for name, history in log.tokens.items()},
@@ -92,6 +96,32 @@ def export_source(folder: Path, out: Path, overwrite: bool) -> Manifest:
 def build_offline_request(log: Log, model: Model, row: int, others: Iterable[int]) -> GoldenRequest:
     """Return the request of a row of the log, its own item ranked beside others, with the expected scores."""
     return build_golden_request(model, log.fitted, log.users, log.items, Sample(**build_impression(log, row, others)))
+
+
+def build_offline_retrieval(log: Log, model: Retriever, row: int, k: int, exclude_seen: bool) -> GoldenRequest:
+    """Return the request for k items at the time of a row of the log, with the expected items and scores."""
+    sample = Sample(**build_impression(log, row, []))
+    seen = find_seen_items(log, sample.user, sample.timestamp) if exclude_seen else None
+    return build_golden_retrieval(model, log.fitted, log.users, log.items, sample, k, seen)
+
+
+def find_seen_items(log: Log, user: int, timestamp: int) -> NDArray[np.int64]:
+    """Return the rows of the items of all events of a user that were visible strictly before a timestamp."""
+    if log.schema.prejoined:
+        return np.zeros(0, np.int64)
+    own = slice(int(log.events.offsets[user]), int(log.events.offsets[user + 1]))
+    columns, seen = log.events.columns, log.events.times[own] < timestamp
+    if AVAILABLE in columns:
+        seen = seen & (columns[AVAILABLE][own] < timestamp)
+    return columns["item"][own][seen].astype(np.int64)
+
+
+def _build_golden_requests(log: Log, model: Ranker | Retriever) -> list[GoldenRequest]:
+    rows = _choose_golden_rows(log).tolist()
+    if isinstance(model, Retriever):
+        return [build_offline_retrieval(log, model, row, _RETRIEVED, not n % 2) for n, row in enumerate(rows)]
+    others = sort_items_by_popularity(log)[:50]
+    return [build_offline_request(log, model, row, others) for row in rows]
 
 
 def sort_items_by_popularity(log: Log) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ from coin_cases import EARLIER, EXTRACTOR, FACTORS, FIT, SOURCE, Case, model, sc
 from coin_log import DAY, LINE, TAIL, CoinLog, write
 
 from longrec.commands import export
-from longrec.export.raw_columns import list_context_columns
+from longrec.features.raw_columns import list_context_columns
 from longrec.metrics import auc
 from longrec.serve.client import client
 from longrec.train.compress import compress

@@ -21,7 +21,6 @@ from longrec.errors import DataError, RequestError
 from longrec.features.column_delays import compute_column_delays
 from longrec.features.label_encoding import LABEL, POSITIVE
 from longrec.features.schema import Schema
-from longrec.models.core.kinds import Retriever
 from longrec.serve.feedback import Feedback, FeedbackReader, encode_side
 from longrec.train.fit import train
 from longrec.train.job import read_job

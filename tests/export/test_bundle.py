@@ -34,7 +34,7 @@ def refuse(folder: Path, *phrases: str) -> None:
 def test_a_bundle_describes_itself(full: Any) -> None:
     bundle = Bundle.open(full.bundle)
     manifest = bundle.manifest
-    assert (manifest.format, manifest.model, manifest.kind) == ("longrec-bundle-1", "din", "ranker")
+    assert (manifest.format, manifest.model, manifest.kind) == ("longrec-bundle-3", "din", "ranker")
     assert manifest.counts == {"users": 9, "items": 40, "events": 400, "features": 13, "histories": 2}
     assert manifest.source == {"run": "shop"}
     assert manifest.parity["golden"]["requests"] == 12
@@ -90,15 +90,27 @@ def test_what_is_no_bundle_is_refused(copy: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"format": "longrec-bundle-9"}', "format 'longrec-bundle-9'; expected longrec-bundle-1"),
+        (b'{"format": "longrec-bundle-9"}', "format 'longrec-bundle-9'; expected longrec-bundle-3"),
         (b"[]", "not a manifest"),
         (b'{"format": "longrec-bundle-1"}', "not a manifest"),
+        (b'{"format": "longrec-bundle-3"}', "not a manifest"),
     ],
 )
 def test_another_format_is_refused(copy: Path, content: bytes, message: str) -> None:
     (copy / MANIFEST).write_bytes(content)
     (copy / DIGEST).write_bytes(format_digest(content))
     refuse(copy, message)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_bundle_of_a_former_format_opens(copy: Path, full: Any, number: int) -> None:
+    manifest = msgspec.json.decode((copy / MANIFEST).read_bytes())
+    inputs = manifest.pop("programs")["score"]["inputs"]
+    content = msgspec.json.encode({**manifest, "format": f"longrec-bundle-{number}", "inputs": inputs})
+    (copy / MANIFEST).write_bytes(content)
+    (copy / DIGEST).write_bytes(format_digest(content))
+    assert Bundle.open(copy).manifest.programs == read_manifest(full.bundle).programs
+    assert all(np.allclose(one.scores, own) for one, own in zip(full.golden, replay(copy, full.golden)))
 
 
 def test_a_manifest_cannot_reach_outside_the_bundle(copy: Path) -> None:

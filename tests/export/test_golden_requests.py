@@ -11,14 +11,6 @@ from hypothesis import strategies as st
 from longrec.errors import DataError
 from longrec.export.golden import build_request
 from longrec.export.offline import build_golden_request
-from longrec.export.raw_columns import (
-    build_raw_column,
-    encode_context,
-    encode_list,
-    format_request_time,
-    list_context_columns,
-    list_row_features,
-)
 from longrec.features.decode import decode_value, decode_values
 from longrec.features.feature_encoders import (
     BucketizedEncoder,
@@ -27,6 +19,14 @@ from longrec.features.feature_encoders import (
     IdEncoder,
     LogSquareEncoder,
     NumericEncoder,
+)
+from longrec.features.raw_columns import (
+    build_raw_column,
+    encode_context,
+    encode_list,
+    format_request_time,
+    list_context_columns,
+    list_row_features,
 )
 from longrec.features.timestamp_grammar import format_timestamp
 from longrec.features.vocabulary import Keys

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import longrec.export.program as program_file
+import longrec.export.weights as weights_file
 from longrec.errors import BundleError
 from longrec.export.bundle import Bundle
 from longrec.export.inputs import list_inputs, make_random_tensors
@@ -87,7 +87,7 @@ def test_a_program_keeps_only_what_the_model_reads(tmp_path: Any) -> None:
 
 
 def test_weights_too_large_for_one_file_lie_beside_it(steps: Any, tmp_path: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(program_file, "_INLINE", 0)
+    monkeypatch.setattr(weights_file, "_INLINE", 0)
     inputs = list_inputs(steps.fitted.fields(), histories=False)
     trace(steps.model, inputs, tmp_path / "program.onnx")
     assert {path.name for path in tmp_path.iterdir()} == {"program.onnx", "program.onnx.data"}

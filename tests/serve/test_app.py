@@ -100,7 +100,7 @@ def test_the_open_inference_protocol(url: str, full: Any, service: Any) -> None:
     assert (status, answer["id"], answer["model_name"]) == (200, "a7", "din")
     output = answer["outputs"][0]
     assert (output["name"], output["datatype"], output["shape"]) == ("score", "FP32", [3])
-    assert output["data"] == pytest.approx(service.program.run(tensors).tolist(), abs=1e-6)
+    assert output["data"] == pytest.approx(service.served.programs["score"].run(tensors).tolist(), abs=1e-6)
     status, _, content = call(url, "POST", "/v2/models/din/infer", {"inputs": inputs[1:]})
     refusal = orjson.loads(content)
     assert (status, refusal["parts"]["where"]) == (422, "inputs")

@@ -114,7 +114,7 @@ def test_the_program_answers_its_own_tensors(shop: Client, full: Any, service: A
     inputs = service.bundle.manifest.inputs
     for candidates, events in ((1, 0), (5, 9)):
         tensors = make_random_tensors(inputs, candidates, events, 1)
-        assert np.array_equal(shop.infer(tensors), service.program.run(tensors))
+        assert np.array_equal(shop.infer(tensors), service.served.programs["score"].run(tensors))
     wrong = {**tensors, "f.item_id": tensors["f.item_id"][:2]}
     with pytest.raises(RequestError, match=r"inputs.f.price: 5 entries; expected 2, as in f.item_id") as caught:
         shop.infer(wrong)

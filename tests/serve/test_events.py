@@ -20,10 +20,11 @@ from longrec.data.gather import gather
 from longrec.errors import BundleError, LongRecError, RequestError, StoreError
 from longrec.export.scale import Scale
 from longrec.features.label_encoding import POSITIVE
+from longrec.pipeline.candidates import Candidates
+from longrec.pipeline.stage import Query
 from longrec.serve.client import Client, RecordedEvent, client
 from longrec.serve.knowledge_features import key_number
 from longrec.serve.online_source import OnlineSource
-from longrec.serve.request_json import RankRequest
 from longrec.serve.server import run_server, serve
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings
@@ -84,7 +85,7 @@ def catch_error(service: Service, **change: Any) -> RequestError:
 def encode_impression(service: Service, user: str, item: int, at: int, context: dict[str, Any] = CONTEXT) -> Any:
     """Encode an impression with the source."""
     source = service._state.source  # type: ignore[union-attr]
-    return source.encode(RankRequest(user, [item], context=context, allow_unknown=True), at)
+    return source.encode(Query(user, at, context, allow_unknown=True), Candidates.of([item], "event"))
 
 
 def read_last_token(service: Service, user: str = "u1") -> Any:

@@ -60,4 +60,4 @@ def test_a_token_is_the_one_that_training_would_have_written(tmp_path: Path) -> 
         ]
         with pytest.raises(RequestError, match="context: no 'price'"):
             one.event(key, thing, at, context={"place": "top"})
-    assert Service(shop.bundle)._encoder.candidate_context == {"price": ["price"]}
+    assert Service(shop.bundle).served.encoder.candidate_context == {"price": ["price"]}

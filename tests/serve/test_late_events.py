@@ -201,7 +201,9 @@ def to_milliseconds(value: Any) -> int | None:
 
 def compare(service: Service, log: Log, user: str, at: int) -> None:
     """Compare the histories of a user at a timestamp in the server and in the log."""
-    online = service._encoder._histories.read_stored(key_number(user), service._encoder.look_up_user(user), at)
+    online = service.served.encoder._histories.read_stored(
+        key_number(user), service.served.encoder.look_up_user(user), at
+    )
     row, timestamps = log.users.rows(token_shop.pa.array([user]), "user"), np.array([at])
     for name, history in online.items():
         events, offsets = log.select_history_at(name, row, timestamps)
@@ -247,7 +249,9 @@ def test_a_further_version_is_read_from_when_it_was_recorded(story: Story) -> No
 
 def count_events(service: Service, user: str, at: int) -> dict[str, int]:
     """Count the events of each history."""
-    histories = service._encoder._histories.read_stored(key_number(user), service._encoder.look_up_user(user), at)
+    histories = service.served.encoder._histories.read_stored(
+        key_number(user), service.served.encoder.look_up_user(user), at
+    )
     return {name: len(next(iter(columns.values()))) for name, columns in histories.items()}
 
 

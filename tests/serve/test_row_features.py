@@ -163,7 +163,7 @@ def sort_rows(exported: ExportedLog) -> list[dict[str, Any]]:
 
 def build_request(service: Service, row: Mapping[str, Any], others: list[Mapping[str, Any]]) -> dict[str, Any]:
     """Build the request of a row, beside others which each have their own columns."""
-    encoder = service._encoder
+    encoder = service.served.encoder
     rows = [row, *others]
     request: dict[str, Any] = {
         "user": row["user"],
@@ -180,8 +180,8 @@ def build_request(service: Service, row: Mapping[str, Any], others: list[Mapping
 
 def test_what_a_request_brings(exported: ExportedLog) -> None:
     service = Service(exported.bundle)
-    assert set(service._encoder.context) == {"page", "stats", "tags", "looked_at", "hour", "lasts"}
-    assert set(service._encoder.candidate_context) == {
+    assert set(service.served.encoder.context) == {"page", "stats", "tags", "looked_at", "hour", "lasts"}
+    assert set(service.served.encoder.candidate_context) == {
         *(
             "brand",
             "price",
@@ -226,12 +226,9 @@ def test_ids_and_numbers_are_the_same_to_the_bit(exported: ExportedLog) -> None:
     batch = gather(log, np.arange(len(raw)))
     for at in range(0, len(raw), 11):
         request = decode_row_request(service, raw[at])
-        query, _ = service._encoder.build_query(request, 0)
-        candidates, _ = service._encoder.build_candidates(request)
-        inputs = {
-            **query.inputs,
-            **service._encoder.build_item_tensors(candidates.rows, candidates.keys, 0, candidates.columns),
-        }
+        query, encoder = request.build_query(0), service.served.encoder
+        candidates = encoder.encode_candidates(request.build_candidates(), query)
+        inputs = {**query.encode(encoder).inputs, **encoder.build_item_tensors(candidates, 0)}
         for name in [n for n in fitted.schema.features if fitted.schema.in_row(n)]:
             own = batch.features[name]
             if isinstance(own, torch.Tensor):
@@ -253,7 +250,7 @@ def test_golden_requests_hold_the_candidates_columns(exported: ExportedLog) -> N
     service = Service(exported.bundle)
     assert service.check() < 1e-5
     example = service.example()
-    assert set(example["candidate_context"]) == set(service._encoder.candidate_context)
+    assert set(example["candidate_context"]) == set(service.served.encoder.candidate_context)
     assert {len(values) for values in example["candidate_context"].values()} == {len(example["candidates"])}
     assert all(brand is None or brand[0] in "bu" for brand in example["candidate_context"]["brand"])
 

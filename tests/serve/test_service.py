@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import longrec.serve.service as service_file
+import longrec.serve.rank_stage as rank_file
 from longrec.errors import BundleError, RequestError
 from longrec.export.bundle import Bundle
 from longrec.export.offline import build_golden_request
@@ -32,7 +32,7 @@ def catch_error(service: Service, **request: Any) -> RequestError:
 
 def map_scores(answer: RankResponse) -> dict[Any, float]:
     ranked = answer.pipeline_result.candidates
-    return dict(zip(ranked.keys.tolist(), ranked.scores.tolist()))
+    return dict(zip(ranked.keys.tolist(), ranked.score.tolist()))
 
 
 @pytest.fixture
@@ -133,11 +133,11 @@ def test_an_answer_says_all(service: Service, full: Any) -> None:
 def test_many_candidates_score_as_few_do(service: Service, good: dict[str, Any], monkeypatch: Any) -> None:
     request = orjson.dumps(good | {"candidates": [f"i{n}" for n in range(40)]})
     whole = orjson.loads(service.answer(request))
-    monkeypatch.setattr(service_file, "_CHUNK_CANDIDATES", 3)
+    monkeypatch.setattr(rank_file, "_CHUNK_CANDIDATES", 3)
     chunked = orjson.loads(service.answer(request))
     assert [item["id"] for item in chunked["items"]] == [item["id"] for item in whole["items"]]
     assert np.allclose([i["score"] for i in chunked["items"]], [i["score"] for i in whole["items"]], atol=1e-6)
-    monkeypatch.setattr(service_file, "_CHUNK_POSITIONS", 1)
+    monkeypatch.setattr(rank_file, "_CHUNK_POSITIONS", 1)
     assert len(orjson.loads(service.answer(request))["items"]) == 40
 
 
@@ -149,7 +149,7 @@ def test_an_unknown_user_is_refused_or_ranked_as_new(service: Service, good: dic
     first = rank(service, **good | {"user": 123_456, "allow_unknown": True})
     assert (first.new_user, first.new_items) == (True, [])
     other = rank(service, **good | {"user": -1, "allow_unknown": True})
-    assert first.pipeline_result.candidates.scores.tolist() == other.pipeline_result.candidates.scores.tolist()
+    assert first.pipeline_result.candidates.score.tolist() == other.pipeline_result.candidates.score.tolist()
     assert not rank(service, **good | {"allow_unknown": True}).new_user
 
 
@@ -245,13 +245,13 @@ def test_a_missing_value_of_the_context_may_be_null(service: Service, good: dict
     nothing = rank(service, **good | {"context": empty})
     assert len(nothing.pipeline_result.candidates) == len(good["candidates"])
     lists = rank(service, **good | {"context": empty | {"tags": [], "tag_weights": []}})
-    assert lists.pipeline_result.candidates.scores.tolist() == nothing.pipeline_result.candidates.scores.tolist()
+    assert lists.pipeline_result.candidates.score.tolist() == nothing.pipeline_result.candidates.score.tolist()
 
 
 def test_the_context_and_the_calendar_are_read(service: Service, good: dict[str, Any]) -> None:
     def scores(**change: Any) -> list[float]:
         answer = rank(service, **good | {"candidates": ["i1"], **change})
-        return answer.pipeline_result.candidates.scores.tolist()
+        return answer.pipeline_result.candidates.score.tolist()
 
     usual = scores()
     for column, value in {"device": "d2", "shown": 900.5, "campaign": 7}.items():
@@ -262,7 +262,7 @@ def test_the_context_and_the_calendar_are_read(service: Service, good: dict[str,
 def test_the_unit_of_a_timestamp_of_an_auto_log_follows_from_its_size(service: Service, good: dict[str, Any]) -> None:
     answers = [rank(service, **good | {"at": at}) for at in ("2020-09-13T12:26:50Z", 1_600_000_010, 1_600_000_010_000)]
     assert {answer.at for answer in answers} == {"2020-09-13T12:26:50.000Z"}
-    assert len({tuple(answer.pipeline_result.candidates.scores.tolist()) for answer in answers}) == 1
+    assert len({tuple(answer.pipeline_result.candidates.score.tolist()) for answer in answers}) == 1
 
 
 def test_now_is_the_default_timestamp(service: Service, good: dict[str, Any]) -> None:
@@ -277,12 +277,12 @@ def test_a_prejoined_history_comes_with_the_request(prejoined: Any) -> None:
     empty = rank(service, **good, history={"clicks": {"item_id": [], "color": []}})
     full = rank(service, **good, history={"clicks": events})
     assert full.at is None
-    assert empty.pipeline_result.candidates.scores.tolist() != full.pipeline_result.candidates.scores.tolist()
+    assert empty.pipeline_result.candidates.score.tolist() != full.pipeline_result.candidates.score.tolist()
     longer = {"item_id": [9, 9, 9, *events["item_id"] * 2], "color": ["red", "red", "red", *events["color"] * 2]}
     last = {name: values[-6:] for name, values in longer.items()}
     assert np.allclose(
-        rank(service, **good, history={"clicks": longer}).pipeline_result.candidates.scores,
-        rank(service, **good, history={"clicks": last}).pipeline_result.candidates.scores,
+        rank(service, **good, history={"clicks": longer}).pipeline_result.candidates.score,
+        rank(service, **good, history={"clicks": last}).pipeline_result.candidates.score,
     )
     faults = {
         "history": [None, {}, {"click": events}],

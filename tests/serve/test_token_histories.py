@@ -244,7 +244,7 @@ def test_the_open_inference_protocol_takes_vectors(shop: Shop, service: Service)
     metadata = service.metadata()["inputs"][index]
     assert (metadata["datatype"], metadata["shape"]) == ("FP32", [-1, 6])
     vector = tensors["h.tokens.tokens.token"]
-    expected = service.program.run(tensors).tolist()
+    expected = service.served.programs["score"].run(tensors).tolist()
     for data in (vector.tolist(), vector.ravel().tolist()):  # rows, or all numbers in one list
         answer = orjson.loads(service.infer(body(data=data)))
         assert answer["outputs"][0]["data"] == pytest.approx(expected, abs=1e-6)

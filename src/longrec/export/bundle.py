@@ -1,16 +1,19 @@
 """Bundles: folders with everything a server needs, verified by checksums when they are opened.
 
-Format ``longrec-bundle-1``, or ``longrec-bundle-2`` if a table has versions (readers of the first cannot read them)::
+Format ``longrec-bundle-3``. The formats 1 and 2, with one program and its inputs in the manifest, are read too::
 
-    manifest.json     model, inputs, counts, size and SHA-256 of every other file, parity figures
+    manifest.json     model, programs, counts, size and SHA-256 of every other file, parity figures
     manifest.sha256   the digest of manifest.json, in the format of ``sha256sum``
-    program.onnx      the model (with program.onnx.data beside it above 1.5 GB of weights)
+    program.onnx      the only program (with program.onnx.data beside it above 1.5 GB of weights)
+    NAME.onnx         one of several programs (``users.onnx``, ``items.onnx``)
+    weights.bin       the weights of several programs, each weight once
+    index.npy         vectors of all items, of a vector retriever
     schema/           the fitted schema: features.json and vocabularies
     users/ items/     encoded tables, row 0 for unknown keys, with versions also the start of their validity
     history/          events by user and time, only the columns that histories read (absent if none is read)
     tokens/           one token store per token history (a remote store is named by its address instead)
     knowledge/        outputs of extractors, for vector features
-    golden.json       requests with the expected scores (of an encoder: the expected vectors)
+    golden.json       requests with the expected scores (of an encoder: vectors, of a retriever: items and scores)
 
 Opening a bundle needs no torch.
 """
@@ -26,16 +29,17 @@ import msgspec
 
 from longrec.errors import BundleError
 from longrec.export.golden import GoldenRequest
-from longrec.export.inputs import Input, rename_input
+from longrec.export.inputs import ENCODE, OUTPUT, SCORE, TOKEN_OUTPUT, Input, ProgramFacts, rename_input
 from longrec.export.scale import Scale
 from longrec.features.entity_table import EntityTable
 from longrec.features.fitted_schema import FittedSchema
 from longrec.store.disk_store import DiskStore
 
-FORMAT, VERSIONED_FORMAT = "longrec-bundle-1", "longrec-bundle-2"
+FORMAT, FORMER_FORMATS = "longrec-bundle-3", ("longrec-bundle-1", "longrec-bundle-2")
 MANIFEST, DIGEST, PROGRAM, GOLDEN = "manifest.json", "manifest.sha256", "program.onnx", "golden.json"
 SCHEMA, USERS, ITEMS, HISTORY, TOKENS, KNOWLEDGE = "schema", "users", "items", "history", "tokens", "knowledge"
-RANKER, ENCODER = "ranker", "encoder"
+WEIGHTS, INDEX = "weights.bin", "index.npy"
+RANKER, ENCODER, RETRIEVER = "ranker", "encoder", "retriever"
 EXPORT_AGAIN = "copy the bundle again, or export it again"
 
 
@@ -67,20 +71,21 @@ class Manifest(msgspec.Struct, frozen=True):
 
     Attributes:
         version: LongRec version of the exporter.
-        kind: ranker or encoder.
+        kind: ranker, encoder or retriever.
+        programs: programs by name, see ``export/programs.py``.
         counts: users, items, events, features, histories.
         source: origin, as passed by the exporter.
         parity: largest differences between torch and onnxruntime, and between offline and online.
         tokens: store of each token history: a folder of the bundle, or an address.
         knowledge: folder of the bundle with the vectors of each feature of kind ``embedding``.
-        encoder: description of an encoder. None for a ranker.
+        encoder: description of an encoder. None for another kind.
     """
 
     format: str
     version: str
     model: str
     kind: str
-    inputs: list[Input]
+    programs: dict[str, ProgramFacts]
     counts: dict[str, int]
     files: dict[str, FileFacts]
     created: str
@@ -89,6 +94,11 @@ class Manifest(msgspec.Struct, frozen=True):
     tokens: dict[str, str] = {}
     knowledge: dict[str, str] = {}
     encoder: EncoderFacts | None = None
+
+    @property
+    def inputs(self) -> list[Input]:
+        """Inputs of all programs, each once."""
+        return list({entry.name: entry for program in self.programs.values() for entry in program.inputs}.values())
 
 
 @dataclass(frozen=True)
@@ -106,11 +116,6 @@ class Bundle:
     items: EntityTable
     store: DiskStore | None
     golden: list[GoldenRequest]
-
-    @property
-    def program(self) -> Path:
-        """The ONNX file."""
-        return self.path / PROGRAM
 
     @property
     def digest(self) -> str:
@@ -172,14 +177,30 @@ def read_manifest(folder: Path) -> Manifest:
             EXPORT_AGAIN,
         )
     try:
-        format_name = msgspec.json.decode(content, type=dict[str, Any]).get("format")
-        if format_name not in (FORMAT, VERSIONED_FORMAT):
+        fields = msgspec.json.decode(content, type=dict[str, Any])
+        format_name = fields.get("format")
+        if format_name in FORMER_FORMATS:
+            fields["programs"] = _describe_former_program(fields)
+        elif format_name != FORMAT:
             raise BundleError(str(folder), f"format {format_name!r}", FORMAT, "export it again with this version")
-        manifest = msgspec.json.decode(content, type=Manifest)
-        inputs = [msgspec.structs.replace(entry, name=rename_input(entry.name)) for entry in manifest.inputs]
-        return msgspec.structs.replace(manifest, inputs=inputs)
+        manifest = msgspec.convert(fields, Manifest)
+        programs = {name: _rename_inputs(program) for name, program in manifest.programs.items()}
+        return msgspec.structs.replace(manifest, programs=programs)
     except msgspec.DecodeError as error:
         raise BundleError(str(folder / MANIFEST), f"not a manifest ({error})", FORMAT, EXPORT_AGAIN) from None
+
+
+def _describe_former_program(fields: dict[str, Any]) -> dict[str, Any]:
+    """Describe the only program of a bundle of a former format, whose inputs are in the manifest itself."""
+    is_encoder = fields.get("kind") == ENCODER
+    output = {"name": TOKEN_OUTPUT if is_encoder else OUTPUT, "datatype": "FP32", "shape": [-1, -1][: 1 + is_encoder]}
+    program = {"file": PROGRAM, "inputs": fields.get("inputs"), "outputs": [output]}
+    return {ENCODE if is_encoder else SCORE: program}
+
+
+def _rename_inputs(program: ProgramFacts) -> ProgramFacts:
+    inputs = [msgspec.structs.replace(entry, name=rename_input(entry.name)) for entry in program.inputs]
+    return msgspec.structs.replace(program, inputs=inputs)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

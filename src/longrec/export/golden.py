@@ -15,24 +15,28 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.export.raw_columns import format_request_time, list_candidate_columns, list_context_columns
 from longrec.features.decode import decode_values
 from longrec.features.entity_table import EntityTable
 from longrec.features.feature_encoders import MISSING, CrossEncoder, Encoder, HashEncoder, Lists
 from longrec.features.fitted_schema import FittedSchema
+from longrec.features.raw_columns import format_request_time, list_candidate_columns, list_context_columns
 
 
 class GoldenRequest(msgspec.Struct, frozen=True):
     """One request to ``/rank`` and the expected output of each of its candidates, in order.
 
+    Of a retriever it is a request to ``/recommend`` and the expected items, best first.
+
     Attributes:
-        scores: expected probabilities of a ranker.
+        scores: expected probabilities of a ranker, or scores of the items of a retriever.
         vectors: expected tokens of an encoder, on the scale of the store.
+        items: expected keys of a retriever.
     """
 
     request: dict[str, Any]
     scores: list[float] = []
     vectors: list[list[float]] = []
+    items: list[int | str] = []
 
     @property
     def expected(self) -> NDArray[np.float64]:
@@ -84,6 +88,16 @@ def build_request(fitted: FittedSchema, users: EntityTable, items: EntityTable, 
             if fitted.schema.histories[name].source is None
         }
     return request
+
+
+def build_recommend_request(
+    fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample, k: int, exclude_seen: bool
+) -> dict[str, Any]:
+    """Build the request for k items at the time of an impression."""
+    request = build_request(fitted, users, items, sample)
+    for name in ("candidates", "candidate_context"):
+        request.pop(name, None)
+    return {**request, "k": k, "exclude_seen": exclude_seen}
 
 
 def choose_decoded_features(fitted: FittedSchema, side: str) -> dict[str, str | None]:

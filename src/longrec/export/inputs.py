@@ -17,8 +17,12 @@ from numpy.typing import NDArray
 from longrec.features.feature_encoders import Lists
 from longrec.features.fields import RENAMED_COLUMNS, Field, Fields
 
+SCORE, ENCODE, USERS_PROGRAM, ITEMS_PROGRAM = "score", "encode", "users", "items"
+"""Names of programs, see ``export/programs.py``."""
 OUTPUT = "score"
-"""Output of a ranker: float32 probabilities ``[C]``."""
+"""Output of a ranker: float32 probabilities ``[C]``. Of a retriever: float32 scores ``[I]`` of the catalog."""
+VECTORS_OUTPUT = "vectors"
+"""Output of a vector retriever: float32 vectors ``[K, D]`` of a request, or ``[I, D]`` of items."""
 TOKEN_OUTPUT, CODES_OUTPUT = "token", "codes"
 """Outputs of an encoder: float32 vectors ``[C, W]``, and int32 codes ``[C, S * M]`` if it has codebooks."""
 
@@ -64,6 +68,32 @@ class Input(msgspec.Struct, frozen=True):
     def field(self) -> str:
         """The name without its component: ``f.genres`` for ``f.genres.values``."""
         return self.name if self.component == "value" else self.name.removesuffix(f".{self.component}")
+
+
+class Output(msgspec.Struct, frozen=True):
+    """One output tensor.
+
+    Attributes:
+        shape: the shape, with -1 for a length that differs between requests.
+    """
+
+    name: str
+    datatype: Literal["INT32", "FP32"]
+    shape: list[int]
+
+
+class ProgramFacts(msgspec.Struct, frozen=True):
+    """Description of one program of a bundle.
+
+    Attributes:
+        file: the ONNX file, relative to the bundle.
+        inputs: inputs that the program reads.
+        outputs: outputs, the first one is the result.
+    """
+
+    file: str
+    inputs: list[Input]
+    outputs: list[Output]
 
 
 def rename_input(name: str) -> str:

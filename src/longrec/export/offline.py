@@ -6,6 +6,7 @@ online path.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from longrec.export.golden import GoldenRequest, Sample, build_request, choose_decoded_features, mask_undecodable
-from longrec.export.raw_columns import Column, encode_calendar, encode_candidates, encode_context, list_row_features
+from longrec.export.catalog import read_catalog
+from longrec.export.golden import (
+    GoldenRequest,
+    Sample,
+    build_recommend_request,
+    build_request,
+    choose_decoded_features,
+    mask_undecodable,
+)
 from longrec.export.scale import Scale
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.entity_table import EntityTable
 from longrec.features.feature_encoders import Lists, NumericListEncoder
 from longrec.features.fitted_schema import FittedSchema, concat_lists, gather_lists
-from longrec.models.core.kinds import Encoder
+from longrec.features.raw_columns import Column, encode_calendar, encode_candidates, encode_context, list_row_features
+from longrec.models.core.kinds import Encoder, Retriever
+from longrec.pipeline.rank import select_top
 
 
 def build_golden_request(
@@ -47,6 +57,40 @@ def build_golden_tokens(
     with torch.no_grad():
         vectors = scale.standardize(model.eval().encode(build_ragged_batch(fitted, users, items, sample)).numpy())
     return GoldenRequest(build_request(fitted, users, items, sample), vectors=vectors.tolist())
+
+
+def build_golden_retrieval(
+    model: Retriever,
+    fitted: FittedSchema,
+    users: EntityTable,
+    items: EntityTable,
+    sample: Sample,
+    k: int,
+    seen: NDArray[Any] | None = None,
+) -> GoldenRequest:
+    """Build the golden request for k items at the time of an impression of the log.
+
+    Args:
+        seen: rows of the items of earlier events, which are left out. None: no item is left out.
+    """
+    rows, own = read_catalog(items), [field.name for field in fitted.fields().features if field.side == "item"]
+    batch = build_request_batch(fitted, users, items, sample)
+    with torch.no_grad():
+        scored = model.eval().score_catalog(batch, {name: _to_tensor(rows[name]) for name in own})
+    scores = scored[0].numpy().copy()
+    if seen is not None:
+        scores[seen[seen > 0] - 1] = -np.inf
+    best = select_top(scores, k)
+    best = best[scores[best] > -np.inf]
+    request = build_recommend_request(fitted, users, items, sample, k, seen is not None)
+    return GoldenRequest(request, scores[best].tolist(), items=[items.key(row + 1) for row in best.tolist()])
+
+
+def build_request_batch(fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample) -> Batch:
+    """Build the batch of the request of an impression in the form of training, without candidates."""
+    batch = build_ragged_batch(fitted, users, items, replace(sample, items=sample.items[:1]))
+    own = [field.name for field in fitted.fields().features if field.side != "item"]
+    return replace(batch, requests={name: batch.candidates[name] for name in own}, candidates={})
 
 
 def build_ragged_batch(fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample) -> Batch:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from longrec.errors import BundleError
 from longrec.export.golden import GoldenRequest
 from longrec.export.inputs import make_random_tensors
-from longrec.export.program import SharedModel, run_torch
+from longrec.export.program import ProgramModule, run_torch
 from longrec.export.runtime import Program
 from longrec.export.scale import Scale
 
@@ -26,7 +26,7 @@ ReplayFunction = Callable[[Path, Sequence[GoldenRequest]], Sequence[NDArray[Any]
 """Function from a bundle's folder and requests to the score (or vector) of each candidate, per request, in order."""
 
 
-def check_shapes(module: SharedModel, program: Program) -> dict[str, float]:
+def check_shapes(module: ProgramModule, program: Program) -> dict[str, float]:
     """Return the largest difference between torch and onnxruntime at every shape.
 
     Raises:

@@ -1,6 +1,6 @@
 """Tracing of a trained model into an ONNX model: one user, C candidates, histories of T events, all lengths dynamic.
 
-Only this file, ``offline.py`` and ``parity.py`` of this package need torch.
+Only this file, ``programs.py``, ``weights.py``, ``offline.py`` and ``parity.py`` of this package need torch.
 """
 
 from __future__ import annotations
@@ -18,29 +18,40 @@ from numpy.typing import NDArray
 from onnxscript import opset18
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.onnx import ONNXProgram
 
 from longrec.errors import BundleError
 from longrec.export.inputs import CODES_OUTPUT, OUTPUT, TOKEN_OUTPUT, Input, make_random_tensors
+from longrec.export.weights import write_program
 from longrec.features.batch import Batch, Column, HistoryBatch, Jagged, Layout
 from longrec.models.core.kinds import Encoder
 
 op: Any = opset18
-_INLINE = 1_500_000_000
-"""Bytes of weights above which they are written beside the program: a protobuf message is limited to 2 GiB."""
 
 
-class SharedModel(nn.Module):
-    """A model as a function of flat tensors, in the order of ``inputs``.
+class ProgramModule(nn.Module):
+    """A part of a model as a function of flat tensors, in the order of ``inputs``.
 
     Attributes:
-        outputs: names of the outputs: probabilities ``[C]`` of a ranker, or vectors ``[C, W]`` of an encoder and its
-            codes.
+        outputs: names of the outputs.
     """
+
+    outputs: tuple[str, ...] = (OUTPUT,)
 
     def __init__(self, model: nn.Module, inputs: Sequence[Input]) -> None:
         super().__init__()
         self.model, self.inputs = model, tuple(inputs)
-        self.outputs: tuple[str, ...] = (OUTPUT,)
+
+
+class SharedModel(ProgramModule):
+    """A ranker or an encoder.
+
+    Attributes:
+        outputs: probabilities ``[C]`` of a ranker, or vectors ``[C, W]`` of an encoder and its codes.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Sequence[Input]) -> None:
+        super().__init__(model, inputs)
         if isinstance(model, Encoder):
             self.outputs = (TOKEN_OUTPUT,) if model.codebooks() is None else (TOKEN_OUTPUT, CODES_OUTPUT)
 
@@ -55,7 +66,7 @@ class SharedModel(nn.Module):
 
 
 def build_shared_batch(inputs: Sequence[Input], tensors: Sequence[Tensor]) -> Batch:
-    """Build the shared batch of one user and C candidates from flat tensors."""
+    """Build the shared batch of one user and C candidates (none without their inputs) from flat tensors."""
     by_name = {entry.name: tensor for entry, tensor in zip(inputs, tensors)}
     columns: dict[str, dict[str, Column]] = {"user": {}, "item": {}}
     sizes: dict[str, int] = {}
@@ -76,19 +87,28 @@ def build_shared_batch(inputs: Sequence[Input], tensors: Sequence[Tensor]) -> Ba
         for group, own in columns.items()
         if group not in ("user", "item")
     }
-    return Batch(Layout.shared(sizes["item"]), columns["user"], columns["item"], histories)
+    return Batch(Layout.shared(sizes.get("item", 0)), columns["user"], columns["item"], histories)
 
 
 def trace(model: nn.Module, inputs: Sequence[Input], path: Path) -> None:
-    """Trace a model and write its program.
+    """Trace a ranker or an encoder and write its program.
 
     Raises:
         BundleError: if the schema has no item features, or the model cannot be traced.
     """
     if not any(entry.group == "item" for entry in inputs):
         raise BundleError("schema", "no feature of the item", "a feature with side: item, so that candidates differ")
-    module = SharedModel(model, inputs).eval()
-    # All lengths differ, so that no two dynamic dimensions are merged.
+    write_program(trace_module(SharedModel(model, inputs).eval()), path)
+
+
+def trace_module(module: ProgramModule) -> ONNXProgram:
+    """Trace one program.
+
+    Raises:
+        BundleError: if it cannot be traced.
+    """
+    inputs = module.inputs
+    # All lengths differ, so that no two dynamic dimensions are merged. A length of 1 would become fixed.
     groups = list(dict.fromkeys(entry.group for entry in inputs if entry.group.startswith("h.")))
     example = make_random_tensors(inputs, 5, [7 + 2 * number for number in range(len(groups))], seed=1)
     arguments = tuple(torch.from_numpy(example[entry.name]) for entry in inputs)
@@ -112,13 +132,12 @@ def trace(model: nn.Module, inputs: Sequence[Input], path: Path) -> None:
             cause = cause.__cause__
         reason = " ".join(str(cause).split())[:600]
         raise BundleError(
-            f"model {type(model).__name__}",
+            f"model {type(module.model).__name__}",
             f"it cannot be traced: {reason}",
             "operations that torch.onnx.export supports, in a shared batch",
         ) from error
     assert program is not None
-    weights = sum(value.nbytes for value in module.state_dict().values())
-    program.save(str(path), external_data=weights > _INLINE)
+    return program
 
 
 def _list_dynamic_dims(entry: Input, dims: Mapping[str, Any], number: int) -> dict[int, Any]:
@@ -165,8 +184,8 @@ def _silence_exporter() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def run_torch(module: SharedModel, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-    """Return probabilities ``[C]`` (or vectors ``[C, W]``) of the same flat tensors, computed by torch."""
+def run_torch(module: ProgramModule, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """Return the first output for the same flat tensors, computed by torch."""
     with torch.no_grad():
         output: Tensor | tuple[Tensor, ...] = module(
             *(torch.from_numpy(tensors[entry.name]) for entry in module.inputs)

@@ -10,19 +10,19 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from longrec.errors import BundleError
-from longrec.export.inputs import rename_input
+from longrec.export.inputs import Output, ProgramFacts, rename_input
 from longrec.resources import require_memory
 
 _ERRORS_ONLY = 3
 
 
 class Program:
-    """An ONNX model with named inputs and outputs.
+    """An ONNX model with named inputs and outputs. Weights in a file beside it are mapped into memory, not copied.
 
     Attributes:
         names: inputs that the ONNX model reads. Features that it does not use are not among them. Former names of
             computed columns are replaced by their present names.
-        outputs: ``score`` of a ranker, or ``token`` and possibly ``codes`` of an encoder.
+        outputs: names of the outputs, see ``export/programs.py``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,8 +44,19 @@ class Program:
         self.names = frozenset(self._own_names)
         self.outputs = tuple(entry.name for entry in self._session.get_outputs())
 
+    def describe_outputs(self) -> list[Output]:
+        """Return names, types and shapes of the outputs."""
+        return [
+            Output(
+                entry.name,
+                "INT32" if entry.type == "tensor(int32)" else "FP32",
+                [size if isinstance(size, int) else -1 for size in entry.shape],
+            )
+            for entry in self._session.get_outputs()
+        ]
+
     def run(self, tensors: Mapping[str, NDArray[Any]], output: str | None = None) -> NDArray[Any]:
-        """Run the ONNX model and return probabilities ``[C]`` of a ranker, or another output.
+        """Run the ONNX model and return an output.
 
         Args:
             tensors: every input of ``names``. Others are ignored.
@@ -57,6 +68,11 @@ class Program:
             outputs, {own[name]: tensor for name, tensor in tensors.items() if name in own}
         )[0]
         return values
+
+
+def open_programs(folder: Path, programs: Mapping[str, ProgramFacts]) -> dict[str, Program]:
+    """Open the programs of a bundle. Those that read one file of weights share it in memory."""
+    return {name: Program(folder / facts.file) for name, facts in programs.items()}
 
 
 def _get_first_line(error: Exception) -> str:

@@ -16,27 +16,34 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from longrec.errors import BundleError
 from longrec.export import bundle
 from longrec.export.bundle import EncoderFacts, Manifest
+from longrec.export.catalog import build_catalog_tensors, check_catalog
 from longrec.export.golden import GoldenRequest
-from longrec.export.inputs import Input, list_inputs
+from longrec.export.inputs import ITEMS_PROGRAM, ProgramFacts, list_inputs
 from longrec.export.parity import TOLERANCE, ReplayFunction, check_golden, check_shapes
-from longrec.export.program import SharedModel, trace
+from longrec.export.program import trace_module
+from longrec.export.programs import build_programs
 from longrec.export.runtime import Program
 from longrec.export.store_copies import copy_knowledge, copy_stores, copy_tokens
+from longrec.export.weights import write_programs
 from longrec.features.entity_table import EntityTable
 from longrec.features.fields import AVAILABLE
 from longrec.features.fitted_schema import FittedSchema
 from longrec.features.history_columns import list_event_columns
 from longrec.models.core.base import Model
-from longrec.models.core.kinds import Encoder
+from longrec.models.core.kinds import Encoder, Retriever
 from longrec.models.core.registry import name_of
 from longrec.progress import Progress
 from longrec.store.knowledge_store import KnowledgeStore
 from longrec.store.segment import Segment
 from longrec.store.token_store import TokenStore
+
+_INDEXED_AT_ONCE = 65_536
+"""Number of items whose vectors are computed in one run."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +76,10 @@ def export(
     """Write a bundle, or nothing if a check fails.
 
     Args:
-        model: a ranker or an encoder. Of a model that trains another one, that is exported (``Model.served``).
+        model: a ranker, a retriever or an encoder. Of a model that trains another one, that is exported
+            (``Model.served``).
         log: folder of the prepared log. Schema, users, items and events are copied from it.
-        golden: requests with offline scores, see ``offline.build_golden_request``.
+        golden: requests with offline scores, see ``offline.build_golden_request`` and ``build_golden_retrieval``.
         replay: the online path, ``longrec.serve.service.replay`` or
             ``longrec.serve.online_source.replay`` (``export`` may not import ``serve``).
         fitted: schema of the trained model. It may differ from the schema of the log in widths, pooling and history
@@ -80,7 +88,7 @@ def export(
         source: origin for the manifest: run, revision, date.
         overwrite: replace an existing bundle.
         external_stores: stores of the schema's token histories and ``embedding`` features, copied into the bundle.
-        encoder: description of an encoder. None for a ranker.
+        encoder: description of an encoder. None for another kind.
 
     Raises:
         BundleError: if the folder exists, the schema is not the model's, the model cannot be traced, or scores differ.
@@ -122,26 +130,20 @@ class _BundleWriter:
         """Write every file and check the scores of the bundle."""
         build, model, fitted = self.build, self.model, self.fitted
         _check_schema(fitted, model)
+        if isinstance(model, Retriever):
+            check_catalog(fitted)
         _check_kind(model, self.encoder)
         tokens, knowledge = self._select_stores()
         build.mkdir()
         fitted.save(build / bundle.SCHEMA)
         for table in (bundle.USERS, bundle.ITEMS):
             shutil.copytree(self.log / table, build / table)
-        events = 0
-        own = [history for history in fitted.schema.histories.values() if history.source is None]
-        if model.reads_history and own and not fitted.schema.prejoined:
-            history = _select_history(fitted, Segment.open(self.log / "events"))
-            history.write(build / bundle.HISTORY)
-            events = len(history)
-        inputs = list_inputs(fitted.fields(), histories=model.reads_history)
+        events = self._write_history()
+        users, items = EntityTable.load(build / bundle.USERS), EntityTable.load(build / bundle.ITEMS)
         progress.advance(note="tables copied, tracing")
-        trace(model, inputs, build / bundle.PROGRAM)
-        progress.advance(note="traced, comparing with the model")
-        program = Program(build / bundle.PROGRAM)
-        read = [entry for entry in inputs if entry.name in program.names]
-        shapes = check_shapes(SharedModel(model, inputs).eval(), program)
+        programs, shapes = self._write_programs(items, progress)
         progress.advance(note="scores match, copying external stores, writing checksums")
+        read = [entry for program in programs.values() for entry in program.inputs]
         groups, names = {entry.group for entry in read}, {entry.name for entry in read}
         locations = {
             "tokens": copy_stores(
@@ -152,7 +154,6 @@ class _BundleWriter:
             ),
         }
         (build / bundle.GOLDEN).write_bytes(msgspec.json.encode(list(golden)))
-        users, items = EntityTable.load(build / bundle.USERS), EntityTable.load(build / bundle.ITEMS)
         counts = {
             "users": len(users) - 1,
             "items": len(items) - 1,
@@ -161,8 +162,7 @@ class _BundleWriter:
             "histories": len({entry.group for entry in read if entry.group.startswith("h.")}),
         }
         parity: dict[str, Any] = {"tolerance": TOLERANCE, "shapes": shapes, "golden": {"requests": len(golden)}}
-        format_name = bundle.FORMAT if users.versions is None and items.versions is None else bundle.VERSIONED_FORMAT
-        manifest = self._build_manifest(format_name, read, counts, parity, locations)
+        manifest = self._build_manifest(programs, counts, parity, locations)
         bundle.write_manifest(build, manifest)
         progress.advance(note="replaying golden requests")
         # The online path opens complete bundles only. Its parity figure goes into a second, final manifest.
@@ -172,6 +172,35 @@ class _BundleWriter:
         bundle.write_manifest(build, manifest)
         progress.advance(note="online and offline scores match")
         return manifest
+
+    def _write_history(self) -> int:
+        """Write the events that histories read, and return their number. A retriever leaves out items of any event."""
+        fitted, model = self.fitted, self.model
+        own = any(history.source is None for history in fitted.schema.histories.values())
+        if fitted.schema.prejoined or not (isinstance(model, Retriever) or (own and model.reads_history)):
+            return 0
+        history = _select_history(fitted, Segment.open(self.log / "events"), own and model.reads_history)
+        history.write(self.build / bundle.HISTORY)
+        return len(history)
+
+    def _write_programs(
+        self, items: EntityTable, progress: Progress
+    ) -> tuple[dict[str, ProgramFacts], dict[str, float]]:
+        """Trace and check all programs. Return their descriptions, and the largest difference at every shape."""
+        inputs = list_inputs(self.fitted.fields(), histories=self.model.reads_history)
+        modules = build_programs(self.model, inputs)
+        files = write_programs({name: trace_module(module) for name, module in modules.items()}, self.build)
+        progress.advance(note="traced, comparing with the model")
+        facts, shapes = dict[str, ProgramFacts](), dict[str, float]()
+        for name, module in modules.items():
+            program = Program(self.build / files[name])
+            read = [entry for entry in module.inputs if entry.name in program.names]
+            facts[name] = ProgramFacts(files[name], read, program.describe_outputs())
+            prefix = f"{name} " if len(modules) > 1 else ""
+            shapes |= {f"{prefix}{shape}": worst for shape, worst in check_shapes(module, program).items()}
+            if name == ITEMS_PROGRAM:
+                np.save(self.build / bundle.INDEX, _compute_index(program, self.fitted, items))
+        return facts, shapes
 
     def _select_stores(self) -> tuple[dict[str, TokenStore], dict[str, KnowledgeStore]]:
         """Return the stores that the model may read, by history and by feature."""
@@ -191,18 +220,17 @@ class _BundleWriter:
 
     def _build_manifest(
         self,
-        format_name: str,
-        inputs: list[Input],
+        programs: dict[str, ProgramFacts],
         counts: dict[str, int],
         parity: dict[str, Any],
         locations: dict[str, dict[str, str]],
     ) -> Manifest:
         return Manifest(
-            format=format_name,
+            format=bundle.FORMAT,
             version=version("longrec"),
             model=self.name,
-            kind=bundle.RANKER if self.encoder is None else bundle.ENCODER,
-            inputs=inputs,
+            kind=_get_kind(self.model),
+            programs=programs,
             counts=counts,
             files=bundle.collect_file_facts(self.build),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -211,6 +239,12 @@ class _BundleWriter:
             encoder=self.encoder,
             **locations,
         )
+
+
+def _get_kind(model: Model) -> str:
+    if isinstance(model, Encoder):
+        return bundle.ENCODER
+    return bundle.RETRIEVER if isinstance(model, Retriever) else bundle.RANKER
 
 
 def _check_kind(model: Model, encoder: EncoderFacts | None) -> None:
@@ -224,6 +258,16 @@ def _check_kind(model: Model, encoder: EncoderFacts | None) -> None:
             "vectors of one impression alone",
             "train it with stored: before",
         )
+
+
+def _compute_index(program: Program, fitted: FittedSchema, items: EntityTable) -> NDArray[np.float32]:
+    """Return the vectors of all items, float32 ``[I, D]``."""
+    vectors = []
+    for first in range(1, len(items), _INDEXED_AT_ONCE):
+        stop = min(first + _INDEXED_AT_ONCE, len(items))
+        vectors.append(program.run(build_catalog_tensors(fitted, items, first, stop)))
+    index: NDArray[np.float32] = np.concatenate(vectors)
+    return index
 
 
 def _check_schema(fitted: FittedSchema, model: Model) -> None:
@@ -247,15 +291,16 @@ def _check_schema(fitted: FittedSchema, model: Model) -> None:
         )
 
 
-def _select_history(fitted: FittedSchema, events: Segment) -> Segment:
-    """Return the events with only the columns that histories read."""
+def _select_history(fitted: FittedSchema, events: Segment, histories: bool) -> Segment:
+    """Return the events with only the columns that histories read, or with their items alone."""
     schema = fitted.schema
-    values = list_event_columns(fitted)
+    values = list_event_columns(fitted) if histories else []
+    filtered = [name for name, history in schema.histories.items() if history.where and histories]
     wanted = [
         "item",
         *values,
         *(f"known.{name}" for name in values if schema.features[name].available_at is not None),
-        *(f"where.{name}" for name, history in schema.histories.items() if history.where),
+        *(f"where.{name}" for name in filtered),
     ]
     wanted += [AVAILABLE] if AVAILABLE in events.columns else []
     columns = {name: np.asarray(events.columns[name]) for name in wanted}

@@ -4,75 +4,76 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.features.feature_encoders import Lists
-from longrec.features.fitted_schema import concat_lists, gather_lists
-
 _SOURCES = 63
 """Largest number of candidate sources: one bit each in a signed 64-bit number."""
+
+RawColumn: TypeAlias = Sequence[Any] | None
+"""One raw value per candidate, or None if all are missing."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """C items, in order.
+    """C items, in order. They hold keys and no rows of a table, because every stage has tables of its own.
 
     Attributes:
-        rows: integers ``[C]``, rows of the item table (0: unknown).
         keys: ``[C]`` item keys in the type of the log (int64, or text as objects).
-        scores: float32 ``[C]``, NaN before scoring.
         via: int64 ``[C]``, bit mask of the candidate sources: bit s is set if ``sources[s]`` returned the item.
         sources: names of candidate sources.
-        columns: encoded columns of the candidates from the request, C entries per feature.
+        scores: float32 ``[C]`` by the name of the stage, in the order of the stages. NaN for an item without a score.
+        columns: raw columns of the candidates from the request.
     """
 
-    rows: NDArray[Any]
     keys: NDArray[Any]
-    scores: NDArray[np.float32]
     via: NDArray[np.int64]
     sources: tuple[str, ...]
-    columns: Mapping[str, NDArray[Any] | Lists] = field(default_factory=dict)
+    scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    columns: Mapping[str, RawColumn] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.keys)
 
     @classmethod
     def of(
         cls,
-        rows: NDArray[Any],
         keys: Sequence[Any] | NDArray[Any],
         source: str,
-        columns: Mapping[str, NDArray[Any] | Lists] | None = None,
+        columns: Mapping[str, RawColumn] | None = None,
     ) -> Candidates:
         """Create unscored candidates from one candidate source."""
-        column = keys if isinstance(keys, np.ndarray) else _to_key_array(keys)
-        scores, via = np.full(len(rows), np.nan, np.float32), np.ones(len(rows), np.int64)
-        return cls(rows, column, scores, via, (source,), columns or {})
+        array = keys if isinstance(keys, np.ndarray) else to_key_array(keys)
+        return cls(array, np.ones(len(array), np.int64), (source,), {}, columns or {})
+
+    @property
+    def score(self) -> NDArray[np.float32]:
+        """Scores of the last stage, float32 ``[C]``. NaN before scoring."""
+        return list(self.scores.values())[-1] if self.scores else np.full(len(self), np.nan, np.float32)
 
     def take(self, order: NDArray[Any]) -> Candidates:
         """Return the candidates at the given indices, in that order."""
-        return replace(
-            self,
-            rows=self.rows[order],
-            keys=self.keys[order],
-            scores=self.scores[order],
-            via=self.via[order],
-            columns=self.take_columns(order),
+        return Candidates(
+            self.keys[order],
+            self.via[order],
+            self.sources,
+            {name: scores[order] for name, scores in self.scores.items()},
+            self._take_columns(order) if self.columns else {},
         )
 
-    def take_columns(self, order: NDArray[Any]) -> dict[str, NDArray[Any] | Lists]:
-        """Return the columns of the candidates at the given indices."""
+    def _take_columns(self, order: NDArray[Any]) -> dict[str, RawColumn]:
+        indices = order.tolist()
         return {
-            name: gather_lists(column, order) if isinstance(column, Lists) else column[order]
-            for name, column in self.columns.items()
+            name: None if values is None else [values[index] for index in indices]
+            for name, values in self.columns.items()
         }
 
-    def with_scores(self, scores: NDArray[Any]) -> Candidates:
-        """Return the same candidates with scores."""
-        return replace(self, scores=np.asarray(scores, np.float32))
+    def with_scores(self, name: str, scores: NDArray[Any]) -> Candidates:
+        """Return the same candidates with the scores of a stage, which become the last ones."""
+        others = {stage: values for stage, values in self.scores.items() if stage != name}
+        return replace(self, scores={**others, name: np.asarray(scores, np.float32)})
 
     def list_origins(self) -> list[str]:
         """Return the names of the sources of each candidate, joined with ``+``."""
@@ -84,12 +85,23 @@ class Candidates:
         return [names[bits] for bits in self.via.tolist()]
 
 
-def _to_key_array(keys: Sequence[Any]) -> NDArray[Any]:
-    return np.array(keys, np.int64 if keys and isinstance(keys[0], int) else object)
+def to_key_array(keys: Sequence[Any]) -> NDArray[Any]:
+    """Convert keys to an array: int64 if all are integers, else objects.
+
+    >>> to_key_array([3, 4]).dtype, to_key_array(["a", 4]).tolist()
+    (dtype('int64'), ['a', 4])
+    """
+    if keys and type(keys[0]) is int:
+        array = np.array(keys)
+        if array.dtype == np.int64:
+            return array
+    return np.array(keys, object)
 
 
 def merge(candidate_sets: Sequence[Candidates]) -> Candidates:
-    """Merge candidates of several sources without duplicates. An item keeps its first position and its first score.
+    """Merge candidates of several sources without duplicates.
+
+    An item keeps its first position, and the first score of every name.
 
     Raises:
         ValueError: if there are more sources than bits, or candidates have different columns.
@@ -99,32 +111,39 @@ def merge(candidate_sets: Sequence[Candidates]) -> Candidates:
     sources = tuple(dict.fromkeys(name for candidates in candidate_sets for name in candidates.sources))
     if len(sources) > _SOURCES:
         raise ValueError(f"{len(sources)} sources, at most {_SOURCES}")
-    bits = [_remap_source_bits(candidates, sources) for candidates in candidate_sets]
+    names = dict.fromkeys(name for candidates in candidate_sets for name in candidates.scores)
+    columns = candidate_sets[0].columns if candidate_sets else ()
     both = Candidates(
-        np.concatenate([candidates.rows for candidates in candidate_sets]),
         np.concatenate([candidates.keys for candidates in candidate_sets]),
-        np.concatenate([candidates.scores for candidates in candidate_sets]),
-        np.concatenate(bits),
+        np.concatenate([_remap_source_bits(candidates, sources) for candidates in candidate_sets]),
         sources,
-        {
-            name: _concatenate([candidates.columns[name] for candidates in candidate_sets])
-            for name in (candidate_sets[0].columns if candidate_sets else ())
-        },
+        {name: np.concatenate([_read_scores(candidates, name) for candidates in candidate_sets]) for name in names},
+        {name: _concatenate([(c.columns[name], len(c)) for c in candidate_sets]) for name in columns},
     )
     _, first, owner = np.unique(both.keys, return_index=True, return_inverse=True)
     via = np.zeros(len(first), np.int64)
     np.bitwise_or.at(via, owner, both.via)
     order = np.argsort(first)
-    return replace(both.take(first[order]), via=via[order])
+    scores = {name: _choose_first_scores(values, owner, len(first))[order] for name, values in both.scores.items()}
+    return replace(both.take(first[order]), via=via[order], scores=scores)
 
 
-def _concatenate(columns: Sequence[NDArray[Any] | Lists]) -> NDArray[Any] | Lists:
-    lists = [column for column in columns if isinstance(column, Lists)]
-    return (
-        concat_lists(lists)
-        if lists
-        else np.concatenate([column for column in columns if not isinstance(column, Lists)])
-    )
+def _read_scores(candidates: Candidates, name: str) -> NDArray[np.float32]:
+    return candidates.scores[name] if name in candidates.scores else np.full(len(candidates), np.nan, np.float32)
+
+
+def _choose_first_scores(scores: NDArray[np.float32], owner: NDArray[Any], count: int) -> NDArray[np.float32]:
+    """Return the first score of each distinct item that is not NaN."""
+    chosen = np.full(count, np.nan, np.float32)
+    valid = np.flatnonzero(~np.isnan(scores))[::-1]
+    chosen[owner[valid]] = scores[valid]  # of several scores of an item the last one written is the first one
+    return chosen
+
+
+def _concatenate(columns: Sequence[tuple[RawColumn, int]]) -> RawColumn:
+    if all(values is None for values, _ in columns):
+        return None
+    return [value for values, count in columns for value in ([None] * count if values is None else values)]
 
 
 def _remap_source_bits(candidates: Candidates, sources: tuple[str, ...]) -> NDArray[np.int64]:

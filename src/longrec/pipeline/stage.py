@@ -5,28 +5,68 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-from numpy.typing import NDArray
+from typing import Any, Protocol, TypeVar
 
 from longrec.pipeline.candidates import Candidates
 
+Encoded = TypeVar("Encoded", covariant=True)
 
-@dataclass(frozen=True)
-class RankQuery:
-    """User, timestamp and shared inputs of one ranking request.
+
+class QueryEncoder(Protocol[Encoded]):
+    """Encoder of queries for one model."""
+
+    def encode(self, query: Query) -> Encoded:
+        """Return what the programs of the model read of a query."""
+        ...
+
+
+@dataclass
+class UnknownKeys:
+    """Keys of one request that a stage did not know and accepted.
 
     Attributes:
-        user: row of the user table (0: unknown).
-        timestamp: milliseconds UTC, or a step.
-        inputs: encoded values shared by all candidates, by the input names of the ONNX model.
-        positions: number of history events in ``inputs``, a measure of the work per candidate.
+        user: True if a stage does not know the user.
+        items: unknown items, in the order of the candidates.
     """
 
-    user: int
+    user: bool = False
+    items: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Query:
+    """One request with its raw values. Each stage encodes them for its own model.
+
+    Attributes:
+        user: key of the user.
+        timestamp: milliseconds UTC, or a step.
+        context: raw values of the event columns, by column.
+        history: raw histories of the request, ``{history: {feature: [values, oldest first]}}``.
+        allow_unknown: accept a user, or items, that a model does not know.
+        k: number of items that are retrieved.
+        exclude_seen: do not retrieve items of earlier events of the user.
+        further_context: columns of the context that only other stages read.
+        unknown: what the stages did not know.
+        memo: the query as encoded for each model, so that stages of one model encode it once.
+    """
+
+    user: int | str
     timestamp: int
-    inputs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    positions: int = 0
+    context: Mapping[str, Any] = field(default_factory=dict)
+    history: Mapping[str, Mapping[str, Sequence[Any]]] | None = None
+    allow_unknown: bool = False
+    k: int = 0
+    exclude_seen: bool = False
+    further_context: frozenset[str] = frozenset()
+    unknown: UnknownKeys = field(default_factory=UnknownKeys, compare=False)
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def encode(self, encoder: QueryEncoder[Encoded]) -> Encoded:
+        """Return the query as encoded by an encoder, which encodes it once."""
+        encoded: Encoded | None = self.memo.get(encoder)
+        if encoded is None:
+            encoded = self.memo[encoder] = encoder.encode(self)
+        return encoded
 
 
 class Stage(Protocol):
@@ -34,7 +74,7 @@ class Stage(Protocol):
 
     name: str
 
-    def __call__(self, candidates: Candidates, query: RankQuery) -> Candidates:
+    def __call__(self, candidates: Candidates, query: Query) -> Candidates:
         """Return the remaining candidates in their new order."""
         ...
 
@@ -61,7 +101,7 @@ class Pipeline:
             raise ValueError(f"stages need distinct names, got {', '.join(names)}")
         self.stages = tuple(stages)
 
-    def __call__(self, candidates: Candidates, query: RankQuery) -> PipelineResult:
+    def __call__(self, candidates: Candidates, query: Query) -> PipelineResult:
         """Run all stages on the candidates."""
         seconds = {}
         for stage in self.stages:

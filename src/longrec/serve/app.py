@@ -1,4 +1,4 @@
-"""HTTP application of a service: ranking, events, the Open Inference Protocol, health, metrics and a console page."""
+"""HTTP application of a service: ranking, recommendations, events, the Open Inference Protocol, metrics, a console."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from longrec.errors import LongRecError, RequestError, StoreError
+from longrec.serve.pipelines import RANK, RECOMMEND
 from longrec.serve.prometheus import ServerMetrics
-from longrec.serve.request_json import decode_request
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings
 
@@ -54,6 +54,7 @@ class App:
         model = "/v2/models/{name}"
         routes = [
             self._build_route("/rank", self._handle_rank, "/rank", "POST"),
+            self._build_route("/recommend", self._handle_recommend, "/recommend", "POST"),
             self._build_route("/events", self._handle_event, "/events", "POST"),
             self._build_route("/v2", self._handle_server, "/v2"),
             self._build_route("/v2/health/live", self._handle_live, "/health"),
@@ -97,7 +98,7 @@ class App:
         assert isinstance(error, HTTPException)
         self.metrics.count_request("other", error.status_code, 0.0)
         path, message = request.url.path, f"no such page ({error.detail})"
-        expected = "/, /rank, /events, /health, /metrics or /v2"
+        expected = "/, /rank, /recommend, /events, /health, /metrics or /v2"
         if error.status_code == 405:
             message, expected = (
                 f"{request.method} {path}",
@@ -108,9 +109,14 @@ class App:
         )
 
     async def _handle_rank(self, request: Request) -> Response:
-        body = await _read_body(request)
+        return self._answer(RANK, await _read_body(request))
+
+    async def _handle_recommend(self, request: Request) -> Response:
+        return self._answer(RECOMMEND, await _read_body(request))
+
+    def _answer(self, route: str, body: bytes) -> Response:
         began = time.perf_counter()
-        answer = self.service.rank(decode_request(body))
+        answer = self.service.decode_and_answer(route, body)
         content = answer.json()
         whole = time.perf_counter() - began
         self.metrics.count_ranking(len(answer.pipeline_result.candidates))
@@ -127,21 +133,19 @@ class App:
         return _make_response(response.json())
 
     async def _handle_infer(self, request: Request) -> Response:
-        self._check_model_name(request)
-        return _make_response(self.service.infer(await _read_body(request)))
+        name = self._read_model_name(request)
+        return _make_response(self.service.programs.infer(name, await _read_body(request)))
 
     async def _handle_model(self, request: Request) -> Response:
-        self._check_model_name(request)
-        return _make_json_response(self.service.metadata())
+        return _make_json_response(self.service.programs.metadata(self._read_model_name(request)))
 
     async def _handle_model_ready(self, request: Request) -> Response:
-        self._check_model_name(request)
-        return _make_json_response({"name": self.service.model, "ready": True})
+        return _make_json_response({"name": self._read_model_name(request), "ready": True})
 
-    def _check_model_name(self, request: Request) -> None:
-        name = request.path_params["name"]
-        if name != self.service.model:
-            raise RequestError("model", f"the unknown model {name!r}", self.service.model, status=404)
+    def _read_model_name(self, request: Request) -> str:
+        name: str = request.path_params["name"]
+        self.service.programs.check_name(name)
+        return name
 
     async def _handle_server(self, request: Request) -> Response:
         return _make_json_response({"name": "longrec", "version": self.version, "extensions": []})

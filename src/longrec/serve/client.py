@@ -24,9 +24,9 @@ class LocalClient(Client):
     def __init__(self, bundle: str | Path, settings: Settings | None = None) -> None:
         self._service = Service(bundle, settings)
 
-    def metadata(self) -> dict[str, Any]:
-        """Return name, inputs and outputs of the model."""
-        return self._service.metadata()
+    def metadata(self, program: str | None = None) -> dict[str, Any]:
+        """Return name, inputs and outputs of a program."""
+        return self._service.programs.metadata(_join_name(self._service.model, program))
 
     def health(self) -> dict[str, Any]:
         """Return facts about the served bundle."""
@@ -37,10 +37,10 @@ class LocalClient(Client):
         self._service.close()
 
     def _request(self, path: str, body: bytes, again: bool = True) -> bytes:
-        return self._service.record(body).json() if path == "/events" else self._service.answer(body)
+        return self._service.record(body).json() if path == "/events" else self._service.answer(body, path)
 
-    def _infer(self, body: bytes) -> bytes:
-        return self._service.infer(body)
+    def _infer(self, body: bytes, program: str | None = None) -> bytes:
+        return self._service.programs.infer(_join_name(self._service.model, program), body)
 
 
 class HttpClient(Client):
@@ -59,9 +59,9 @@ class HttpClient(Client):
         self._connection = kind(address.hostname, port, timeout=timeout)
         self._model: str | None = None
 
-    def metadata(self) -> dict[str, Any]:
-        """Return name, inputs and outputs of the model."""
-        return parse_response(self._call("GET", f"/v2/models/{self._get_model_name()}"))
+    def metadata(self, program: str | None = None) -> dict[str, Any]:
+        """Return name, inputs and outputs of a program."""
+        return parse_response(self._call("GET", f"/v2/models/{self._get_model_name(program)}"))
 
     def health(self) -> dict[str, Any]:
         """Return facts about the served bundle, if the server runs."""
@@ -71,16 +71,16 @@ class HttpClient(Client):
         """Close the connection."""
         self._connection.close()
 
-    def _get_model_name(self) -> str:
+    def _get_model_name(self, program: str | None) -> str:
         if self._model is None:
-            self._model = quote(str(self.health()["model"]), safe="")
-        return self._model
+            self._model = str(self.health()["model"])
+        return quote(_join_name(self._model, program), safe="")
 
     def _request(self, path: str, body: bytes, again: bool = True) -> bytes:
         return self._call("POST", path, body, again)
 
-    def _infer(self, body: bytes) -> bytes:
-        return self._call("POST", f"/v2/models/{self._get_model_name()}/infer", body)
+    def _infer(self, body: bytes, program: str | None = None) -> bytes:
+        return self._call("POST", f"/v2/models/{self._get_model_name(program)}/infer", body)
 
     def _call(self, method: str, path: str, body: bytes | None = None, again: bool = True) -> bytes:
         fresh = self._connection.sock is None
@@ -121,6 +121,7 @@ def client(
     tokens: Mapping[str, str | Path] | None = None,
     events: str | Path | None = None,
     state: str | Path | None = None,
+    recall: str | Path | None = None,
 ) -> Client:
     """Return a client of a bundle's folder, or of the server at an ``http://`` address.
 
@@ -129,20 +130,25 @@ def client(
         tokens: live stores by token history, used instead of the copies in the bundle. For a folder only.
         events: bundle of the source model that encodes events as tokens. For a folder only.
         state: folder or address where events are stored, by default beside the bundle. For a folder only.
+        recall: bundle of a retriever, whose items the ranker ranks in ``recommend``. For a folder only.
 
     Raises:
         BundleError: if a bundle cannot be opened.
         StoreError: if a store cannot be opened.
         RequestError: if the address is invalid, or settings are passed with the address of a server, which has its own.
     """
-    settings = build_settings(tokens, events, state)
+    settings = build_settings(tokens, events, state, recall)
     if isinstance(target, str) and target.startswith(("http://", "https://")):
         if settings != Settings():
             raise RequestError(
-                "client", "tokens, events or state of a server", "an address alone", "pass them to the server"
+                "client", "tokens, events, state or recall of a server", "an address alone", "pass them to the server"
             )
         return HttpClient(target)
     return LocalClient(target, settings)
+
+
+def _join_name(model: str, program: str | None) -> str:
+    return model if program is None else f"{model}.{program}"
 
 
 def _parse_error(status: int, content: bytes, url: str) -> RequestError:

@@ -18,18 +18,20 @@ import orjson
 from numpy.typing import NDArray
 
 from longrec.errors import DataError, RequestError
-from longrec.export.raw_columns import build_raw_column, format_request_time
 from longrec.features.fitted_schema import FittedSchema
 from longrec.features.history_columns import NEVER
+from longrec.features.raw_columns import build_raw_column, format_request_time
 from longrec.features.schema import Schema
 from longrec.features.token_columns import compute_instance_ids
+from longrec.pipeline.candidates import Candidates
+from longrec.pipeline.stage import Query
 from longrec.serve import feedback
 from longrec.serve.feedback import Feedback, FeedbackReader
 from longrec.serve.histories import check_names, to_request_error
 from longrec.serve.knowledge_features import key_number
 from longrec.serve.live_events import LiveEvents, StoredEvent
 from longrec.serve.request_encoder import RequestEncoder
-from longrec.serve.request_json import EventRequest, Key, RankRequest, parse_request_time
+from longrec.serve.request_json import EventRequest, Key, parse_request_time
 from longrec.serve.state import ServiceState
 from longrec.store.amend import Token, find_token
 from longrec.store.token_store import TokenStore
@@ -233,7 +235,7 @@ class EventRecorder:
 
     def _find_stored_event(self, event: _Event, live: LiveEvents, encoder: RequestEncoder) -> StoredEvent | None:
         request = event.request
-        item = int(encoder.look_up_items([request.item], True, "item")[1][0])
+        item = encoder.look_up_item(request.item)
         return live.find(event.user, encoder.look_up_user(request.user), event.at, event.instance, item)
 
     def _read(self, request: EventRequest) -> _Event:
@@ -245,7 +247,7 @@ class EventRecorder:
         source = self.source.encoder
         for encoder in (source, self._encoder):
             encoder.look_up_user(request.user)  # a key of the wrong type is refused, a new user is not
-            encoder.look_up_items([request.item], request.allow_unknown, "item")
+            encoder.look_up_item(request.item, request.allow_unknown)
         if request.context is not None and request.context.keys() != self._context.keys():
             check_names("context", set(request.context), self._context, "write null for a missing value")
         if request.at is None and request.context is None:
@@ -274,10 +276,8 @@ class EventRecorder:
         own: dict[str, list[Any] | None] = {
             column: [request.context[column]] for column in self.source.encoder.candidate_context
         }
-        rank_request = RankRequest(
-            request.user, [request.item], context=context, candidate_context=own, allow_unknown=True
-        )
-        return self.source.encode(rank_request, event.start, store.info.codec)
+        query = Query(request.user, event.start, context, allow_unknown=True)
+        return self.source.encode(query, Candidates.of([request.item], "event", own), store.info.codec)
 
     def _encode_sides(
         self, event: _Event, store: TokenStore, token: Token | None
@@ -321,7 +321,7 @@ class EventRecorder:
         """
         fitted, request = encoder.fitted, event.request
         schema, context = fitted.schema, request.context
-        columns = {"instance": event.instance, "item": int(encoder.look_up_items([request.item], True, "item")[1][0])}
+        columns = {"instance": event.instance, "item": encoder.look_up_item(request.item)}
         for name in live.values:
             if name in live.feedback:
                 code, available_at = feedback.encode_feature(fitted, name, event.feedback)
@@ -356,7 +356,7 @@ class EventRecorder:
             replaced,
             bool(event.feedback.values),
             not self._encoder.look_up_user(request.user),
-            bool(self._encoder.look_up_items([request.item], True, "item")[2]),
+            not self._encoder.look_up_item(request.item),
         )
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow as pa
 
 from longrec.errors import RequestError, nearest
-from longrec.export.raw_columns import build_raw_column
 from longrec.features.fitted_schema import FittedSchema
 from longrec.features.history_columns import NEVER, match_condition
 from longrec.features.label_encoding import LABEL, POSITIVE, compute_labels, encode_labels
+from longrec.features.raw_columns import build_raw_column
 from longrec.features.schema import Schema
 
 

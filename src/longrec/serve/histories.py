@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from longrec.errors import DataError, RequestError, nearest
 from longrec.export.bundle import Bundle
-from longrec.export.raw_columns import encode_list
 from longrec.features.feature_encoders import Lists
 from longrec.features.history_columns import (
     HistoryEvents,
@@ -19,10 +18,13 @@ from longrec.features.history_columns import (
     compute_filter_delay,
     list_event_columns,
 )
+from longrec.features.raw_columns import encode_list
 from longrec.serve.live_events import LiveEvents, read_base_last
 from longrec.store.history_store import Events
 
 Columns = dict[str, NDArray[Any] | Lists]
+_ALL = 1 << 40
+"""A number of events that no user has."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,15 @@ class EventHistories:
             histories[history.name] = build_history_columns(self.fitted, history.name, self.bundle.items, seen, now)
         return histories
 
+    def read_seen_items(self, user: int, row: int, timestamp: int) -> NDArray[Any]:
+        """Return the rows of the items of all events of a user that are visible strictly before a timestamp."""
+        store = self.bundle.store
+        if store is None:
+            return np.zeros(0, np.int64)
+        if self.live is not None:
+            return self.live.last(user, row, timestamp, _ALL, None, ["item"], timestamp).columns["item"]
+        return read_base_last(store, row, timestamp, timestamp, _ALL, None).columns["item"]
+
     def _read_last(self, user: int, row: int, timestamp: int, history: _History) -> Events:
         before = timestamp - history.delay
         if self.live is not None:
@@ -95,7 +106,9 @@ class EventHistories:
         assert self.bundle.store is not None
         return read_base_last(self.bundle.store, row, before, timestamp, history.last, history.where)
 
-    def encode_request_histories(self, received: Mapping[str, Mapping[str, list[Any]]] | None) -> dict[str, Columns]:
+    def encode_request_histories(
+        self, received: Mapping[str, Mapping[str, Sequence[Any]]] | None
+    ) -> dict[str, Columns]:
         """Encode the histories of a request, cut to their last events.
 
         Raises:

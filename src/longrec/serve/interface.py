@@ -28,7 +28,7 @@ class RankedItem(NamedTuple):
 
     Attributes:
         id: key of the item.
-        score: probability.
+        score: probability, or the score of a retriever.
         via: source of the candidate.
     """
 
@@ -123,6 +123,34 @@ class Client(ABC):
         items = tuple(RankedItem(item["id"], item["score"], item["via"]) for item in answer["items"])
         return Ranking(items, answer["at"], answer["unknown"]["user"], tuple(answer["unknown"]["candidates"]))
 
+    def recommend(
+        self,
+        user: int | str,
+        k: int = 10,
+        at: int | float | str | datetime | None = None,
+        context: Mapping[str, Any] | None = None,
+        history: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
+        exclude_seen: bool = True,
+        allow_unknown: bool = False,
+    ) -> Ranking:
+        """Return the k items with the highest scores for a user.
+
+        Args:
+            at, context, history: as in ``rank``.
+            exclude_seen: leave out the items of the events of the user that the bundle stores.
+            allow_unknown: recommend to a user that the log does not contain.
+
+        Raises:
+            RequestError: if the request is invalid, or a ranker is served without a retriever.
+        """
+        request: dict[str, Any] = {"user": user, "k": k, "context": context or {}, "exclude_seen": exclude_seen}
+        request.update({"at": _format_time(at)} if at is not None else {})
+        request.update({"history": history} if history is not None else {})
+        request.update({"allow_unknown": True} if allow_unknown else {})
+        answer = parse_response(self._request("/recommend", _encode_body(request)))
+        items = tuple(RankedItem(item["id"], item["score"], item["via"]) for item in answer["items"])
+        return Ranking(items, answer["at"], answer["unknown"]["user"], ())
+
     def event(
         self,
         user: int | str,
@@ -157,8 +185,11 @@ class Client(ABC):
             answer["at"], instance, answer["visible"], answer["replaced"], *is_new, answer["recorded_at"]
         )
 
-    def infer(self, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Run the ONNX model on its own named inputs (see ``metadata``) and return float32 probabilities ``[C]``.
+    def infer(self, tensors: Mapping[str, NDArray[Any]], program: str | None = None) -> NDArray[np.float32]:
+        """Run a program on its own named inputs (see ``metadata``) and return its output, float32.
+
+        Args:
+            program: name of one of several programs of a retriever, ``users`` or ``items``.
 
         Raises:
             RequestError: if the tensors do not fit the ONNX model.
@@ -172,12 +203,12 @@ class Client(ABC):
             }
             for name, tensor in tensors.items()
         ]
-        answer = parse_response(self._infer(_encode_body({"inputs": inputs})))
-        return np.array(answer["outputs"][0]["data"], np.float32)
+        output = parse_response(self._infer(_encode_body({"inputs": inputs}), program))["outputs"][0]
+        return np.array(output["data"], np.float32).reshape(output["shape"])
 
     @abstractmethod
-    def metadata(self) -> dict[str, Any]:
-        """Return name, inputs and outputs of the model."""
+    def metadata(self, program: str | None = None) -> dict[str, Any]:
+        """Return name, inputs and outputs of the only program, or of one of several."""
 
     @abstractmethod
     def health(self) -> dict[str, Any]:
@@ -191,7 +222,7 @@ class Client(ABC):
     def _request(self, path: str, body: bytes, again: bool = True) -> bytes: ...
 
     @abstractmethod
-    def _infer(self, body: bytes) -> bytes: ...
+    def _infer(self, body: bytes, program: str | None = None) -> bytes: ...
 
     def __enter__(self) -> Self:
         return self

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from longrec.errors import BundleError
 from longrec.export.bundle import Bundle
-from longrec.export.raw_columns import build_raw_column
+from longrec.features.raw_columns import build_raw_column
 from longrec.features.vocabulary import compute_key_numbers
 from longrec.store.disclosure import REMEDY, assess_disclosure
 from longrec.store.knowledge_store import KnowledgeStore

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,22 +29,24 @@ class Lookup:
         self._sorted_rows = np.append(order + 1, 0)
         self._total = len(numbers)
 
-    def find_rows(self, keys: Sequence[Key], where: str) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return the keys as an array (int64, or text as objects), and the int64 row of each.
+    def find_rows(self, keys: NDArray[Any], where: str) -> NDArray[np.int64]:
+        """Return the row of each key.
+
+        Args:
+            keys: int64, or text as objects, see ``to_key_array``.
 
         Raises:
             RequestError: 422 if keys are text and the log has integers, or the reverse.
         """
         if not self.numeric:
-            if not all(type(key) is str for key in keys):
-                raise self._build_type_error(next(key for key in keys if type(key) is not str), where)
-            return np.array(keys, object), np.array([self._rows.get(key, 0) for key in keys], np.int64)
-        wanted = np.array(keys)
-        if wanted.dtype != np.int64:
-            raise self._build_type_error(next(key for key in keys if type(key) is not int), where)
-        at = self._sorted_keys.searchsorted(wanted)
-        rows = np.where(self._sorted_keys.take(at) == wanted, self._sorted_rows.take(at), 0)
-        return wanted, rows
+            texts = keys.tolist()
+            if not all(type(key) is str for key in texts):
+                raise self._build_type_error(next(key for key in texts if type(key) is not str), where)
+            return np.array([self._rows.get(key, 0) for key in texts], np.int64)
+        if keys.dtype != np.int64:
+            raise self._build_type_error(next(key for key in keys.tolist() if type(key) is not int), where)
+        at = self._sorted_keys.searchsorted(keys)
+        return np.where(self._sorted_keys.take(at) == keys, self._sorted_rows.take(at), 0)
 
     def _build_type_error(self, key: Key, where: str) -> RequestError:
         actual, expected = ("text", "integers") if self.numeric else ("integers", "text")

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from longrec.errors import BundleError
 from longrec.export.bundle import ENCODER, Bundle
 from longrec.export.golden import GoldenRequest
-from longrec.export.inputs import CODES_OUTPUT
-from longrec.export.runtime import Program
+from longrec.export.inputs import CODES_OUTPUT, ENCODE
+from longrec.export.runtime import open_programs
+from longrec.pipeline.candidates import Candidates
+from longrec.pipeline.stage import Query
 from longrec.serve.live_events import LiveEvents
 from longrec.serve.request_encoder import RequestEncoder
-from longrec.serve.request_json import RankRequest, decode_request, parse_request_time
+from longrec.serve.request_json import decode_request, parse_request_time
 from longrec.store.token_info import TokenInfo
 
 MAX_DRIFT = 1e-4
@@ -50,7 +52,7 @@ class OnlineSource:
                 str(bundle.path), "a source with pre-joined histories", "one whose bundle stores histories"
             )
         self.bundle, self.facts, self.live = bundle, facts, live
-        self.program = Program(bundle.program)
+        self.program = open_programs(bundle.path, bundle.manifest.programs)[ENCODE]
         self.encoder = RequestEncoder(bundle, live=live)
 
     def matches(self, info: TokenInfo) -> bool:
@@ -66,18 +68,15 @@ class OnlineSource:
         """Return True if the ONNX model has the output that a codec stores."""
         return codec != "codes" or CODES_OUTPUT in self.program.outputs
 
-    def encode(self, request: RankRequest, at: int, codec: str = "fp32") -> NDArray[Any]:
-        """Encode the candidates of a request as tokens ``[C, W]`` on the scale of the store, or as codes.
+    def encode(self, query: Query, candidates: Candidates, codec: str = "fp32") -> NDArray[Any]:
+        """Encode candidates as tokens ``[C, W]`` on the scale of the store, or as codes.
 
         Raises:
             RequestError: if the impression cannot be encoded.
         """
-        query, _ = self.encoder.build_query(request, at)
-        candidates, _ = self.encoder.build_candidates(request, "item")
-        inputs = {
-            **query.inputs,
-            **self.encoder.build_item_tensors(candidates.rows, candidates.keys, query.timestamp, candidates.columns),
-        }
+        encoded = query.encode(self.encoder)
+        items = self.encoder.encode_candidates(candidates, query, "item")
+        inputs = {**encoded.inputs, **self.encoder.build_item_tensors(items, query.timestamp)}
         if codec == "codes":
             return self.program.run(inputs, CODES_OUTPUT).astype(np.uint8)
         return self.facts.scale.standardize(self.program.run(inputs))
@@ -112,7 +111,10 @@ def encode_golden(source: OnlineSource, golden: Sequence[GoldenRequest]) -> list
     """Encode every candidate of golden requests."""
     time = source.bundle.fitted.schema.time
     requests = [decode_request(orjson.dumps(one.request)) for one in golden]
-    return [source.encode(request, parse_request_time(request.at, time, 0)) for request in requests]
+    return [
+        source.encode(request.build_query(parse_request_time(request.at, time, 0)), request.build_candidates())
+        for request in requests
+    ]
 
 
 def replay(folder: Path, golden: Sequence[GoldenRequest]) -> list[NDArray[np.float32]]:

@@ -11,7 +11,7 @@ import orjson
 from numpy.typing import NDArray
 
 from longrec.errors import RequestError, nearest
-from longrec.export.inputs import OUTPUT, Input
+from longrec.export.inputs import OUTPUT, Input, Output
 from longrec.serve.request_json import MAX_CANDIDATES, build_json_error, build_validation_error
 
 POSITIONS = 2_000_000
@@ -43,8 +43,13 @@ class InferRequest(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(InferRequest)
 
 
-def decode_infer_request(body: bytes, inputs: Sequence[Input]) -> tuple[str | None, dict[str, NDArray[Any]]]:
+def decode_infer_request(
+    body: bytes, inputs: Sequence[Input], output: str = OUTPUT
+) -> tuple[str | None, dict[str, NDArray[Any]]]:
     """Decode a request and return its id and its validated tensors.
+
+    Args:
+        output: name of the output of the program.
 
     Raises:
         RequestError: 400 if the body is not JSON, 413 if there are too many candidates, 422 if the tensors do not fit
@@ -56,9 +61,9 @@ def decode_infer_request(body: bytes, inputs: Sequence[Input]) -> tuple[str | No
         raise build_validation_error(error, InferRequest.__struct_fields__) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise build_json_error(error) from None
-    for output in request.outputs:
-        if output.name != OUTPUT:
-            raise RequestError("outputs", f"the unknown output {output.name!r}", OUTPUT, status=422)
+    for wanted in request.outputs:
+        if wanted.name != output:
+            raise RequestError("outputs", f"the unknown output {wanted.name!r}", output, status=422)
     tensors = _collect_tensors(request.inputs, inputs)
     check_tensors(tensors, inputs)
     return request.id, tensors
@@ -139,7 +144,9 @@ def check_tensors(tensors: dict[str, NDArray[Any]], inputs: Sequence[Input]) -> 
         if size != expected_size:
             expected = f"{expected_size}, as in {first}" if first else "1, for the one user"
             raise RequestError(where, f"{size} entries", expected, status=422)
-    count = lengths["item"][0] if "item" in lengths else 0
+    if all(entry.group != "item" for entry in inputs):
+        return  # a program of requests alone
+    count = lengths["item"][0]
     positions = count * max((size for group, (size, _) in lengths.items() if group.startswith("h.")), default=0)
     if not count:
         raise RequestError("inputs", "no candidates", f"1 to {MAX_CANDIDATES:,}", status=422)
@@ -152,21 +159,25 @@ def check_tensors(tensors: dict[str, NDArray[Any]], inputs: Sequence[Input]) -> 
         raise RequestError("inputs", message, f"at most {POSITIONS:,}", "split it into several requests", 413)
 
 
-def encode_infer_response(model: str, version: str, identity: str | None, scores: NDArray[np.float32]) -> bytes:
-    """Encode the response of the protocol."""
-    output = {"name": OUTPUT, "datatype": "FP32", "shape": [len(scores)], "data": np.ascontiguousarray(scores)}
+def encode_infer_response(
+    model: str, version: str, identity: str | None, values: NDArray[np.float32], name: str = OUTPUT
+) -> bytes:
+    """Encode the response of the protocol: one output with its values, in one dimension."""
+    output = {"name": name, "datatype": "FP32", "shape": list(values.shape), "data": np.ravel(values)}
     answer: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": [output]}
     if identity is not None:
         answer["id"] = identity
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def build_metadata(model: str, version: str, inputs: Sequence[Input]) -> dict[str, Any]:
+def build_metadata(
+    model: str, version: str, inputs: Sequence[Input], outputs: Sequence[Output] = (Output(OUTPUT, "FP32", [-1]),)
+) -> dict[str, Any]:
     """Return the metadata of a model in the format of the protocol."""
     return {
         "name": model,
         "versions": [version],
         "platform": "onnxruntime_onnx",
         "inputs": [{"name": entry.name, "datatype": entry.datatype, "shape": entry.shape} for entry in inputs],
-        "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1]}],
+        "outputs": [{"name": entry.name, "datatype": entry.datatype, "shape": entry.shape} for entry in outputs],
     }

@@ -1,8 +1,9 @@
-"""Encoding of a request as a query and candidates: key lookups, fitted encoders, and histories from the stores."""
+"""Encoding of queries and candidates for one bundle: key lookups, fitted encoders, and histories from the stores."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,10 @@ from numpy.typing import NDArray
 from longrec.errors import DataError, RequestError
 from longrec.export.bundle import Bundle
 from longrec.export.inputs import make_tensors
-from longrec.export.raw_columns import (
+from longrec.features.entity_table import EntityTable
+from longrec.features.feature_encoders import Lists
+from longrec.features.fitted_schema import gather_lists
+from longrec.features.raw_columns import (
     encode_calendar,
     encode_candidates,
     encode_context,
@@ -19,15 +23,13 @@ from longrec.export.raw_columns import (
     list_context_columns,
     list_row_features,
 )
-from longrec.features.entity_table import EntityTable
-from longrec.features.feature_encoders import Lists
-from longrec.pipeline.candidates import Candidates
-from longrec.pipeline.stage import RankQuery
+from longrec.pipeline.candidates import Candidates, to_key_array
+from longrec.pipeline.stage import Query
 from longrec.serve.histories import Columns, EventHistories, check_names, to_request_error
 from longrec.serve.knowledge_features import KnowledgeFeatures, key_number
 from longrec.serve.live_events import LiveEvents
 from longrec.serve.lookup import Lookup
-from longrec.serve.request_json import Key, RankRequest
+from longrec.serve.request_json import Key
 from longrec.serve.token_histories import TokenHistories
 
 _NUMBERS = ("numeric", "numbers")
@@ -35,8 +37,51 @@ _SHOWN = 5
 """Number of unknown keys that an error lists."""
 
 
+@dataclass(frozen=True)
+class EncodedQuery:
+    """A query as encoded for one bundle.
+
+    Attributes:
+        row: row of the user table (0: unknown).
+        user: key number of the user, 0 if the bundle reads nothing by key.
+        inputs: encoded values shared by all candidates, by the input names of the programs.
+        positions: number of history events in ``inputs``, a measure of the work per candidate.
+    """
+
+    row: int
+    user: int
+    inputs: Mapping[str, NDArray[Any]]
+    positions: int
+
+
+@dataclass(frozen=True)
+class EncodedCandidates:
+    """Candidates as encoded for one bundle.
+
+    Attributes:
+        rows: int64 ``[C]``, rows of the item table (0: unknown).
+        keys: ``[C]`` keys in the type of the log.
+        columns: encoded columns of the candidates, C entries per feature.
+    """
+
+    rows: NDArray[np.int64]
+    keys: NDArray[Any]
+    columns: Mapping[str, NDArray[Any] | Lists]
+
+    def slice(self, some: slice) -> EncodedCandidates:
+        """Return some consecutive candidates."""
+        columns = self.columns
+        if columns:
+            order = np.arange(len(self.rows))[some]
+            columns = {
+                name: gather_lists(column, order) if isinstance(column, Lists) else column[order]
+                for name, column in columns.items()
+            }
+        return EncodedCandidates(self.rows[some], self.keys[some], columns)
+
+
 class RequestEncoder:
-    """Encoder of requests as inputs of the ONNX model, without state between requests.
+    """Encoder of queries as inputs of the programs of a bundle, without state between queries.
 
     Args:
         bundle: the opened bundle.
@@ -59,8 +104,8 @@ class RequestEncoder:
         # Reading by the users' own keys costs a hash of text, so it is skipped if the bundle needs none.
         self._by_key = live is not None or bool(bundle.manifest.tokens or bundle.manifest.knowledge)
 
-    def build_candidates(self, request: RankRequest, where: str = "candidates") -> tuple[Candidates, list[Key]]:
-        """Build the candidates of a request, and list the unknown items.
+    def encode_candidates(self, candidates: Candidates, query: Query, where: str = "candidates") -> EncodedCandidates:
+        """Encode candidates, and add the unknown ones to those of the query.
 
         Args:
             where: field of the request, for errors.
@@ -69,12 +114,12 @@ class RequestEncoder:
             RequestError: 404 if items are unknown, 422 if keys have the wrong type or columns of the candidates are
                 invalid.
         """
-        keys, rows, unknown = self.look_up_items(request.candidates, request.allow_unknown, where)
-        return Candidates.of(rows, keys, "request", self._encode_candidate_columns(request)), unknown
+        rows = self._look_up_items(candidates.keys, query, where)
+        return EncodedCandidates(rows, candidates.keys, self._encode_candidate_columns(candidates, query))
 
-    def _encode_candidate_columns(self, request: RankRequest) -> Mapping[str, NDArray[Any] | Lists]:
-        """Encode the candidate columns of a request: C entries per feature."""
-        raw_columns, count = request.candidate_context, len(request.candidates)
+    def _encode_candidate_columns(self, candidates: Candidates, query: Query) -> Mapping[str, NDArray[Any] | Lists]:
+        """Encode the columns of candidates: C entries per feature."""
+        raw_columns, count = candidates.columns, len(candidates)
         if raw_columns.keys() != self.candidate_context.keys():
             do = "send a value for every candidate, null for a missing one"
             check_names("candidate_context", set(raw_columns), self.candidate_context, do)
@@ -85,25 +130,35 @@ class RequestEncoder:
                 message, do = f"{len(values):,} values for {count:,} candidates", "write null for a missing value"
                 raise RequestError(f"candidate_context.{column}", message, "one per candidate, in their order", do, 422)
         try:
+            keys = candidates.keys.tolist()
             return encode_candidates(
-                self.fitted, self._candidate_features, raw_columns, request.context, request.user, request.candidates
+                self.fitted, self._candidate_features, raw_columns, query.context, query.user, keys
             )
         except DataError as error:
             raise to_request_error(error) from None
 
-    def look_up_items(
-        self, item_keys: Sequence[Key], allow_unknown: bool, where: str
-    ) -> tuple[NDArray[Any], NDArray[Any], list[Key]]:
-        """Return item keys as an array, their rows ``[C]``, and the unknown keys.
+    def find_items(self, keys: NDArray[Any], where: str = "candidates") -> NDArray[np.int64]:
+        """Return the rows of items, 0 for unknown items.
 
         Raises:
-            RequestError: 404 if items are unknown and not allowed, 422 if keys have the wrong type.
+            RequestError: 422 if keys have the wrong type.
         """
-        keys, rows = self._items.find_rows(item_keys, where)
+        return self._items.find_rows(keys, where)
+
+    def look_up_item(self, key: Key, allow_unknown: bool = True) -> int:
+        """Return the row of an item, 0 for an unknown item.
+
+        Raises:
+            RequestError: 404 if the item is unknown and not allowed, 422 if the key has the wrong type.
+        """
+        return int(self._look_up_items(to_key_array([key]), Query(key, 0, allow_unknown=allow_unknown), "item")[0])
+
+    def _look_up_items(self, keys: NDArray[Any], query: Query, where: str) -> NDArray[np.int64]:
+        rows = self._items.find_rows(keys, where)
         if rows.all():
-            return keys, rows, []
-        unknown = [item_keys[index] for index in np.flatnonzero(rows == 0).tolist()]
-        if not allow_unknown:
+            return rows
+        unknown = keys[rows == 0].tolist()
+        if not query.allow_unknown:
             shown = ", ".join(map(repr, unknown[:_SHOWN])) + (", ..." if len(unknown) > _SHOWN else "")
             raise RequestError(
                 where,
@@ -112,7 +167,8 @@ class RequestEncoder:
                 "drop them, or send allow_unknown: true to rank them as new",
                 404,
             )
-        return keys, rows, unknown
+        query.unknown.items += unknown
+        return rows
 
     def look_up_user(self, key: Key) -> int:
         """Return the row of a user, 0 for an unknown user.
@@ -120,76 +176,69 @@ class RequestEncoder:
         Raises:
             RequestError: 422 if the key has the wrong type.
         """
-        return int(self._users.find_rows([key], "user")[1][0])
+        return int(self._users.find_rows(to_key_array([key]), "user")[0])
 
-    def build_query(self, request: RankRequest, timestamp: int) -> tuple[RankQuery, bool]:
-        """Build the inputs shared by all candidates, and return True as second value for an unknown user.
+    def encode(self, query: Query) -> EncodedQuery:
+        """Encode the inputs shared by all candidates.
 
         Raises:
             RequestError: 404 if the user is unknown, 422 if the context or a history does not fit the schema.
         """
-        row = self.look_up_user(request.user)
-        if not row and not request.allow_unknown:
-            raise RequestError(
-                "user",
-                f"the unknown user {request.user!r}",
-                "a user of the log or its user table",
-                "send allow_unknown: true to rank for a new user",
-                404,
-            )
-        user = key_number(request.user) if self._by_key else 0
+        row, timestamp = self.look_up_user(query.user), query.timestamp
+        if not row:
+            if not query.allow_unknown:
+                raise RequestError(
+                    "user",
+                    f"the unknown user {query.user!r}",
+                    "a user of the log or its user table",
+                    "send allow_unknown: true to rank for a new user",
+                    404,
+                )
+            query.unknown.user = True
+        user = key_number(query.user) if self._by_key else 0
         inputs: dict[str, NDArray[Any]] = {}
         if self._user_names:
             self._read(self._user_table, self._user_names, np.array([row]), timestamp, inputs)
-        for name, column in self._encode_context(request.context, request.user).items():
+        for name, column in self._encode_context(query).items():
             inputs.update(self._make_feature_tensors(name, column))
         for name, ids in encode_calendar(self.fitted, timestamp).items():
             inputs.update(self._make_feature_tensors(name, ids))
         inputs.update(self._knowledge.read_user(user, timestamp))
         positions = 0
-        for history, columns in self._read_histories(request, user, row, timestamp).items():
+        for history, columns in self._read_histories(query, user, row).items():
             for name, column in columns.items():
                 number = not isinstance(column, Lists) and column.dtype.kind == "f"
                 inputs.update(make_tensors(f"h.{history}.{name}", column, number))
                 # A token is adapted once per run and cheap per candidate, so small runs would repeat the former.
                 positions = max(positions, len(column) // 4 if history in self._tokens.stores else len(column))
-        return RankQuery(row, timestamp, inputs, positions), not row
+        return EncodedQuery(row, user, inputs, positions)
 
-    def _read_histories(self, request: RankRequest, user: int, row: int, timestamp: int) -> dict[str, Columns]:
+    def _read_histories(self, query: Query, user: int, row: int) -> dict[str, Columns]:
         histories: dict[str, Columns] = {}
         if self.fitted.schema.prejoined:
-            histories.update(self._histories.encode_request_histories(request.history))
-        elif request.history is not None:
+            histories.update(self._histories.encode_request_histories(query.history))
+        elif query.history is not None:
             raise RequestError(
                 "history", "a history in the request", "none: this bundle stores histories itself", "leave it out", 422
             )
         else:
-            histories.update(self._histories.read_stored(user, row, timestamp))
-        for name, columns in self._tokens.read(user, timestamp).items():
+            histories.update(self._histories.read_stored(user, row, query.timestamp))
+        for name, columns in self._tokens.read(user, query.timestamp).items():
             histories[name] = {**columns}
         return histories
 
-    def build_item_tensors(
-        self,
-        rows: NDArray[Any],
-        keys: NDArray[Any],
-        timestamp: int,
-        columns: Mapping[str, NDArray[Any] | Lists] | None = None,
-    ) -> dict[str, NDArray[Any]]:
-        """Build the inputs of the ONNX model that differ between candidates.
-
-        Args:
-            rows: ``[C]`` rows of the item table.
-            keys: ``[C]`` keys in the type of the log.
-            timestamp: milliseconds UTC, or a step.
-            columns: columns of the candidates, C entries each.
-        """
+    def build_item_tensors(self, items: EncodedCandidates, timestamp: int) -> dict[str, NDArray[Any]]:
+        """Build the inputs of the programs that differ between candidates, as of a timestamp."""
         inputs: dict[str, NDArray[Any]] = {}
-        self._read(self._item_table, self._item_names, rows, timestamp, inputs)
-        for name, column in (columns or {}).items():
+        self._read(self._item_table, self._item_names, items.rows, timestamp, inputs)
+        for name, column in items.columns.items():
             inputs.update(self._make_feature_tensors(name, column))
-        inputs.update(self._knowledge.read_items(rows, keys, timestamp))
+        inputs.update(self._knowledge.read_items(items.rows, items.keys, timestamp))
         return inputs
+
+    def read_seen_items(self, query: EncodedQuery, timestamp: int) -> NDArray[Any]:
+        """Return the rows of the items of all stored events of the user strictly before a timestamp."""
+        return self._histories.read_seen_items(query.user, query.row, timestamp)
 
     def close(self) -> None:
         """Close the stores."""
@@ -229,12 +278,14 @@ class RequestEncoder:
     def _make_feature_tensors(self, name: str, column: NDArray[Any] | Lists) -> dict[str, NDArray[Any]]:
         return make_tensors(f"f.{name}", column, number=self._fields[name].kind in _NUMBERS)
 
-    def _encode_context(self, context: Mapping[str, Any], user: Key) -> dict[str, NDArray[Any] | Lists]:
+    def _encode_context(self, query: Query) -> dict[str, NDArray[Any] | Lists]:
+        context = query.context
         if context.keys() != self.context.keys():
-            check_names("context", set(context), self.context, "write null for a missing value")
+            received = set(context) - (query.further_context - self.context.keys())
+            check_names("context", received, self.context, "write null for a missing value")
         if not self._event_features:
             return {}
         try:
-            return encode_context(self.fitted, context, self._event_features, user)
+            return encode_context(self.fitted, context, self._event_features, query.user)
         except DataError as error:
             raise to_request_error(error) from None

@@ -10,9 +10,13 @@ import msgspec
 from longrec.errors import RequestError, nearest
 from longrec.features.schema import TimeColumn
 from longrec.features.timestamp_grammar import TimestampError, build_grammar, read_iso, read_timestamp
+from longrec.pipeline.candidates import Candidates
+from longrec.pipeline.stage import Query
 
 MAX_CANDIDATES = 100_000
 """Largest number of candidates per request."""
+MAX_ITEMS = 1_000
+"""Largest number of recommended items per request."""
 
 _Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Key = _Whole | str
@@ -40,6 +44,46 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     candidate_context: dict[str, list[Any] | None] = {}
     history: dict[str, dict[str, list[Any]]] | None = None
     allow_unknown: bool = False
+
+    def build_query(self, timestamp: int) -> Query:
+        """Return the query of a pipeline, at a timestamp of the log."""
+        return Query(self.user, timestamp, self.context, self.history, self.allow_unknown)
+
+    def build_candidates(self) -> Candidates:
+        """Return the candidates of a pipeline."""
+        return Candidates.of(self.candidates, "request", self.candidate_context)
+
+
+class RecommendRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Request for the items with the highest scores.
+
+    Attributes:
+        user, at, context, history: as in ``RankRequest``.
+        k: number of items.
+        exclude_seen: leave out the items of the events of the user that the bundle stores.
+        allow_unknown: accept a user that the log does not contain.
+    """
+
+    user: Key
+    k: int = 10
+    at: int | float | str | None = None
+    context: dict[str, Any] = {}
+    history: dict[str, dict[str, list[Any]]] | None = None
+    exclude_seen: bool = True
+    allow_unknown: bool = False
+
+    def build_query(self, timestamp: int, further_context: frozenset[str] = frozenset()) -> Query:
+        """Return the query of a pipeline, at a timestamp of the log."""
+        return Query(
+            self.user,
+            timestamp,
+            self.context,
+            self.history,
+            self.allow_unknown,
+            self.k,
+            self.exclude_seen,
+            further_context,
+        )
 
 
 class EventRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -69,6 +113,7 @@ class EventRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 FIELDS = tuple(RankRequest.__struct_fields__)
 _DECODER, _EVENTS = msgspec.json.Decoder(RankRequest), msgspec.json.Decoder(EventRequest)
+_RECOMMENDATIONS = msgspec.json.Decoder(RecommendRequest)
 _ERROR_PATTERN = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _RESPONSE_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T.*(?:[Zz]|[+-][0-9]{2}:?[0-9]{2})")
 _TYPE_NAMES = {
@@ -103,6 +148,23 @@ def decode_request(body: bytes) -> RankRequest:
         )
     if len(set(request.candidates)) != count:
         raise _build_duplicate_error(request.candidates)
+    return request
+
+
+def decode_recommend_request(body: bytes) -> RecommendRequest:
+    """Decode a request for recommendations from JSON.
+
+    Raises:
+        RequestError: 400 if the body is not JSON, 422 if a field is invalid.
+    """
+    try:
+        request = _RECOMMENDATIONS.decode(body)
+    except msgspec.ValidationError as error:
+        raise build_validation_error(error, RecommendRequest.__struct_fields__) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise build_json_error(error) from None
+    if not 1 <= request.k <= MAX_ITEMS:
+        raise RequestError("k", f"{request.k:,} items", f"1 to {MAX_ITEMS:,}", "ask for fewer items", 422)
     return request
 
 

@@ -24,6 +24,7 @@ from uvicorn.supervisors import Multiprocess
 
 from longrec.errors import LongRecError
 from longrec.serve.app import BUNDLE, COUNTS, SETTINGS, App
+from longrec.serve.pipelines import RANK
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings
 
@@ -55,7 +56,7 @@ def serve(
         host: address to listen on.
         port: port to listen on, 0 for a free one. The URL is printed.
         workers: number of processes that share the port, one core each.
-        settings: locations of live tokens and of recorded events.
+        settings: locations of live tokens, of recorded events and of a retriever.
 
     Raises:
         BundleError: if a bundle cannot be served on this machine.
@@ -111,11 +112,12 @@ def format_url(host: str, port: int) -> str:
 def _build_announcement(service: Service) -> Callable[[str], str]:
     """Return a function from the URL to the message that is printed when the server is ready."""
     example = service.example()
-    example["candidates"] = example["candidates"][:3]
+    if service.route == RANK:
+        example["candidates"] = example["candidates"][:3]
     body = orjson.dumps(example).decode().replace("'", "'\\''")
     head = f"{service.model} from {service.bundle.path}: {_READY}"
     return lambda url: (
-        f"{head}{url}  (console: {url}/)\ncurl -s {url}/rank -H 'content-type: application/json' -d '{body}'"
+        f"{head}{url}  (console: {url}/)\ncurl -s {url}{service.route} -H 'content-type: application/json' -d '{body}'"
     )
 
 

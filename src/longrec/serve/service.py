@@ -1,6 +1,6 @@
-"""Ranking service: encodes a request as in training, runs the pipeline and returns a response.
+"""Service: runs a pipeline on a request and returns a response.
 
-It fits nothing and imports no training code and no torch.
+It fits nothing and imports no training code and no torch. Everything that depends on a model is in the stages.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,59 +16,31 @@ import orjson
 from numpy.typing import NDArray
 
 from longrec.errors import BundleError, RequestError
-from longrec.export.bundle import RANKER, Bundle
+from longrec.export.bundle import ENCODER, RETRIEVER, Bundle
 from longrec.export.golden import GoldenRequest
-from longrec.export.raw_columns import format_request_time
-from longrec.export.runtime import Program
+from longrec.features.raw_columns import format_request_time
 from longrec.pipeline.candidates import Candidates
-from longrec.pipeline.rank import RankStage
-from longrec.pipeline.stage import Pipeline, PipelineResult, RankQuery
-from longrec.serve import open_inference
+from longrec.pipeline.stage import Pipeline
 from longrec.serve.events import EventRecorder, EventResponse, PendingEvent
+from longrec.serve.open_model import OpenModel
+from longrec.serve.pipelines import RANK, RECOMMEND, build_pipelines, open_recall
 from longrec.serve.request_encoder import RequestEncoder
-from longrec.serve.request_json import Key, RankRequest, decode_event, decode_request, parse_request_time
+from longrec.serve.request_json import (
+    RankRequest,
+    RecommendRequest,
+    decode_event,
+    decode_recommend_request,
+    decode_request,
+    parse_request_time,
+)
+from longrec.serve.responses import RankResponse, RecommendResponse
+from longrec.serve.served_programs import ServedPrograms
 from longrec.serve.settings import Settings
 from longrec.serve.state import ServiceState
 from longrec.serve.token_histories import TokenHistories
 
-_CHUNK_POSITIONS, _CHUNK_CANDIDATES = 10_000, 256
-"""Largest number of pairs of candidate and past event, and of candidates, scored at once, to fit the CPU cache."""
-
 MAX_DRIFT = 1e-4
 """Largest difference from the golden scores on this machine, ten times the tolerance of export."""
-
-
-@dataclass(frozen=True)
-class RankResponse:
-    """Response to a ranking request: candidates, best first.
-
-    Attributes:
-        pipeline_result: ranked candidates, and the duration of each stage.
-        at: timestamp of the ranking, in the format of requests.
-        new_user: True if the user is unknown (the log does not contain it).
-        new_items: unknown items.
-    """
-
-    model: str
-    user: Key
-    at: str | int | None
-    pipeline_result: PipelineResult
-    new_user: bool
-    new_items: list[Key]
-
-    def json(self) -> bytes:
-        """Return the response of ``/rank``."""
-        ranked = self.pipeline_result.candidates
-        columns = zip(ranked.keys.tolist(), ranked.scores.tolist(), ranked.list_origins())
-        return orjson.dumps(
-            {
-                "model": self.model,
-                "user": self.user,
-                "at": self.at,
-                "items": [{"id": key, "score": score, "via": via} for key, score, via in columns],
-                "unknown": {"user": self.new_user, "candidates": self.new_items},
-            }
-        )
 
 
 def read_clock() -> int:
@@ -78,15 +49,20 @@ def read_clock() -> int:
 
 
 class Service:
-    """Ranking service of one bundle, for use by one thread.
+    """Service of one bundle, or of a ranker and a retriever, for use by one thread.
 
     Args:
-        bundle: folder of the bundle, or the opened bundle.
-        settings: locations of live tokens and of recorded events. By default only the bundle is used.
+        bundle: folder of the bundle of a ranker or a retriever, or the opened bundle.
+        settings: locations of live tokens, of recorded events and of a retriever. By default only the bundle is used.
         clock: function that returns milliseconds UTC.
 
+    Attributes:
+        served: the opened bundle.
+        recall: the opened bundle of the retriever of ``Settings.recall``.
+        programs: programs of the opened bundles.
+
     Raises:
-        BundleError: if the bundle is not one of a ranker, or stores do not fit it.
+        BundleError: if the bundle is one of an encoder, or stores or the retriever do not fit it.
         StoreError: if a store cannot be opened.
     """
 
@@ -97,25 +73,40 @@ class Service:
         clock: Callable[[], int] = read_clock,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        if self.bundle.manifest.kind != RANKER:
+        if self.bundle.manifest.kind == ENCODER:
             message, do = (
                 f"a bundle of an {self.bundle.manifest.kind}",
                 "pass it with --events beside a ranker's bundle",
             )
             raise BundleError(str(self.bundle.path), message, "a bundle of a ranker", do)
         self.model, self.settings = self.bundle.manifest.model, settings or Settings()
-        self.program = Program(self.bundle.program)
         self._clock = clock
-        self._state = None if self.settings.events is None else ServiceState(self.bundle, self.settings)
+        self._closing = contextlib.ExitStack()
         try:
-            self._encoder = self._open_encoder()
+            self._open()
         except BaseException:
-            if self._state is not None:
-                self._state.close()
+            self.close()
             raise
-        self._events = None if self._state is None else EventRecorder(self._state, self._encoder, clock)
-        self._pipeline = Pipeline([RankStage(self._score)])
         self._time = self.bundle.fitted.schema.time
+
+    def _open(self) -> None:
+        self._state: ServiceState | None = None
+        self._events: EventRecorder | None = None
+        if self.settings.events is not None:
+            self._state = ServiceState(self.bundle, self.settings)
+            self._closing.callback(self._state.close)
+        self.served = OpenModel(self.bundle, self._open_encoder())
+        self._closing.callback(self.served.close)
+        if self._state is not None:
+            self._events = EventRecorder(self._state, self.served.encoder, self._clock)
+        self.recall: OpenModel | None = None
+        if self.settings.recall is not None:
+            self.recall = open_recall(self.served, self.settings.recall)
+            self._closing.callback(self.recall.close)
+        self.pipelines = build_pipelines(self.served, self.recall)
+        models = [model for model in (self.served, self.recall) if model is not None]
+        self.programs = ServedPrograms(models)
+        self._columns = frozenset(column for model in models for column in model.encoder.context)
 
     def _open_encoder(self) -> RequestEncoder:
         locations, state = self.settings.tokens, self._state
@@ -129,6 +120,25 @@ class Service:
         """Folders it writes to that only one process may open."""
         return [] if self._state is None else self._state.exclusive_folders
 
+    @property
+    def route(self) -> str:
+        """The route of its golden requests: ``/rank`` of a ranker, ``/recommend`` of a retriever."""
+        return RECOMMEND if self.bundle.manifest.kind == RETRIEVER else RANK
+
+    def get_pipeline(self, route: str) -> Pipeline:
+        """Return the pipeline of a route.
+
+        Raises:
+            RequestError: 404 if the bundle has no such pipeline.
+        """
+        if route not in self.pipelines:
+            do = "post to /recommend, or serve the bundle of a ranker"
+            if route == RECOMMEND:
+                do = "post candidates to /rank, or start the server with --recall RETRIEVER.bundle"
+            kind = "ranker" if route == RANK else "retriever"
+            raise RequestError(route, f"a bundle of a {self.bundle.manifest.kind}", f"a bundle of a {kind}", do, 404)
+        return self.pipelines[route]
+
     def rank(self, request: RankRequest) -> RankResponse:
         """Rank the candidates of a request.
 
@@ -136,13 +146,27 @@ class Service:
             RequestError: if the request is invalid. Then no candidate is scored.
             StoreError: if a store does not respond.
         """
+        pipeline = self.get_pipeline(RANK)
         at = parse_request_time(request.at, self._time, self._clock())
-        query, new_user = self._encoder.build_query(request, at)
-        candidates, new_items = self._encoder.build_candidates(request)
-        pipeline_result = self._pipeline(candidates, query)
-        return RankResponse(
-            self.model, request.user, format_request_time(self.bundle.fitted, at), pipeline_result, new_user, new_items
-        )
+        query = request.build_query(at)
+        result = pipeline(request.build_candidates(), query)
+        unknown = query.unknown
+        formatted = format_request_time(self.bundle.fitted, at)
+        return RankResponse(self.model, request.user, formatted, result, unknown.user, unknown.items)
+
+    def recommend(self, request: RecommendRequest) -> RecommendResponse:
+        """Return the items with the highest scores for a request.
+
+        Raises:
+            RequestError: if the request is invalid, or the service has no retriever.
+            StoreError: if a store does not respond.
+        """
+        pipeline = self.get_pipeline(RECOMMEND)
+        at = parse_request_time(request.at, self._time, self._clock())
+        query = request.build_query(at, self._columns)
+        result = pipeline(Candidates.of([], "request"), query)
+        formatted = format_request_time(self.bundle.fitted, at)
+        return RecommendResponse(self.model, request.user, formatted, result, query.unknown.user)
 
     def record(self, body: bytes) -> EventResponse:
         """Record an event from JSON durably.
@@ -164,42 +188,20 @@ class Service:
             raise RequestError("/events", "no source", "a server with the source of its tokens", do, 404)
         return self._events.prepare(decode_event(body))
 
-    def answer(self, body: bytes) -> bytes:
-        """Rank the candidates of a JSON request and return JSON, as ``POST /rank`` does."""
-        return self.rank(decode_request(body)).json()
+    def decode_and_answer(self, route: str, body: bytes) -> RankResponse | RecommendResponse:
+        """Answer a JSON request to ``/rank`` or ``/recommend``."""
+        self.get_pipeline(route)
+        if route == RANK:
+            return self.rank(decode_request(body))
+        return self.recommend(decode_recommend_request(body))
+
+    def answer(self, body: bytes, route: str = RANK) -> bytes:
+        """Answer a JSON request with JSON, as ``POST`` to the route does."""
+        return self.decode_and_answer(route, body).json()
 
     def close(self) -> None:
         """Close all stores."""
-        self._encoder.close()
-        if self._state is not None:
-            self._state.close()
-
-    def _score(self, candidates: Candidates, query: RankQuery) -> NDArray[np.float32]:
-        step = max(1, min(_CHUNK_CANDIDATES, _CHUNK_POSITIONS // max(query.positions, 1)))
-        scores = []
-        # Rows are independent, so that chunks change no score.
-        for start in range(0, len(candidates), step):
-            some = slice(start, start + step)
-            columns = candidates.take_columns(np.arange(len(candidates))[some])
-            items = self._encoder.build_item_tensors(
-                candidates.rows[some], candidates.keys[some], query.timestamp, columns
-            )
-            scores.append(self.program.run({**query.inputs, **items}))
-        return scores[0] if len(scores) == 1 else np.concatenate(scores)
-
-    def infer(self, body: bytes) -> bytes:
-        """Run the ONNX model on the tensors of a JSON request, as ``POST /v2/models/{name}/infer`` does.
-
-        Raises:
-            RequestError: if the tensors do not fit the ONNX model.
-        """
-        manifest = self.bundle.manifest
-        identity, inputs = open_inference.decode_infer_request(body, manifest.inputs)
-        return open_inference.encode_infer_response(self.model, manifest.version, identity, self.program.run(inputs))
-
-    def metadata(self) -> dict[str, Any]:
-        """Return name, inputs and outputs of the model in the format of the Open Inference Protocol."""
-        return open_inference.build_metadata(self.model, self.bundle.manifest.version, self.bundle.manifest.inputs)
+        self._closing.close()
 
     def health(self) -> dict[str, Any]:
         """Return facts about the served bundle."""
@@ -215,18 +217,21 @@ class Service:
     def check(self) -> float:
         """Replay the golden requests to warm up and to verify that this machine scores like the exporter.
 
-        Only the bundle is used, because live stores contain later data.
+        Only the bundles are used, because live stores contain later data.
 
         Raises:
             BundleError: if scores differ by more than ``MAX_DRIFT``.
         """
         if self.settings != Settings():
-            self.answer(orjson.dumps(self.example()))
-            with contextlib.closing(Service(self.bundle)) as alone:
-                return alone.check()
+            self.answer(orjson.dumps(self.example()), self.route)
+            if self.recall is not None:
+                self.answer(orjson.dumps(self._build_recall_example(self.recall)), RECOMMEND)
+            with contextlib.ExitStack() as closing:
+                models = [model for model in (self.served, self.recall) if model is not None]
+                return max(closing.enter_context(contextlib.closing(Service(m.bundle))).check() for m in models)
         worst = 0.0
         for number, (golden, scores) in enumerate(zip(self.bundle.golden, score_golden(self, self.bundle.golden))):
-            difference = float(np.abs(np.array(golden.scores) - scores).max())
+            difference = compute_drift(golden, scores)
             if not difference <= MAX_DRIFT:
                 raise BundleError(
                     f"{self.bundle.path}: golden request {number}",
@@ -238,17 +243,40 @@ class Service:
         return worst
 
     def example(self) -> dict[str, Any]:
-        """Return a valid request: the first golden one."""
+        """Return a valid request to ``route``: the first golden one."""
         return dict(self.bundle.golden[0].request)
+
+    def _build_recall_example(self, recall: OpenModel) -> dict[str, Any]:
+        example = dict(recall.bundle.golden[0].request)
+        context = {**self.example()["context"], **example["context"]}
+        return {**example, "context": context, "allow_unknown": True}
+
+
+def compute_drift(golden: GoldenRequest, scores: NDArray[Any]) -> float:
+    """Return the largest difference of scores: of probabilities, or as a share of the largest score of a retriever."""
+    expected = np.array(golden.scores)
+    if expected.shape != scores.shape:
+        return float("inf")
+    size = max(1.0, float(np.abs(expected).max(initial=0.0))) if golden.items else 1.0
+    return float(np.abs(expected - scores).max(initial=0.0)) / size
 
 
 def score_golden(service: Service, golden: Sequence[GoldenRequest]) -> list[NDArray[np.float64]]:
-    """Return the service's score of every candidate of golden requests, in the order of the candidates."""
+    """Return the service's score of every candidate (or expected item) of golden requests, in their order.
+
+    An expected item that was not retrieved gets the lowest score that was, which is about its own if two items at the
+    end have equal scores. If another number of items was retrieved, the scores of those are returned.
+    """
     answers = []
     for one in golden:
-        ranked = service.rank(decode_request(orjson.dumps(one.request))).pipeline_result.candidates
-        scores = dict(zip(ranked.keys.tolist(), ranked.scores.tolist()))
-        answers.append(np.array([scores[key] for key in one.request["candidates"]]))
+        ranked = service.decode_and_answer(service.route, orjson.dumps(one.request)).pipeline_result.candidates
+        scores = dict(zip(ranked.keys.tolist(), ranked.score.tolist()))
+        if service.route == RANK:
+            answers.append(np.array([scores[key] for key in one.request["candidates"]]))
+            continue
+        same = len(scores) == len(one.items)
+        lowest = min(scores.values(), default=0.0)
+        answers.append(np.array([scores.get(key, lowest) for key in one.items] if same else list(scores.values())))
     return answers
 
 

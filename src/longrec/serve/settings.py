@@ -16,19 +16,25 @@ class Settings(msgspec.Struct, frozen=True):
             in the bundle.
         events: bundle of the source model that encodes events as tokens. None: events are refused.
         state: store of recorded events, a folder or a ``redis://`` address, by default in a folder next to the bundle.
+        recall: bundle of a retriever, whose items the ranker ranks for ``/recommend``.
     """
 
     tokens: dict[str, str] = {}
     events: str | None = None
     state: str | None = None
+    recall: str | None = None
 
 
 def build_settings(
-    tokens: Mapping[str, str | Path] | None = None, events: str | Path | None = None, state: str | Path | None = None
+    tokens: Mapping[str, str | Path] | None = None,
+    events: str | Path | None = None,
+    state: str | Path | None = None,
+    recall: str | Path | None = None,
 ) -> Settings:
     """Build settings from paths or text."""
     return Settings(
         {name: str(location) for name, location in (tokens or {}).items()},
         None if events is None else str(events),
         None if state is None else str(state),
+        None if recall is None else str(recall),
     )

@@ -63,7 +63,7 @@ class ServiceState:
         return [location for location in locations if not is_remote(location)]
 
     def _open(self, bundle: Bundle, source: Bundle, settings: Settings) -> None:
-        _check_times(bundle, source)
+        check_same_units(bundle, source)
         pristine = OnlineSource(source)
         self._closing.callback(pristine.close)
         pristine.check()
@@ -173,7 +173,12 @@ def _claim_folder(folder: Path, bundle: Bundle) -> None:
         )
 
 
-def _check_times(bundle: Bundle, source: Bundle) -> None:
+def check_same_units(bundle: Bundle, source: Bundle) -> None:
+    """Check that two bundles have keys of one type and times of one unit.
+
+    Raises:
+        BundleError: if they differ.
+    """
     units = [
         "none" if (time := one.fitted.schema.time) is None else "steps" if time.unit == "step" else "timestamps"
         for one in (bundle, source)

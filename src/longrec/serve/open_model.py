@@ -1,0 +1,25 @@
+"""An opened bundle as stages use it: its programs and the encoder of its requests."""
+
+from __future__ import annotations
+
+from longrec.export.bundle import Bundle
+from longrec.export.runtime import open_programs
+from longrec.serve.request_encoder import RequestEncoder
+
+
+class OpenModel:
+    """Bundle with its programs and the encoder of its requests, for use by one thread.
+
+    Args:
+        bundle: the opened bundle.
+        encoder: encoder of its requests. Default: one that reads the copies of all stores in the bundle.
+    """
+
+    def __init__(self, bundle: Bundle, encoder: RequestEncoder | None = None) -> None:
+        self.bundle, self.name = bundle, bundle.manifest.model
+        self.programs = open_programs(bundle.path, bundle.manifest.programs)
+        self.encoder = RequestEncoder(bundle) if encoder is None else encoder
+
+    def close(self) -> None:
+        """Close the stores."""
+        self.encoder.close()

@@ -1,0 +1,78 @@
+"""Responses of a service and their JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from longrec.pipeline.candidates import Candidates
+from longrec.pipeline.stage import PipelineResult
+from longrec.serve.request_json import Key
+
+
+@dataclass(frozen=True)
+class RankResponse:
+    """Response to a ranking request: candidates, best first.
+
+    Attributes:
+        pipeline_result: ranked candidates, and the duration of each stage.
+        at: timestamp of the ranking, in the format of requests.
+        new_user: True if the user is unknown (the log does not contain it).
+        new_items: unknown items.
+    """
+
+    model: str
+    user: Key
+    at: str | int | None
+    pipeline_result: PipelineResult
+    new_user: bool
+    new_items: Sequence[Key]
+
+    def json(self) -> bytes:
+        """Return the response of ``/rank``."""
+        return orjson.dumps(
+            {
+                "model": self.model,
+                "user": self.user,
+                "at": self.at,
+                "items": _list_items(self.pipeline_result.candidates),
+                "unknown": {"user": self.new_user, "candidates": self.new_items},
+            }
+        )
+
+
+@dataclass(frozen=True)
+class RecommendResponse:
+    """Response to a request for recommendations: retrieved items, best first.
+
+    Attributes:
+        pipeline_result: retrieved items, and the duration of each stage.
+        at: timestamp of the request, in the format of requests.
+        new_user: True if the user is unknown (a log does not contain it).
+    """
+
+    model: str
+    user: Key
+    at: str | int | None
+    pipeline_result: PipelineResult
+    new_user: bool
+
+    def json(self) -> bytes:
+        """Return the response of ``/recommend``."""
+        return orjson.dumps(
+            {
+                "model": self.model,
+                "user": self.user,
+                "at": self.at,
+                "items": _list_items(self.pipeline_result.candidates),
+                "unknown": {"user": self.new_user},
+            }
+        )
+
+
+def _list_items(ranked: Candidates) -> list[dict[str, Any]]:
+    columns = zip(ranked.keys.tolist(), ranked.score.tolist(), ranked.list_origins())
+    return [{"id": key, "score": score, "via": via} for key, score, via in columns]

@@ -1,0 +1,105 @@
+"""A retriever and a ranker in one service: each stage encodes the request for its own bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+import pytest
+import retrievers
+
+from longrec.errors import BundleError, RequestError
+from longrec.export.write import export
+from longrec.serve.client import Client, client
+from longrec.serve.server import run_server
+from longrec.serve.service import Service, replay
+from longrec.serve.settings import Settings
+
+
+@pytest.fixture(scope="module", params=["in process", "over HTTP"])
+def both(request: pytest.FixtureRequest, full: Any) -> Iterator[Client]:
+    recall = retrievers.vectors().bundle
+    if request.param == "in process":
+        with client(full.bundle, recall=recall) as opened:
+            yield opened
+        return
+    with run_server(full.bundle, settings=Settings(recall=str(recall))) as url, client(url) as opened:
+        yield opened
+
+
+def test_retrieved_items_are_ranked(both: Client, full: Any) -> None:
+    request = {**retrievers.vectors().golden[1].request, "k": 4, "exclude_seen": False}
+    items = [full.items.key(row) for row in range(1, len(full.items))]
+    ranked = both.rank(request["user"], items, request["at"], request["context"])
+    answer = both.recommend(**request)
+    assert [(item.id, item.score) for item in answer] == [(item.id, pytest.approx(item.score)) for item in ranked[:4]]
+    assert {item.via for item in answer} == {"mean1"}
+    assert (answer.at, answer.new_user) == (request["at"], False)
+    unseen = both.recommend(**request | {"exclude_seen": True, "k": 1_000})
+    assert 0 < len(unseen) < len(items)
+    with pytest.raises(RequestError, match="the unknown user 5"):
+        both.recommend(**request | {"user": 5})
+    assert both.recommend(**request | {"user": 5, "allow_unknown": True}).new_user
+
+
+def test_each_stage_takes_its_own_columns_of_the_context(full: Any) -> None:
+    with Client_of(full, retrievers.vectors()) as service:
+        stages = service.pipelines["/recommend"].stages
+        assert [stage.name for stage in stages] == ["retrieve", "rank", "top"]
+        assert service.check() < 1e-5
+        request = {**retrievers.vectors().golden[1].request}
+        request["context"] = {**request["context"], "campain": 3}
+        with pytest.raises(RequestError, match="context: the unknown key 'campain'"):
+            service.answer(orjson.dumps(request), "/recommend")
+
+
+class Client_of:
+    """Service of a ranker and a retriever, closed at the end."""
+
+    def __init__(self, ranker: Any, retriever: retrievers.RetrievalShop) -> None:
+        self.service = Service(ranker.bundle, Settings(recall=str(retriever.bundle)))
+
+    def __enter__(self) -> Service:
+        return self.service
+
+    def __exit__(self, *error: Any) -> None:
+        self.service.close()
+
+
+def test_bundles_that_do_not_fit_are_refused(full: Any, steps: Any, prejoined: Any) -> None:
+    mean, count = retrievers.vectors().bundle, retrievers.counts().bundle
+    cases = [
+        (mean, count, "a bundle of a retriever; expected a bundle of a ranker"),
+        (full.bundle, steps.bundle, "a bundle of kind ranker; expected a bundle of a retriever"),
+        (full.bundle, count, "times as steps; expected times as timestamps"),
+        (prejoined.bundle, mean, "expected times as none"),
+    ]
+    for ranker, recall, message in cases:
+        with pytest.raises(BundleError, match=message):
+            Service(ranker, Settings(recall=str(recall)))
+
+
+def test_a_retriever_over_http(full: Any) -> None:
+    retrieval = retrievers.vectors()
+    with run_server(retrieval.bundle, workers=2) as url, client(url) as shop:
+        for golden in retrieval.golden:
+            answer = shop.recommend(**golden.request)
+            assert [item.score for item in answer] == pytest.approx(golden.scores, abs=1e-4)
+        assert shop.health()["model"] == "mean1"
+        example = orjson.loads(shop._call("GET", "/example"))  # type: ignore[attr-defined]
+        assert shop.recommend(**example)
+        text = shop._call("GET", "/metrics").decode()  # type: ignore[attr-defined]
+        assert 'longrec_requests_total{route="/recommend",status="200"}' in text
+        with pytest.raises(RequestError, match="/rank: a bundle of a retriever") as caught:
+            shop.rank(**full.golden[0].request)
+        assert caught.value.status == 404
+
+
+def test_an_export_with_other_items_fails(tmp_path: Any) -> None:
+    retrieval = retrievers.counts()
+    one = retrieval.golden[0]
+    wrong = type(one)(one.request, [score + 1 for score in one.scores], items=one.items)
+    with pytest.raises(BundleError, match="golden request 0: the exported program differs from the model"):
+        export(retrieval.model, retrieval.shop.log, tmp_path / "out", [wrong], replay, name="count")
+    assert list(tmp_path.iterdir()) == []
