@@ -254,10 +254,11 @@ def test_every_key_is_documented_and_no_other(page: str, heading: str, cls: type
 
 
 def test_every_key_of_a_request_is_documented() -> None:
-    from longrec.serve.request_json import RankRequest
+    from longrec.serve.request_json import RankRequest, RecommendRequest
 
-    collected = documented(ROOT / "docs" / "guide" / "serving.md", "A request")
-    assert collected == set(RankRequest.__struct_fields__)
+    for heading, request in (("A request", RankRequest), ("Recommendations", RecommendRequest)):
+        collected = documented(ROOT / "docs" / "guide" / "serving.md", heading)
+        assert collected == set(request.__struct_fields__)
 
 
 @pytest.mark.parametrize("script", ["make_models", "make_easyrec"])

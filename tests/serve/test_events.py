@@ -499,3 +499,21 @@ def test_tokens_of_positive_impressions_only_are_not_written_online(
         pass
     with pytest.raises(BundleError, match="tokens of positive impressions only"):
         Service(shop.bundle, Settings({"tokens": str(folder)}, str(shop.source), str(tmp_path / "state")))
+
+
+def test_items_of_recorded_events_are_seen(service: Service, clock: Clock) -> None:
+    encoder = service.served.encoder
+
+    def read_items(user: str, at: int) -> list[int]:
+        encoded = Query(user, at, CONTEXT, allow_unknown=True).encode(encoder)
+        return encoder.read_seen_items(encoded, at).tolist()
+
+    event = record_event(service, user="nobody", item=104)
+    now = clock()
+    assert read_items("nobody", now) == []
+    assert read_items("nobody", now + 1) == [encoder.look_up_item(104)]
+    before = read_items("u1", now)
+    record_event(service, item=104)
+    assert read_items("u1", now) == before
+    assert read_items("u1", now + 1) == [*before, encoder.look_up_item(104)]
+    assert not event.replaced

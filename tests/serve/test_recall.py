@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 import retrievers
 
 from longrec.errors import BundleError, RequestError
 from longrec.export.write import export
+from longrec.pipeline.candidates import Candidates
 from longrec.serve.client import Client, client
+from longrec.serve.rank_stage import RankStage
+from longrec.serve.request_json import decode_request
 from longrec.serve.server import run_server
 from longrec.serve.service import Service, replay
 from longrec.serve.settings import Settings
@@ -44,7 +49,7 @@ def test_retrieved_items_are_ranked(both: Client, full: Any) -> None:
 
 
 def test_each_stage_takes_its_own_columns_of_the_context(full: Any) -> None:
-    with Client_of(full, retrievers.vectors()) as service:
+    with contextlib.closing(Service(full.bundle, Settings(recall=str(retrievers.vectors().bundle)))) as service:
         stages = service.pipelines["/recommend"].stages
         assert [stage.name for stage in stages] == ["retrieve", "rank", "top"]
         assert service.check() < 1e-5
@@ -54,17 +59,15 @@ def test_each_stage_takes_its_own_columns_of_the_context(full: Any) -> None:
             service.answer(orjson.dumps(request), "/recommend")
 
 
-class Client_of:
-    """Service of a ranker and a retriever, closed at the end."""
-
-    def __init__(self, ranker: Any, retriever: retrievers.RetrievalShop) -> None:
-        self.service = Service(ranker.bundle, Settings(recall=str(retriever.bundle)))
-
-    def __enter__(self) -> Service:
-        return self.service
-
-    def __exit__(self, *error: Any) -> None:
-        self.service.close()
+def test_retrieved_items_that_the_ranker_does_not_know_are_dropped(full: Any, service: Service) -> None:
+    query = decode_request(orjson.dumps(full.golden[0].request)).build_query(1_600_000_010_000)
+    candidates = Candidates.of(["i1", "nobody", "i3"], "mean1")
+    ranked = RankStage(service.served, drop_unknown=True)(candidates, query)
+    assert sorted(ranked.keys.tolist()) == ["i1", "i3"]
+    assert query.unknown.items == []
+    with pytest.raises(RequestError, match="1 unknown item: 'nobody'"):
+        RankStage(service.served)(candidates, query)
+    assert len(RankStage(service.served)(candidates.take(np.zeros(0, np.int64)), query)) == 0
 
 
 def test_bundles_that_do_not_fit_are_refused(full: Any, steps: Any, prejoined: Any) -> None:

@@ -22,6 +22,7 @@ from longrec.data.settings import DataConfig
 from longrec.errors import BundleError
 from longrec.export import bundle as bundles
 from longrec.export.bundle import FORMAT, Bundle, read_manifest
+from longrec.export.catalog import build_catalog_tensors
 from longrec.export.write import export
 from longrec.exports import build_offline_request
 from longrec.features.schema import Schema
@@ -153,6 +154,20 @@ def test_a_version_counts_from_the_millisecond_after_its_timestamp(shop: Shop) -
                 score_items(service, "nobody", [key], format_time(since + shift))[key] for shift in (-1, 0, 1, 999)
             ]
             assert scores[0] == scores[1] != scores[2] == scores[3]
+
+
+def test_the_catalog_of_a_retriever_has_the_newest_versions(shop: Shop) -> None:
+    items = shop.log.items
+    assert items.versions is not None
+    catalog = build_catalog_tensors(shop.log.fitted, items)
+    newest = np.where(np.diff(items.versions.offsets) > 0, items.versions.offsets[1:], 0)[1:]
+    for name, column in items.dated.items():
+        if isinstance(column, np.ndarray):
+            np.testing.assert_allclose(catalog[f"f.{name}"], column[newest], rtol=1e-6)
+    whole = build_catalog_tensors(shop.log.fitted, items, 1, 4), build_catalog_tensors(shop.log.fitted, items, 4)
+    for name, tensor in catalog.items():
+        if not name.endswith("offsets"):
+            assert np.array_equal(np.concatenate([half[name] for half in whole]), tensor)
 
 
 def test_a_bundle_has_the_versions(shop: Shop, full: Any, tmp_path: Path) -> None:

@@ -59,9 +59,12 @@ class CatalogScores(ProgramModule):
 
 
 def build_retrieval_batch(inputs: Sequence[Input], tensors: Sequence[Tensor]) -> tuple[Batch, Mapping[str, Column]]:
-    """Build the batch of one request without candidates, and the columns of items, from flat tensors."""
+    """Build the shared batch of one request, and the columns of items, from flat tensors.
+
+    The batch has no columns of candidates, because items belong to no request.
+    """
     shared = build_shared_batch(inputs, tensors)
-    return replace(shared, layout=Layout.single(1), candidates={}), shared.candidates
+    return replace(shared, layout=Layout.shared(1), candidates={}), shared.candidates
 
 
 def build_programs(model: Model, inputs: Sequence[Input]) -> dict[str, ProgramModule]:
