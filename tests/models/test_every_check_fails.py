@@ -226,7 +226,9 @@ PLANTED: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "a_loss_is_the_weighted_mean_over_targets": ("sasrec", unweighted_targets),
     "targets_are_learned": (
         "sasrec",
-        lambda patch: around(patch, SASRec, "loss", lambda right: lambda self, batch: -right(self, batch)),
+        lambda patch: around(
+            patch, SASRec, "loss", lambda right: lambda self, batch: right(self, batch) * (-1 if self.training else 1)
+        ),
     ),
     "a_step_of_targets_on_another_device": ("sasrec", a_value_of_a_target_is_read),
     "every_alternative_can_be_selected": (

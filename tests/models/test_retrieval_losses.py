@@ -46,7 +46,7 @@ def test_softmax_by_hand() -> None:
     assert loss_of(state, item, with_q, log_q=False) == pytest.approx(loss_of(state, item, targets), rel=1e-6)
 
 
-def test_softmax_over_all_items_is_the_cross_entropy() -> None:
+def test_softmax_over_all_items_is_exact() -> None:
     """The own item is masked among the negatives, so that with every item once none counts twice."""
     state, item, targets = draw(list(range(ITEMS)), [3, 4, 4, 0, 11, 7, 2])
     once = Targets(**{**vars(targets), "log_q": torch.zeros(ITEMS)})
@@ -57,7 +57,7 @@ def test_softmax_over_all_items_is_the_cross_entropy() -> None:
     assert loss_of(state, every, catalog, loss="cross_entropy") == pytest.approx(float(exact), rel=1e-5)
 
 
-def test_log_q_estimates_the_cross_entropy() -> None:
+def test_log_q_estimates_the_loss_over_all_items() -> None:
     """Negatives drawn unequally, many times: with the correction their sum estimates that over the catalog."""
     generator = torch.Generator().manual_seed(1)
     share = torch.rand(ITEMS, generator=generator) + 0.1

@@ -169,6 +169,7 @@ def check_a_loss_is_the_weighted_mean_over_targets(case: Case) -> None:
             weight_T = torch.arange(len(each)) % 3 + 0.5
             mean = (each * weight_T).sum() / weight_T.sum()
             expect_close(model.loss(with_weights(batch, weight_T)), mean, "the loss is not the mean by weight")
+            expect(each.std() > 1e-3, "the weights are not read: the loss of each target is the same")
             expect_close(model.loss(batch), each.mean(), "without weights the loss is not the mean over targets")
             expect(model.loss(with_weights(batch, 0 * weight_T)).isfinite(), "the loss of weights 0 is not finite")
 
