@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from model_batches import one_request, small, some_rows
+from model_batches import one_request, score, small, some_rows, with_one_item
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -21,7 +21,7 @@ from torch.utils.flop_counter import flop_registry
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Model
-from longrec.models.core.kinds import Encoder
+from longrec.models.core.kinds import Encoder, Retriever
 from longrec.nn import gemm
 
 WIDTH, CANDIDATES, EVENTS = 16, 100, (10, 100, 1_000)
@@ -120,13 +120,16 @@ def costs(name: str) -> Costs:
 
 
 def _row(model: Model, fields: Fields, events: int) -> int:
-    return count_operations(model, some_rows(fields, [events] * _ROWS[events])) // _ROWS[events]
+    batch = some_rows(fields, [events] * _ROWS[events])
+    if isinstance(model, Retriever):
+        batch = with_one_item(batch)
+    return count_operations(model, batch) // _ROWS[events]
 
 
 def count_operations(model: Model, batch: Batch) -> int:
     """Return the operations of one pass, without oneDNN, which rounds rows up (nn/gemm.py)."""
     with torch.no_grad(), mock.patch.object(gemm, "_POINTWISE", None), OperationCounter() as counting:
-        model(batch)
+        score(model, batch)
     return counting.total
 
 

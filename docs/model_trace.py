@@ -17,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from model_batches import one_request, ragged_rows, small
+from model_batches import one_request, ragged_rows, score, small
 from model_boxes import Box, Entry, Figure, by_rate, events_of, rate_of, shape_of, tidy
 from model_cost import cost, tensors
 from model_origins import NONE, Origins, store_of
@@ -27,14 +27,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from longrec.features.batch import Batch, Jagged
 from longrec.features.fields import Fields
 from longrec.models.core.base import Model
-from longrec.models.core.kinds import Encoder
+from longrec.models.core.kinds import Encoder, Retriever
 from longrec.nn.embedding import Embedded, Embeddings
 
 LISTS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, Model)
 
 
 def trace(name: str) -> Figure:
-    """Trace a model: a ranker on one request, an encoder on rows of several users."""
+    """Trace a model: a ranker or retriever on one request, an encoder on rows of several users."""
     model, fields = small(name)
     ragged = isinstance(model, Encoder)
     batch = ragged_rows(fields) if ragged else one_request(fields)
@@ -46,7 +46,7 @@ def trace(name: str) -> Figure:
             if isinstance(model, Encoder):
                 watch.leave("vector", model.encode(batch))
                 watch.again()
-            watch.leave("logit", model(batch))
+            watch.leave("score" if isinstance(model, Retriever) else "logit", score(model, batch))
         # A box without operations passes its inputs on one by one, which needs another trace to follow.
         idle = {key for key, number in watch.of.items() if watch.boxes[number].idle()} - clear
         if not idle:
@@ -233,7 +233,7 @@ class _Watch(TorchDispatchMode):
         vectors = {"impression": out.features, **out.histories}
         fields = {"impression": module.fields.features, **module.fields.histories}
         for group, group_vectors in vectors.items():
-            if not group_vectors:
+            if not any(map(len, group_vectors.values())):
                 continue
             shapes = dict.fromkeys(shape_of(vector, self.ragged) for vector in group_vectors.values())
             shape = f"{len(group_vectors)} × {' '.join(shapes)}" if len(group_vectors) > 1 else " ".join(shapes)

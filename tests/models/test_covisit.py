@@ -167,7 +167,7 @@ def test_the_program_scores_as_the_model(tmp_path: Path) -> None:
     example = torch.randint(2, 9, (7,), dtype=torch.int32), torch.arange(5, dtype=torch.int32)
     shapes = {0: torch.export.Dim("T")}, {0: torch.export.Dim("I")}
     with silence_exporter(), torch.no_grad():
-        program = torch.onnx.export(Program(model), example, dynamo=True, dynamic_shapes=shapes, verbose=False)
+        program = torch.onnx.export(Program(model).eval(), example, dynamo=True, dynamic_shapes=shapes, verbose=False)
     assert program is not None
     program.save(str(tmp_path / "model.onnx"))
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
