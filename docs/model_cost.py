@@ -28,7 +28,7 @@ WIDTH, CANDIDATES, EVENTS = 16, 100, (10, 100, 1_000)
 """Width of the embeddings, candidates of a request, and events of a history at which a model is counted."""
 _ROWS = {10: 256, 100: 64, 1_000: 32}
 """Rows of a batch for each number of events: as many positions as in training, where layers use other formulas."""
-_BAGS = {"_embedding_bag", "_embedding_bag_forward_only", "embedding_bag"}
+BAGS = {"_embedding_bag", "_embedding_bag_forward_only", "embedding_bag"}
 _REDUCTIONS = {
     "sum", "mean", "amax", "max", "min", "amin", "prod", "cumsum", "logsumexp", "_softmax", "_log_softmax", "norm",
     "var", "var_mean", "linalg_vector_norm", "native_layer_norm", "native_batch_norm", "cudnn_batch_norm",
@@ -77,7 +77,7 @@ def cost(func: Any, args: Any, kwargs: Any, out: Any) -> int:
         return 2 * inputs[1].numel() * int(inputs[2].shape[-1])
     if name in ("mv", "dot", "vdot", "addmv"):
         return 2 * max(one.numel() for one in inputs)
-    if name in _BAGS:
+    if name in BAGS:
         return (len(inputs) if len(inputs) > 1 else 1) * int(args[1].numel()) * int(args[0].shape[1])
     if name.startswith("_scaled_dot_product"):
         (*batch, queries, width), (*_, keys, _), (*_, value) = (one.shape for one in inputs[:3])

@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 from model_batches import one_request, ragged_rows, score, small
 from model_boxes import Box, Entry, Figure, by_rate, events_of, rate_of, shape_of, tidy
-from model_cost import cost, tensors
+from model_cost import BAGS, cost, tensors
 from model_origins import NONE, Origins, store_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -81,6 +81,7 @@ class _Watch(TorchDispatchMode):
         self.origins = Origins()
         self.named, self.called = False, 0
         self.of: dict[str, int] = {}
+        self.columns: set[int] = set()
         self.counted: set[str] = set()
         self.path = {module: name for name, module in model.named_modules()}
         self.owner = {store_of(parameter): name for name, parameter in model.named_parameters()}
@@ -146,9 +147,10 @@ class _Watch(TorchDispatchMode):
             self.origins.kept += outputs
             return out
         here = self.inside[-1] if self.inside else self.by_parameter(inputs)
-        looks_up = func._overloadpacket.__name__ == "embedding"
+        name = func._overloadpacket.__name__
+        looks_up = {store_of(one) for one in inputs if name == "embedding" or name in BAGS or self.selects(name, one)}
         floats = any(one.is_floating_point() for one in outputs)
-        relevant = [one for one in inputs if looks_up or one.is_floating_point() or not floats]
+        relevant = [one for one in inputs if store_of(one) in looks_up or one.is_floating_point() or not floats]
         sources = NONE.union(*map(self.origins.sources, relevant))
         if here is not None and floats:
             here = self.apart(here, sources)
@@ -164,6 +166,10 @@ class _Watch(TorchDispatchMode):
                 self.origins.write(one, sources)
             self.origins.put(one, sources)
         return out
+
+    def selects(self, name: str, one: Tensor) -> bool:
+        """Return True if an operator selects entries by a column of the batch."""
+        return name == "index_select" and store_of(one) in self.columns
 
     def apart(self, here: int, sources: frozenset[int]) -> int:
         """Return the box itself, or a new one for a later run of a module, so that no line runs backward.
@@ -216,7 +222,9 @@ class _Watch(TorchDispatchMode):
 
     def hand(self, column: Tensor | Jagged, box: int) -> None:
         """Record that a column of the batch comes from a box."""
-        self.origins.put(column.values if isinstance(column, Jagged) else column, frozenset([box]))
+        values = column.values if isinstance(column, Jagged) else column
+        self.columns.add(store_of(values))
+        self.origins.put(values, frozenset([box]))
 
     def leave(self, name: str, out: Tensor) -> None:
         """Create the box of a result."""
