@@ -18,6 +18,7 @@ from longrec.features.batch import Batch, HistoryBatch, Jagged, Layout
 from longrec.features.fields import COMPUTED, Field, Fields
 from longrec.models.core.base import Model
 from longrec.models.core.catalog import is_model
+from longrec.models.core.kinds import FittedRetriever, Retriever
 from longrec.models.core.registry import build, find
 
 CANDIDATES, EVENTS, ROWS, POSITIONS = 19, 23, 19, 83
@@ -80,7 +81,10 @@ def small(name: str, width: int = 16) -> tuple[Model, Fields]:
         torch.manual_seed(0)
         settings = {"name": name, **extra_settings(name), **_widths(find(name).Config, width)}
         try:
-            return build(settings, wide).eval(), wide
+            model = build(settings, wide).eval()
+            if isinstance(model, FittedRetriever):
+                model.fit_statistics([some_rows(wide, [EVENTS] * 40).histories])
+            return model, wide
         except ConfigError as error:
             first = first or error
     assert first is not None
@@ -110,6 +114,24 @@ def _reads_tokens(name: str) -> bool:
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     imported = [alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]
     return "TokenInput" in imported
+
+
+def score(model: Model, batch: Batch) -> Tensor:
+    """Return the logits of candidates, or the scores of a retriever, whose catalog they are."""
+    if isinstance(model, Retriever):
+        return model.score_catalog(batch, batch.candidates)
+    out: Tensor = model(batch)
+    return out
+
+
+def with_one_item(batch: Batch) -> Batch:
+    """Return the batch with its first candidate alone, as the catalog of a retriever."""
+    first = torch.zeros(1, dtype=torch.int64)
+    columns = {
+        name: column[:1] if isinstance(column, Tensor) else column.select_rows(first)
+        for name, column in batch.candidates.items()
+    }
+    return replace(batch, candidates=columns)
 
 
 def one_request(fields: Fields, candidates: int = CANDIDATES, events: int = EVENTS) -> Batch:

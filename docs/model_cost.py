@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from model_batches import one_request, small, some_rows
+from model_batches import one_request, score, small, some_rows, with_one_item
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -21,14 +21,14 @@ from torch.utils.flop_counter import flop_registry
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Model
-from longrec.models.core.kinds import Encoder
+from longrec.models.core.kinds import Encoder, Retriever
 from longrec.nn import gemm
 
 WIDTH, CANDIDATES, EVENTS = 16, 100, (10, 100, 1_000)
 """Width of the embeddings, candidates of a request, and events of a history at which a model is counted."""
 _ROWS = {10: 256, 100: 64, 1_000: 32}
 """Rows of a batch for each number of events: as many positions as in training, where layers use other formulas."""
-_BAGS = {"_embedding_bag", "_embedding_bag_forward_only", "embedding_bag"}
+BAGS = {"_embedding_bag", "_embedding_bag_forward_only", "embedding_bag"}
 _REDUCTIONS = {
     "sum", "mean", "amax", "max", "min", "amin", "prod", "cumsum", "logsumexp", "_softmax", "_log_softmax", "norm",
     "var", "var_mean", "linalg_vector_norm", "native_layer_norm", "native_batch_norm", "cudnn_batch_norm",
@@ -77,7 +77,7 @@ def cost(func: Any, args: Any, kwargs: Any, out: Any) -> int:
         return 2 * inputs[1].numel() * int(inputs[2].shape[-1])
     if name in ("mv", "dot", "vdot", "addmv"):
         return 2 * max(one.numel() for one in inputs)
-    if name in _BAGS:
+    if name in BAGS:
         return (len(inputs) if len(inputs) > 1 else 1) * int(args[1].numel()) * int(args[0].shape[1])
     if name.startswith("_scaled_dot_product"):
         (*batch, queries, width), (*_, keys, _), (*_, value) = (one.shape for one in inputs[:3])
@@ -120,13 +120,16 @@ def costs(name: str) -> Costs:
 
 
 def _row(model: Model, fields: Fields, events: int) -> int:
-    return count_operations(model, some_rows(fields, [events] * _ROWS[events])) // _ROWS[events]
+    batch = some_rows(fields, [events] * _ROWS[events])
+    if isinstance(model, Retriever):
+        batch = with_one_item(batch)
+    return count_operations(model, batch) // _ROWS[events]
 
 
 def count_operations(model: Model, batch: Batch) -> int:
     """Return the operations of one pass, without oneDNN, which rounds rows up (nn/gemm.py)."""
     with torch.no_grad(), mock.patch.object(gemm, "_POINTWISE", None), OperationCounter() as counting:
-        model(batch)
+        score(model, batch)
     return counting.total
 
 

@@ -17,9 +17,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-from model_batches import one_request, ragged_rows, small
+from model_batches import one_request, ragged_rows, score, small
 from model_boxes import Box, Entry, Figure, by_rate, events_of, rate_of, shape_of, tidy
-from model_cost import cost, tensors
+from model_cost import BAGS, cost, tensors
 from model_origins import NONE, Origins, store_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,14 +27,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from longrec.features.batch import Batch, Jagged
 from longrec.features.fields import Fields
 from longrec.models.core.base import Model
-from longrec.models.core.kinds import Encoder
+from longrec.models.core.kinds import Encoder, Retriever
 from longrec.nn.embedding import Embedded, Embeddings
 
 LISTS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, Model)
 
 
 def trace(name: str) -> Figure:
-    """Trace a model: a ranker on one request, an encoder on rows of several users."""
+    """Trace a model: a ranker or retriever on one request, an encoder on rows of several users."""
     model, fields = small(name)
     ragged = isinstance(model, Encoder)
     batch = ragged_rows(fields) if ragged else one_request(fields)
@@ -46,7 +46,7 @@ def trace(name: str) -> Figure:
             if isinstance(model, Encoder):
                 watch.leave("vector", model.encode(batch))
                 watch.again()
-            watch.leave("logit", model(batch))
+            watch.leave("score" if isinstance(model, Retriever) else "logit", score(model, batch))
         # A box without operations passes its inputs on one by one, which needs another trace to follow.
         idle = {key for key, number in watch.of.items() if watch.boxes[number].idle()} - clear
         if not idle:
@@ -81,6 +81,7 @@ class _Watch(TorchDispatchMode):
         self.origins = Origins()
         self.named, self.called = False, 0
         self.of: dict[str, int] = {}
+        self.columns: set[int] = set()
         self.counted: set[str] = set()
         self.path = {module: name for name, module in model.named_modules()}
         self.owner = {store_of(parameter): name for name, parameter in model.named_parameters()}
@@ -146,9 +147,10 @@ class _Watch(TorchDispatchMode):
             self.origins.kept += outputs
             return out
         here = self.inside[-1] if self.inside else self.by_parameter(inputs)
-        looks_up = func._overloadpacket.__name__ == "embedding"
+        name = func._overloadpacket.__name__
+        looks_up = {store_of(one) for one in inputs if name == "embedding" or name in BAGS or self.selects(name, one)}
         floats = any(one.is_floating_point() for one in outputs)
-        relevant = [one for one in inputs if looks_up or one.is_floating_point() or not floats]
+        relevant = [one for one in inputs if store_of(one) in looks_up or one.is_floating_point() or not floats]
         sources = NONE.union(*map(self.origins.sources, relevant))
         if here is not None and floats:
             here = self.apart(here, sources)
@@ -164,6 +166,10 @@ class _Watch(TorchDispatchMode):
                 self.origins.write(one, sources)
             self.origins.put(one, sources)
         return out
+
+    def selects(self, name: str, one: Tensor) -> bool:
+        """Return True if an operator selects entries by a column of the batch."""
+        return name == "index_select" and store_of(one) in self.columns
 
     def apart(self, here: int, sources: frozenset[int]) -> int:
         """Return the box itself, or a new one for a later run of a module, so that no line runs backward.
@@ -216,7 +222,9 @@ class _Watch(TorchDispatchMode):
 
     def hand(self, column: Tensor | Jagged, box: int) -> None:
         """Record that a column of the batch comes from a box."""
-        self.origins.put(column.values if isinstance(column, Jagged) else column, frozenset([box]))
+        values = column.values if isinstance(column, Jagged) else column
+        self.columns.add(store_of(values))
+        self.origins.put(values, frozenset([box]))
 
     def leave(self, name: str, out: Tensor) -> None:
         """Create the box of a result."""
@@ -233,7 +241,7 @@ class _Watch(TorchDispatchMode):
         vectors = {"impression": out.features, **out.histories}
         fields = {"impression": module.fields.features, **module.fields.histories}
         for group, group_vectors in vectors.items():
-            if not group_vectors:
+            if not any(map(len, group_vectors.values())):
                 continue
             shapes = dict.fromkeys(shape_of(vector, self.ragged) for vector in group_vectors.values())
             shape = f"{len(group_vectors)} × {' '.join(shapes)}" if len(group_vectors) > 1 else " ".join(shapes)

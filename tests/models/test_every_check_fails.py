@@ -16,9 +16,12 @@ from test_planted_faults import FAULTS
 from torch import Tensor
 
 from longrec.features.batch import Batch
-from longrec.models.core.kinds import Ranker
+from longrec.models.core.kinds import Ranker, VectorRetriever
+from longrec.models.covisit import CoVisit
 from longrec.models.din import DIN, DINConfig
 from longrec.models.iat import IAT
+from longrec.models.sasrec import SASRec
+from longrec.nn import self_attention
 from longrec.testing import texts
 from longrec.testing.case import Case
 from longrec.testing.expect import ConformanceError
@@ -130,6 +133,57 @@ def no_output_bias(patch: Patch) -> None:
     patch.setattr(DIN, "output_biases", lambda self: ())
 
 
+def scores_of(change: Callable[[Batch, Tensor], Tensor]) -> Callable[[Patch], None]:
+    """A fault in the scores of a catalog, made of the batch and the right scores."""
+    return lambda patch: around(
+        patch,
+        VectorRetriever,
+        "score_catalog",
+        lambda right: lambda self, batch, catalog: change(batch, right(self, batch, catalog)),
+    )
+
+
+def another_scale_each_time(patch: Patch) -> None:
+    number = count()
+
+    def wrong(right: Wrong) -> Wrong:
+        def start(self: SASRec, config: Any, fields: Any) -> None:
+            right(self, config, fields)
+            self.scale = next(number)
+
+        return start
+
+    around(patch, SASRec, "__init__", wrong)
+    around(patch, SASRec, "users", lambda right: lambda self, batch: right(self, batch) * (1 + self.scale))
+
+
+def an_event_later_is_read(patch: Patch) -> None:
+    around(
+        patch, SASRec, "states", lambda right: lambda self, batch: right(self, batch) + right(self, batch).roll(-1, 0)
+    )
+
+
+def a_frozen_parameter(patch: Patch) -> None:
+    around(
+        patch, self_attention, "attend_to_earlier", lambda right: lambda qkv, *others: right(qkv, *others).detach() * 0
+    )
+    patch.setattr("longrec.models.sasrec.attend_to_earlier", self_attention.attend_to_earlier)
+
+
+def unweighted_targets(patch: Patch) -> None:
+    def wrong(right: Wrong) -> Wrong:
+        return lambda self, batch: right(self, replace(batch, targets=replace(batch.targets, weight=None)))
+
+    around(patch, SASRec, "loss", wrong)
+
+
+def a_value_of_a_target_is_read(patch: Patch) -> None:
+    def wrong(right: Wrong) -> Wrong:
+        return lambda self, batch: right(self, batch) * (1 if int(batch.targets.state[0]) >= 0 else 2)
+
+    around(patch, SASRec, "loss", wrong)
+
+
 class Loose(DINConfig, extra="ignore"):
     """Settings that take any key."""
 
@@ -162,9 +216,33 @@ PLANTED: dict[str, tuple[str, Callable[[Patch], None]]] = {
         "iat",
         lambda patch: around(patch, IAT, "codes", lambda right: lambda self, batch: right(self, batch) ^ 1),
     ),
+    "one_finite_score_an_item": ("sasrec", scores_of(lambda batch, s_RI: s_RI[:, :-1])),
+    "requests_do_not_see_each_other": ("sasrec", scores_of(lambda batch, s_RI: s_RI + s_RI.mean(0))),
+    "every_layout_scores_alike": ("sasrec", scores_of(lambda batch, s_RI: s_RI + (batch.layout.kind == "shared"))),
+    "order_of_events_matters_as_declared": ("sasrec", lambda patch: patch.setattr(SASRec, "order_matters", False)),
+    "a_retriever_is_saved_and_loaded": ("sasrec", another_scale_each_time),
+    "a_state_reads_no_later_event": ("sasrec", an_event_later_is_read),
+    "targets_reach_every_parameter": ("sasrec", a_frozen_parameter),
+    "a_loss_is_the_weighted_mean_over_targets": ("sasrec", unweighted_targets),
+    "targets_are_learned": (
+        "sasrec",
+        lambda patch: around(
+            patch, SASRec, "loss", lambda right: lambda self, batch: right(self, batch) * (-1 if self.training else 1)
+        ),
+    ),
+    "a_step_of_targets_on_another_device": ("sasrec", a_value_of_a_target_is_read),
+    "every_alternative_can_be_selected": (
+        "covisit",
+        lambda patch: patch.setattr(CoVisit, "select", lambda self, settings: None),
+    ),
 }
 """Check -> the model and the fault that it must detect."""
-SETTINGS: dict[str, dict[str, Any]] = {"din": {}, "iat": {"codes": {"levels": 2, "size": 8}}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "din": {},
+    "iat": {"codes": {"levels": 2, "size": 8}},
+    "sasrec": {},
+    "covisit": {},
+}
 
 
 @pytest.mark.parametrize("check", PLANTED)

@@ -7,7 +7,7 @@ length are put into rectangles. A row begins at the first slot, so that padding 
 hides it from them, and no mask is needed. The results of padded slots are dropped, so their gradients are zero.
 
 Shapes: B rows, N positions, S slots of all rectangles, R rows of a rectangle, T events of its longest row, H heads,
-X width of all heads' queries, keys and values.
+X width of all heads, Q = 3 X width of their queries, keys and values.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ _WASTE = 0.25
 """Maximum share of padded slots in a rectangle. Only the attention itself is computed on them."""
 
 
-def attend_to_earlier(qkv_NX: Float[Tensor, "N 3X"], segments: Segments, heads: int) -> Float[Tensor, "N X"]:
+def attend_to_earlier(qkv_NQ: Float[Tensor, "N Q"], segments: Segments, heads: int) -> Float[Tensor, "N X"]:
     """Return the attention of each position to its own and the earlier positions of its row.
 
     Args:
-        qkv_NX: queries, keys and values, concatenated.
+        qkv_NQ: queries, keys and values, concatenated.
         segments: rows that share no positions, or one shared history, which is one row.
     """
     if segments.shared:
         if kernels.is_traced():
-            return _attend_traced(qkv_NX, heads)
-        return _attend(qkv_NX, 1, len(qkv_NX), heads) if len(qkv_NX) else qkv_NX[:, : qkv_NX.shape[1] // 3]
+            return _attend_traced(qkv_NQ, heads)
+        return _attend(qkv_NQ, 1, len(qkv_NQ), heads) if len(qkv_NQ) else qkv_NQ[:, : qkv_NQ.shape[1] // 3]
     plan = _Rectangles.of(segments)
     if not plan.shapes:
-        return qkv_NX[:, : qkv_NX.shape[1] // 3]
+        return qkv_NQ[:, : qkv_NQ.shape[1] // 3]
     if plan.from_flat is not None:
-        qkv_NX = _Pad.apply(qkv_NX, plan.from_flat, plan.to_flat)  # type: ignore[no-untyped-call]
-    chunks = torch.split(qkv_NX, [rows * longest for rows, longest in plan.shapes])
+        qkv_NQ = _Pad.apply(qkv_NQ, plan.from_flat, plan.to_flat)  # type: ignore[no-untyped-call]
+    chunks = torch.split(qkv_NQ, [rows * longest for rows, longest in plan.shapes])
     outputs = [_attend(chunk, *shape, heads) for chunk, shape in zip(chunks, plan.shapes)]
     o_SX = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     if plan.to_flat is None:
@@ -106,19 +106,19 @@ class _Rectangles:
         return cls(shapes, *put_all([np.concatenate(positions), slots], segments.offsets.device))
 
 
-def _attend(qkv_SX: Tensor, rows: int, longest: int, heads: int) -> Tensor:
+def _attend(qkv_SQ: Tensor, rows: int, longest: int, heads: int) -> Tensor:
     """``[R T, X]`` of one rectangle."""
-    width = qkv_SX.shape[1] // 3
-    q, k, v = qkv_SX.view(rows, longest, 3, heads, width // heads).permute(2, 0, 3, 1, 4).unbind()
+    width = qkv_SQ.shape[1] // 3
+    q, k, v = qkv_SQ.view(rows, longest, 3, heads, width // heads).permute(2, 0, 3, 1, 4).unbind()
     o_RHTd = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return o_RHTd.transpose(1, 2).reshape(rows * longest, width)
 
 
-def _attend_traced(qkv_TX: Tensor, heads: int) -> Tensor:
+def _attend_traced(qkv_TQ: Tensor, heads: int) -> Tensor:
     """``[T, X]`` of one row, in operators that every runtime supports, for any T."""
-    length, width = qkv_TX.shape[0], qkv_TX.shape[1] // 3
-    q, k, v = qkv_TX.view(length, 3, heads, width // heads).permute(1, 2, 0, 3).unbind()
-    rank_T = torch.arange(length, device=qkv_TX.device)
+    length, width = qkv_TQ.shape[0], qkv_TQ.shape[1] // 3
+    q, k, v = qkv_TQ.view(length, 3, heads, width // heads).permute(1, 2, 0, 3).unbind()
+    rank_T = torch.arange(length, device=qkv_TQ.device)
     later_TT = rank_T.unsqueeze(0) > rank_T.unsqueeze(1)
     s_HTT = torch.matmul(q, k.transpose(1, 2)) * (width // heads) ** -0.5
     w_HTT = s_HTT.masked_fill(later_TT, -torch.inf).softmax(2)

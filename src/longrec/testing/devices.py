@@ -51,7 +51,7 @@ def compare_steps(case: Case, step: Step) -> Counter[str]:
         expected = backpropagate(here, batch)
         loss, waits = step(there, batch)
         expect_close(loss, expected, f"the loss of {name} differs on another device")
-        _compare_gradients(here, there, name)
+        compare_gradients(here, there, name)
         most = max(most, waits, key=Counter.total)
     return most
 
@@ -71,7 +71,12 @@ def step_far(model: Model, batch: Batch) -> tuple[Tensor, Counter[str]]:
         return loss.detach().cpu(), waits
 
 
-def _compare_gradients(here: Model, there: Model, batch: str) -> None:
+def compare_gradients(here: Model, there: Model, batch: str) -> None:
+    """Raise a ``ConformanceError`` unless two models on different devices have the same gradients.
+
+    Args:
+        batch: name of the batch, for the message.
+    """
     far = dict(there.named_parameters())
     for name, parameter in here.named_parameters():
         expected, actual = parameter.grad, far[name].grad

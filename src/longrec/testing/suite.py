@@ -10,15 +10,15 @@ import torch
 from longrec.errors import ConfigError, UnknownName
 from longrec.features.fields import Fields
 from longrec.models.core.base import Model
-from longrec.models.core.kinds import Encoder, Ranker
+from longrec.models.core.kinds import Encoder, FittedRetriever, Ranker, Retriever, VectorRetriever
 from longrec.models.core.registry import find
-from longrec.testing import core, devices, encoders, inputs, programs, rankers, texts, training
+from longrec.testing import core, devices, encoders, inputs, programs, rankers, retrievers, texts, training
 from longrec.testing.case import Case
 from longrec.testing.expect import ConformanceError
 
 Check = Callable[[Case], None]
 
-EVERY_MODEL: tuple[Check, ...] = (
+SCORERS: tuple[Check, ...] = (
     *core.CHECKS,
     *inputs.CHECKS,
     *training.CHECKS,
@@ -26,22 +26,30 @@ EVERY_MODEL: tuple[Check, ...] = (
     *programs.CHECKS,
     *texts.CHECKS,
 )
-BY_KIND: dict[type[Ranker] | type[Encoder], tuple[Check, ...]] = {Ranker: rankers.CHECKS, Encoder: encoders.CHECKS}
-"""Checks of one kind of model, besides those of every model."""
+"""Checks of every ranker and every encoder."""
+RETRIEVERS: tuple[Check, ...] = (*retrievers.CHECKS, core.check_same_seed_same_weights, *texts.CHECKS)
+"""Checks of every retriever."""
+BY_KIND: dict[type, tuple[Check, ...]] = {
+    Ranker: (*SCORERS, *rankers.CHECKS),
+    Encoder: (*SCORERS, *encoders.CHECKS),
+    Retriever: RETRIEVERS,
+    VectorRetriever: retrievers.OF_VECTORS,
+    FittedRetriever: retrievers.OF_COUNTS,
+}
+"""Checks of each kind of model, besides those of the kinds that it derives from."""
 ALL: dict[str, Check] = {
-    check.__name__.removeprefix("check_"): check
-    for check in (*EVERY_MODEL, *(check for checks in BY_KIND.values() for check in checks))
+    check.__name__.removeprefix("check_"): check for checks in BY_KIND.values() for check in checks
 }
 """Every check by its name."""
 
 
 def checks_of(case: Case) -> dict[str, Check]:
-    """Return the checks of a case by name: those of every model, and those of its kind.
+    """Return the checks of a case by name: those of its kinds.
 
     A variant leaves out the checks of texts, which read the class and no value of a setting.
     """
     kinds = [checks for kind, checks in BY_KIND.items() if issubclass(case.model_class, kind)]
-    own = {*EVERY_MODEL, *(check for checks in kinds for check in checks)}
+    own = {check for checks in kinds for check in checks}
     if case.variant:
         own -= set(texts.CHECKS)
     return {name: check for name, check in ALL.items() if check in own}

@@ -190,13 +190,14 @@ class Retriever(Model):
 
 
 class FittedRetriever(Retriever):
-    """A retriever that counts and does not train: ``fit_statistics`` is all of its training.
-
-    Attributes:
-        selected: settings that ``select`` chose, by name. Empty before.
-    """
+    """A retriever that counts and does not train: ``fit_statistics`` is all of its training."""
 
     needs_training_window: bool = True
+
+    @property
+    def selected(self) -> Mapping[str, Any]:
+        """The settings in use, by name. Empty before ``fit_statistics``, and by default."""
+        return {}
 
     def alternatives(self) -> Iterator[Mapping[str, Any]]:
         """Yield the settings to choose from by the metric of validation. By default none."""

@@ -1,0 +1,137 @@
+"""Losses of retrievers: each formula by hand, masks, weights, and the limits in which they are equal."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from longrec.features.batch import Targets
+from longrec.models.core.retrieval import RetrievalConfig, Sampling, retrieval_loss
+
+ITEMS, TARGETS = 12, 7
+
+
+def loss_of(state: Tensor, item: Tensor, targets: Targets, **settings: Any) -> float:
+    return float(retrieval_loss(state, item, targets, RetrievalConfig(**settings)))
+
+
+def draw(negatives: list[int], target: list[int]) -> tuple[Tensor, Tensor, Targets]:
+    """States, vectors of candidates, and targets of a catalog of ``ITEMS`` items."""
+    generator = torch.Generator().manual_seed(0)
+    state, every = torch.randn(len(target), 5, generator=generator), torch.randn(ITEMS, 5, generator=generator)
+    distinct, item = torch.unique(torch.tensor(target), return_inverse=True)
+    rows = torch.cat([distinct, torch.tensor(negatives, dtype=torch.int64)])
+    own = Targets(torch.arange(len(target)), item, rows, len(negatives), ITEMS)
+    return state, every[rows], own
+
+
+def sigmoid_log(x: float) -> float:
+    return -math.log1p(math.exp(-x))
+
+
+def test_softmax_by_hand() -> None:
+    state, item, targets = draw([3, 5, 5, 8], [3, 4])
+    log_q = torch.tensor([0.5, -1.0, 0.0, -2.0])
+    z = (state @ item.t()).tolist()  # candidates 3 4 | 3 5 5 8
+    one = math.exp(z[0][0]) + sum(math.exp(z[0][j] - log_q[j - 2]) for j in (3, 4, 5))  # its own item is masked
+    two = math.exp(z[1][1]) + sum(math.exp(z[1][j] - log_q[j - 2]) for j in (2, 3, 4, 5))
+    expected = (math.log(one) - z[0][0] + math.log(two) - z[1][1]) / 2
+    with_q = Targets(**{**vars(targets), "log_q": log_q})
+    assert loss_of(state, item, with_q) == pytest.approx(expected, rel=1e-5)
+    assert loss_of(state, item, with_q, log_q=False) == pytest.approx(loss_of(state, item, targets), rel=1e-6)
+
+
+def test_softmax_over_all_items_is_exact() -> None:
+    """The own item is masked among the negatives, so that with every item once none counts twice."""
+    state, item, targets = draw(list(range(ITEMS)), [3, 4, 4, 0, 11, 7, 2])
+    once = Targets(**{**vars(targets), "log_q": torch.zeros(ITEMS)})
+    every = item[-ITEMS:]
+    exact = F.cross_entropy(state @ every.t(), torch.tensor([3, 4, 4, 0, 11, 7, 2]))
+    assert loss_of(state, item, once) == pytest.approx(float(exact), rel=1e-5)
+    catalog = Targets(targets.state, torch.tensor([3, 4, 4, 0, 11, 7, 2]), torch.arange(ITEMS), 0, ITEMS)
+    assert loss_of(state, every, catalog, loss="cross_entropy") == pytest.approx(float(exact), rel=1e-5)
+
+
+def test_log_q_estimates_the_loss_over_all_items() -> None:
+    """Negatives drawn unequally, many times: with the correction their sum estimates that over the catalog."""
+    generator = torch.Generator().manual_seed(1)
+    share = torch.rand(ITEMS, generator=generator) + 0.1
+    share = share / share.sum()
+    drawn = torch.multinomial(share, 60_000, replacement=True, generator=generator)
+    state, item, targets = draw(drawn.tolist(), [3, 4])
+    log_q = (60_000 * share[drawn]).log()
+    with_q = Targets(**{**vars(targets), "log_q": log_q})
+    every = draw(list(range(ITEMS)), [3, 4])[1][-ITEMS:]
+    exact = float(F.cross_entropy(state @ every.t(), torch.tensor([3, 4])))
+    assert loss_of(state, item, with_q) == pytest.approx(exact, rel=0.02)
+    assert loss_of(state, item, with_q, log_q=False) > exact + 1
+
+
+def test_bce_by_hand() -> None:
+    state, item, targets = draw([5, 8], [3, 4])
+    z = (state @ item.t()).tolist()  # candidates 3 4 | 5 8
+    expected = -sigmoid_log(z[0][0]) - sigmoid_log(-z[0][2]) - sigmoid_log(z[1][1]) - sigmoid_log(-z[1][3])
+    assert loss_of(state, item, targets, loss="bce") == pytest.approx(expected / 2, rel=1e-5)
+
+
+def test_gbce_by_hand_and_its_limit() -> None:
+    state, item, targets = draw([5, 8, 3], [3, 4])
+    z = (state @ item.t()).tolist()  # candidates 3 4 | 5 8 3
+    share, t = 3 / (ITEMS - 1), 0.75
+    beta = share * (t * (1 - 1 / share) + 1 / share)
+    negative = [-sigmoid_log(-z[0][2]) - sigmoid_log(-z[0][3]), -sum(sigmoid_log(-z[1][j]) for j in (2, 3, 4))]
+    positive = [-sigmoid_log(z[0][0]), -sigmoid_log(z[1][1])]
+    actual = loss_of(state, item, targets, loss="gbce", gbce_t=t)
+    assert actual == pytest.approx((beta * sum(positive) + sum(negative)) / 2, rel=1e-5)
+    plain = loss_of(state, item, targets, loss="gbce", gbce_t=0.0)
+    assert plain == pytest.approx((sum(positive) + sum(negative)) / 2, rel=1e-5)
+    calibrated = loss_of(state, item, targets, loss="gbce", gbce_t=1.0)
+    assert calibrated == pytest.approx((share * sum(positive) + sum(negative)) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "gbce"])
+def test_a_negative_that_is_the_target_gets_no_gradient(loss: str) -> None:
+    state, item, targets = draw([3, 5], [3, 3])
+    item.requires_grad_()
+    retrieval_loss(state, item, targets, RetrievalConfig(loss=loss)).backward()
+    assert item.grad is not None
+    assert not item.grad[1].any()  # item 3 as a negative
+    assert item.grad[[0, 2]].abs().sum(1).min() > 0
+
+
+def test_the_temperature_divides_the_scores() -> None:
+    state, item, targets = draw([3, 5], [3, 4])
+    cold = loss_of(state, item, targets, temperature=0.5)
+    assert cold == pytest.approx(loss_of(2 * state, item, targets), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "cross_entropy", "bce", "gbce"])
+def test_many_targets_have_the_loss_of_few(loss: str) -> None:
+    """From some number of rows on, the loss runs on other operators."""
+    target = [row % ITEMS for row in range(700)]
+    negatives = {"bce": [(row + 1) % ITEMS for row in range(700)], "cross_entropy": []}.get(loss, [3, 3, 5, 8])
+    state, item, targets = draw(negatives, target)
+    many = loss_of(state, item, targets, loss=loss)
+    halves = []
+    for own in (slice(0, 350), slice(350, 700)):
+        rows, negative = targets.rows, targets.negatives
+        vectors = item
+        if loss == "bce":
+            positive = len(rows) - negative
+            kept = torch.cat([torch.arange(positive), torch.arange(positive, len(rows))[own]])
+            rows, vectors, negative = rows[kept], item[kept], 350
+        half = Targets(targets.state[own], targets.item[own], rows, negative, ITEMS)
+        halves.append(loss_of(state[own], vectors, half, loss=loss))
+    assert many == pytest.approx(sum(halves) / 2, rel=1e-5)
+
+
+def test_what_the_losses_draw() -> None:
+    assert RetrievalConfig().sampling() == Sampling("shared", 512, "uniform")
+    assert RetrievalConfig(loss="bce", draw="popularity").sampling() == Sampling("own", 1, "popularity", unseen=True)
+    assert RetrievalConfig(loss="cross_entropy").sampling() == Sampling("all", 0)
+    assert RetrievalConfig(loss="gbce", negatives=7).sampling() == Sampling("shared", 7)
