@@ -16,6 +16,7 @@ import pytest
 
 from longrec.data import fingerprint as fingerprint_module
 from longrec.data import prepare as prepare_module
+from longrec.data import sorted_writer
 from longrec.data.fingerprint import INDEX, ContentIndex
 from longrec.data.prepare import prepare
 from longrec.data.settings import DataConfig
@@ -164,7 +165,7 @@ def test_an_index_that_cannot_be_written_costs_nothing_but_time(
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path)
-    sort_events = prepare_module.sort_events
+    sort_events = sorted_writer.sort_events
 
     def meanwhile(*arguments: Any) -> Schema:
         sorted_by = sort_events(*arguments)
@@ -172,7 +173,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeyp
         return sorted_by
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "sort_events", meanwhile)
+        patch.setattr(sorted_writer, "sort_events", meanwhile)
         with pytest.raises(
             DataError, match=r"log\.parquet: changed while it was read; expected a file that does not change"
         ):

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from longrec.data import prepare as prepare_module
+from longrec.data import sorted_writer
 from longrec.data.gather import gather
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
@@ -212,7 +213,7 @@ def test_somebody_else_may_have_prepared_the_same(tmp_path: Path, monkeypatch: p
             kept.append(prepare(config, schema()))
         return sort_events(*arguments)
 
-    monkeypatch.setattr(prepare_module, "sort_events", meanwhile)
+    monkeypatch.setattr(sorted_writer, "sort_events", meanwhile)
     assert prepare(config, schema()) == kept[1]
     assert {path.name for path in (tmp_path / "prepared").iterdir()} == {kept[1].name, "files.json"}
 

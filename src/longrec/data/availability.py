@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from longrec.data.array_writer import ArrayWriter
-from longrec.data.sort import AVAILABLE_AT, TIME
+from longrec.data.sorted_log import AVAILABLE_AT, TIME
 from longrec.features.entity_table import open_array
 from longrec.features.fields import AVAILABLE
 from longrec.features.schema import Schema

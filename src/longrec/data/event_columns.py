@@ -14,7 +14,7 @@ from longrec.data.array_writer import ArrayWriter, narrow
 from longrec.data.availability import AvailabilityFile
 from longrec.data.event_order import OrderFile, order_warnings
 from longrec.data.label_checks import compute_labels, describe_label
-from longrec.data.sort import ITEM, REQUEST_TIME, TIME, USER
+from longrec.data.sorted_log import ITEM, REQUEST_TIME, TIME, USER
 from longrec.features.schema import Schema
 from longrec.features.vocabulary import Keys
 

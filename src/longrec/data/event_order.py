@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from longrec.data.array_writer import ArrayWriter
-from longrec.data.sort import ORDER, TIME, USER
+from longrec.data.sorted_log import ORDER, TIME, USER
 from longrec.features.entity_table import open_array
 from longrec.features.schema import Schema
 

@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from longrec.data.label_copies import filter_warning
-from longrec.data.sql import literal, name
+from longrec.data.sorted_log import SortedLog
 from longrec.errors import DataError, nearest
 from longrec.features.entity_table import open_array
 from longrec.features.feature_encoders import FIRST, IdEncoder, Lists
@@ -75,11 +74,11 @@ class Filters:
                 ]
         return np.logical_and.reduce(masks)
 
-    def warnings(self, con: duckdb.DuckDBPyConnection, rows: Path) -> list[str]:
+    def warnings(self, log: SortedLog) -> list[str]:
         """Return one warning per value that no row has, and per undeclared column that leaks the label of its row.
 
         Args:
-            rows: Parquet file of the sorted events, with raw columns ``c.NAME``.
+            log: the sorted log, with its raw columns.
         """
         messages = [filter_warning(*column_key, counts) for column_key, counts in self._labels.items()]
         messages = [sentence for sentence in messages if sentence]
@@ -90,7 +89,7 @@ class Filters:
             if condition.at_least is not None:
                 messages.append(
                     f"history {history!r}: no row has {column} of {condition.at_least:g} or more, so its filter passes "
-                    f"nothing and the history is always empty; {_describe_range(con, rows, column)}; correct its where"
+                    f"nothing and the history is always empty; {_describe_range(log, column)}; correct its where"
                 )
                 continue
             values = ", ".join(repr(value) for value in missing[:5])
@@ -99,7 +98,7 @@ class Filters:
             rest = (
                 share if len(missing) == wanted else f"{len(missing)} of the {wanted} values of its filter do nothing"
             )
-            common_values = _count_values(con, rows, column)
+            common_values = log.count_values(column)
             messages.append(
                 f"history {history!r}: the value {values} never occurs in column {column!r}, so {rest}; "
                 f"{_describe_values(common_values)}{_suggest_value(missing[0], common_values)}; correct its where"
@@ -119,7 +118,7 @@ def _list_wanted(condition: Condition) -> list[Any]:
     return [condition.equals] if condition.among is None else list(condition.among)
 
 
-def check_condition(label: Label, met: bool, con: duckdb.DuckDBPyConnection, rows: Path, where: str) -> None:
+def check_condition(label: Label, met: bool, log: SortedLog) -> None:
     """Raise an error with the values that occur if no row meets the condition of the label.
 
     Args:
@@ -127,31 +126,19 @@ def check_condition(label: Label, met: bool, con: duckdb.DuckDBPyConnection, row
     """
     if met:
         return
-    column = label.column
+    column, where = label.column, log.describe(label.column)
     if label.at_least is not None:
-        message = (
-            f"no row meets the label's condition at_least: {label.at_least:g}; {_describe_range(con, rows, column)}"
-        )
+        message = f"no row meets the label's condition at_least: {label.at_least:g}; {_describe_range(log, column)}"
         raise DataError(where, message, "rows of both classes", "lower label.at_least")
-    common_values = _count_values(con, rows, column)
+    common_values = log.count_values(column)
     message = f"no row meets the label's condition equals: {label.equals!r}; {_describe_values(common_values)}"
     raise DataError(
         where, message + _suggest_value(label.equals, common_values), "rows of both classes", "correct label.equals"
     )
 
 
-def _count_values(con: duckdb.DuckDBPyConnection, rows: Path, column: str) -> list[tuple[Any, int]]:
-    """Return the most frequent values of a raw column, each with its count."""
-    quoted = name(f"c.{column}")
-    counted = f"SELECT {quoted}, count(*) AS n FROM read_parquet({literal(str(rows))}) WHERE {quoted} IS NOT NULL"
-    return con.execute(f"{counted} GROUP BY 1 ORDER BY n DESC, 1 LIMIT 50").fetchall()
-
-
-def _describe_range(con: duckdb.DuckDBPyConnection, rows: Path, column: str) -> str:
-    quoted = name(f"c.{column}")
-    ((low, high),) = con.execute(
-        f"SELECT min({quoted}), max({quoted}) FROM read_parquet({literal(str(rows))})"
-    ).fetchall()
+def _describe_range(log: SortedLog, column: str) -> str:
+    low, high = log.find_range(column)
     return "the column has only nulls" if high is None else f"its values are between {low} and {high}"
 
 

@@ -1,6 +1,7 @@
 """Preparation of an event log: sorting, fitting of encoders on the training split, and encoding of columns.
 
-After sorting there are three streaming passes: columns, fit, encode. Histories are never materialized.
+The sorted log (``data/sorted_log.py``) is read in three streaming passes: columns, fit, encode. Histories are never
+materialized.
 """
 
 from __future__ import annotations
@@ -20,13 +21,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec.data import later_rows, relation, splits
 from longrec.data.array_writer import narrow
 from longrec.data.availability import list_event_types, select_available_events
-from longrec.data.checks import check_values, warn_of_early_feedback
+from longrec.data.checks import warn_of_early_feedback
 from longrec.data.column_writer import ColumnWriter, cast_separated_text, check_same_lengths
 from longrec.data.digests import FORMAT, log_digest, split_digest
 from longrec.data.entities import Entities, add_values
@@ -39,8 +39,9 @@ from longrec.data.log import Log
 from longrec.data.occurrence import Filters, check_condition, vocabulary_warnings
 from longrec.data.sample_weights import write_weights
 from longrec.data.scratch import SCRATCH, in_use, sweep
-from longrec.data.settings import DataConfig, Source
-from longrec.data.sort import chunk_rows, event_columns, sort_events, timestamp_columns
+from longrec.data.settings import DataConfig
+from longrec.data.sorted_log import SortedLog, chunk_rows
+from longrec.data.sorted_writer import write_sorted_log
 from longrec.errors import DataError
 from longrec.features.compose import compose_column, find_integer_columns
 from longrec.features.encoder_fitter import EncoderFitter
@@ -49,7 +50,6 @@ from longrec.features.feature_encoders import CalendarEncoder, CrossEncoder, Enc
 from longrec.features.fitted_schema import FittedSchema
 from longrec.features.history_columns import NEVER
 from longrec.features.schema import Schema
-from longrec.progress import Progress
 from longrec.store.segment import write_manifest
 
 
@@ -77,8 +77,10 @@ def prepare(config: DataConfig, schema: Schema) -> Path:
             if (folder / "log.json").exists():
                 files.save(Path(scratch))
                 return folder
-            build = Path(scratch) / "log"
-            _Preparation(config, schema, connect(), Path(scratch), build, split_digest(config.split, sources)).run()
+            build, began = Path(scratch) / "log", time.perf_counter()
+            write_sorted_log(connect(), config, schema, Path(scratch), Path(scratch) / "sorted")
+            rule = split_digest(config.split, sources)
+            _Preparation(config, schema, SortedLog(Path(scratch) / "sorted"), build, rule).run(began)
             files.check()
         try:
             build.rename(folder)
@@ -92,47 +94,19 @@ def prepare(config: DataConfig, schema: Schema) -> Path:
 
 
 class _Preparation:
-    def __init__(self, config: DataConfig, schema: Schema, con: Any, scratch: Path, build: Path, rule: str) -> None:
+    def __init__(self, config: DataConfig, schema: Schema, log: SortedLog, build: Path, rule: str) -> None:
         self.split_digest, self.later = rule, list[later_rows.LaterShare]()
-        self.config, self.schema, self.con, self.build = config, schema, con, build
-        self.scratch, self.sorted = scratch, scratch / "sorted.parquet"
-        self.split_column = relation.SPLIT_COLUMN if config.split.by == "files" else config.split.column
+        self.config, self.schema, self.log, self.build = config, log.set_unit(schema), log, build
+        self.users, self.items = Entities("user", self.schema, log.users), Entities("item", self.schema, log.items)
         self.step = schema.time is not None and schema.time.unit == "step"
         self.warnings: list[str] = []
         (build / "events").mkdir(parents=True)
         (build / "lists").mkdir()
 
-    def run(self) -> None:
-        began = time.perf_counter()
-        times = timestamp_columns(self.schema)
-        self.log = relation.Relation(self.con, "log", self.config.log, self.scratch, times)
-        users = self._table("users", self.config.users)
-        items = self._table("items", self.config.items)
-        columns = event_columns(self.schema)
-        if self.split_column is not None:
-            columns.setdefault(self.split_column, "the split")
-        for column in self.config.weights:
-            columns.setdefault(column, "a sample weight")
-        keys = {self.schema.user: "the user", self.schema.item: "the item"}
-        if self.schema.time is not None:
-            keys[self.schema.time.column] = "the time"
-            if self.schema.time.available_at is not None:
-                keys[self.schema.time.available_at] = "time.available_at"
-            if self.schema.time.order is not None:
-                keys[self.schema.time.order] = "time.order"
-        self.log.need({**keys, **columns, **keys})
-        if not self.log.one(f"SELECT count(*) FROM {self.log.view}"):
-            raise DataError(self.log.where, "no rows", "at least one event")
-        check_values(self.log, self.schema)
-        for column in self.config.weights:
-            self.log.numeric(column)
-        self.schema = sort_events(self.log, self.schema, list(columns), self.sorted)
-        self.users = Entities("user", self.schema, self.log, users, self.config.users)
-        self.items = Entities("item", self.schema, self.log, items, self.config.items)
-        self.rows = pq.ParquetFile(self.sorted).metadata.num_rows
+    def run(self, began: float) -> None:
         self._write_columns()
         self._split()
-        write_weights(self.log, self.config.weights, self.sorted, self.build, chunk_rows(self.schema))
+        write_weights(self.log, self.config.weights, self.build, chunk_rows(self.schema))
         fitted = FittedSchema(self.schema, self._fit())
         fitted.save(self.build / "schema")
         users_table, items_table = self.users.encode(fitted), self.items.encode(fitted)
@@ -145,30 +119,20 @@ class _Preparation:
         self.warnings += warnings
         self._manifest(fitted, time.perf_counter() - began)
 
-    def _table(self, view: str, source: Source | None) -> relation.Relation | None:
-        if source is None:
-            return None
-        return relation.Relation(self.con, view, source, self.scratch, [source.as_of] if source.as_of else [])
-
     def _chunks(self, what: str, columns: list[str]) -> Iterator[tuple[slice, pa.RecordBatch]]:
-        at, rows = 0, chunk_rows(self.schema)
-        with Progress(self.rows, f"prepare: {what}", "rows") as progress:
-            for chunk in pq.ParquetFile(self.sorted).iter_batches(rows, columns=columns):
-                yield slice(at, at + len(chunk)), chunk
-                at += len(chunk)
-                progress.advance(len(chunk))
+        return self.log.read(columns, chunk_rows(self.schema), what)
 
     def _write_columns(self) -> None:
-        arguments = (self._chunks, self.users.keys, self.items.keys, self.log.where)
+        arguments = (self._chunks, self.users.keys, self.items.keys, self.log.source)
         self.counts, warnings = write_event_columns(self.build, self.schema, *arguments)
         self.warnings += warnings
         label = self.schema.label
         if label is not None and (label.equals is not None or label.at_least is not None):
             met = bool((open_array(self.build / "label.npy") > 0.5).any())
-            check_condition(label, met, self.con, self.sorted, describe_label(self.schema, self.log.where))
+            check_condition(label, met, self.log)
 
     def _split(self) -> None:
-        rule, where = self.config.split, self.log.where
+        rule, where = self.config.split, self.log.source
         offsets, labels = np.load(self.build / "events" / "offsets.npy"), open_array(self.build / "label.npy")
         times = open_array(self.build / "events" / "times.npy")
         timestamps = open_array(self.build / "moment.npy") if self.schema.request else times
@@ -184,10 +148,10 @@ class _Preparation:
         elif rule.by == "leave_one_out":
             codes = splits.split_leave_one_out(offsets, ~np.isnan(labels))
         else:
-            codes = np.empty(self.rows, np.int8)
-            column = f"c.{self.split_column}"
-            for chunk_slice, chunk in self._chunks("split", [column]):
-                codes[chunk_slice] = splits.split_by_column(chunk[column], f"{where}: column {self.split_column!r}")
+            codes = np.empty(len(self.log), np.int8)
+            name = str(self.log.facts.split_column)
+            for chunk_slice, chunk in self._chunks("split", [f"c.{name}"]):
+                codes[chunk_slice] = splits.split_by_column(chunk[f"c.{name}"], self.log.describe(name))
         if rule.by != "time":
             arguments = (rule, self.schema, where, codes, labels, times, timestamps, offsets)
             order = EventOrder.open(self.build)
@@ -201,7 +165,7 @@ class _Preparation:
         features = {name: feature for name, feature in self.schema.features.items() if not feature.source}
         fitters = {name: EncoderFitter(name, feature) for name, feature in features.items() if not feature.share}
         for name in [name for name in fitters if features[name].vocab is not None]:
-            fitters[name].integers = self._integers(name)
+            fitters[name].integers = self.log.facts.has_integers[name]
         fitters |= {name: fitters[feature.share] for name, feature in features.items() if feature.share}
         train = (self.codes == splits.TRAIN) & select_available_events(self.build / "events", self.cutoffs)
         so_far = np.concatenate([[0], np.cumsum(train, dtype=np.int32)])
@@ -214,8 +178,6 @@ class _Preparation:
         reads = self.items.count_reads(train, item_rows.take, timestamps)
         self.items.fit(fitters, np.bincount(item_rows[train], minlength=len(self.items.keys) + 1)[1:], reads)
         self.warnings += [*self.users.warnings(), *self.items.warnings()]
-        listed = {name for history in self.schema.histories.values() for name in history.columns or {}}
-        self.raw_types = {name: self._raw_type(name) for name in listed}
         sources = self._fit_sources(fitters)
         if sources:
             wanted = {f"c.{column}" for _, columns, _ in sources for column in columns}
@@ -238,7 +200,7 @@ class _Preparation:
     ) -> None:
         """Add one chunk of all columns of a fitter to this fitter."""
         for name, columns, listed in sources:
-            where, counts = self._describe_column(columns[0]), train
+            where, counts = self.log.describe(columns[0]), train
             raw = {column: chunk[f"c.{column}"] for column in columns}
             if listed is not None:
                 values, offsets = self._flatten(raw[columns[0]], name, listed, where)
@@ -253,11 +215,8 @@ class _Preparation:
         if not feature.composed:
             return raw[self.schema.column(name)]
         if feature.kind == "cross":
-            fitter.add_column_types(find_integer_columns(feature, raw, self._describe_column))
-        return compose_column(feature, raw, self._describe_column)
-
-    def _describe_column(self, column: str) -> str:
-        return f"{self.log.where}: column {column!r}"
+            fitter.add_column_types(find_integer_columns(feature, raw, self.log.describe))
+        return compose_column(feature, raw, self.log.describe)
 
     def _fit_sources(self, fitters: dict[str, EncoderFitter]) -> list[tuple[str, tuple[str, ...], str | None]]:
         """Return the columns to fit encoders on: (feature, raw columns, history of a prejoined list or None)."""
@@ -273,35 +232,13 @@ class _Preparation:
 
     def _flatten(self, values: pa.Array, name: str, history: str, where: str) -> tuple[pa.Array, NDArray[np.int64]]:
         flat, offsets = flatten(values, self.schema.histories[history].separator, where)
-        return cast_separated_text(flat, self.raw_types[name], where), offsets
-
-    def _raw_type(self, name: str) -> pa.DataType:
-        """Return the type of the values in separated text of a history: the type of the feature's own column."""
-        if self.schema.features[name].kind == "bucketized":
-            return pa.float64()
-        column, owners = self.schema.column(name), {"user": self.users, "item": self.items}
-        owner = owners.get(self.schema.side(name))
-        if owner is not None and column == owner.key:
-            return owner.keys.values.type
-        source = self.log if owner is None else owner.source(column)
-        return pa.int64() if source.key_type(column) == "BIGINT" else pa.string()
-
-    def _integers(self, name: str) -> bool | None:
-        """Return whether the column of a feature with a configured vocabulary has integers, None if unknown."""
-        feature, column = self.schema.features[name], self.schema.column(name)
-        if feature.composed:
-            return False
-        owner = {"user": self.users, "item": self.items}.get(self.schema.side(name))
-        source = self.log if owner is None or column == owner.key else owner.source(column)
-        source.need({column: f"feature {name}"})
-        kind = source.element_type(column)
-        return None if kind is None else kind == "BIGINT"
+        return cast_separated_text(flat, pa.type_for_alias(self.log.facts.list_types[name]), where), offsets
 
     def _encode(self, fitted: FittedSchema) -> None:
         plain = [name for side in ("context", "candidate") for name in fitted.list_features(side)]
         plain = [name for name in plain if fitted.encoders[name].kind != "time"]
         available_at = {n: f.available_at for n, f in self.schema.features.items() if f.available_at}
-        filters = Filters(self.schema, self.log.where)
+        filters = Filters(self.schema, self.log.source)
         lists = [(h, n, c) for h, history in self.schema.histories.items() for n, c in (history.columns or {}).items()]
         wanted = sorted(
             {f"c.{column}" for n in plain for column in self.schema.columns(n)}
@@ -330,27 +267,27 @@ class _Preparation:
                 encoded = pool.map(partial(self._encode_list, fitted, chunk), lists)
                 for (history, name, column), lists_column in zip(lists, encoded):
                     own = (column, lists_column.offsets)
-                    check_same_lengths(lengths.setdefault(history, own), own, self._describe_column(column))
+                    check_same_lengths(lengths.setdefault(history, own), own, self.log.describe(column))
                     files.lists(f"{history}.{name}", lists_column, fitted.encoders[name].rows)
         finally:
             pool.shutdown(cancel_futures=True)
             files.close()
-        self.warnings += warn_of_early_feedback(available_at, early, self.rows)
-        self.warnings += filters.warnings(self.con, self.sorted)
+        self.warnings += warn_of_early_feedback(available_at, early, len(self.log))
+        self.warnings += filters.warnings(self.log)
         write_manifest(self.build / "events", {**list_event_types(self.build / "events"), **files.event_types()})
 
     def _encode_feature(self, fitted: FittedSchema, chunk: pa.RecordBatch, name: str) -> NDArray[Any] | Lists:
         """Return the encoded values of a feature in a chunk of rows."""
         raw = {column: chunk[f"c.{column}"] for column in self.schema.columns(name)}
-        return fitted.encode_row(name, raw, self._describe_column)
+        return fitted.encode_row(name, raw, self.log.describe)
 
     def _encode_list(self, fitted: FittedSchema, chunk: pa.RecordBatch, column: tuple[str, str, str]) -> Lists:
         """Return an encoded column of a prejoined history in a chunk. ``column`` is (history, feature, raw column)."""
         history, name, raw = column
-        flat, offsets = self._flatten(chunk[f"c.{raw}"], name, history, self._describe_column(raw))
+        flat, offsets = self._flatten(chunk[f"c.{raw}"], name, history, self.log.describe(raw))
         encoder = fitted.encoders[name]
         assert not isinstance(encoder, CalendarEncoder)
-        return Lists(encoder.encode(flat, self._describe_column(raw)), offsets)
+        return Lists(encoder.encode(flat, self.log.describe(raw)), offsets)
 
     def _manifest(self, fitted: FittedSchema, seconds: float) -> None:
         labels, codes = open_array(self.build / "label.npy"), self.codes
@@ -362,7 +299,7 @@ class _Preparation:
         hashed = {n: e.collisions() for n, e in fitted.encoders.items() if isinstance(e, hashing_types)}
         content = {
             "format": FORMAT,
-            "events": self.rows,
+            "events": len(self.log),
             "users": len(self.users.keys),
             "items": len(self.items.keys),
             "parts": counts,

@@ -1,6 +1,6 @@
-"""Sorting of checked events by (user, time, order of the file) into a scratch Parquet file.
+"""Sorting of checked events by (user, time, order of the file) into the Parquet file of a sorted log.
 
-Ties keep the order of the file, or that of the column ``time.order``. All later passes read only the sorted file.
+Ties keep the order of the file, or that of the column ``time.order``.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from pathlib import Path
 import duckdb
 
 from longrec.data.relation import INTEGERS, Relation, literal, name, unreadable
+from longrec.data.sorted_log import AVAILABLE_AT, ITEM, ORDER, REQUEST_TIME, TIME, USER, chunk_rows
 from longrec.data.timestamps import Timestamps, check_available_at, read_timestamps, takes_format
 from longrec.errors import DataError
 from longrec.features.schema import Schema
 
-USER, ITEM, TIME, REQUEST_TIME, AVAILABLE_AT, ORDER = "_user", "_item", "_time", "_moment", "_available", "_order"
 _DROP = "remove time.format, which timestamp types do not need"
 
 
@@ -45,11 +45,6 @@ def timestamp_columns(schema: Schema) -> list[str]:
     available_at = [feature.available_at for feature in schema.features.values()]
     named = [schema.time.column, schema.time.available_at, *available_at]
     return list(dict.fromkeys(column for column in named if column is not None))
-
-
-def chunk_rows(schema: Schema) -> int:
-    """Return the number of rows per chunk. It is smaller for prejoined logs, whose rows are about ten times as wide."""
-    return 50_000 if schema.prejoined else 500_000
 
 
 def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path) -> Schema:
