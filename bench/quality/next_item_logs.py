@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from longrec.data.public_datasets import fetch_movielens_1m
+from longrec.interop import atomic
 
 PUBLISHED = {"catalog": "all", "seen": "mask_same_time"}
 
@@ -73,7 +74,7 @@ def build_task(name: str, data: Path, work: Path) -> Task:
 def _read(log: str, data: Path) -> pa.Table:
     """Return user_id, item_id, position and, if there is one, timestamp."""
     if log == "movielens":
-        ratings = pq.read_table(fetch_movielens_1m() / "ratings.parquet")
+        ratings = pq.read_table(fetch_movielens_1m(atomic.read) / "ratings.parquet")
         users = ratings["user_id"].to_numpy()
         order = np.lexsort((ratings["timestamp"].to_numpy(), users))
         start = np.searchsorted(users[order], users[order])

@@ -24,6 +24,7 @@ from longrec.features.schema import Schema
 from longrec.serve.feedback import Feedback, FeedbackReader, encode_side
 from longrec.train.fit import train
 from longrec.train.job import read_job
+from longrec.train.objectives import OBJECTIVES
 from longrec.train.seen_labels import compute_seen_labels
 
 Prepared = Callable[..., Log]
