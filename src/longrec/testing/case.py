@@ -64,7 +64,7 @@ class Case:
         """
         model = self.build(seed, self.fields if fields is None else fields)
         if not isinstance(model, Ranker | Encoder):
-            raise ConformanceError(f"{type(model).__name__} is neither a Ranker nor an Encoder, which are all kinds")
+            raise ConformanceError(f"{type(model).__name__} is neither a Ranker nor an Encoder")
         return model
 
     def lively(self, fields: Fields | None = None) -> Ranker | Encoder:
