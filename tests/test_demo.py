@@ -49,7 +49,9 @@ def test_the_demo_ends_with_a_report_and_a_bundle_that_serves(
     assert main(["demo", "--folder", "story"]) == 0
 
     said = capsys.readouterr().out
-    assert all(f"[{step}/6]" in said for step in range(1, 7))
+    assert all(f"[{step}/7]" in said for step in range(1, 8))
+    assert re.search(r"targets of test among 60 films: HR@10 [\d.]+, NDCG@10", said)
+    assert re.search(r"of all films not rated yet, 500 retrieved and ranked in [\d.]+ ms:\n  1\. 0\.\d+  Film", said)
     assert re.search(r"online and offline scores differ by at most \de-\d\d", said)
     assert (tmp_path / "story" / "report.html").stat().st_size > 10_000
     compared = json.loads((tmp_path / "story" / "comparison.json").read_text())

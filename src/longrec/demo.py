@@ -1,4 +1,4 @@
-"""The demo on MovieLens-1M: prepare, train two models, compare, export, serve, and write a report of one page."""
+"""The demo on MovieLens-1M: prepare, train two rankers and a retriever, export, serve, and write a report."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from longrec.interop import atomic
 from longrec.progress import duration
 
 _RUNS = ("deepfm", "din")
+_RETRIEVER = "covisit"
 
 
 def demo(folder: str | Path = "longrec-demo", say: Callable[[str], None] = print) -> Path:
-    """Fetch MovieLens-1M, train and compare two models, export one, serve it, rank with it, and write a report.
+    """Fetch MovieLens-1M, train two rankers and a retriever, serve them, recommend, and write a report.
 
     Args:
         folder: folder of the configs, runs, bundle and report.
@@ -31,7 +32,7 @@ def demo(folder: str | Path = "longrec-demo", say: Callable[[str], None] = print
         The HTML report.
     """
     began, folder = time.perf_counter(), Path(folder)
-    step = _Steps(say, 6)
+    step = _Steps(say, 7)
     step("MovieLens-1M: ratings of films by users, with timestamps")
     source = fetch_movielens_1m(atomic.read, say)
     configs = _write_configs(folder, source)
@@ -47,19 +48,26 @@ def demo(folder: str | Path = "longrec-demo", say: Callable[[str], None] = print
         say(f"{name}: test AUC {runs[name].metrics['auc']}, trained in {duration(runs[name].results['seconds'])}")
 
     step("Compare them on the same test rows")
-    from longrec.report.tables import comparison_table, write_json
+    from longrec.report.tables import comparison_table, format_metric_name, write_json
 
     comparison = commands.compare([runs[name] for name in _RUNS])
     say(comparison_table(comparison.to_dict()))
     write_json(comparison.to_dict(), folder / "comparison.json")
 
-    step("Export DIN")
-    bundle = folder / "din.bundle"
-    commands.export(runs["din"], bundle, overwrite=True)
-    say(f"bundle: {bundle}")
+    step("Recall: count which films follow each other, and rank all films for each film that was rated 4 or better")
+    shutil.rmtree(folder / "runs" / _RETRIEVER, ignore_errors=True)
+    retriever = commands.train(configs[_RETRIEVER], overrides)
+    figures = ", ".join(f"{format_metric_name(key)} {retriever.metrics[key].value:.3f}" for key in retriever.metrics)
+    say(f"{retriever.results['rows']:,} targets of test among {manifest['items']:,} films: {figures}")
 
-    step("Serve it on loopback and rank over HTTP")
-    ranked = _rank_over_http(bundle, runs["din"], say)
+    step("Export DIN and the retriever")
+    bundle, recall = folder / "din.bundle", folder / f"{_RETRIEVER}.bundle"
+    commands.export(runs["din"], bundle, overwrite=True)
+    commands.export(retriever, recall, overwrite=True)
+    say(f"bundles: {bundle}, {recall}")
+
+    step("Serve both on loopback: rank over HTTP, and recommend")
+    ranked = _rank_over_http(bundle, recall, runs["din"], say)
 
     step("Write the report")
     report = _write_report(folder, runs, comparison, manifest, ranked)
@@ -93,7 +101,7 @@ def _write_configs(folder: Path, source: Path) -> dict[str, Path]:
     shipped = examples() / "movielens"
     (folder / "movielens.schema.yaml").write_text((shipped / "movielens.schema.yaml").read_text())
     configs = {}
-    for name in _RUNS:
+    for name in (*_RUNS, _RETRIEVER):
         text = (shipped / f"{name}.yaml").read_text()
         for table in ("ratings", "users", "movies"):
             text = text.replace(f"{table}.parquet", str(source / f"{table}.parquet"))
@@ -111,31 +119,45 @@ def _format_facts(manifest: dict[str, Any]) -> str:
     )
 
 
-def _rank_over_http(bundle: Path, run: Any, say: Callable[[str], None]) -> dict[str, Any]:
-    """Rank for one test user through the server, and compare its scores with the offline ones."""
+def _rank_over_http(bundle: Path, recall: Path, run: Any, say: Callable[[str], None]) -> dict[str, Any]:
+    """Rank for one test user through the server, compare its scores with the offline ones, and recommend."""
     from longrec.serve.client import client
     from longrec.serve.server import run_server
+    from longrec.serve.settings import build_settings
 
     log = run.log()
     row = _choose_row(log)
     golden = exports.build_offline_request(log, run.model(), row, exports.sort_items_by_popularity(log)[:99])
-    with run_server(bundle) as url, client(url) as shop:
+    user, at = golden.request["user"], golden.request["at"]
+    with run_server(bundle, settings=build_settings(recall=recall)) as url, client(url) as shop:
         say(f"serving at {url}")
-        times = []
-        for _ in range(20):
-            began = time.perf_counter()
-            ranked = shop.rank(**golden.request)
-            times.append((time.perf_counter() - began) * 1e3)
-    took = float(np.median(times))
+        ranked, took = _time_requests(lambda: shop.rank(**golden.request))
+        recommended, recommend_took = _time_requests(lambda: shop.recommend(user=user, k=5, at=at))
     offline = dict(zip(golden.request["candidates"], golden.scores))
     worst = max(abs(item.score - offline[item.id]) for item in ranked)
     if worst > 1e-4:
         raise RunError("demo", f"online and offline scores differ by {worst:.2e}", "at most 1e-4", "report this")
-    say(f"user {golden.request['user']} at {golden.request['at']}: {len(ranked)} films in {took:.1f} ms over HTTP;")
+    say(f"user {user} at {at}: {len(ranked)} films of a request ranked in {took:.1f} ms over HTTP;")
     say(f"online and offline scores differ by at most {worst:.0e}")
-    for rank, item in enumerate(ranked[:5], 1):
-        say(f"  {rank}. {item.score:.3f}  {item.id}")
+    _say_films(ranked[:5], say)
+    say(f"of all films not rated yet, 500 retrieved and ranked in {recommend_took:.1f} ms:")
+    _say_films(recommended, say)
     return {"row": row}
+
+
+def _time_requests(send: Callable[[], Any]) -> tuple[Any, float]:
+    """Return the response to a request, and the median of the milliseconds of 20 such requests."""
+    times = []
+    for _ in range(20):
+        began = time.perf_counter()
+        response = send()
+        times.append((time.perf_counter() - began) * 1e3)
+    return response, float(np.median(times))
+
+
+def _say_films(items: Any, say: Callable[[str], None]) -> None:
+    for rank, item in enumerate(items, 1):
+        say(f"  {rank}. {item.score:.3f}  {item.id}")
 
 
 def _choose_row(log: Any) -> int:
@@ -205,7 +227,7 @@ def _list_next_steps(folder: Path) -> list[str]:
     enter = [] if shutil.which("longrec") else [f"source {environment}/bin/activate"]
     return [
         *enter,
-        f"longrec serve {folder}/din.bundle",
+        f"longrec serve {folder}/din.bundle --recall {folder}/{_RETRIEVER}.bundle",
         f"longrec train {folder}/din.yaml data.schema.histories.rated.max_length=50",
         f"longrec train {folder}/din.yaml model.softmax=true name=din-softmax",
         f"longrec compare {folder}/runs/deepfm {folder}/runs/din",
@@ -215,5 +237,5 @@ def _list_next_steps(folder: Path) -> list[str]:
 
 
 def _format_next_steps(folder: Path, report: Path) -> str:
-    lines = [f"report:  {report}", f"runs:    {folder / 'runs'}", f"bundle:  {folder / 'din.bundle'}", "", "Try next:"]
+    lines = [f"report:  {report}", f"runs:    {folder / 'runs'}", f"bundles: {folder / 'din.bundle'}, {_RETRIEVER}.bundle", "", "Try next:"]
     return "\n".join([*lines, *(f"  {step}" for step in _list_next_steps(folder))])

@@ -92,6 +92,7 @@ def test_a_retriever_learns_what_follows(sasrec: Run, covisit: Run) -> None:
         assert run.results["rows"] == len(run.predictions()) == run.results["positives"]
         assert run.predictions().column_names == ["row", "user", "time", "item", "rank"]
         assert run.config.fit.monitor == "ndcg@5"
+        assert run.results["warnings"] == []
     assert sasrec.results["stopped"] in ("epochs", "patience")
     assert covisit.results["stopped"] == "fitted"
 

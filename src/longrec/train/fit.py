@@ -141,9 +141,9 @@ def _build_model(job: Job, log: Log) -> Model:
 
 
 def _run(folder: Path, job: Job, log: Log, model: Model, device: torch.device, quiet: bool) -> None:
-    for sentence in _collect_run_warnings(folder, log):
-        print(f"warning: {sentence}", file=sys.stderr)
     objective = objective_of(type(model))
+    for sentence in _collect_run_warnings(folder, log, objective):
+        print(f"warning: {sentence}", file=sys.stderr)
     valid_rows = objective.rows_of(log, "valid")
 
     def validate(candidate: Model = model) -> dict[str, float]:
@@ -229,7 +229,7 @@ def _measure(
             evaluation = objective.measure(table, folder.absolute().name, job.model["name"], split, job.evaluate)
             measured[split] = evaluation.to_dict()
     headline = measured["test"] if "test" in measured else measured["valid"]
-    run_warnings = [*_collect_run_warnings(folder, log), *objective.collect_warnings(best, log, job.fit)]
+    run_warnings = [*_collect_run_warnings(folder, log, objective), *objective.collect_warnings(best, log, job.fit)]
     results = {
         **headline,
         "warnings": [*run_warnings, *headline["warnings"]],
@@ -245,9 +245,10 @@ def _measure(
     _write_text(folder / "results.json", json.dumps(results, indent=1))
 
 
-def _collect_run_warnings(folder: Path, log: Log) -> list[str]:
+def _collect_run_warnings(folder: Path, log: Log, objective: Objective) -> list[str]:
     """Return the warnings about the log, the split and the run that training started from."""
-    return [*log.warnings, *window_warnings(log), *warm_start_warnings(folder)]
+    of_log = [sentence for sentence in log.warnings if sentence not in objective.expected_warnings]
+    return [*of_log, *window_warnings(log), *warm_start_warnings(folder)]
 
 
 def _check_same_config(requested: Job, own: Job, folder: Path) -> None:

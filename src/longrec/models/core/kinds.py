@@ -236,7 +236,11 @@ class VectorRetriever(Retriever):
         """Return the vector of every item, from its features alone."""
 
     def states(self, batch: Batch) -> Float[Tensor, "N D"]:
-        """Return the vector after each event of a history: what ``users`` returns for a history that ends there."""
+        """Return the vector after each event of a history, from this event and earlier ones.
+
+        The last one is that of ``users``. Others may differ from it for a history that ends there, if positions count
+        from the newest event.
+        """
         raise NotImplementedError(f"{type(self).__name__} reads no sequences in one pass")
 
     def score_catalog(self, batch: Batch, catalog: Mapping[str, Column]) -> Float[Tensor, "R I"]:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec.data.catalog import check_catalog
-from longrec.data.label_checks import check_window
+from longrec.data.label_checks import ONLY_POSITIVES, check_window
 from longrec.data.log import Log
 from longrec.data.next_item_loader import Draws, NextItemLoader, explain_requests
 from longrec.data.splits import SPLITS
@@ -40,6 +40,7 @@ class NextItem(Objective):
 
     name = "next_item"
     columns = ("row", "user", "time", "item", "rank")
+    expected_warnings = (ONLY_POSITIVES,)
 
     @property
     def same_columns(self) -> Sequence[str]:

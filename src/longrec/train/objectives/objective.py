@@ -80,10 +80,12 @@ class Objective(ABC):
     Attributes:
         name: name in results.
         columns: columns of every file of predictions.
+        expected_warnings: warnings of a log that do not concern this objective.
     """
 
     name: ClassVar[str]
     columns: ClassVar[tuple[str, ...]]
+    expected_warnings: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def monitors(self, evaluate: EvaluateConfig) -> Mapping[str, Literal["max", "min"]]:
