@@ -185,14 +185,17 @@ def test_runnable_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.M
                 run_line(line[2:], monkeypatch)
 
 
-def test_the_model_of_the_guide_keeps_the_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("page", "model"), [("adding-a-model", "mine.liking"), ("retrieval", "mine.taste")])
+def test_the_models_of_the_guide_keep_the_rules(
+    page: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from longrec.testing import check_model
 
-    write_files(ROOT / "docs" / "guide" / "adding-a-model.md", tmp_path)
+    write_files(ROOT / "docs" / "guide" / f"{page}.md", tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "mine.liking", raising=False)
+    monkeypatch.delitem(sys.modules, model, raising=False)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
-    check_model("mine.liking")
+    check_model(model)
 
 
 def anchors(page: Path) -> set[str]:

@@ -237,5 +237,11 @@ def _list_next_steps(folder: Path) -> list[str]:
 
 
 def _format_next_steps(folder: Path, report: Path) -> str:
-    lines = [f"report:  {report}", f"runs:    {folder / 'runs'}", f"bundles: {folder / 'din.bundle'}, {_RETRIEVER}.bundle", "", "Try next:"]
+    lines = [
+        f"report:  {report}",
+        f"runs:    {folder / 'runs'}",
+        f"bundles: {folder / 'din.bundle'}, {_RETRIEVER}.bundle",
+        "",
+        "Try next:",
+    ]
     return "\n".join([*lines, *(f"  {step}" for step in _list_next_steps(folder))])
