@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,3 +208,21 @@ def test_a_run_knows_its_objective_and_not_another(sasrec: Run, tmp_path: Path) 
             open_run(sasrec.folder)
     finally:
         path.write_text(before)
+
+
+def test_names_of_metrics_suit_mlflow(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    mlflow = types.ModuleType("mlflow")
+    mlflow.__spec__ = types.SimpleNamespace(name="mlflow")  # type: ignore[assignment]
+    started = types.SimpleNamespace(info=types.SimpleNamespace(run_id="r1"))
+    for name, call in {
+        "start_run": lambda **_: started,
+        "log_params": lambda _: None,
+        "log_metrics": lambda measures, step: names.extend(measures),
+        "end_run": lambda _: None,
+    }.items():
+        setattr(mlflow, name, call)
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    train(config, ["name=tracked", "fit.mlflow=auto", "fit.max_steps=3"], quiet=True)
+    assert "valid_ndcg_at_5" in names
+    assert all(re.fullmatch(r"[\w./ :-]+", name) for name in names)

@@ -42,13 +42,13 @@ class RankStage:
         items = self._encoder.encode_candidates(candidates, query)
         return rank(candidates, self._score(encoded, items, query.timestamp), self.name)
 
-    def _score(self, query: EncodedQuery, items: EncodedCandidates, timestamp: int) -> NDArray[np.float32]:
+    def _score(self, encoded: EncodedQuery, items: EncodedCandidates, timestamp: int) -> NDArray[np.float32]:
         count = len(items.rows)
-        step = max(1, min(_CHUNK_CANDIDATES, _CHUNK_POSITIONS // max(query.positions, 1)))
+        step = max(1, min(_CHUNK_CANDIDATES, _CHUNK_POSITIONS // max(encoded.positions, 1)))
         scores = [np.zeros(0, np.float32)] if not count else []
         # Rows are independent, so that chunks change no score.
         for start in range(0, count, step):
             some = items if step >= count else items.slice(slice(start, start + step))
-            inputs = {**query.inputs, **self._encoder.build_item_tensors(some, timestamp)}
+            inputs = {**encoded.inputs, **self._encoder.build_item_tensors(some, timestamp)}
             scores.append(self._program.run(inputs))
         return scores[0] if len(scores) == 1 else np.concatenate(scores)

@@ -60,10 +60,10 @@ class RetrieveStage:
         own = Candidates.of(self._keys[best], self.model.name).with_scores(self.name, scores[best])
         return merge([candidates, own]) if len(candidates) else own
 
-    def _score_catalog(self, query: EncodedQuery) -> NDArray[np.float32]:
+    def _score_catalog(self, encoded: EncodedQuery) -> NDArray[np.float32]:
         """Return the score of every item, float32 ``[I]``, in memory of its own."""
         if self._index is None:
-            return np.array(self._program.run({**query.inputs, **self._catalog}))
-        vectors = self._program.run(query.inputs)
+            return np.array(self._program.run({**encoded.inputs, **self._catalog}))
+        vectors = self._program.run(encoded.inputs)
         scores: NDArray[np.float32] = self._index @ vectors.T
         return scores[:, 0] if len(vectors) == 1 else scores.max(1)

@@ -119,7 +119,9 @@ class _MLflow:
         self.measures["train_loss"] = loss
 
     def valid(self, step: int, measures: Mapping[str, float]) -> None:
-        self.mlflow.log_metrics({**self.measures, **{f"valid_{key}": one for key, one in measures.items()}}, step=step)
+        # MLflow refuses the sign in names such as ndcg@10.
+        named = {f"valid_{key.replace('@', '_at_')}": one for key, one in measures.items()}
+        self.mlflow.log_metrics({**self.measures, **named}, step=step)
 
     def close(self, *, finished: bool) -> None:
         self.mlflow.end_run("FINISHED" if finished else "KILLED")
