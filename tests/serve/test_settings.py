@@ -22,10 +22,10 @@ def test_the_command_line_passes_them_on(monkeypatch: pytest.MonkeyPatch) -> Non
     seen: list[Any] = []
     monkeypatch.setattr("longrec.serve.server.serve", lambda *positional, **named: seen.append((positional, named)))
     arguments = ["serve", "b", "--tokens", "a=x", "--tokens", "b=redis://h/0/t?cap=9", "--events", "s", "--state", "z"]
-    assert main(arguments) == 0
+    assert main([*arguments, "--recall", "r"]) == 0
     assert main(["serve", "b"]) == 0
     assert [named["settings"] for _, named in seen] == [
-        Settings({"a": "x", "b": "redis://h/0/t?cap=9"}, "s", "z"),
+        Settings({"a": "x", "b": "redis://h/0/t?cap=9"}, "s", "z", "r"),
         Settings(),
     ]
 

@@ -241,12 +241,12 @@ def test_the_open_inference_protocol_takes_vectors(shop: Shop, service: Service)
         return orjson.dumps({"inputs": entries})
 
     index = [entry.name for entry in inputs].index("h.tokens.tokens.token")
-    metadata = service.metadata()["inputs"][index]
+    metadata = service.programs.metadata(service.model)["inputs"][index]
     assert (metadata["datatype"], metadata["shape"]) == ("FP32", [-1, 6])
     vector = tensors["h.tokens.tokens.token"]
     expected = service.served.programs["score"].run(tensors).tolist()
     for data in (vector.tolist(), vector.ravel().tolist()):  # rows, or all numbers in one list
-        answer = orjson.loads(service.infer(body(data=data)))
+        answer = orjson.loads(service.programs.infer(service.model, body(data=data)))
         assert answer["outputs"][0]["data"] == pytest.approx(expected, abs=1e-6)
     for change, says in {
         "shape": ({"shape": [6, 4]}, r"shape \[6, 4\] with 24 values; expected \[-1, 6\]"),
@@ -260,7 +260,7 @@ def test_the_open_inference_protocol_takes_vectors(shop: Shop, service: Service)
         "large": ({"data": [1e300] * 24}, "a number that is too large"),
     }.values():
         with pytest.raises(RequestError, match=says) as caught:
-            service.infer(body(**change))
+            service.programs.infer(service.model, body(**change))
         assert caught.value.status == 422
 
 

@@ -291,7 +291,7 @@ def _check_schema(fitted: FittedSchema, model: Model) -> None:
         )
 
 
-def _select_history(fitted: FittedSchema, events: Segment, histories: bool) -> Segment:
+def _select_history(fitted: FittedSchema, events: Segment, histories: bool = True) -> Segment:
     """Return the events with only the columns that histories read, or with their items alone."""
     schema = fitted.schema
     values = list_event_columns(fitted) if histories else []

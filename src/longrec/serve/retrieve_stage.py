@@ -10,7 +10,7 @@ from longrec.export.bundle import INDEX
 from longrec.export.catalog import build_catalog_tensors
 from longrec.export.inputs import SCORE, USERS_PROGRAM
 from longrec.features.entity_table import open_array
-from longrec.pipeline.candidates import Candidates, merge, to_key_array
+from longrec.pipeline.candidates import Candidates, merge
 from longrec.pipeline.rank import select_top
 from longrec.pipeline.stage import Query
 from longrec.serve.open_model import OpenModel
@@ -30,7 +30,7 @@ class RetrieveStage:
         self.model, self.at_least, self.name = model, at_least, name
         bundle = model.bundle
         self._encoder = model.encoder
-        self._keys = to_key_array(bundle.items.keys.values.to_pylist())
+        self._keys = bundle.items.keys.values.to_numpy(zero_copy_only=False)
         self._program = model.programs[USERS_PROGRAM if USERS_PROGRAM in model.programs else SCORE]
         self._index: NDArray[np.float32] | None = None
         if USERS_PROGRAM in model.programs:
@@ -65,5 +65,7 @@ class RetrieveStage:
         if self._index is None:
             return np.array(self._program.run({**encoded.inputs, **self._catalog}))
         vectors = self._program.run(encoded.inputs)
-        scores: NDArray[np.float32] = self._index @ vectors.T
-        return scores[:, 0] if len(vectors) == 1 else scores.max(1)
+        scores: NDArray[np.float32] = self._index @ vectors[0]
+        for vector in vectors[1:]:  # four products and maxima take a fourth of the time of one and its maxima by row
+            np.maximum(scores, self._index @ vector, out=scores)
+        return scores
