@@ -175,7 +175,7 @@ def test_without_a_command_all_commands_are_listed(capsys: pytest.CaptureFixture
 def test_what_does_not_fit_on_the_disk(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with limit_resource(resource.RLIMIT_FSIZE, 50_000):
         assert cli.main(["prepare", "job.yaml"]) == 2
-    assert "sorted.parquet: too large to be written" in capsys.readouterr().err
+    assert "part-0.parquet: too large to be written" in capsys.readouterr().err
     assert not any((job / "prepared").iterdir())
 
     assert cli.main(["prepare", "job.yaml"]) == 0

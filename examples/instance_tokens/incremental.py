@@ -39,7 +39,8 @@ from longrec.train.compress_settings import CompressConfig
 from longrec.train.finished_run import read_log
 from longrec.train.instances import Instances
 from longrec.train.job import Job, read_job
-from longrec.train.loop import build_loader, update
+from longrec.train.loaders import build_loader
+from longrec.train.loop import update
 from longrec.train.machine import keep_large_blocks, torch_threads
 from longrec.train.negative_correction import check_negative_rate
 from longrec.train.optimizers import build_optimizers

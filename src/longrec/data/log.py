@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.data.availability import expand_ranges, select_last_available
+from longrec.data.early_copies import warn_of_early_copies
 from longrec.data.event_order import EventOrder
 from longrec.data.knowledge_join import KnowledgeFeature
 from longrec.data.sample_weights import open_weights
@@ -127,21 +128,9 @@ class Log:
         """Return one warning per copy of the label (``data/label_copies.py``) that is available before the label."""
         rows = np.flatnonzero(~np.isnan(self.labels)) if names else np.zeros(0, np.int64)
         rows = rows[:: max(len(rows) // 1_000, 1)]
-        messages, read = [], self.schema.histories.values()
-        for name in names:
-            if not any(name in history.features or self.schema.column(name) in history.where for history in read):
-                continue
-            own = self.events.columns.get(f"known.{name}")
-            available_at = (
-                self.events.times.take(rows) + self.schema.available_after(name) if own is None else own.take(rows)
-            )
-            if (self.clamp_to_available(available_at, rows) < self.label_time(rows)).any():
-                messages.append(
-                    f"feature {name!r} predicts the label as well as the label itself and is available before "
-                    "it, so histories that read it reveal labels early; give it the delay of the label "
-                    "(available_after), or drop it"
-                )
-        return messages
+        times, columns = self.events.times.take(rows), self.events.columns
+        late = self.label_time(rows)
+        return warn_of_early_copies(self.schema, names, columns, rows, times, late, self.clamp_to_available)
 
     def read_tokens(self, name: str, store: TokenStore) -> None:
         """Read the token history ``name`` from a store.

@@ -86,7 +86,7 @@ def results_table(name: str, results: object) -> str:
     metrics = {key: Interval.from_dict(one) for key, one in content["metrics"].items()}
     head = f"{name} ({content['model']}) on {content['split']}: {rows}{_format_weighting(content)}"
     shown, left_out = metrics_table({name: metrics}, content["split"]), left_out_lines(content.get("left_out", {}))
-    protocol = [f"{key}: {words}" for key, words in content.get("protocol", {}).items()]
+    protocol = [f"{key}: {text}" for key, text in content.get("protocol", {}).items()]
     return "\n".join([head, shown, *protocol, *left_out, *warning_lines(content.get("warnings", ()))])
 
 

@@ -126,7 +126,7 @@ def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str], *, s
     fit = _parse(FitConfig, content.get("fit"), where, "fit", faults)
     evaluate = _parse(EvaluateConfig, content.get("evaluate"), where, "evaluate", faults)
     if model is not None and fit is not None and evaluate is not None:
-        fit = _choose_monitor(model, fit, evaluate, faults)
+        fit = _complete_fit(model, fit, evaluate, faults)
     if sources:
         faults += _find_missing_files(data, schema)
         faults += _find_excess(data, schema, model, fit, schema_file)
@@ -279,8 +279,8 @@ def _read_model(
     return None if config is None else {"name": section["name"], **config.model_dump(mode="json")}
 
 
-def _choose_monitor(model: Mapping[str, Any], fit: FitConfig, evaluate: EvaluateConfig, faults: list[str]) -> FitConfig:
-    """Return the settings of training with the monitor of the model's objective, and check those that it reads."""
+def _complete_fit(model: Mapping[str, Any], fit: FitConfig, evaluate: EvaluateConfig, faults: list[str]) -> FitConfig:
+    """Return the settings of training with the defaults of the model's objective, and check those that it reads."""
     from longrec.models.core import registry as models
     from longrec.train.objectives import objective_of
 
@@ -291,7 +291,12 @@ def _choose_monitor(model: Mapping[str, Any], fit: FitConfig, evaluate: Evaluate
         near = nearest(fit.monitor, monitors)
         hint = f"did you mean {near!r}?" if near else f"{model['name']} has {', '.join(monitors)}"
         faults.append(f"fit.monitor: {fit.monitor!r} is no metric of its validations; {hint}")
-    return fit if fit.monitor is not None else fit.model_copy(update={"monitor": next(iter(monitors))})
+    own = {key: value for key, value in objective.fit_defaults.items() if key not in fit.model_fields_set}
+    if fit.val_checks_per_epoch > 1 and "val_checks_per_epoch" in fit.model_fields_set:
+        own.pop("check_val_every_n_epoch", None)
+    if fit.monitor is None:
+        own["monitor"] = next(iter(monitors))
+    return fit.model_copy(update=own)
 
 
 def _parse(cls: type[StrictT], content: Any, where: str, prefix: str, faults: list[str]) -> StrictT | None:

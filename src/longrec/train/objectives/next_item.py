@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +41,14 @@ class NextItem(Objective):
     name = "next_item"
     columns = ("row", "user", "time", "item", "rank")
     expected_warnings = (ONLY_POSITIVES,)
+    # A retriever learns for many epochs from a log that a ranker would overfit in three.
+    fit_defaults: ClassVar[Mapping[str, Any]] = {
+        "epochs": 100,
+        "val_checks_per_epoch": 1,
+        "check_val_every_n_epoch": 2,
+        "betas": (0.9, 0.98),
+        "l2": 0.0,
+    }
 
     @property
     def same_columns(self) -> Sequence[str]:

@@ -81,11 +81,13 @@ class Objective(ABC):
         name: name in results.
         columns: columns of every file of predictions.
         expected_warnings: warnings of a log that do not concern this objective.
+        fit_defaults: defaults of ``fit`` that differ from those of rankers.
     """
 
     name: ClassVar[str]
     columns: ClassVar[tuple[str, ...]]
     expected_warnings: ClassVar[tuple[str, ...]] = ()
+    fit_defaults: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def monitors(self, evaluate: EvaluateConfig) -> Mapping[str, Literal["max", "min"]]:
