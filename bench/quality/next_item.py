@@ -43,6 +43,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "item_knn": {"name": "quality.floors", "neighbors": 200},
     "covisit": {"name": "covisit"},
     "softmax": SASREC,
+    "past_baskets": SASREC,
     "bce": {**SASREC, "loss": "bce"},
     "gbce": {**SASREC, "loss": "gbce", "negatives": 256},
     "cross_entropy": {**SASREC, "loss": "cross_entropy"},
@@ -66,7 +67,9 @@ def run(name: str, arm: str, seed: int, data: Path) -> Run:
     model, evaluate = dict(ARMS[arm]), {**task.evaluate, "n_resamples": 100}
     if arm not in FLOORS:
         fit |= FIT
-        if arm == "bce":  # one negative per target learns slowly
+        if arm == "past_baskets":
+            fit["ties"] = "order"
+        if arm in ("bce", "gbce"):  # they learn slowly
             fit |= {"patience": 10, "epochs": 300, "check_val_every_n_epoch": 5}
         if name.startswith("movielens"):
             fit |= MOVIELENS

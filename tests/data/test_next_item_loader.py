@@ -99,6 +99,29 @@ def test_every_target_reads_its_own_history_and_no_more(log: Log) -> None:
     assert read == dict.fromkeys(some, 1), "each target with a history occurs once an epoch"
 
 
+def test_past_baskets_are_read_in_the_order_of_the_log(log: Log) -> None:
+    rows = positives(log)
+    loader = NextItemLoader(log, rows, 50, "seen", Draws(negatives=8), windows="all", ties="order")
+    order, at, tied = loader.order(0), 0, 0
+    for batch in loader.epoch(0):
+        targets = batch.targets
+        assert targets is not None
+        offsets, items = (
+            batch.histories["seen"].offsets.numpy(),
+            item_rows(log, batch.histories["seen"].columns["item"]),
+        )
+        for state in targets.state.tolist():
+            row = int(order[at])
+            at += 1
+            window = int(np.searchsorted(offsets, state, side="right")) - 1
+            begin = row - (state + 1 - int(offsets[window]))
+            assert items[offsets[window] : state + 1] == log.events.columns["item"][begin:row].tolist()
+            assert log.user(np.array([begin]))[0] == log.user(np.array([row]))[0]
+            tied += int(log.events.times[row - 1] == log.events.times[row])
+    assert tied > 10
+    assert at == len(rows) - len(set(rows.tolist()) & set(log.events.offsets.tolist())), "all but first events"
+
+
 def test_the_last_windows_hold_the_newest_events(log: Log) -> None:
     rows = positives(log)
     loader = NextItemLoader(log, rows, 50, "seen", Draws(negatives=8))

@@ -308,7 +308,7 @@ class Log:
         self, name: str, timestamps: NDArray[np.int64], first: NDArray[np.int64], stop: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the last events of each range that were available before a timestamp."""
-        kept, last = self._select_filtered(name), self.schema.histories[name].max_length
+        kept, last = self.select_filtered(name), self.schema.histories[name].max_length
         if self.readable is None:
             first = np.maximum(first, stop - last)
             at, offsets = expand_ranges(first, stop - first)
@@ -329,15 +329,10 @@ class Log:
     def history_range(self, name: str, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the first and the last position plus one of each row's whole history, without its maximum length.
 
-        Positions count the events that pass the filter of the history, see ``select_events``. Late events are ignored:
+        Positions count the events that pass the filter of the history, see ``select_filtered``. Late events are ignored:
         a log that has some has no range.
         """
         return self._range(name, self.user(rows), self.timestamps.take(rows), rows)
-
-    def select_events(self, name: str, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the row indices of the events at some positions of ``history_range``."""
-        kept = self._select_filtered(name)
-        return positions if kept is None else kept.take(positions)
 
     @cached_property
     def readable(self) -> NDArray[np.int64] | None:
@@ -366,10 +361,10 @@ class Log:
         else:
             below = self.events.offsets[users + 1] if rows is None else rows
             stop = find_first_from(self.events.times, first, below, timestamps - delay)
-        kept = self._select_filtered(name)
+        kept = self.select_filtered(name)
         return (first, stop) if kept is None else (np.searchsorted(kept, first), np.searchsorted(kept, stop))
 
-    def _select_filtered(self, name: str) -> NDArray[np.int64] | None:
+    def select_filtered(self, name: str) -> NDArray[np.int64] | None:
         """Return the row indices of the events that pass the filter of a history, or None without a filter."""
         if not self.schema.histories[name].where:
             return None

@@ -59,6 +59,8 @@ class NextItemLoader:
         history: name of the history.
         draws: the negatives.
         sequences: batches of sequences, if the log allows.
+        ties: ``strict``: a target reads strictly earlier events; ``order``: all earlier rows of its user in sequences,
+            also those at its own timestamp.
         windows: ``last``: the last events of each user, as many as the history holds; ``all``: all of them, in windows.
     """
 
@@ -73,10 +75,11 @@ class NextItemLoader:
         seed: int = 0,
         sequences: bool = True,
         windows: Literal["last", "all"] = "last",
+        ties: Literal["strict", "order"] = "strict",
     ) -> None:
         self.log, self.history, self.seed, self.draws = log, history, seed, draws
         self.by_request = not sequences or bool(explain_requests(log, history))
-        self.catalog = list_training_items(log)
+        self.catalog, self._kept = list_training_items(log), log.select_filtered(history)
         self._now = int(min(log.training_window.train.max(), int(log.events.times.max(initial=0)) + 1))
         self._sampler = ItemSampler(log, rows, self.catalog, draws.draw, unseen=draws.unseen)
         self._all = build_catalog(log, self.catalog, self._now) if draws.scope == "all" else None
@@ -85,13 +88,15 @@ class NextItemLoader:
             self._first = self._stop = np.zeros(0, np.int64)
             self._costs = np.ones(len(rows), np.int64)
         else:
-            self._cut_windows(rows, log.schema.histories[history].max_length, windows)
+            self._cut_windows(rows, log.schema.histories[history].max_length, windows, ties)
         total = int(self._costs.sum())
         self._batches = max(-(-total // batch_size), 1) if total else 0
 
-    def _cut_windows(self, rows: NDArray[np.int64], longest: int, windows: str) -> None:
+    def _cut_windows(self, rows: NDArray[np.int64], longest: int, windows: str, ties: str) -> None:
         """Cut the events of each user into windows, from the newest target back, and give each target its window."""
         first, stop = self.log.history_range(self.history, rows)
+        if ties == "order":
+            stop = rows if self._kept is None else np.searchsorted(self._kept, rows)
         rows, first, stop = (values[stop > first] for values in (rows, first, stop))
         users = self.log.user(rows)
         starts = np.flatnonzero(np.diff(users, prepend=-1))
@@ -149,7 +154,7 @@ class NextItemLoader:
         target, target_offsets = expand_ranges(self._targets[own], self._costs[own])
         # The position of a state in the batch: its event's distance from the start of its window.
         state = self._state[target] + np.repeat(offsets[:-1] - first, np.diff(target_offsets))
-        events = self.log.select_events(self.history, at)
+        events = at if self._kept is None else self._kept.take(at)
         batch = Batch(
             Layout.catalog(len(own), 0),
             gather_requests(self.log, self.rows[self._targets[own + 1] - 1]),

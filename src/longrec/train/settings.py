@@ -84,6 +84,11 @@ class FitConfig(Strict):
     sample_weight: str | None = Setting(
         None, description="column with the weight of each training row in the loss; default: equal weights"
     )
+    ties: Literal["strict", "order"] = Setting(
+        "strict",
+        description="events that a target of a retriever reads in training: those strictly before its timestamp, or "
+        "also earlier rows of the log at that timestamp (past baskets); predictions are always strict",
+    )
     windows: Literal["last", "all"] = Setting(
         "last",
         description="events of a user that a retriever learns from in one pass: the last ones, as many as the history "

@@ -48,7 +48,7 @@ class Clicks(Objective):
     def find_faults(self, fit: FitConfig, evaluate: EvaluateConfig) -> list[str]:
         """Return the settings of retrievers that are set."""
         keys = find_set_keys(evaluate, ("k", "recall_k", "seen", "catalog"), "evaluate")
-        keys += find_set_keys(fit, ("windows",), "fit")
+        keys += find_set_keys(fit, ("windows", "ties"), "fit")
         return [f"{key}: is for retrievers, which rank a catalog; remove it" for key in keys]
 
     def rows_of(self, log: Log, split: str) -> NDArray[np.int64]:

@@ -102,6 +102,7 @@ class NextItem(Objective):
             seed=fit.seed,
             sequences=model.reads_sequences,
             windows=fit.windows,
+            ties=fit.ties,
         )
 
     def start(self, model: Model, log: Log, loader: Loader) -> None:
