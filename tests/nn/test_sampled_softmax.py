@@ -19,13 +19,13 @@ def inputs(targets: int, negatives: int) -> list[Tensor]:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("targets", [1, 600])
 def test_the_fast_form_is_the_formula(targets: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    masked = torch.rand(targets, 30) < 0.1
+    target, drawn = torch.randint(0, 40, (targets,)), torch.randint(0, 40, (30,))
     bias_n = torch.randn(30) if bias else None
     results = []
     for plain in (True, False):
         monkeypatch.setattr(module, "use_plain_formula", lambda x, plain=plain: plain)
         own = inputs(targets, 30)
-        loss_T = sampled_softmax(*own, masked, bias_n)
+        loss_T = sampled_softmax(*own, target, drawn, bias_n)
         (loss_T * torch.arange(targets)).mean().backward()
         results.append([loss_T.detach(), *(x.grad for x in own)])
     for one, other in zip(*results):
@@ -34,5 +34,22 @@ def test_the_fast_form_is_the_formula(targets: int, bias: bool, monkeypatch: pyt
 
 def test_a_target_without_negatives_has_no_loss() -> None:
     state, negative, positive = inputs(600, 3)
-    loss_T = sampled_softmax(state, negative, positive, torch.ones(600, 3, dtype=torch.bool))
+    items = torch.zeros(603, dtype=torch.int64)
+    loss_T = sampled_softmax(state, negative, positive, items[:600], items[600:])
     torch.testing.assert_close(loss_T.detach(), torch.zeros(600))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 50.0, 1e3])
+def test_large_scores_have_a_finite_loss(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, drawn = torch.randint(0, 40, (600,)), torch.randint(0, 40, (30,))
+    results = []
+    for plain in (True, False):
+        monkeypatch.setattr(module, "use_plain_formula", lambda x, plain=plain: plain)
+        state, negative, positive = inputs(600, 30)
+        loss_T = sampled_softmax(state * scale, negative, positive * scale, target, drawn)
+        loss_T.mean().backward()
+        results.append([loss_T.detach(), state.grad])
+    assert bool(torch.isfinite(results[1][0]).all())
+    for one, other in zip(*results):
+        assert one is not None
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * max(scale, 1))

@@ -2,11 +2,13 @@
 
 For a state s_t, the score p_t of its target and n negatives v_j with a bias b_j:
 
-    l_t = -p_t + log(exp(p_t) + sum_j exp(<s_t, v_j> + b_j))            over the j that are not masked for t
+    l_t = -p_t + log(exp(p_t) + sum_j exp(<s_t, v_j> + b_j))            over the j that are not the target of t
+        = log(1 + exp(L_t - p_t)),      L_t = log sum_j exp(<s_t, v_j> + b_j)
 
-On the CPU it runs on ``nn/gemm.py`` with a hand-written gradient. Elsewhere it is the formula as written.
+On the CPU it runs on ``nn/gemm.py`` and on the softmax of torch, which is faster than the exponential alone, with a
+hand-written gradient. Elsewhere it is the first formula as written.
 
-Shapes: T targets, n negatives, D width.
+Shapes: T targets, n negatives, D width, M targets that are among the negatives.
 """
 
 from __future__ import annotations
@@ -14,39 +16,46 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from longrec.nn import gemm
 from longrec.nn.linear import use_plain_formula
 
+_LOWEST = -1e30
+"""Score of a negative that is left out. It is finite, so that a target without other negatives has a softmax."""
+
 
 def sampled_softmax(
     state_TD: Float[Tensor, "T D"],
     negative_nD: Float[Tensor, "n D"],
     positive_T: Float[Tensor, " T"],
-    masked_Tn: Bool[Tensor, "T n"],
+    target_T: Int[Tensor, " T"],
+    drawn_n: Int[Tensor, " n"],
     bias_n: Float[Tensor, " n"] | None = None,
 ) -> Float[Tensor, " T"]:
     """Return l of every target.
 
     Args:
-        masked_Tn: negatives that are left out, because they are the target.
+        target_T: item of each target.
+        drawn_n: item of each negative. It is left out for targets that are the same item.
         bias_n: b. None: 0.
     """
     if not use_plain_formula(state_TD):
-        loss: Tensor = _SampledSoftmax.apply(state_TD, negative_nD, positive_T, masked_Tn, bias_n)  # type: ignore[no-untyped-call]
+        loss: Tensor = _SampledSoftmax.apply(state_TD, negative_nD, positive_T, target_T, drawn_n, bias_n)  # type: ignore[no-untyped-call]
         return loss
     score_Tn = state_TD @ negative_nD.t()
     if bias_n is not None:
         score_Tn = score_Tn + bias_n
-    every = torch.cat([positive_T.unsqueeze(1), score_Tn.masked_fill(masked_Tn, -torch.inf)], 1)
+    same_Tn = drawn_n == target_T.unsqueeze(1)
+    every = torch.cat([positive_T.unsqueeze(1), score_Tn.masked_fill(same_Tn, -torch.inf)], 1)
     return torch.logsumexp(every, 1) - positive_T
 
 
 class _SampledSoftmax(torch.autograd.Function):
-    """The loss with a hand-written gradient, which is that of a softmax: its weights, minus one for the target."""
+    """The loss with a hand-written gradient: the softmax of the negatives times ``sigmoid(L - p)``."""
 
     @staticmethod
     def forward(
@@ -54,27 +63,33 @@ class _SampledSoftmax(torch.autograd.Function):
         state_TD: Tensor,
         negative_nD: Tensor,
         positive_T: Tensor,
-        masked_Tn: Tensor,
+        target_T: Tensor,
+        drawn_n: Tensor,
         bias_n: Tensor | None,
     ) -> Tensor:
-        w_Tn = gemm.affine(state_TD, negative_nD, bias_n).masked_fill_(masked_Tn, -torch.inf)
-        top_T = torch.maximum(w_Tn.amax(1), positive_T)
-        w_Tn = w_Tn.sub_(top_T.unsqueeze(1)).exp_()
-        own_T = (positive_T - top_T).exp()
-        sum_T = w_Tn.sum(1) + own_T
-        ctx.save_for_backward(state_TD, negative_nD, w_Tn, own_T / sum_T, sum_T)
-        return sum_T.log() + top_T - positive_T
+        score_Tn = gemm.affine(state_TD, negative_nD, bias_n)
+        # Few targets are among the negatives, so only their rows are compared and masked.
+        own_M = torch.isin(target_T, drawn_n).nonzero().squeeze(1)
+        same_Mn = drawn_n == target_T.index_select(0, own_M).unsqueeze(1)
+        score_Tn.index_copy_(0, own_M, score_Tn.index_select(0, own_M).masked_fill_(same_Mn, _LOWEST))
+        w_Tn = score_Tn.softmax(1)
+        # The largest weight is 1 / sum_j exp(z_j - max z).
+        margin_T = score_Tn.amax(1) - w_Tn.amax(1).log() - positive_T
+        ctx.save_for_backward(state_TD, negative_nD, w_Tn, margin_T.sigmoid())
+        return F.softplus(margin_T)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_T: Tensor) -> tuple[Tensor | None, ...]:
-        state_TD, negative_nD, w_Tn, own_T, sum_T = ctx.saved_tensors
+        state_TD, negative_nD, w_Tn, share_T = ctx.saved_tensors
+        g_T = g_T * share_T
         g_Tn = gemm.allocate_rows(w_Tn, *w_Tn.shape)
-        torch.mul(w_Tn, (g_T / sum_T).unsqueeze(1), out=g_Tn)
+        torch.mul(w_Tn, g_T.unsqueeze(1), out=g_Tn)
         return (
             gemm.input_gradient(g_Tn, negative_nD),
             gemm.weight_gradient(g_Tn, state_TD),
-            g_T * (own_T - 1),
+            -g_T,
+            None,
             None,
             None,
         )

@@ -93,14 +93,14 @@ def retrieval_loss(
         negative_T = (state_TD * negative_nD).sum(1)
         return _mean(F.softplus(-positive_T) + F.softplus(negative_T), targets)
     item_C = targets.rows.int()
-    same_Tn = item_C[len(item_C) - targets.negatives :] == item_C.index_select(0, targets.item).unsqueeze(1)
+    target_T, drawn_n = item_C.index_select(0, targets.item), item_C[len(item_C) - targets.negatives :]
     if config.loss == "gbce":
-        negative_Tn = linear(state_TD, negative_nD)
+        negative_Tn, same_Tn = linear(state_TD, negative_nD), drawn_n == target_T.unsqueeze(1)
         share = targets.negatives / max(targets.catalog - 1, 1)
         beta = share * (config.gbce_t * (1 - 1 / share) + 1 / share)
         return _mean(beta * F.softplus(-positive_T) + F.softplus(negative_Tn).masked_fill(same_Tn, 0).sum(1), targets)
     bias_n = -targets.log_q if config.log_q and targets.log_q is not None else None
-    return _mean(sampled_softmax(state_TD, negative_nD, positive_T, same_Tn, bias_n), targets)
+    return _mean(sampled_softmax(state_TD, negative_nD, positive_T, target_T, drawn_n, bias_n), targets)
 
 
 def _mean(loss_T: Tensor, targets: Targets) -> Tensor:
