@@ -329,7 +329,7 @@ class Log:
     def history_range(self, name: str, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the first and the last position plus one of each row's whole history, without its maximum length.
 
-        Positions count the events that pass the filter of the history, see ``select_filtered``. Late events are ignored:
+        Positions count the events that pass the filter of the history (``select_filtered``). Late events are ignored:
         a log that has some has no range.
         """
         return self._range(name, self.user(rows), self.timestamps.take(rows), rows)
