@@ -70,7 +70,7 @@ def demo(folder: str | Path = "longrec-demo", say: Callable[[str], None] = print
     ranked = _rank_over_http(bundle, recall, runs["din"], say)
 
     step("Write the report")
-    report = _write_report(folder, runs, comparison, manifest, ranked)
+    report = _write_report(folder, runs, comparison, manifest, ranked, figures)
     say(f"\nDone in {duration(time.perf_counter() - began)}.")
     say(_format_next_steps(folder, report))
     return report
@@ -169,7 +169,7 @@ def _choose_row(log: Any) -> int:
 
 
 def _write_report(
-    folder: Path, runs: dict[str, Any], comparison: Any, manifest: dict[str, Any], ranked: dict[str, Any]
+    folder: Path, runs: dict[str, Any], comparison: Any, manifest: dict[str, Any], ranked: dict[str, Any], recall: str
 ) -> Path:
     from longrec.report.page import write_page
     from longrec.report.run import read_run
@@ -182,6 +182,7 @@ def _write_report(
         "Split": "80/10/10 of the rows along the global time line: "
         + ", ".join(f"{p} {n['samples']:,}" for p, n in counts.items()),
         "Histories": "the last 20 ratings strictly before the timestamp of the impression; ratings have no delay",
+        "Recall": f"the counting rule (covisit) on the positives of test, among all films: {recall}",
     }
     views = [read_run(runs[name].folder) for name in _RUNS]
     return write_page(
