@@ -137,7 +137,8 @@ def _format(results: dict[str, list[dict]], rankings: list[dict], loads: list[st
         "# SASRec side by side, Amazon Beauty",
         f"{sizes['users']:,} users, {sizes['items']:,} items, {sizes['targets']:,} targets. Sequences (users) per "
         "CPU-second of one thread: median over the rounds (all runs in brackets). Every round ran all arms in turn. "
-        f"Load before the rounds and after each: {', '.join(loads)}.",
+        f"Load before the rounds and after each: {', '.join(loads)}. Peers: RecTools 0.19.0, RecBole 1.2.1, "
+        f"{din_training.TORCH}.",
         machine.format_table(head, rows),
         "LongRec runs the settings of `quality/next_item.py`, arm `softmax`: 900 targets and 512 shared negatives a "
         "batch, ragged. The peers pad every batch to 50 positions, so that all of their steps cost alike. RecBole "
