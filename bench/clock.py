@@ -34,6 +34,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--loss", default="", help="loss, of runners with a choice")
+    parser.add_argument("--negatives", type=int, default=1, help="negatives per target, of losses that draw them")
     parser.add_argument("--prepare", action="store_true", help="only prepare the data (a process of its own)")
     args = parser.parse_args()
     args.meta = json.loads((args.data / "meta.json").read_text())
