@@ -99,7 +99,7 @@ def test_every_target_reads_its_own_history_and_no_more(log: Log) -> None:
     assert read == dict.fromkeys(some, 1), "each target with a history occurs once an epoch"
 
 
-def test_past_baskets_are_read_in_the_order_of_the_log(log: Log) -> None:
+def test_equal_timestamps_are_read_in_the_order_of_the_log(log: Log) -> None:
     rows = positives(log)
     loader = NextItemLoader(log, rows, 50, "seen", Draws(negatives=8), windows="all", ties="order")
     order, at, tied = loader.order(0), 0, 0
