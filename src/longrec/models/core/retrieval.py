@@ -14,6 +14,9 @@ Without it (``log_q: false``) an item that is drawn often is pushed down more of
 gBCE (Petrov and Macdonald, RecSys 2023): with a = n / (I - 1), b = a (t (1 - 1 / a) + 1 / a). At t = 0 it is the sum of
 BCEs, at t = 1 its scores are calibrated to probabilities.
 
+The authors draw the negatives of gBCE for each target. Here a batch shares them, and on a catalog of twelve thousand
+items it then learned far more slowly than the other losses (``bench/results/next_item_*``): prefer ``softmax``.
+
 A target among the negatives of another is an ordinary negative there. A negative that is the target itself is masked.
 
 Shapes: T targets, C candidates, n negatives, I items of the catalog, D width.
