@@ -12,10 +12,11 @@ import torch
 
 from longrec.data.catalog import build_catalog, compute_first_timestamps, list_training_items
 from longrec.data.log import Log
-from longrec.data.next_item_loader import Draws, NextItemLoader, explain_requests
+from longrec.data.next_item_loader import NextItemLoader, find_sequence_fault
 from longrec.data.prepare import prepare
 from longrec.data.settings import DataConfig
 from longrec.features.batch import Batch
+from longrec.features.sampling import Sampling
 from longrec.features.schema import Schema
 
 SCHEMA: dict[str, Any] = {
@@ -76,7 +77,7 @@ def item_rows(log: Log, column: Any) -> list[int]:
 
 def test_every_target_reads_its_own_history_and_no_more(log: Log) -> None:
     rows = positives(log)
-    loader = NextItemLoader(log, rows, 50, "seen", Draws(negatives=8), windows="all")
+    loader = NextItemLoader(log, rows, 50, "seen", Sampling(negatives=8), windows="all")
     expected = dict(zip(rows.tolist(), histories_by_hand(log, rows)))
     read: dict[int, int] = {}
     order = loader.order(3)
@@ -101,7 +102,7 @@ def test_every_target_reads_its_own_history_and_no_more(log: Log) -> None:
 
 def test_equal_timestamps_are_read_in_the_order_of_the_log(log: Log) -> None:
     rows = positives(log)
-    loader = NextItemLoader(log, rows, 50, "seen", Draws(negatives=8), windows="all", ties="order")
+    loader = NextItemLoader(log, rows, 50, "seen", Sampling(negatives=8), windows="all", ties="order")
     order, at, tied = loader.order(0), 0, 0
     for batch in loader.epoch(0):
         targets = batch.targets
@@ -124,7 +125,7 @@ def test_equal_timestamps_are_read_in_the_order_of_the_log(log: Log) -> None:
 
 def test_the_last_windows_hold_the_newest_events(log: Log) -> None:
     rows = positives(log)
-    loader = NextItemLoader(log, rows, 50, "seen", Draws(negatives=8))
+    loader = NextItemLoader(log, rows, 50, "seen", Sampling(negatives=8))
     assert set(loader.rows.tolist()) < set(rows.tolist())
     users = log.user(loader.rows)
     newest = {user: rows[log.user(rows) == user].max() for user in set(users.tolist())}
@@ -137,7 +138,7 @@ def test_epochs_differ_and_resume_in_the_middle(log: Log) -> None:
         assert batch.targets is not None
         return [batch.targets.state.tolist(), batch.targets.rows.tolist(), batch.histories["seen"].offsets.tolist()]
 
-    loader = NextItemLoader(log, positives(log), 50, "seen", Draws(negatives=8))
+    loader = NextItemLoader(log, positives(log), 50, "seen", Sampling(negatives=8))
     whole = [facts(batch) for batch in loader.epoch(1)]
     assert len(whole) == len(loader) > 2
     assert [facts(batch) for batch in loader.epoch(1, 2)] == whole[2:]
@@ -147,10 +148,10 @@ def test_epochs_differ_and_resume_in_the_middle(log: Log) -> None:
 def test_a_history_that_depends_on_the_time_of_reading_makes_requests(tmp_path: Path) -> None:
     schema = {"histories": {"seen": {"features": ["item", "liked", "time_gap"], "max_length": 6}}}
     log = write_log(tmp_path, schema=schema)
-    assert explain_requests(log, "seen").startswith("the values of time_gap")
-    assert "liked" in explain_requests(log, "seen")
+    assert find_sequence_fault(log, "seen").startswith("the values of time_gap")
+    assert "liked" in find_sequence_fault(log, "seen")
     rows = positives(log)
-    loader = NextItemLoader(log, rows, 64, "seen", Draws(negatives=8))
+    loader = NextItemLoader(log, rows, 64, "seen", Sampling(negatives=8))
     assert loader.by_request
     seen = []
     for batch in loader.epoch(0):
@@ -169,7 +170,7 @@ def test_negatives_follow_their_distribution(log: Log) -> None:
     rows = positives(log)
     catalog = list_training_items(log)
     for draw in ("uniform", "popularity"):
-        loader = NextItemLoader(log, rows, 10_000, "seen", Draws(negatives=40_000, draw=draw))  # type: ignore[arg-type]
+        loader = NextItemLoader(log, rows, 10_000, "seen", Sampling(negatives=40_000, draw=draw))  # type: ignore[arg-type]
         (batch,) = loader.epoch(0)
         assert batch.targets is not None
         assert batch.targets.log_q is not None
@@ -186,7 +187,7 @@ def test_negatives_follow_their_distribution(log: Log) -> None:
 
 
 def test_a_negative_of_its_own_is_no_item_of_the_user(log: Log) -> None:
-    loader = NextItemLoader(log, positives(log), 64, "seen", Draws("own", 1, unseen=True))
+    loader = NextItemLoader(log, positives(log), 64, "seen", Sampling("own", 1, unseen=True))
     order, at = loader.order(0), 0
     for batch in loader.epoch(0):
         assert batch.targets is not None
@@ -201,7 +202,7 @@ def test_a_negative_of_its_own_is_no_item_of_the_user(log: Log) -> None:
 
 
 def test_a_whole_catalog_has_every_training_item_once(log: Log) -> None:
-    loader = NextItemLoader(log, positives(log), 64, "seen", Draws("all", 0))
+    loader = NextItemLoader(log, positives(log), 64, "seen", Sampling("all", 0))
     batch = next(iter(loader.epoch(0)))
     assert batch.targets is not None
     assert batch.targets.rows.tolist() == list_training_items(log).tolist()
@@ -217,3 +218,11 @@ def test_the_catalog_has_the_features_of_items(log: Log) -> None:
     first = compute_first_timestamps(log)
     for row in range(1, len(log.items)):
         assert first[row] == log.events.times[log.events.columns["item"] == row].min()
+
+
+def test_an_item_exists_once_an_event_of_it_is_available(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "available", log.events.times + np.arange(len(log)) % 7)
+    first = compute_first_timestamps(log)
+    for row in range(1, len(log.items)):
+        assert log.available is not None
+        assert first[row] == log.available[log.events.columns["item"] == row].min()

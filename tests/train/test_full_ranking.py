@@ -13,6 +13,7 @@ from longrec.config import Strict
 from longrec.data.log import Log
 from longrec.errors import RunError
 from longrec.models.core.kinds import Retriever, VectorRetriever
+from longrec.testing.pretend_device import PretendDevice, move_model
 from longrec.train.full_ranking import rank_targets
 from longrec.train.settings import EvaluateConfig
 
@@ -49,8 +50,8 @@ class Mean(VectorRetriever):
     def users(self, batch: Any) -> Tensor:
         history = batch.histories["seen"]
         ids = history.columns["item"].long()
-        sums = torch.zeros(len(history.offsets) - 1, 4)
-        owner = torch.repeat_interleave(torch.arange(len(sums)), history.offsets.diff())
+        sums = torch.zeros(len(history.offsets) - 1, 4, device=ids.device)
+        owner = torch.repeat_interleave(torch.arange(len(sums), device=ids.device), history.offsets.diff())
         return sums.index_add(0, owner, self.table[ids]).unsqueeze(1)
 
     def items(self, columns: Any) -> Tensor:
@@ -125,3 +126,18 @@ def test_random_vectors_rank_targets_in_the_middle(log: Log) -> None:
         )
     middle = (len(log.items) - 2) / 2
     assert np.mean(ranks) == pytest.approx(middle, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["popular", "mean"])
+def test_another_device_gives_the_same_ranks(log: Log, kind: str) -> None:
+    torch.manual_seed(0)
+    model: Any = Mean(log.fields())
+    if kind == "popular":
+        model = Popular(Strict(), log.fields())
+        model.register_parameter("weight", torch.nn.Parameter(torch.zeros(1)))  # its device is that of the model
+    rows = positives(log, "test")
+    expected = rank_targets(model, log, rows, EvaluateConfig())
+    with PretendDevice():
+        move_model(model)
+        ranks = rank_targets(model, log, rows, EvaluateConfig())
+    np.testing.assert_array_equal(ranks, expected)

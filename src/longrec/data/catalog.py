@@ -67,9 +67,9 @@ def list_training_items(log: Log) -> NDArray[np.int64]:
 
 
 def compute_first_timestamps(log: Log) -> NDArray[np.int64]:
-    """Return the timestamp of the first event of each item, int64 by row of the item table. NEVER without events."""
+    """Return when the first event of each item was available, int64 by row of the item table. NEVER without events."""
     first = np.full(len(log.items), NEVER, np.int64)
-    items, times = log.events.columns["item"], log.events.times
+    items, times = log.events.columns["item"], log.events.times if log.available is None else log.available
     for at in range(0, len(log), 1 << 20):
         chunk = slice(at, at + (1 << 20))
         np.minimum.at(first, items[chunk], times[chunk])

@@ -11,7 +11,7 @@ events, no versions of items. Batches of other logs have requests.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -25,19 +25,10 @@ from longrec.data.log import Log
 from longrec.data.negative_items import ItemSampler
 from longrec.features.batch import Batch, Layout, Targets
 from longrec.features.fields import COMPUTED
+from longrec.features.sampling import Sampling
 
 
-@dataclass(frozen=True)
-class Draws:
-    """How negatives are drawn, as ``longrec.models.core.retrieval.Sampling`` describes."""
-
-    scope: Literal["shared", "own", "all"] = "shared"
-    negatives: int = 512
-    draw: Literal["uniform", "popularity"] = "uniform"
-    unseen: bool = False
-
-
-def explain_requests(log: Log, history: str) -> str:
+def find_sequence_fault(log: Log, history: str) -> str:
     """Return the reason why sequences of a history cannot be read in one pass. Empty if they can."""
     if log.schema.prejoined or history in log.tokens:
         return "its events are not those of the log"
@@ -57,7 +48,7 @@ class NextItemLoader:
         rows: targets, int64 rows of the log. Those without an earlier event are left out of batches of sequences.
         batch_size: targets per batch. A batch of sequences has about as many.
         history: name of the history.
-        draws: the negatives.
+        sampling: the negatives.
         sequences: batches of sequences, if the log allows.
         ties: ``strict``: a target reads strictly earlier events; ``order``: all earlier rows of its user in sequences,
             also those at its own timestamp.
@@ -70,19 +61,19 @@ class NextItemLoader:
         rows: NDArray[np.int64],
         batch_size: int,
         history: str,
-        draws: Draws,
+        sampling: Sampling,
         *,
         seed: int = 0,
         sequences: bool = True,
         windows: Literal["last", "all"] = "last",
         ties: Literal["strict", "order"] = "strict",
     ) -> None:
-        self.log, self.history, self.seed, self.draws = log, history, seed, draws
-        self.by_request = not sequences or bool(explain_requests(log, history))
+        self.log, self.history, self.seed, self.sampling = log, history, seed, sampling
+        self.by_request = not sequences or bool(find_sequence_fault(log, history))
         self.catalog, self._kept = list_training_items(log), log.select_filtered(history)
         self._now = int(min(log.training_window.train.max(), int(log.events.times.max(initial=0)) + 1))
-        self._sampler = ItemSampler(log, rows, self.catalog, draws.draw, unseen=draws.unseen)
-        self._all = build_catalog(log, self.catalog, self._now) if draws.scope == "all" else None
+        self._sampler = ItemSampler(log, rows, self.catalog, sampling.draw, unseen=sampling.unseen)
+        self._all = build_catalog(log, self.catalog, self._now) if sampling.scope == "all" else None
         if self.by_request:
             self.rows = rows
             self._first = self._stop = np.zeros(0, np.int64)
@@ -172,17 +163,17 @@ class NextItemLoader:
         per_position: bool,
     ) -> Batch:
         """Return a batch with the targets and negatives as its candidates."""
-        log, draws = self.log, self.draws
+        log, sampling = self.log, self.sampling
         items = log.events.columns["item"].take(rows).astype(np.int64)
         log_q = None
-        if draws.scope == "all":
+        if sampling.scope == "all":
             assert self._all is not None
             candidates, index, columns, negatives = self.catalog, np.searchsorted(self.catalog, items), self._all, 0
         else:
-            if draws.scope == "own":
+            if sampling.scope == "own":
                 drawn = self._sampler.draw_own(log.user(rows), random)
             else:
-                drawn, log_q = self._sampler.draw_shared(draws.negatives, random)
+                drawn, log_q = self._sampler.draw_shared(sampling.negatives, random)
             distinct, index = np.unique(items, return_inverse=True)
             candidates, negatives = np.concatenate([distinct, drawn]), len(drawn)
             columns = build_catalog(log, candidates, self._now)

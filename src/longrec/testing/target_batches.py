@@ -9,7 +9,7 @@ from torch import Tensor
 
 from longrec.features.batch import Batch, Column, Layout, Targets
 from longrec.features.fields import Fields
-from longrec.models.core.retrieval import Sampling
+from longrec.features.sampling import Sampling
 from longrec.testing.batches import FIELDS, ITEM, pick, ragged, values
 
 NEGATIVES = 20

@@ -72,7 +72,7 @@ def rank_targets(
                     own = slice(first, min(first + block, len(some)))
                     scores = score_rows(own).float()
                     targets = log.events.columns["item"].take(some[own]).astype(np.int64) - 1
-                    ranks[at + own.start : at + own.stop] = _rank_block(scores, targets, exclude, some[own], rows)
+                    ranks[at + own.start : at + own.stop] = _rank_block(scores, targets, exclude, some[own])
                     if progress is not None:
                         progress.advance(own.stop - own.start)
     finally:
@@ -102,7 +102,8 @@ def _prepare_scores(model: Retriever, catalog: Mapping[str, Column]) -> Callable
 
 def _take_requests(batch: Batch, own: slice) -> Batch:
     """Return a batch of some requests of a single batch."""
-    rows = torch.arange(own.start, own.stop)
+    device = next(iter(batch.histories.values())).offsets.device
+    rows = torch.arange(own.start, own.stop, device=device)
     histories = {name: history.select_requests(rows) for name, history in batch.histories.items()}
     features = {
         name: column.select_rows(rows) if isinstance(column, Jagged) else column.index_select(0, rows)
@@ -136,7 +137,7 @@ class Exclusions:
 
 
 def _rank_block(
-    scores: Tensor, targets: NDArray[np.int64], exclude: Exclusions, some: NDArray[np.int64], rows: NDArray[np.int64]
+    scores: Tensor, targets: NDArray[np.int64], exclude: Exclusions, some: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """Return the rank of each target of a block, float32 ``[B]``. ``scores [B, I]`` are changed."""
     device = scores.device

@@ -31,9 +31,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from longrec.features.batch import Batch, Column
+from longrec.features.sampling import Sampling
 from longrec.models.core.base import ContextInstances, Model
 from longrec.models.core.losses import bce_loss
-from longrec.models.core.retrieval import Sampling
 from longrec.nn.embedding import Embedded, Embeddings
 
 

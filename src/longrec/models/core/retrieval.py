@@ -24,7 +24,6 @@ Shapes: T targets, C candidates, n negatives, I items of the catalog, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch.nn.functional as F
@@ -34,29 +33,11 @@ from torch import Tensor
 
 from longrec.config import Strict
 from longrec.features.batch import Targets
+from longrec.features.sampling import Draw, Sampling
 from longrec.nn.linear import linear
 from longrec.nn.sampled_softmax import sampled_softmax
 
 Loss = Literal["softmax", "cross_entropy", "bce", "gbce"]
-Draw = Literal["uniform", "popularity"]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Items that the loss compares a target with.
-
-    Attributes:
-        scope: ``shared``: all targets of a batch have the same negatives; ``own``: each target has its own; ``all``:
-            the whole catalog.
-        negatives: number of negatives, of each target with ``own``.
-        draw: distribution of the negatives: uniform over the catalog, or by the number of training targets.
-        unseen: draw no item of the user's own history in the training window. ``own`` only.
-    """
-
-    scope: Literal["shared", "own", "all"] = "shared"
-    negatives: int = 512
-    draw: Draw = "uniform"
-    unseen: bool = False
 
 
 class RetrievalConfig(Strict):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from longrec.data.catalog import check_catalog
 from longrec.data.label_checks import ONLY_POSITIVES, check_window
 from longrec.data.log import Log
-from longrec.data.next_item_loader import Draws, NextItemLoader, explain_requests
+from longrec.data.next_item_loader import NextItemLoader, find_sequence_fault
 from longrec.data.splits import SPLITS
 from longrec.errors import ConfigError, DataError, RunError, UnknownName
 from longrec.metrics import Comparison
@@ -98,7 +98,7 @@ class NextItem(Objective):
             self.rows_of(log, "train"),
             fit.batch_size,
             next(iter(log.schema.histories)),
-            Draws(**vars(model.sampling)),
+            model.sampling,
             seed=fit.seed,
             sequences=model.reads_sequences,
             windows=fit.windows,
@@ -201,7 +201,7 @@ class NextItem(Objective):
     def collect_warnings(self, model: Model, log: Log, fit: FitConfig) -> list[str]:
         """Return the reason why a model of sequences was trained on one request per target."""
         history = next(iter(log.schema.histories))
-        reason = explain_requests(log, history)
+        reason = find_sequence_fault(log, history)
         if not reason or not isinstance(model, VectorRetriever) or not model.reads_sequences:
             return []
         return [f"history {history}: {reason}, so each target was trained with a history of its own, which is slower"]
