@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from longrec.nn.linear import Linear
+from longrec.nn.padding import Pad
 from longrec.nn.timeline import GAPS, NOT_YET, RANKS, UNSEEN, Bucket, Timeline
 
 
@@ -70,7 +71,7 @@ class CausalAttention(nn.Module):
         groups, longest, heads = bucket.groups, bucket.longest, self.heads
         width = qkv_NX.shape[1] // 3
         if bucket.from_flat is not None:
-            qkv_NX = _Pad.apply(qkv_NX, bucket.from_flat, bucket.to_flat)  # type: ignore[no-untyped-call]
+            qkv_NX = Pad.apply(qkv_NX, bucket.from_flat, bucket.to_flat)  # type: ignore[no-untyped-call]
         q, k, v = qkv_NX.view(groups * longest, 3, heads, width // heads).permute(1, 2, 0, 3).unbind()
         shape = (heads * groups, longest, width // heads)
         q, k, v = q.reshape(shape), k.reshape(shape), v.reshape(shape)
@@ -189,18 +190,3 @@ class _Bias(torch.autograd.Function):
         sums = g_HUTT.new_zeros(len(g_HUTT), UNSEEN + 1, dtype=wide)
         sums = sums.scatter_add_(1, flat, g_HUTT.flatten(1).to(wide))[:, :UNSEEN].reshape(-1, RANKS, GAPS)
         return sums.sum(2), sums.sum(1), None
-
-
-class _Pad(torch.autograd.Function):
-    """``x[from_flat]``. The gradient is gathered from real slots only, because padded slots get none."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, from_flat: Tensor, to_flat: Tensor) -> Tensor:
-        ctx.save_for_backward(to_flat)
-        return x.index_select(0, from_flat)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        (to_flat,) = ctx.saved_tensors
-        return g.index_select(0, to_flat), None, None

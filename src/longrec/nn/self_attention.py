@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from longrec.nn import kernels
 from longrec.nn.host_plans import put_all
 from longrec.nn.length_buckets import split_into_spans
+from longrec.nn.padding import Pad
 from longrec.nn.segments import Segments
 
 _MAX_SLOTS = 16_384
@@ -49,7 +50,7 @@ def attend_to_earlier(qkv_NQ: Float[Tensor, "N Q"], segments: Segments, heads: i
     if not plan.shapes:
         return qkv_NQ[:, : qkv_NQ.shape[1] // 3]
     if plan.from_flat is not None:
-        qkv_NQ = _Pad.apply(qkv_NQ, plan.from_flat, plan.to_flat)  # type: ignore[no-untyped-call]
+        qkv_NQ = Pad.apply(qkv_NQ, plan.from_flat, plan.to_flat)  # type: ignore[no-untyped-call]
     chunks = torch.split(qkv_NQ, [rows * longest for rows, longest in plan.shapes])
     outputs = [_attend(chunk, *shape, heads) for chunk, shape in zip(chunks, plan.shapes)]
     o_SX = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -123,21 +124,6 @@ def _attend_traced(qkv_TQ: Tensor, heads: int) -> Tensor:
     s_HTT = torch.matmul(q, k.transpose(1, 2)) * (width // heads) ** -0.5
     w_HTT = s_HTT.masked_fill(later_TT, -torch.inf).softmax(2)
     return torch.matmul(w_HTT.to(v.dtype), v).transpose(0, 1).reshape(length, width)
-
-
-class _Pad(torch.autograd.Function):
-    """``x[from_flat]``. The gradient is gathered from real slots only, because that of padded slots is zero."""
-
-    @staticmethod
-    def forward(ctx: Any, x_NX: Tensor, from_flat: Tensor, to_flat: Tensor) -> Tensor:
-        ctx.save_for_backward(to_flat)
-        return x_NX.index_select(0, from_flat)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g_SX: Tensor) -> tuple[Tensor, None, None]:
-        (to_flat,) = ctx.saved_tensors
-        return g_SX.index_select(0, to_flat), None, None
 
 
 class _Drop(torch.autograd.Function):

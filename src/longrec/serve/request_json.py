@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -20,6 +20,7 @@ MAX_ITEMS = 1_000
 
 _Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Key = _Whole | str
+DecodedT = TypeVar("DecodedT")
 
 
 class RankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -133,12 +134,7 @@ def decode_request(body: bytes) -> RankRequest:
         RequestError: 400 if the body is not JSON (NaN and Infinity are not JSON), 422 if a field is invalid, 413 if
             there are too many candidates.
     """
-    try:
-        request = _DECODER.decode(body)
-    except msgspec.ValidationError as error:
-        raise build_validation_error(error, FIELDS) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise build_json_error(error) from None
+    request = _decode(_DECODER, body, FIELDS)
     count = len(request.candidates)
     if not count:
         raise RequestError("candidates", "an empty list", f"1 to {MAX_CANDIDATES:,} items", status=422)
@@ -157,12 +153,7 @@ def decode_recommend_request(body: bytes) -> RecommendRequest:
     Raises:
         RequestError: 400 if the body is not JSON, 422 if a field is invalid.
     """
-    try:
-        request = _RECOMMENDATIONS.decode(body)
-    except msgspec.ValidationError as error:
-        raise build_validation_error(error, RecommendRequest.__struct_fields__) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise build_json_error(error) from None
+    request = _decode(_RECOMMENDATIONS, body, RecommendRequest.__struct_fields__)
     if not 1 <= request.k <= MAX_ITEMS:
         raise RequestError("k", f"{request.k:,} items", f"1 to {MAX_ITEMS:,}", "ask for fewer items", 422)
     return request
@@ -174,16 +165,20 @@ def decode_event(body: bytes) -> EventRequest:
     Raises:
         RequestError: 400 if the body is not JSON, 422 if a field is invalid.
     """
-    try:
-        request = _EVENTS.decode(body)
-    except msgspec.ValidationError as error:
-        raise build_validation_error(error, EventRequest.__struct_fields__) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise build_json_error(error) from None
+    request = _decode(_EVENTS, body, EventRequest.__struct_fields__)
     if request.context is None and not request.feedback:
         do = "send the context of a new event, or feedback on an event that was recorded before"
         raise RequestError("event", "neither context nor feedback", "one of them", do, 422)
     return request
+
+
+def _decode(decoder: msgspec.json.Decoder[DecodedT], body: bytes, fields: tuple[str, ...]) -> DecodedT:
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise build_validation_error(error, fields) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise build_json_error(error) from None
 
 
 def build_json_error(error: Exception) -> RequestError:
