@@ -31,7 +31,9 @@ Same = Callable[[Path, Path], None]
 ITEMS = 40
 
 
-def write_config(folder: Path, *, follows: float, model: Any = "sasrec", users: int = 120, seed: int = 0) -> Path:
+def write_config(
+    folder: Path, *, follows: float, model: Any = "sasrec", users: int = 120, seed: int = 0, unit: int = 1
+) -> Path:
     """Write a log in which the item after item i is i + 1 with a probability, else a random one, and a job."""
     random = np.random.default_rng(seed)
     rows: dict[str, list[int]] = {"user": [], "item": [], "at": []}
@@ -41,7 +43,7 @@ def write_config(folder: Path, *, follows: float, model: Any = "sasrec", users: 
         for step in range(int(random.integers(8, 16))):
             rows["user"].append(user)
             rows["item"].append(item)
-            rows["at"].append(begin + 100 * step + int(random.integers(40)))
+            rows["at"].append((begin + 100 * step + int(random.integers(40))) // unit)
             item = (item + 1) % ITEMS if random.random() < follows else int(random.integers(ITEMS))
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(rows), folder / "log.parquet")
@@ -167,6 +169,13 @@ def test_nothing_beats_chance_on_a_log_without_a_pattern(model: dict[str, Any], 
     rank = run.predictions()["rank"].to_numpy()
     middle, spread = (ITEMS - 1) / 2, ITEMS / np.sqrt(12 * len(rank))
     assert abs(rank.mean() - middle) < 4 * spread, "targets are uniform, so their mean rank is the middle"
+
+
+def test_training_in_the_order_of_ties_reveals_no_target(tmp_path: Path) -> None:
+    path = write_config(tmp_path, follows=0.0, model=SASREC, users=400, seed=2, unit=400)
+    run = train(path, ["fit.ties=order", "evaluate.seen=keep", "evaluate.catalog=all", "fit.epochs=3"], quiet=True)
+    rank = run.predictions()["rank"].to_numpy()
+    assert abs(rank.mean() - (ITEMS - 1) / 2) < 4 * ITEMS / np.sqrt(12 * len(rank))
 
 
 @pytest.mark.parametrize(
