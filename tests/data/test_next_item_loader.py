@@ -186,19 +186,35 @@ def test_negatives_follow_their_distribution(log: Log) -> None:
         )
 
 
-def test_a_negative_of_its_own_is_no_item_of_the_user(log: Log) -> None:
-    loader = NextItemLoader(log, positives(log), 64, "seen", Sampling("own", 1, unseen=True))
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_negative_of_its_own_is_no_item_of_the_user(log: Log, count: int) -> None:
+    loader = NextItemLoader(log, positives(log), 64, "seen", Sampling("own", count, unseen=True))
     order, at = loader.order(0), 0
     for batch in loader.epoch(0):
         assert batch.targets is not None
-        negatives = batch.targets.rows[-batch.targets.negatives :].tolist()
+        assert batch.targets.own is not None
+        negatives = batch.targets.rows[batch.targets.own].tolist()
         assert len(negatives) == len(batch.targets.state)
-        for item in negatives:
+        for items in negatives:
+            assert len(items) == count
             user = log.user(order[at : at + 1])[0]
             own = slice(log.events.offsets[user], log.events.offsets[user + 1])
             train = np.asarray(log.splits[own]) == 0
-            assert item not in log.events.columns["item"][own][train]
+            assert not set(items) & set(log.events.columns["item"][own][train].tolist())
             at += 1
+
+
+def test_targets_draw_their_own_negatives_independently(log: Log) -> None:
+    rows = positives(log)
+    (batch,) = NextItemLoader(log, rows, 10_000, "seen", Sampling("own", 200)).epoch(0)
+    assert batch.targets is not None
+    assert batch.targets.own is not None
+    drawn, catalog = batch.targets.rows[batch.targets.own].numpy(), list_training_items(log)
+    assert len(batch.targets.rows) - batch.targets.negatives == len(np.unique(batch.targets.item))
+    assert len(batch.targets.rows) <= 2 * len(catalog)  # each vector once
+    assert not np.array_equal(drawn[0], drawn[1])
+    share = np.bincount(drawn.ravel(), minlength=len(log.items))[catalog] / drawn.size
+    np.testing.assert_allclose(share, 1 / len(catalog), atol=0.006)
 
 
 def test_a_whole_catalog_has_every_training_item_once(log: Log) -> None:

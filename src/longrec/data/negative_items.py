@@ -51,16 +51,17 @@ class ItemSampler:
         share = np.full(count, 1 / len(self.catalog)) if self._shares is None else self._shares[index]
         return self.catalog[index], np.log(count * share).astype(np.float32)
 
-    def draw_own(self, users: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
-        """Return one item per user, int64 ``[T]``."""
+    def draw_own(self, users: NDArray[np.int64], count: int, random: np.random.Generator) -> NDArray[np.int64]:
+        """Return ``count`` items per user, int64 ``[T, count]``."""
+        users = np.repeat(users, count)
         items = self.catalog[self._draw(len(users), random)]
-        pending = np.arange(len(users)) if self._own is not None else np.zeros(0, np.int64)
+        pending = np.arange(len(users) if self._own is not None else 0)
         for _ in range(_TRIES):
-            pending = pending[self._is_own(users[pending], items[pending])]
             if not len(pending):
                 break
+            pending = pending[self._is_own(users[pending], items[pending])]
             items[pending] = self.catalog[self._draw(len(pending), random)]
-        return items
+        return items.reshape(-1, count)
 
     def _is_own(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.bool_]:
         assert self._own is not None
@@ -72,3 +73,18 @@ class ItemSampler:
         if self._shares is None:
             return random.integers(0, len(self.catalog), count)
         return np.minimum(np.searchsorted(self._ends, random.random(count)), len(self.catalog) - 1)
+
+
+def number_distinct(items: NDArray[np.int64], height: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the distinct items, ascending, and the index of each item in them, without a sort.
+
+    Args:
+        items: rows of the item table, of any shape.
+        height: number of rows of the table.
+    """
+    present = np.zeros(height, np.bool_)
+    present[items] = True
+    distinct = np.flatnonzero(present)
+    index = np.zeros(height, np.int64)
+    index[distinct] = np.arange(len(distinct))
+    return distinct, index[items]
