@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from longrec.data.catalog import build_catalog, compute_first_timestamps, list_training_items
+from longrec.data.catalog import build_catalog, compute_first_timestamps, list_negatives
 from longrec.data.log import Log
 from longrec.data.next_item_loader import NextItemLoader, find_sequence_fault
 from longrec.data.prepare import prepare
@@ -168,7 +168,7 @@ def test_a_history_that_depends_on_the_time_of_reading_makes_requests(tmp_path: 
 
 def test_negatives_follow_their_distribution(log: Log) -> None:
     rows = positives(log)
-    catalog = list_training_items(log)
+    catalog = list_negatives(log)
     for draw in ("uniform", "popularity"):
         loader = NextItemLoader(log, rows, 10_000, "seen", Sampling(negatives=40_000, draw=draw))  # type: ignore[arg-type]
         (batch,) = loader.epoch(0)
@@ -209,7 +209,7 @@ def test_targets_draw_their_own_negatives_independently(log: Log) -> None:
     (batch,) = NextItemLoader(log, rows, 10_000, "seen", Sampling("own", 200)).epoch(0)
     assert batch.targets is not None
     assert batch.targets.own is not None
-    drawn, catalog = batch.targets.rows[batch.targets.own].numpy(), list_training_items(log)
+    drawn, catalog = batch.targets.rows[batch.targets.own].numpy(), list_negatives(log)
     assert len(batch.targets.rows) - batch.targets.negatives == len(np.unique(batch.targets.item))
     assert len(batch.targets.rows) <= 2 * len(catalog)  # each vector once
     assert not np.array_equal(drawn[0], drawn[1])
@@ -217,11 +217,13 @@ def test_targets_draw_their_own_negatives_independently(log: Log) -> None:
     np.testing.assert_allclose(share, 1 / len(catalog), atol=0.006)
 
 
-def test_a_whole_catalog_has_every_training_item_once(log: Log) -> None:
+def test_a_whole_catalog_has_every_training_item_and_the_unseen_one_once(log: Log) -> None:
     loader = NextItemLoader(log, positives(log), 64, "seen", Sampling("all", 0))
     batch = next(iter(loader.epoch(0)))
     assert batch.targets is not None
-    assert batch.targets.rows.tolist() == list_training_items(log).tolist()
+    of_training = np.unique(log.events.columns["item"].take(np.flatnonzero(np.asarray(log.splits) == 0)))
+    assert batch.targets.rows.tolist() == [0, *of_training]
+    assert batch.candidates["item"][0] == 1  # type: ignore[index]
     assert batch.size == len(batch.targets.rows) == len(batch.candidates["item"])  # type: ignore[arg-type]
     assert batch.loss_rows == len(batch.targets.state)
 

@@ -16,15 +16,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 from longrec.cli import main
+from longrec.data.catalog import build_catalog, list_training_items
+from longrec.data.gather import gather
 from longrec.errors import ConfigError, DataError, RunError
 from longrec.report.page import write_page
 from longrec.report.run import read_run
 from longrec.train import loop
 from longrec.train.evaluate import compare, evaluate
-from longrec.train.finished_run import Run, open_run
+from longrec.train.finished_run import Run, open_run, read_log
 from longrec.train.fit import train
 
 Same = Callable[[Path, Path], None]
@@ -32,9 +35,20 @@ ITEMS = 40
 
 
 def write_config(
-    folder: Path, *, follows: float, model: Any = "sasrec", users: int = 120, seed: int = 0, unit: int = 1
+    folder: Path,
+    *,
+    follows: float,
+    model: Any = "sasrec",
+    users: int = 120,
+    seed: int = 0,
+    unit: int = 1,
+    new_items: int = 0,
 ) -> Path:
-    """Write a log in which the item after item i is i + 1 with a probability, else a random one, and a job."""
+    """Write a log in which the item after item i is i + 1 with a probability, else a random one, and a job.
+
+    Args:
+        new_items: number of further items, which occur after all other events only.
+    """
     random = np.random.default_rng(seed)
     rows: dict[str, list[int]] = {"user": [], "item": [], "at": []}
     for user in range(users):
@@ -45,6 +59,10 @@ def write_config(
             rows["item"].append(item)
             rows["at"].append((begin + 100 * step + int(random.integers(40))) // unit)
             item = (item + 1) % ITEMS if random.random() < follows else int(random.integers(ITEMS))
+        if new_items:
+            rows["user"].append(user)
+            rows["item"].append(ITEMS + user % new_items)
+            rows["at"].append(5_000 + user)
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(rows), folder / "log.parquet")
     job = {
@@ -100,6 +118,22 @@ def test_a_retriever_learns_what_follows(sasrec: Run, covisit: Run) -> None:
         assert run.results["warnings"] == []
     assert sasrec.results["stopped"] in ("epochs", "patience")
     assert covisit.results["stopped"] == "fitted"
+
+
+@pytest.mark.parametrize("loss", ["softmax", "cross_entropy", "bce", "gbce"])
+def test_items_that_training_does_not_have_are_not_ranked_first(tmp_path: Path, loss: str) -> None:
+    """The scores of ``gbce`` are log-odds: a vector of zeros, which no loss reads, has a score above all others."""
+    config = write_config(tmp_path, follows=0.9, model={**SASREC, "loss": loss}, new_items=9)
+    run = train(config, ["fit.epochs=6"], quiet=True)
+    log, model = read_log(run.config), run.model().eval()
+    training = list_training_items(log)
+    assert len(training) == ITEMS == len(log.items) - 10
+    rows = log.rows_of("valid")
+    with torch.no_grad():
+        score = model.score_catalog(gather(log, rows), build_catalog(log, np.arange(len(log.items)), 10_000))  # type: ignore[operator]
+    third = score[:, torch.from_numpy(training)].topk(3).values[:, -1]
+    new = np.setdiff1d(np.arange(len(log.items)), training)
+    assert (score[:, torch.from_numpy(new)].amax(1) < third).float().mean() > 0.8
 
 
 def test_the_protocol_is_printed_with_the_results(sasrec: Run, capsys: pytest.CaptureFixture[str]) -> None:

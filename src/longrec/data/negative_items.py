@@ -15,11 +15,11 @@ _TRIES = 20
 
 
 class ItemSampler:
-    """Sampler of items of the training split.
+    """Sampler of the negatives of training targets.
 
     Args:
         targets: training rows, whose items' counts are their popularity.
-        catalog: rows of the item table to draw from, int64, ascending.
+        catalog: rows of the item table to draw from (``list_negatives``), int64, ascending.
         draw: ``uniform`` or ``popularity``.
         unseen: ``draw_own`` draws no item of the user's own training rows.
 
@@ -30,8 +30,8 @@ class ItemSampler:
     def __init__(
         self, log: Log, targets: NDArray[np.int64], catalog: NDArray[np.int64], draw: str, unseen: bool = False
     ) -> None:
-        if len(catalog) < 2:
-            raise DataError(str(log.folder), f"{len(catalog)} item in the training split", "two items or more")
+        if len(catalog) < 3:
+            raise DataError(str(log.folder), f"{len(catalog) - 1} item in the training split", "two items or more")
         self.catalog = catalog
         self._shares: NDArray[np.float64] | None = None
         if draw == "popularity":

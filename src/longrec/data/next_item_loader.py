@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from longrec.data.availability import expand_ranges
-from longrec.data.catalog import build_catalog, list_training_items
+from longrec.data.catalog import build_catalog, list_negatives
 from longrec.data.gather import gather, gather_history, gather_requests
 from longrec.data.log import Log
 from longrec.data.negative_items import ItemSampler, number_distinct
@@ -70,7 +70,7 @@ class NextItemLoader:
     ) -> None:
         self.log, self.history, self.seed, self.sampling = log, history, seed, sampling
         self.by_request = not sequences or bool(find_sequence_fault(log, history))
-        self.catalog, self._kept = list_training_items(log), log.select_filtered(history)
+        self.catalog, self._kept = list_negatives(log), log.select_filtered(history)
         self._now = int(min(log.training_window.train.max(), int(log.events.times.max(initial=0)) + 1))
         self._sampler = ItemSampler(log, rows, self.catalog, sampling.draw, unseen=sampling.unseen)
         self._all = build_catalog(log, self.catalog, self._now) if sampling.scope == "all" else None
