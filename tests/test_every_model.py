@@ -15,7 +15,7 @@ from longrec.testing.suite import cases_of, check_case
 
 CASES = [case for name in names() for case in cases_of(name)]
 SCORERS = [case for case in CASES if issubclass(case.model_class, Ranker | Encoder)]
-"""Cases of models with one program, ``score``. Tests of the export check those of retrievers."""
+"""Cases of models whose program scores rows."""
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
