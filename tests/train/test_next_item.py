@@ -155,6 +155,22 @@ def test_a_fitted_model_measures_every_alternative_and_keeps_the_best(covisit: R
     assert model.selected["window"] in (5, 20)
 
 
+def test_trackers_receive_every_alternative_of_a_fitted_model(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[tuple[str, int]] = []
+    board = types.SimpleNamespace(
+        add_scalar=lambda name, _, step: received.append((name, step)), close=lambda: received.append(("closed", 0))
+    )
+    writer = types.ModuleType("writer")
+    writer.SummaryWriter = lambda folder, purge_step: board  # type: ignore[attr-defined]
+    package = types.ModuleType("tensorboard")
+    package.__spec__ = types.SimpleNamespace(name="tensorboard")  # type: ignore[assignment]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.writer", writer)
+    monkeypatch.setitem(sys.modules, "tensorboard", package)
+    train(config, ["name=tracked", "model={name: covisit}", "fit.tensorboard=auto"], quiet=True)
+    assert [step for name, step in received if name == "valid/ndcg@5"] == list(range(16))
+    assert received[-1] == ("closed", 0)
+
+
 def test_retrievers_are_compared_by_target(sasrec: Run, covisit: Run, tmp_path: Path) -> None:
     comparison = compare([covisit, sasrec], n_resamples=20)
     assert comparison.objective == "next_item"

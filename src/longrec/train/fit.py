@@ -156,9 +156,13 @@ def _run(folder: Path, job: Job, log: Log, model: Model, device: torch.device, q
 
     assert job.fit.monitor is not None
     lower = objective.monitors(job.evaluate)[job.fit.monitor] == "min"
+    settings = flatten({"model": job.model, "fit": job.fit.model_dump(mode="json")})
     if isinstance(model, FittedRetriever):
         _fit_statistics(model, log)
-        state = fit_model(model, folder, job.fit.monitor, validate if len(valid_rows) else None, lower, quiet)
+        with trackers(job.fit, folder, 0, settings) as others:
+            state = fit_model(
+                model, folder, job.fit.monitor, validate if len(valid_rows) else None, lower, quiet, others
+            )
         _measure(folder, job, log, objective, device, state, quiet)
         return
     with _watch_stop_signals() as stop:
@@ -183,7 +187,6 @@ def _run(folder: Path, job: Job, log: Log, model: Model, device: torch.device, q
             warm_start(job.fit.init_from, model, loop.optimizers, job.fit, log.fitted)
         if not loop.state.step:
             _fit_statistics(model, log)
-        settings = flatten({"model": job.model, "fit": job.fit.model_dump(mode="json")})
         with trackers(job.fit, folder, loop.state.step, settings) as others:
             state = loop.run(others)
     _measure(folder, job, log, objective, device, state, quiet)
