@@ -75,8 +75,8 @@ def run(name: str, arm: str, seed: int, data: Path) -> Run:
             fit |= MOVIELENS
             fit |= MOVIELENS_CATALOG if arm == "cross_entropy" else {}
             model |= {"dropout": 0.2, "layers": 2}
-        if arm in ("bce", "gbce"):  # they learn slowly
-            fit |= {"patience": 10, "epochs": 300, "check_val_every_n_epoch": 5}
+        if arm in ("bce", "gbce"):  # bce learns slowly, with one negative per target
+            fit |= {"patience": 10 if arm == "bce" else 3, "epochs": 300, "check_val_every_n_epoch": 5}
     config = {
         "name": folder.name,
         "data": {**task.data, "folder": str(WORK / "prepared")},
