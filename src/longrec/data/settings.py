@@ -102,10 +102,20 @@ class SplitFiles(Strict):
         return {split: files for split, files in named.items() if files}
 
 
+def _check_null_texts(value: Any) -> Any:
+    if value is None or (isinstance(value, (list, tuple)) and None in value):
+        raise ValueError("must be a list of texts, got a null: write the text in quotes, such as ['null', '~']")
+    odd = next((one for one in value if not isinstance(one, str)), None) if isinstance(value, (list, tuple)) else None
+    if odd is not None:
+        raise ValueError(f"must be a list of texts, got {odd!r}: write it in quotes")
+    return [value] if isinstance(value, str) else value
+
+
 class Source(Strict):
     """Input of rows: files (Parquet, CSV, Arrow, globs), files per split, or a DuckDB query.
 
     ``rows`` is the row format of the files. Without it, the first line of text files is the column names.
+    ``nulls`` lists texts that mean a missing value, in every column of text.
     ``as_of`` is the column of a user or item table with the timestamp from which each row (version) is valid.
     """
 
@@ -115,6 +125,7 @@ class Source(Strict):
     splits: SplitFiles | None = None
     query: str | None = None
     rows: FileFormat | None = None
+    nulls: Annotated[tuple[str, ...], BeforeValidator(_check_null_texts)] = ()
     as_of: str | None = None
 
     @model_validator(mode="after")

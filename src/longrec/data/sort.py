@@ -9,7 +9,8 @@ from pathlib import Path
 
 import duckdb
 
-from longrec.data.relation import INTEGERS, Relation, literal, name, unreadable
+from longrec.data.casts import INTEGERS, WIDE_INTEGERS, ColumnTypes
+from longrec.data.relation import Relation, literal, name, unreadable
 from longrec.data.sorted_log import AVAILABLE_AT, ITEM, ORDER, REQUEST_TIME, TIME, USER, chunk_rows
 from longrec.data.timestamps import Timestamps, check_available_at, read_timestamps, takes_format
 from longrec.errors import DataError
@@ -36,6 +37,20 @@ def event_columns(schema: Schema) -> dict[str, str]:
         for of, column in (history.columns or {}).items():
             needed.setdefault(column, f"history {history_name}, {of}")
     return needed
+
+
+def list_column_types(schema: Schema) -> ColumnTypes:
+    """Return what a schema says about the types of raw columns."""
+    ids, others, separated = {schema.user, schema.item}, set[str](), set[str]()
+    for feature_name, feature in schema.features.items():
+        columns = schema.columns(feature_name)
+        (ids if feature.kind in ("id", "cross", "multi_id") else others).update(columns)
+        if feature.separator is not None or feature.kind == "lookup":
+            separated.add(feature.map or columns[0])
+            separated.update([feature.weights] if feature.weights else [])
+    for history in schema.histories.values():
+        separated.update((history.columns or {}).values() if history.separator is not None else ())
+    return ColumnTypes(schema.casts, frozenset(c for c in ids - others if c is not None), frozenset(separated))
 
 
 def timestamp_columns(schema: Schema) -> list[str]:
@@ -99,7 +114,7 @@ def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path)
 def check_order(log: Relation, column: str) -> None:
     """Raise an error if a column that orders events with equal timestamps has nulls, or no whole numbers of 64 bits."""
     kind, where = log.types[column], f"{log.where}: column {column!r}"
-    if kind not in INTEGERS - {"BOOLEAN"} and kind not in ("UBIGINT", "HUGEINT", "UHUGEINT"):
+    if kind not in INTEGERS - {"BOOLEAN"} and kind not in WIDE_INTEGERS:
         raise DataError(where, f"values of type {kind}, as time.order", "whole numbers", "cast the column to integers")
     log.no_nulls(column, "whole number")
     if kind not in INTEGERS and (top := log.one(f"SELECT max(abs({name(column)})) FROM {log.view}") or 0) >= 2**63:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 import duckdb
 
 from longrec.data.headers import check_alike, read_header
-from longrec.data.relation import group_files_by_split
+from longrec.data.input_files import group_files_by_split
 from longrec.data.settings import DataConfig, Source
 from longrec.data.sql import unreadable
 from longrec.data.text_rows import check_header

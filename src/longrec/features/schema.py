@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, model_validator
 from pydantic import Field as Setting
@@ -135,6 +135,7 @@ class Schema(Strict):
     request: str | None = None
     label: Label | None = None
     label_delay: Duration = "0s"
+    casts: dict[str, Literal["int", "float", "text"]] = Setting(default_factory=dict)
     features: dict[str, Feature] = Setting(min_length=1)
     histories: dict[str, History] = Setting(default_factory=dict)
 
