@@ -58,9 +58,10 @@ def whole_number(value: str, kind: str) -> str:
     return f"CASE WHEN {value} = floor({value}) AND abs({value}) < {bound} THEN try_cast({value} AS BIGINT) END"
 
 
-def is_finite(value: str, kind: str) -> str:
-    """Return SQL that is true for numbers. NaN, the missing value of pandas, sorts after infinity."""
-    return f"{value} < 'infinity'::{kind}" if kind in EXACT else f"{value} IS NOT NULL"
+def is_number(value: str, kind: str) -> str:
+    """Return SQL that is true for numbers and false for NaN, the missing value of pandas."""
+    # Not isnan(v) or a comparison: DuckDB evaluates them from Parquet statistics, which do not cover NaN.
+    return f"{value}::VARCHAR NOT IN ('nan', '-nan')" if kind in EXACT else f"{value} IS NOT NULL"
 
 
 def cast_sql(value: str, kind: str, to: str) -> str | None:

@@ -16,7 +16,7 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
 from longrec.data.casts import INTEGERS, WIDE_INTEGERS, is_real, is_text
-from longrec.data.input_files import JSON, PARQUET, TEXT, find_partition_types, get_kind
+from longrec.data.input_files import JSON, PARQUET, TEXT, get_kind, read_partitions
 from longrec.data.json_files import find_json_types
 from longrec.data.sql import unreadable
 from longrec.data.text_dialect import distinguish, list_repeated, read_dialect
@@ -72,9 +72,10 @@ def read_header(con: duckdb.DuckDBPyConnection, path: Path) -> Header:
         message, named = " ".join(str(error).split()), "Parquet" if kind == PARQUET else "Arrow"
         expected = f"a complete {named} file"
         raise DataError(str(path), f"cannot be read: {message[:300]}", expected, "write the file again") from None
-    types = {column: _describe_type(kind) for column, kind in find_partition_types([path]).items()}
-    own = {field.name: _kind(field.type) for field in schema}
-    return Header(path, {**own, **types} if kind == PARQUET else own, list_repeated(tuple(schema.names)))
+    kinds = {field.name: _kind(field.type) for field in schema}
+    if kind == PARQUET:
+        kinds |= dict.fromkeys(read_partitions(path), "")  # the type follows from the values of all files
+    return Header(path, kinds, list_repeated(tuple(schema.names)))
 
 
 def _describe_type(kind: str) -> str:

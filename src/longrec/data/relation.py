@@ -148,7 +148,7 @@ class Relation:
             raise DataError(self._locate(column), f"values of type {kind}", f"values that can be cast to {to}", do)
         wrong = f"v IS NOT NULL AND ({sql.replace(value, 'v')}) IS NULL"
         if kind in casting.EXACT:
-            wrong += f" AND {casting.is_finite('v', kind)}"
+            wrong += f" AND {casting.is_number('v', kind)}"
         bad_row = self._find_row(column, wrong)
         if bad_row is not None:
             article = {"int": "whole numbers of at most 64 bits", "float": "numbers", "text": "text"}[to]
@@ -195,8 +195,8 @@ class Relation:
         if faults:
             run_together = len(self.types) == 1 and re.search("[,;|\t]", next(iter(self.types)))
             do = "look for a line with more or fewer values than the first, so that the separator is not detected"
-            is_row = all(re.fullmatch(r"[-0-9.]+|column[0-9]+", column) for column in self.types)
-            if is_row and not run_together:
+            is_row = not run_together and any(re.fullmatch(r"[-0-9.]+", column) for column in self.types)
+            if is_row:
                 do = "the first line seems to be a row: name and type the cells with rows.columns"
             raise DataError(
                 self.where,
@@ -242,7 +242,7 @@ class Relation:
 
     def _check_whole(self, column: str, kind: str) -> None:
         """Raise an error for floats or decimals that are not all whole numbers, exactly."""
-        wrong = f"{casting.whole_number('v', kind)} IS NULL AND {casting.is_finite('v', kind)}"
+        wrong = f"{casting.whole_number('v', kind)} IS NULL AND {casting.is_number('v', kind)}"
         bad_row = self._find_row(column, f"v IS NOT NULL AND {wrong}")
         if bad_row is None:
             return

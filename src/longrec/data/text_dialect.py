@@ -60,7 +60,7 @@ def read_dialect(path: Path) -> Dialect:
     if not text.strip():
         return Dialect(())
     chosen = {escape: _choose_separator(text, escape, len(content) < _SAMPLE) for escape in ('"', "\\")}
-    escape = "\\" if '\\"' in text and chosen["\\"][1] and not chosen['"'][1] else '"'
+    escape = "\\" if '\\"' in text and chosen["\\"][1] < chosen['"'][1] else '"'
     separator = chosen[escape][0]
     try:
         doubled = escape == '"'
@@ -101,21 +101,21 @@ def _decode(content: bytes, path: Path) -> str:
         ) from None
 
 
-def _choose_separator(text: str, escape: str, is_complete: bool) -> tuple[str, bool]:
-    """Return the separator whose number is the same in the most lines, and whether it is in all of them."""
+def _choose_separator(text: str, escape: str, is_complete: bool) -> tuple[str, int]:
+    """Return the separator whose number is the same in all lines, and the number of quotes that belong to no cell."""
     body = r"[^\"\\]|\\." if escape == "\\" else r'[^"]|""'
-    best = ("", -1.0, 0)
+    best, count_in_header, is_regular, stray = ",", 0, False, text.count('"')
     for separator in _SEPARATORS:
         edge = re.escape(separator)
         bare = re.sub(rf'(^|[{edge}\r\n])[ ]*"(?:{body})*+"[ ]*(?=[{edge}\r\n]|$)', r"\1", text, flags=re.DOTALL)
         lines = re.split("\r\n|\n|\r", bare)
         counts = [line.count(separator) for line in (lines if is_complete or len(lines) < 3 else lines[:-1]) if line]
         if counts and counts[0]:
-            share = sum(count == counts[0] for count in counts) / len(counts)
+            regular = all(count == counts[0] for count in counts)
             # A separator inside the cells of one column is rarer in the header than the one between columns.
-            if (share == 1, counts[0]) > (best[1] == 1, best[2]):
-                best = (separator, share, counts[0])
-    return best[0] or ",", best[1] == 1
+            if (regular, counts[0]) > (is_regular, count_in_header):
+                best, is_regular, count_in_header, stray = separator, regular, counts[0], bare.count('"')
+    return best, stray
 
 
 def _name_columns(header: list[str]) -> tuple[str, ...]:

@@ -105,9 +105,7 @@ def _find_fault(
 def _select_typed(con: duckdb.DuckDBPyConnection, rows: str, as_text: Collection[str], ids: Collection[str]) -> str:
     """Return SQL that casts each column of text to the first type that all its values have."""
     columns = [row[0] for row in con.execute(f"DESCRIBE SELECT * FROM {rows}").fetchall()]
-    possible: dict[str, tuple[str, ...]] = {
-        c: _OF_IDS if c in ids else _OF_OTHERS for c in columns if c not in as_text
-    }
+    possible: dict[str, tuple[str, ...]] = {c: _OF_IDS if c in ids else _OF_OTHERS for c in columns if c not in as_text}
     for read in (f"(SELECT * FROM {rows} LIMIT {_FEW})", rows):
         possible = _keep_possible(con, read, possible)
     chosen = {column: kinds[0] for column, kinds in possible.items()}
