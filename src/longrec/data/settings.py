@@ -213,11 +213,15 @@ class DataConfig(Strict):
         return self
 
 
-def as_of_faults(config: DataConfig, schema: Schema) -> list[str]:
-    """Return one message per invalid ``as_of`` of users and items under a schema."""
-    faults = []
+def find_schema_faults(config: DataConfig, schema: Schema) -> list[str]:
+    """Return one message per setting of the data section that needs a column which the schema does not name."""
+    faults, rule = [], config.split
     for role, table, key in (("users", config.users, schema.user), ("items", config.items, schema.item)):
-        if table is None or table.as_of is None:
+        if table is None:
+            continue
+        if key is None:
+            faults.append(f"{role}: a table needs its key; set {role[:-1]} in the schema, or leave the table out")
+        if table.as_of is None:
             continue
         if schema.time is None:
             faults.append(f"{role}.as_of: needs a time column in the schema, to compare with the time of impressions")
@@ -225,4 +229,12 @@ def as_of_faults(config: DataConfig, schema: Schema) -> list[str]:
             faults.append(
                 f"{role}.as_of: {key!r} is the key of the table; use the column with the timestamp of its rows"
             )
+    if rule.by == "time" and schema.time is None:
+        way = "user, which puts whole users" if schema.user is not None else "user, which without a user puts rows"
+        faults.append(
+            f"split: by time needs the time column of the schema; set by: {way} at random into splits, or by: column "
+            "or files"
+        )
+    if rule.by == "leave_one_out" and schema.user is None:
+        faults.append("split: leave_one_out tests on the last row of each user, and the schema has no user")
     return faults

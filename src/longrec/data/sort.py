@@ -71,9 +71,12 @@ def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path)
     Raises:
         DataError: null users or times, invalid ids, invalid or ambiguous times.
     """
-    user, item = name(schema.user), name(schema.item)
-    user_type, item_type = log.key_type(schema.user), log.key_type(schema.item)
-    log.no_nulls(schema.user, "user")
+    user, item = "row_number() OVER () - 1", "NULL::BIGINT"
+    if schema.user is not None:
+        user = f"{name(schema.user)}::{log.key_type(schema.user)}"
+        log.no_nulls(schema.user, "user")
+    if schema.item is not None:
+        item = f"{name(schema.item)}::{log.key_type(schema.item)}"
     times, event = "0::BIGINT", None
     if schema.time is not None:
         log.no_nulls(schema.time.column, "time")
@@ -89,7 +92,7 @@ def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path)
         check_order(log, order)
         raw += f", {name(order)}::BIGINT AS {ORDER}"
     inner = (
-        f"SELECT {user}::{user_type} AS {USER}, {item}::{item_type} AS {ITEM}, {times} AS {TIME}{raw}, "
+        f"SELECT {user} AS {USER}, {item} AS {ITEM}, {times} AS {TIME}{raw}, "
         f"row_number() OVER () AS _row FROM {log.view}"
     )
     request_time = ""

@@ -60,7 +60,8 @@ def write_sorted_log(
 
 def _check_events(log: Relation, schema: Schema, columns: dict[str, str]) -> None:
     """Raise an error for missing columns, a log without rows, and raw values that do not fit their features."""
-    keys = {schema.user: "the user", schema.item: "the item"}
+    named = {"the user": schema.user, "the item": schema.item}
+    keys = {column: role for role, column in named.items() if column is not None}
     if schema.time is not None:
         keys[schema.time.column] = "the time"
         if schema.time.available_at is not None:
