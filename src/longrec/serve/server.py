@@ -112,7 +112,7 @@ def format_url(host: str, port: int) -> str:
 def _build_announcement(service: Service) -> Callable[[str], str]:
     """Return a function from the URL to the message that is printed when the server is ready."""
     example = service.example()
-    if service.route == RANK:
+    if service.route == RANK and "candidates" in example:
         example["candidates"] = example["candidates"][:3]
     body = orjson.dumps(example).decode().replace("'", "'\\''")
     head = f"{service.model} from {service.bundle.path}: {_READY}"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from longrec.config import Strict, apply_overrides, parse, read_yaml, to_yaml, upgrade
-from longrec.data.settings import DataConfig, Source, Split, as_of_faults
+from longrec.data.settings import DataConfig, Source, Split, find_schema_faults
 from longrec.errors import ConfigError, nearest
 from longrec.features.schema import Schema
 from longrec.train.settings import EvaluateConfig, FitConfig
@@ -121,7 +121,7 @@ def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str], *, s
         faults.append(f"name: must be a folder name of letters, digits, '.', '-' and '_', got {name!r}")
     data, schema = _read_data(content, where, base, schema_file, faults)
     if data is not None and schema is not None:
-        faults += [f"data.{fault}" for fault in as_of_faults(data, schema)]
+        faults += [f"data.{fault}" for fault in find_schema_faults(data, schema)]
     model = _read_model(content, where, schema, faults)
     fit = _parse(FitConfig, content.get("fit"), where, "fit", faults)
     evaluate = _parse(EvaluateConfig, content.get("evaluate"), where, "evaluate", faults)
