@@ -22,6 +22,7 @@ from longrec import __version__, commands, imports
 from longrec.errors import ConfigError, LongRecError
 from longrec.former_names import refuse_former_names
 from longrec.report import tables
+from longrec.report.facts_table import facts_text
 from longrec.resources import resource_error
 
 # Names that versions up to 0.4 had: commands, and the options of each command.
@@ -239,23 +240,11 @@ def _check(args: argparse.Namespace) -> None:
 
 def _prepare(args: argparse.Namespace) -> None:
     manifest = commands.prepare(args.config, args.overrides)
-    spans = manifest.get("spans", {})
-    rows = [
-        [
-            split,
-            count["samples"],
-            count["positives"] / max(count["samples"], 1),
-            *(spans.get(split, ["", ""]) if spans else ()),
-        ]
-        for split, count in manifest["parts"].items()
-    ]
-    text = f"{manifest['events']:,} events, {manifest['users']:,} users, {manifest['items']:,} items, "
-    text += f"in {manifest['seconds']} s\n"
-    text += tables.table(["split", "samples", "positive rate", *(["from", "to"] if spans else [])], rows)
+    text = facts_text(manifest["facts"])
     for name, share in manifest["hash_collisions"].items():
         text += f"\nfeature {name}: about {share:.1%} of its values share a hash bucket with another value"
     lines = [*manifest["notes"], *tables.left_out_lines(manifest["left_out"])]
-    lines += tables.warning_lines(manifest["warnings"])
+    lines += [*tables.warning_lines(manifest["warnings"]), f"prepared in {manifest['seconds']} s"]
     _write_result(args, manifest, "\n".join([text, *lines, manifest["folder"]]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -52,8 +53,9 @@ def prepare(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     Returns:
         The manifest of the prepared log, with its ``folder``. ``spans`` holds the first and the last timestamp of each
-        split, as ISO 8601 text or as steps.
+        split, as ISO 8601 text or as steps. ``facts`` holds ``LogFacts.to_dict()``.
     """
+    from longrec.data.facts import read_facts
     from longrec.data.label_checks import check_window, window_warnings
     from longrec.data.log import Log
     from longrec.data.prepare import prepare as prepare_log
@@ -71,6 +73,7 @@ def prepare(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
         **log.manifest,
         "warnings": warnings,
         "left_out": log.excluded_counts,
+        "facts": read_facts(folder).to_dict(),
         "notes": list(job_source.notes),
     }
 
@@ -84,6 +87,8 @@ def train(
     quiet: bool = False,
 ) -> Run:
     """Train the model of a config and evaluate it, or continue an interrupted run.
+
+    A log that is prepared for it is described on standard error.
 
     Args:
         source: path of a config, or the config itself. None with ``resume``.
@@ -101,7 +106,23 @@ def train(
     with job_source.error_context:
         if job_source.config is not source:
             read_job(job_source.config, overrides)
-    return fit(job_source.config, overrides, resume=resume, device=device, quiet=quiet, notes=job_source.text)
+    on_prepared = None if quiet else _print_facts
+    return fit(
+        job_source.config,
+        overrides,
+        resume=resume,
+        device=device,
+        quiet=quiet,
+        notes=job_source.text,
+        on_prepared=on_prepared,
+    )
+
+
+def _print_facts(folder: Path) -> None:
+    from longrec.data.facts import read_facts
+    from longrec.report.facts_table import facts_text
+
+    print(f"{facts_text(read_facts(folder).to_dict())}\n", file=sys.stderr)
 
 
 def compress(

@@ -10,6 +10,7 @@ NOTES.md           differences from the configuration of another tool, for impor
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -144,9 +145,10 @@ def require_run(folder: Path) -> None:
         raise RunError(str(folder), "no config.yaml", "the folder of a run", "name the folder that training printed")
 
 
-def read_log(job: Job) -> Log:
-    """Open the log of a job as training reads it, and prepare it if necessary."""
-    return Log.open(prepare(job.data, job.schema), job.schema, sample_weight=job.fit.sample_weight)
+def read_log(job: Job, on_prepared: Callable[[Path], None] | None = None) -> Log:
+    """Open the log of a job as training reads it, and prepare it if necessary (see ``prepare``)."""
+    folder = prepare(job.data, job.schema, on_prepared)
+    return Log.open(folder, job.schema, sample_weight=job.fit.sample_weight)
 
 
 def open_log(folder: Path, job: Job) -> Log:
