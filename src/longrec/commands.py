@@ -249,6 +249,38 @@ def compare(
     return pair(runs, split, resample=resample, n_resamples=n_resamples)
 
 
+def report(runs: str | Path | Run | Sequence[str | Path | Run], into: str | Path | None = None) -> Path:
+    """Write the HTML report of a run, or of several side by side, and return its path.
+
+    Args:
+        into: the file. Default: ``report.html`` in the folder of a run, or ``compare-NAMES.html`` beside the folders of
+            several.
+
+    Raises:
+        ConfigError: no run, the same run twice, or runs of different objectives.
+        RunError: a run that is not finished.
+    """
+    from longrec.train.finished_run import Run
+    from longrec.train.run_report import write_report
+
+    return write_report([runs] if isinstance(runs, (str, Path, Run)) else runs, into)
+
+
+def try_report(runs: Sequence[str | Path | Run]) -> str | None:
+    """Write the report of runs, as the last step of another command. A failure is a warning on standard error.
+
+    Returns:
+        The path, or None without a report.
+    """
+    try:
+        return str(report(runs))
+    except Exception as error:  # noqa: BLE001 - nothing that a report does may lose the result of a training
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        folders = " ".join(str(getattr(run, "folder", run)) for run in runs)
+        print(f"warning: no report ({reason}); write it with: longrec report {folders}", file=sys.stderr)
+        return None
+
+
 def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -> Manifest:
     """Export a run as a bundle, and verify that its whole online path returns the scores of the run.
 

@@ -58,10 +58,10 @@ def test_tables_of_a_log(facts: dict[str, Any]) -> None:
     rows = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
     assert rows["test"][1:7] == ["100,000", "25.0%", "10,000", "5,000", "12.3%", "<0.1%"]
     assert rows["seen"][1:] == ["12.3", "0", "8", "50", "11.0%", "(50)", "5.0%", "0%"]
-    assert rows["page"][1:] == ["id", "context", "0%", "3", "20.0%", "home", "50.0%"]
+    assert rows["page"][1:] == ["id", "context", "0%", "3", "20.0%", "home", "(50.0%)"]
     assert text.splitlines()[-1] == "warning: feature page: odd"
     features = {row[0]: row[-1] for row in build_features(facts)[1]}
-    assert features == {"page": "home 50.0%", "price": "0.5 to 900", "cross": "(hashed) 50.0%"}
+    assert features == {"page": "home (50.0%)", "price": "0.5 to 900", "cross": "hashed (50.0%)"}
 
 
 def test_no_line_is_wider_than_100_columns(facts: dict[str, Any]) -> None:

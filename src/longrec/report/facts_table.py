@@ -42,7 +42,7 @@ def describe_log(facts: Mapping[str, Any]) -> list[str]:
     lines = [counts + (span if facts["first"] is not None else "")]
     if facts["tied"] is not None:
         line = f"{format_share(facts['tied'])} of the events share their timestamp with another event of their user"
-        lines.append(f"{line}; {facts['repeated']:,} repeat its item too")
+        lines.append(f"{line}, {facts['repeated']:,} also the item with an earlier one")
     return lines
 
 
@@ -120,11 +120,11 @@ def _list_splits(facts: Mapping[str, Any]) -> list[str]:
 def _format_top(feature: Mapping[str, Any], most: int) -> str:
     """Return the most frequent value with its share, or the range of numbers that are almost all different."""
     if feature["top"] is None:
-        return "-" if feature["top_share"] is None else f"(hashed) {format_share(feature['top_share'])}"
+        return "-" if feature["top_share"] is None else f"hashed ({format_share(feature['top_share'])})"
     if feature["low"] is not None and feature["top_share"] < 0.01:
         return f"{feature['low']:g} to {feature['high']:g}"
     value = f"{feature['top']:g}" if isinstance(feature["top"], float) else str(feature["top"])
-    return f"{_cut(value, most)} {format_share(feature['top_share'])}"
+    return f"{_cut(value, most)} ({format_share(feature['top_share'])})"
 
 
 def _format_time(timestamp: str | int | None, minutes: bool) -> str:

@@ -117,7 +117,7 @@ def compare(
         raise ConfigError("compare", faults)
     objective, tables = opened[0].objective, [_read_predictions(run, split) for run in opened]
     for name, table in zip(names[1:], tables[1:]):
-        _check_same_rows(objective.same_columns, split, names[0], tables[0], name, table)
+        check_same_rows(objective.same_columns, split, names[0], tables[0], name, table)
     return objective.compare(
         dict(zip(names, tables)),
         opened[0].config.evaluate,
@@ -135,9 +135,14 @@ def _read_predictions(run: Run, split: str, device: str | None = None) -> pa.Tab
     return run.predictions(split)
 
 
-def _check_same_rows(
+def check_same_rows(
     columns: Sequence[str], split: str, first: str, one: pa.Table, second: str, other: pa.Table
 ) -> None:
+    """Refuse the predictions of two runs that are not of the same rows.
+
+    Raises:
+        RunError: what differs.
+    """
     do = "compare runs of one log and one split"
     if len(one) != len(other):
         raise RunError(f"{split} rows of {first} and {second}", f"{len(one):,} and {len(other):,}", "the same rows", do)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from longrec.data.log import Log
 from longrec.errors import RunError
 from longrec.features.batch import Batch, Jagged
 from longrec.features.decode import decode_value
-from longrec.features.feature_encoders import FIRST, CalendarEncoder, NumericEncoder
+from longrec.features.feature_encoders import FIRST, CalendarEncoder, NumericEncoder, NumericListEncoder
 from longrec.features.fields import COMPUTED, TOKEN, VERSION
 from longrec.features.fitted_schema import FittedSchema
 from longrec.features.label_encoding import LABEL, NEGATIVE, POSITIVE
 from longrec.features.token_columns import TokenSpec, format_token_field
+from longrec.models.core.base import Model
 from longrec.train.device import CPU, precision
 from longrec.train.finished_run import Run, open_run
 from longrec.train.token_source import find_source
@@ -34,20 +36,34 @@ def explain(run: Run | str | Path, row: int) -> dict[str, Any]:
         row: a row of the log, as in the ``row`` column of predictions.
 
     Returns:
-        ``{"row", "user", "item", "time", "timestamp", "label", "score", "histories"}``: keys as the raw log has them,
-        times in milliseconds UTC (or steps), label None if the row has none. ``histories`` maps each history to
+        ``{"row", "user", "item", "time", "timestamp", "label", "score", "features", "histories"}``: keys as the raw log
+        has them, times in milliseconds UTC (or steps), label None if the row has none. ``features`` holds the decoded
+        values of ids and numbers (a bucket by its lower edge, hashed ids as None). ``histories`` maps each history to
         its events, oldest first: ``{"item", "time", "ago", "side", "weight"}``. ``side`` holds the other columns,
-        decoded (a bucket by its lower edge, hashed ids as None); ``weight`` is None for a model without
-        ``explain``, ``time`` and ``ago`` are None in pre-joined rows. A token has no item, but a ``norm``, the length
-        of its vector. Its side columns are decoded by the source beside the tokens; without a source they are ids.
+        decoded in the same way. ``weight`` is None for a model without ``explain``, ``time`` and ``ago`` are None in
+        pre-joined rows. A token has no item, but a ``norm``, the length of its vector. Its side columns are decoded by
+        the source beside the tokens. Without a source they are ids.
 
     Raises:
         RunError: no finished run, no such row, or a prepared log that is gone.
     """
     run = run if isinstance(run, Run) else open_run(run)
-    log, model = run.log(), run.model()
-    if not 0 <= row < len(log):
-        raise RunError(f"row {row}", "no such row", f"a row of the log, 0 to {len(log) - 1:,}")
+    return explain_rows(run, run.log(), run.model(), [row])[0]
+
+
+def explain_rows(run: Run, log: Log, model: Model, rows: Sequence[int]) -> list[dict[str, Any]]:
+    """Explain several rows as ``explain`` does, with the opened log and the loaded model of a run.
+
+    Raises:
+        RunError: no such row.
+    """
+    for row in rows:
+        if not 0 <= row < len(log):
+            raise RunError(f"row {row}", "no such row", f"a row of the log, 0 to {len(log) - 1:,}")
+    return [_explain_row(run, log, model, row) for row in rows]
+
+
+def _explain_row(run: Run, log: Log, model: Model, row: int) -> dict[str, Any]:
     rows = np.array([row], np.int64)
     batch = gather(log, rows)
     with torch.inference_mode(), precision(run.config.fit.bf16, CPU):
@@ -61,16 +77,32 @@ def explain(run: Run | str | Path, row: int) -> dict[str, Any]:
         "user": log.users.key(int(log.user(rows)[0])),
         "item": log.items.key(int(log.events.columns["item"][row])),
         "time": int(log.events.times[row]),
-        "moment": int(log.timestamps[row]),
+        "timestamp": int(log.timestamps[row]),
         "label": None if np.isnan(label) else label,
         "score": score,
-        "histories": {
-            name: (_explain_tokens if name in log.tokens else _explain_events)(
-                log, name, rows, batch, weights.get(name)
-            )
-            for name in log.schema.histories
-        },
+        "features": _decode_features(log, batch),
+        "histories": {name: explain_history(log, name, rows, batch, weights.get(name)) for name in batch.histories},
     }
+
+
+def explain_history(
+    log: Log, name: str, rows: NDArray[np.int64], batch: Batch, weights: list[float] | None = None
+) -> list[dict[str, Any]]:
+    """Return the events of one history of a batch of one row, oldest first, as ``explain`` does."""
+    return (_explain_tokens if name in log.tokens else _explain_events)(log, name, rows, batch, weights)
+
+
+def _decode_features(log: Log, batch: Batch) -> dict[str, Any]:
+    """Return the raw values of the features of a batch of one row, without vectors and calendar features."""
+    decoded: dict[str, Any] = {}
+    for name, column in batch.features.items():
+        encoder = log.fitted.encoders.get(name)
+        if encoder is None or isinstance(encoder, (CalendarEncoder, NumericListEncoder)):
+            continue
+        value = _decode_column(log, name, column)[0]
+        if value is not None:
+            decoded[name] = value
+    return decoded
 
 
 def _no_weights(batch: Batch) -> dict[str, torch.Tensor]:

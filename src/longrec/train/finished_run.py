@@ -4,6 +4,7 @@ config.yaml        the resolved job              schema/        the fitted schem
 metrics.jsonl      losses and validations        log.json       which prepared log
 environment.json   versions, processor, git      checkpoints/   best (a saved model), last (to resume from)
 predictions/       valid.parquet, test.parquet   results.json   metrics with intervals; written last
+report.html        metrics, segments and samples, for people
 NOTES.md           differences from the configuration of another tool, for imported jobs
 """
 
@@ -105,6 +106,12 @@ class Run:
         if missing:
             raise RunError(str(path), f"no column {', '.join(sorted(missing))}", ", ".join(columns), "predict again")
         return table
+
+    def report(self, into: str | Path | None = None) -> Path:
+        """Write the HTML report of the run, and return its path. Default: ``report.html`` in the run folder."""
+        from longrec.train.run_report import write_report  # imports torch
+
+        return write_report([self], into)
 
 
 def open_run(path: str | Path) -> Run:
