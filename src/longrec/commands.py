@@ -260,10 +260,11 @@ def report(runs: str | Path | Run | Sequence[str | Path | Run], into: str | Path
         ConfigError: no run, the same run twice, or runs of different objectives.
         RunError: a run that is not finished.
     """
-    from longrec.train.finished_run import Run
+    from longrec.train.finished_run import Run, open_run
     from longrec.train.run_report import write_report
 
-    return write_report([runs] if isinstance(runs, (str, Path, Run)) else runs, into)
+    several = [runs] if isinstance(runs, (str, Path, Run)) else runs
+    return write_report([run if isinstance(run, Run) else open_run(run) for run in several], into)
 
 
 def try_report(runs: Sequence[str | Path | Run]) -> str | None:

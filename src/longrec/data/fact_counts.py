@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from longrec.data.availability import expand_ranges
 from longrec.data.fact_warnings import collect_fact_warnings
-from longrec.data.facts import HistoryFacts, LogFacts, SplitFacts
 from longrec.data.feature_facts import EntityCounts, FeatureReader
 from longrec.data.log import Log
+from longrec.data.log_facts import HistoryFacts, LogFacts, SplitFacts
 from longrec.data.null_counts import UNLABELED, NullCounts, compute_states
 from longrec.data.splits import SPLITS
 from longrec.features.timestamp_grammar import format_timestamp

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from longrec.data.facts import FeatureFacts, LogFacts, SplitFacts
+from longrec.data.log_facts import FeatureFacts, LogFacts, SplitFacts
 from longrec.features.schema import Schema
 
 _TIED, _REPEATED, _EMPTY, _NEW, _RARE = 0.4, 0.01, 0.9, 0.5, 0.5

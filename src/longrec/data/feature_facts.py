@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.data.facts import FeatureFacts
 from longrec.data.log import Log
+from longrec.data.log_facts import FeatureFacts
 from longrec.data.null_counts import STATES, NullCounts
 from longrec.data.splits import SPLITS
 from longrec.features.decode import decode_value

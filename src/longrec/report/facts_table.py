@@ -9,7 +9,7 @@ from typing import Any
 from longrec.report.tables import table, warning_lines
 
 _WIDTH = 100
-_LONGEST = (32, 24, 18, 10)
+_LONGEST = (32, 24, 18, 9)
 """Most characters of a name and of a value. The shorter ones are for tables that would be too wide."""
 _SPLITS = ("train", "valid", "test")
 Grid = tuple[list[str], list[list[str]]]
@@ -41,8 +41,8 @@ def describe_log(facts: Mapping[str, Any]) -> list[str]:
     counts = f"{facts['events']:,} events, {facts['users']:,} users, {facts['items']:,} items"
     lines = [counts + (span if facts["first"] is not None else "")]
     if facts["tied"] is not None:
-        line = f"{format_share(facts['tied'])} of the events share their timestamp with another event of their user"
-        lines.append(f"{line}, {facts['repeated']:,} also the item with an earlier one")
+        lines.append(f"{format_share(facts['tied'])} of the events have the timestamp of another event of their user")
+        lines.append(f"{facts['repeated']:,} events repeat the user, item and timestamp of an earlier row")
     return lines
 
 

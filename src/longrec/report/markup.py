@@ -46,7 +46,8 @@ def format_grid(
     Args:
         across, down: heads of columns and of rows, HTML.
         cells: rows of cells, HTML. Where one is empty, narrow screens leave out its name too.
-        kind: class of the table: ``few``, ``many`` (columns) or ``dense`` (small text).
+        kind: class of the table: ``few``, ``many`` (columns), ``dense`` (small text), ``dense even`` (a wide first
+            column).
     """
     heads = "".join(f'<th scope="col">{head}</th>' for head in across)
     rows = "".join(

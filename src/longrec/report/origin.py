@@ -53,7 +53,7 @@ def _format_steps(progress: Any) -> str:
     if not progress.get("steps"):
         return ""
     best = f", best validation at step {progress['best_step']:,}" if progress.get("best_step") else ""
-    stopped = " (stopped early)" if progress.get("stopped") else ""
+    stopped = ", stopped early" if progress.get("stopped") == "patience" else ""
     return f"{progress['steps']:,}{stopped}{best}"
 
 

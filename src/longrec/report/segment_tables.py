@@ -57,8 +57,8 @@ def _format_tables(runs: Sequence[RunView], named: bool) -> list[str]:
         ]
         head = f"{title} ({', '.join(run.name for run in runs)})" if named else title
         heads = [escape(name) for name in names]
-        grid = format_grid(escape(head), names, heads, [escape(one.name) for one in own[0]], cells, "dense")
-        tables.append(f'<div class="scroll">{grid}</div>')
+        grid = format_grid("", names, heads, [escape(one.name) for one in own[0]], cells, "dense even")
+        tables.append(f'<h3 class="above">{escape(head)}</h3><div class="scroll">{grid}</div>')
     return tables
 
 

@@ -8,20 +8,55 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 
 from longrec.data.log import Log
 from longrec.metrics import Interval
 from longrec.models.core.base import Model
-from longrec.train.finished_run import Run
+from longrec.train.job import Job
+from longrec.train.objectives import Objective
 from longrec.train.settings import EvaluateConfig, FitConfig
 
 SEGMENT_RESAMPLES = 50
 """Bootstrap draws per interval of a segment: enough for its width, at a sixth of the cost of the main metrics."""
 SAMPLES = 3
 """Number of explained samples."""
+
+
+class FinishedRun(Protocol):
+    """Finished run, as ``finished_run.py`` defines it. That module imports this one to write the report of a run."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run folder."""
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """Contents of ``results.json``."""
+
+    @property
+    def config(self) -> Job:
+        """Job of the run."""
+
+    @property
+    def objective(self) -> Objective:
+        """Objective of the run."""
+
+    def log(self) -> Log:
+        """Open the prepared log it was trained on."""
+
+    def model(self) -> Model:
+        """Load the best model."""
+
+    def predictions(self, split: str = "test") -> pa.Table:
+        """Read the predictions of a split."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +98,12 @@ class Analysis(ABC):
         """Return the metrics of some predictions. Those that too few rows allow are absent."""
 
     @abstractmethod
-    def explain_samples(self, run: Run, log: Log, model: Model, table: pa.Table) -> list[dict[str, Any]]:
+    def explain_samples(self, log: Log, model: Model, table: pa.Table, job: Job) -> list[dict[str, Any]]:
         """Return a few predictions with what they were computed from, each with a ``title``.
 
         Args:
             model: the model of the run, on the CPU.
+            table: predictions of the run.
         """
 
 

@@ -15,8 +15,8 @@ from longrec.metrics.bootstrap import METRICS, bootstrap
 from longrec.models.core.base import Model
 from longrec.train.analysis import SEGMENT_RESAMPLES, Analysis, Reference, format_events, format_value
 from longrec.train.base_rate import base_rate
-from longrec.train.explain import explain_rows
-from longrec.train.finished_run import Run
+from longrec.train.explained_rows import explain_rows
+from longrec.train.job import Job
 from longrec.train.settings import EvaluateConfig, FitConfig
 
 PRIOR_ROWS = 20
@@ -77,10 +77,10 @@ class ClickAnalysis(Analysis):
             values[key] = Interval(value, value - spread, value + spread)
         return values
 
-    def explain_samples(self, run: Run, log: Log, model: Model, table: pa.Table) -> list[dict[str, Any]]:
+    def explain_samples(self, log: Log, model: Model, table: pa.Table, job: Job) -> list[dict[str, Any]]:
         """Return the positive and the negative with the highest scores, and the positive with the lowest."""
-        chosen = choose_rows(log, table)
-        explained = explain_rows(run, log, model, list(chosen.values()))
+        chosen, reads_history = choose_rows(log, table), model.reads_history
+        explained = explain_rows(log, model, list(chosen.values()), bf16=job.fit.bf16)
         samples = []
         for title, one in zip(chosen, explained):
             facts = {"User": one["user"], "Candidate": one["item"], "Score": f"{one['score']:.4f}"}
@@ -91,7 +91,7 @@ class ClickAnalysis(Analysis):
                     "title": title,
                     "facts": {name: str(value) for name, value in facts.items()},
                     "features": {name: format_value(value) for name, value in one["features"].items()},
-                    "histories": {name: format_events(events) for name, events in one["histories"].items()},
+                    "histories": {name: format_events(own) for name, own in one["histories"].items() if reads_history},
                     "step": log.schema.time is not None and log.schema.time.unit == "step",
                 }
             )

@@ -60,7 +60,7 @@ def describe_start() -> dict[str, str]:
 def format_command(arguments: Sequence[str]) -> str:
     """Return a command line. Arguments of other programs than ``longrec`` are left out.
 
-    >>> format_command(["/bin/longrec", "train", "a b.yaml"]), format_command(["/tmp/fit.py", "--key", "secret"])
+    >>> format_command(["longrec", "train", "a b.yaml"]), format_command(["fit.py", "--key", "secret"])
     ("longrec train 'a b.yaml'", 'fit.py')
     """
     program = Path(arguments[0]).name if arguments else ""

@@ -16,9 +16,9 @@ from longrec.models.core.base import Model
 from longrec.models.core.kinds import Retriever
 from longrec.train.analysis import SEGMENT_RESAMPLES, Analysis, Reference, format_events
 from longrec.train.click_analysis import format_timestamp_of
-from longrec.train.explain import explain_history
-from longrec.train.finished_run import Run
+from longrec.train.explained_rows import explain_history
 from longrec.train.full_ranking import rank_by_scores, recommend
+from longrec.train.job import Job
 from longrec.train.settings import EvaluateConfig, FitConfig
 
 _LEAST = 20
@@ -56,7 +56,7 @@ class NextItemAnalysis(Analysis):
         keys = [f"{metric}@{evaluate.k[0]}" for metric in self.segment_metrics]
         return {key: values[key] for key in keys}
 
-    def explain_samples(self, run: Run, log: Log, model: Model, table: pa.Table) -> list[dict[str, Any]]:
+    def explain_samples(self, log: Log, model: Model, table: pa.Table, job: Job) -> list[dict[str, Any]]:
         """Return a target of the best rank, one of the median rank, and one of the worst, with recommendations."""
         assert isinstance(model, Retriever)
         order, rank = np.argsort(table["rank"].to_numpy(), kind="stable"), table["rank"].to_numpy()
@@ -66,7 +66,7 @@ class NextItemAnalysis(Analysis):
         for index, title in reversed(titles.items()):
             row = int(table["row"][index].as_py())
             rows, batch = np.array([row], np.int64), gather(log, np.array([row], np.int64))
-            best = recommend(model, log, row, run.config.evaluate, _RECOMMENDED, bf16=run.config.fit.bf16)
+            best = recommend(model, log, row, job.evaluate, _RECOMMENDED, bf16=job.fit.bf16)
             facts = {
                 "User": str(log.users.key(int(log.user(rows)[0]))),
                 "Took": str(log.items.key(int(log.events.columns["item"][row]))),

@@ -16,13 +16,12 @@ from longrec.metrics import Comparison, Interval
 from longrec.report.page import Page, write_page
 from longrec.report.run import RunView, SegmentView, read_run
 from longrec.report.tables import format_counts
-from longrec.train.analysis import Analysis, Reference, count_positives
+from longrec.train.analysis import Analysis, FinishedRun, Reference, count_positives
 from longrec.train.click_analysis import ClickAnalysis
 from longrec.train.device import CPU, prepare_torch
-from longrec.train.evaluate import check_same_rows
-from longrec.train.finished_run import Run, open_run
 from longrec.train.next_item_analysis import NextItemAnalysis
 from longrec.train.row_groups import group_rows
+from longrec.train.same_rows import check_same_rows
 
 FILE = "report.html"
 ANALYSES: dict[str, Analysis] = {"clicks": ClickAnalysis(), "next_item": NextItemAnalysis()}
@@ -30,7 +29,7 @@ _LONGEST_NAME = 80
 
 
 def write_report(
-    runs: Sequence[Run | str | Path],
+    runs: Sequence[FinishedRun],
     into: str | Path | None = None,
     *,
     title: str | None = None,
@@ -50,12 +49,11 @@ def write_report(
 
     Raises:
         ConfigError: no runs, the same run twice, or runs of different objectives.
-        RunError: a run that is not finished.
+        RunError: a run folder that cannot be read.
     """
-    opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
-    names = _name_runs(opened)
-    path = Path(into) if into is not None else _choose_path(opened)
-    collected = [_Collected(run, name) for run, name in zip(opened, names)]
+    names = _name_runs(runs)
+    path = Path(into) if into is not None else _choose_path(runs)
+    collected = [_Collected(run, name) for run, name in zip(runs, names)]
     same = _have_same_rows(collected)
     shared = collected[:1] if same else collected
     for one in shared:
@@ -74,7 +72,7 @@ def write_report(
     return write_page(path, page)
 
 
-def _name_runs(runs: Sequence[Run]) -> list[str]:
+def _name_runs(runs: Sequence[FinishedRun]) -> list[str]:
     """Return one name per run: that of its folder, or its path where two folders have one name."""
     if not runs:
         raise ConfigError("report", ["needs a run or more"])
@@ -89,7 +87,7 @@ def _name_runs(runs: Sequence[Run]) -> list[str]:
     return names
 
 
-def _choose_path(runs: Sequence[Run]) -> Path:
+def _choose_path(runs: Sequence[FinishedRun]) -> Path:
     if len(runs) == 1:
         return runs[0].folder / FILE
     name = "-".join(run.name for run in runs)
@@ -100,7 +98,7 @@ def _choose_path(runs: Sequence[Run]) -> Path:
 class _Collected:
     """Content of the report about one run. Without its prepared log, only what the run folder holds."""
 
-    def __init__(self, run: Run, name: str) -> None:
+    def __init__(self, run: FinishedRun, name: str) -> None:
         self.run, self.analysis = run, ANALYSES[run.objective.name]
         self.view: RunView = replace(read_run(run.folder), name=name)
         self.table: pa.Table | None = None
@@ -116,7 +114,11 @@ class _Collected:
             reason = " ".join(f"{error.where}: {error.found}".split())
             self.faults.append(f"references, segments and samples are left out ({reason})")
             return
-        self.view = replace(self.view, segments=self._measure_segments(self.log, self.table), samples=self._explain())
+        self.view = replace(
+            self.view,
+            segments=self._measure_segments(self.log, self.table),
+            samples=self._explain(self.log, self.table),
+        )
 
     @staticmethod
     def _check_rows(log: Log, table: pa.Table) -> None:
@@ -136,20 +138,15 @@ class _Collected:
                     segments.append(SegmentView(group.title, name, len(own), count_positives(own), values))
         return tuple(segments)
 
-    def _explain(self) -> tuple[Mapping[str, Any], ...]:
+    def _explain(self, log: Log, table: pa.Table) -> tuple[Mapping[str, Any], ...]:
         """Return the explained samples. A model whose code or weights are gone cannot be explained."""
-        fit = self.run.config.fit
+        job = self.run.config
         try:
-            with prepare_torch(fit.threads, fit.seed, CPU):
-                samples = self.analysis.explain_samples(self.run, *self._open(), self.table)
+            with prepare_torch(job.fit.threads, job.fit.seed, CPU):
+                return tuple(self.analysis.explain_samples(log, self.run.model(), table, job))
         except LongRecError as error:
             self.faults.append(f"samples are left out ({' '.join(str(error).split())})")
             return ()
-        return tuple(samples)
-
-    def _open(self) -> tuple[Log, Any]:
-        assert self.log is not None
-        return self.log, self.run.model()
 
     def predict_references(self) -> None:
         """Compute the predictions of the references."""
