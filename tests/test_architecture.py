@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"features", "nn"},
     "data": {"features", "store"},
     "pipeline": {"features", "store", "models"},
-    "train": {"features", "metrics", "nn", "store", "data", "models", "pipeline"},
+    "train": {"features", "metrics", "nn", "store", "data", "models", "pipeline", "report"},
     "export": {"features", "store", "models", "pipeline"},
     "serve": {"features", "store", "pipeline", "export"},
     "report": {"metrics"},

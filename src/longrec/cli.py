@@ -22,9 +22,9 @@ from longrec import __version__, commands, imports
 from longrec.errors import ConfigError, LongRecError
 from longrec.former_names import refuse_former_names
 from longrec.report import tables
+from longrec.report.facts_table import facts_text
 from longrec.resources import resource_error
 
-# Names that versions up to 0.4 had: commands, and the options of each command.
 # Parameters of a synthetic dataset that have an option of their own.
 _DATASET_OPTIONS = ("users", "fields", "signal")
 
@@ -117,6 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = add_config(add("train", _train, "train a model and evaluate it"), optional=True)
     parser.add_argument("--resume", metavar="RUN", help="run folder of an interrupted run to continue")
     _add_device(parser, "replaces fit.device, also of a resumed run")
+    parser.add_argument("--no-report", action="store_true", help="write no HTML report into the run folder")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
     parser = add("import", _import, "turn an EasyRec configuration into a config, a schema and notes on differences")
     parser.add_argument("config", help="EasyRec configuration (.config, .pbtxt), or an fg.json")
@@ -154,6 +155,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_split(parser)
     parser.add_argument("--resample", choices=["user", "row"], default="user", help="unit that the bootstrap draws")
     parser.add_argument("--n-resamples", type=int, default=300, metavar="N", help="number of bootstrap draws")
+    parser.add_argument("--no-report", action="store_true", help="write no HTML report")
+    parser = add("report", _report, "write an HTML report of a run, or of several side by side")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders; the first is the baseline")
+    parser.add_argument("--into", metavar="FILE", help="the file (default: report.html in the run folder)")
     parser = add(
         "export",
         _export,
@@ -239,23 +244,11 @@ def _check(args: argparse.Namespace) -> None:
 
 def _prepare(args: argparse.Namespace) -> None:
     manifest = commands.prepare(args.config, args.overrides)
-    spans = manifest.get("spans", {})
-    rows = [
-        [
-            split,
-            count["samples"],
-            count["positives"] / max(count["samples"], 1),
-            *(spans.get(split, ["", ""]) if spans else ()),
-        ]
-        for split, count in manifest["parts"].items()
-    ]
-    text = f"{manifest['events']:,} events, {manifest['users']:,} users, {manifest['items']:,} items, "
-    text += f"in {manifest['seconds']} s\n"
-    text += tables.table(["split", "samples", "positive rate", *(["from", "to"] if spans else [])], rows)
+    text = facts_text(manifest["facts"])
     for name, share in manifest["hash_collisions"].items():
         text += f"\nfeature {name}: about {share:.1%} of its values share a hash bucket with another value"
     lines = [*manifest["notes"], *tables.left_out_lines(manifest["left_out"])]
-    lines += tables.warning_lines(manifest["warnings"])
+    lines += [*tables.warning_lines(manifest["warnings"]), f"prepared in {manifest['seconds']} s"]
     _write_result(args, manifest, "\n".join([text, *lines, manifest["folder"]]))
 
 
@@ -266,8 +259,14 @@ def _train(args: argparse.Namespace) -> None:
         for line in imports.read_job_source(config, overrides).notes:
             print(line, file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
     run = commands.train(config, overrides, resume=args.resume, device=args.device, quiet=args.quiet)
-    text = f"{tables.results_table(run.name, run.results)}\n{run.folder}"
-    _write_result(args, {**run.results, "run": str(run.folder)}, text)
+    report = None if args.no_report else commands.try_report([run])
+    lines = [tables.results_table(run.name, run.results), *([f"report: {report}"] if report else []), str(run.folder)]
+    _write_result(args, {**run.results, "run": str(run.folder), "report": report}, "\n".join(lines))
+
+
+def _report(args: argparse.Namespace) -> None:
+    path = str(commands.report(args.runs, args.into))
+    _write_result(args, {"report": path}, path)
 
 
 def _import(args: argparse.Namespace) -> None:
@@ -310,7 +309,9 @@ def _predict(args: argparse.Namespace) -> None:
 def _compare(args: argparse.Namespace) -> None:
     comparison = commands.compare(args.runs, args.split, resample=args.resample, n_resamples=args.n_resamples)
     result = comparison.to_dict()
-    _write_result(args, result, tables.comparison_table(result))
+    report = None if args.no_report or args.split != "test" else commands.try_report(args.runs)
+    text = tables.comparison_table(result) + (f"\nreport: {report}" if report else "")
+    _write_result(args, {**result, "report": report}, text)
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -52,8 +53,9 @@ def prepare(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     Returns:
         The manifest of the prepared log, with its ``folder``. ``spans`` holds the first and the last timestamp of each
-        split, as ISO 8601 text or as steps.
+        split, as ISO 8601 text or as steps. ``facts`` holds ``LogFacts.to_dict()``.
     """
+    from longrec.data.facts import read_facts
     from longrec.data.label_checks import check_window, window_warnings
     from longrec.data.log import Log
     from longrec.data.prepare import prepare as prepare_log
@@ -71,6 +73,7 @@ def prepare(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
         **log.manifest,
         "warnings": warnings,
         "left_out": log.excluded_counts,
+        "facts": read_facts(folder).to_dict(),
         "notes": list(job_source.notes),
     }
 
@@ -84,6 +87,8 @@ def train(
     quiet: bool = False,
 ) -> Run:
     """Train the model of a config and evaluate it, or continue an interrupted run.
+
+    A log that is prepared for it is described on standard error.
 
     Args:
         source: path of a config, or the config itself. None with ``resume``.
@@ -101,7 +106,23 @@ def train(
     with job_source.error_context:
         if job_source.config is not source:
             read_job(job_source.config, overrides)
-    return fit(job_source.config, overrides, resume=resume, device=device, quiet=quiet, notes=job_source.text)
+    on_prepared = None if quiet else _print_facts
+    return fit(
+        job_source.config,
+        overrides,
+        resume=resume,
+        device=device,
+        quiet=quiet,
+        notes=job_source.text,
+        on_prepared=on_prepared,
+    )
+
+
+def _print_facts(folder: Path) -> None:
+    from longrec.data.facts import read_facts
+    from longrec.report.facts_table import facts_text
+
+    print(f"{facts_text(read_facts(folder).to_dict())}\n", file=sys.stderr)
 
 
 def compress(
@@ -226,6 +247,39 @@ def compare(
     from longrec.train.evaluate import compare as pair
 
     return pair(runs, split, resample=resample, n_resamples=n_resamples)
+
+
+def report(runs: str | Path | Run | Sequence[str | Path | Run], into: str | Path | None = None) -> Path:
+    """Write the HTML report of a run, or of several side by side, and return its path.
+
+    Args:
+        into: the file. Default: ``report.html`` in the folder of a run, or ``compare-NAMES.html`` beside the folders of
+            several.
+
+    Raises:
+        ConfigError: no run, the same run twice, or runs of different objectives.
+        RunError: a run that is not finished.
+    """
+    from longrec.train.finished_run import Run, open_run
+    from longrec.train.run_report import write_report
+
+    several = [runs] if isinstance(runs, (str, Path, Run)) else runs
+    return write_report([run if isinstance(run, Run) else open_run(run) for run in several], into)
+
+
+def try_report(runs: Sequence[str | Path | Run]) -> str | None:
+    """Write the report of runs, as the last step of another command. A failure is a warning on standard error.
+
+    Returns:
+        The path, or None without a report.
+    """
+    try:
+        return str(report(runs))
+    except Exception as error:  # noqa: BLE001 - nothing that a report does may lose the result of a training
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        folders = " ".join(str(getattr(run, "folder", run)) for run in runs)
+        print(f"warning: no report ({reason}); write it with: longrec report {folders}", file=sys.stderr)
+        return None
 
 
 def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -> Manifest:

@@ -320,6 +320,9 @@ class Log:
     def compute_history_lengths(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the number of events in the history of each row, int64 ``[B]``."""
         last = self.schema.histories[name].max_length
+        if self.schema.prejoined:
+            offsets = self.lists[f"{name}.{self.schema.histories[name].features[0]}"].offsets
+            return np.minimum(offsets.take(rows + 1) - offsets.take(rows), last)
         if self.available is None:
             first, stop = self._range(name, self.user(rows), self.timestamps.take(rows), rows)
             return np.minimum(stop - first, last)

@@ -12,7 +12,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -32,10 +32,12 @@ from longrec.data.digests import FORMAT, log_digest, split_digest
 from longrec.data.entities import Entities, add_values
 from longrec.data.event_columns import write_event_columns
 from longrec.data.event_order import EventOrder
+from longrec.data.fact_counts import compute_facts
 from longrec.data.fingerprint import ContentIndex, fingerprint
 from longrec.data.label_checks import check_labels, describe_label
 from longrec.data.label_copies import find_label_copies
 from longrec.data.log import Log
+from longrec.data.null_counts import NullCounts, compute_states
 from longrec.data.occurrence import Filters, check_condition, vocabulary_warnings
 from longrec.data.sample_weights import write_weights
 from longrec.data.scratch import SCRATCH, in_use, sweep
@@ -53,8 +55,11 @@ from longrec.features.schema import Schema
 from longrec.store.segment import write_manifest
 
 
-def prepare(config: DataConfig, schema: Schema) -> Path:
+def prepare(config: DataConfig, schema: Schema, on_prepared: Callable[[Path], None] | None = None) -> Path:
     """Prepare a log, or reuse a log that was prepared from the same input and schema.
+
+    Args:
+        on_prepared: called with the folder if the log was not prepared before.
 
     Returns:
         Folder of the prepared log.
@@ -90,6 +95,8 @@ def prepare(config: DataConfig, schema: Schema) -> Path:
                 raise
             shutil.rmtree(build)
         files.save(Path(scratch))
+    if on_prepared is not None:
+        on_prepared(folder)
     return folder
 
 
@@ -112,12 +119,17 @@ class _Preparation:
         users_table, items_table = self.users.encode(fitted), self.items.encode(fitted)
         users_table.save(self.build / "users")
         items_table.save(self.build / "items")
+        self.nulls = NullCounts()
         self._encode(fitted)
+        for entities in (self.users, self.items):
+            self.nulls.entities |= entities.mask_nulls()
         encoded = [{**table.columns, **table.dated} for table in (users_table, items_table)]
         self.warnings += vocabulary_warnings(fitted, self.build, encoded)
-        warnings, self.label_copies = find_label_copies(Log(self.build, fitted))
+        log = Log(self.build, fitted)
+        warnings, self.label_copies = find_label_copies(log)
         self.warnings += warnings
-        self._manifest(fitted, time.perf_counter() - began)
+        spans = self._manifest(fitted, time.perf_counter() - began)
+        compute_facts(log, spans, self.nulls).save(self.build)
 
     def _chunks(self, what: str, columns: list[str]) -> Iterator[tuple[slice, pa.RecordBatch]]:
         return self.log.read(columns, chunk_rows(self.schema), what)
@@ -249,6 +261,8 @@ class _Preparation:
         times, early = open_array(self.build / "events" / "times.npy"), dict.fromkeys(available_at, 0)
         labels = np.where(self.codes == splits.TRAIN, open_array(self.build / "label.npy"), np.float32(np.nan))
         files, pool = ColumnWriter(self.build), ThreadPoolExecutor(self.config.threads)
+        states = compute_states(open_array(self.build / "label.npy"), self.codes)
+        numeric = {n: self.schema.column(n) for n in plain if self.schema.features[n].kind == "numeric"}
         try:
             for chunk_slice, chunk in self._chunks("encode", wanted) if wanted else ():
                 for name, values in zip(plain, pool.map(partial(self._encode_feature, fitted, chunk), plain)):
@@ -257,6 +271,8 @@ class _Preparation:
                     else:
                         dtype = np.float32 if values.dtype.kind == "f" else narrow(fitted.field(name).rows)
                         files.event(name, values, dtype)
+                for name, column in numeric.items():
+                    self.nulls.add(name, chunk[f"c.{column}"], states[chunk_slice])
                 for name, column in available_at.items():
                     at = pc.fill_null(chunk[f"c.{column}"], NEVER).to_numpy()
                     early[name] += int((at < times[chunk_slice]).sum())
@@ -289,7 +305,8 @@ class _Preparation:
         assert not isinstance(encoder, CalendarEncoder)
         return Lists(encoder.encode(flat, self.log.describe(raw)), offsets)
 
-    def _manifest(self, fitted: FittedSchema, seconds: float) -> None:
+    def _manifest(self, fitted: FittedSchema, seconds: float) -> dict[str, Any]:
+        """Write the manifest, and return the first and the last timestamp of each split."""
         labels, codes = open_array(self.build / "label.npy"), self.codes
         timestamps = open_array(self.build / ("moment.npy" if self.schema.request else "events/times.npy"))
         counts, spans = splits.summarize_splits(labels, codes, timestamps, self.step)
@@ -303,7 +320,7 @@ class _Preparation:
             "users": len(self.users.keys),
             "items": len(self.items.keys),
             "parts": counts,
-            "spans": spans if self.schema.time is not None else {},
+            "spans": (spans := spans if self.schema.time is not None else {}),
             "lines": self.cutoffs,
             "split": self.split_digest,
             "later": [one.to_dict() for one in self.later],
@@ -315,3 +332,4 @@ class _Preparation:
             "seconds": round(seconds, 2),
         }
         (self.build / "log.json").write_text(json.dumps(content, indent=1))
+        return dict(spans)

@@ -34,7 +34,7 @@ RANK_LABELS: dict[str, tuple[str, str]] = {
     "recall": ("Recall", "share of targets in a longer list; higher is better"),
 }
 """Metrics of ranks, whose keys end in their cut, such as ``hr@10``."""
-_NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?\s?(%|[a-zA-Z/]{1,4})?( \[.*\])?|-|undefined", re.ASCII)
+_NUMBER = re.compile(r"[-+<>]?[\d,]*\.?\d+(e[-+]?\d+)?\s?(%|[a-zA-Z/]{1,4})?( \[.*\])?|-|undefined", re.ASCII)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from longrec.errors import ConfigError, RunError
+from longrec.errors import ConfigError
 from longrec.metrics import Comparison
 from longrec.metrics.bootstrap import Resample
 from longrec.train.device import choose_run_device, prepare_torch
 from longrec.train.finished_run import Run, open_run
 from longrec.train.objectives.objective import Evaluation
+from longrec.train.same_rows import check_same_rows
 
 __all__ = ["Evaluation", "compare", "evaluate", "predict"]
 
@@ -117,7 +115,7 @@ def compare(
         raise ConfigError("compare", faults)
     objective, tables = opened[0].objective, [_read_predictions(run, split) for run in opened]
     for name, table in zip(names[1:], tables[1:]):
-        _check_same_rows(objective.same_columns, split, names[0], tables[0], name, table)
+        check_same_rows(objective.same_columns, split, names[0], tables[0], name, table)
     return objective.compare(
         dict(zip(names, tables)),
         opened[0].config.evaluate,
@@ -133,29 +131,3 @@ def _read_predictions(run: Run, split: str, device: str | None = None) -> pa.Tab
     if not (run.folder / "predictions" / f"{split}.parquet").exists():
         predict(run, split, device=device)
     return run.predictions(split)
-
-
-def _check_same_rows(
-    columns: Sequence[str], split: str, first: str, one: pa.Table, second: str, other: pa.Table
-) -> None:
-    do = "compare runs of one log and one split"
-    if len(one) != len(other):
-        raise RunError(f"{split} rows of {first} and {second}", f"{len(one):,} and {len(other):,}", "the same rows", do)
-    # The index of a user depends on the other users of the log. The last row of a user does not.
-    if ("weight" in one.column_names) != ("weight" in other.column_names):
-        description, expected = "one with sample weights and one without", "both with the same weights"
-        raise RunError(
-            f"{split} rows of {first} and {second}", description, expected, "set the same evaluate.sample_weight"
-        )
-    for name in (column for column in columns if column in one.column_names):
-        a, b = one[name].to_numpy(), other[name].to_numpy()
-        differ = _find_ends(a) != _find_ends(b) if name == "user" else a != b
-        if differ.any():
-            at = int(np.flatnonzero(differ)[0])
-            raise RunError(
-                f"{split} rows of {first} and {second}", f"another {name} in sample {at:,}", "the same rows", do
-            )
-
-
-def _find_ends(user: NDArray[Any]) -> NDArray[np.bool_]:
-    return np.diff(user) != 0

@@ -4,12 +4,14 @@ config.yaml        the resolved job              schema/        the fitted schem
 metrics.jsonl      losses and validations        log.json       which prepared log
 environment.json   versions, processor, git      checkpoints/   best (a saved model), last (to resume from)
 predictions/       valid.parquet, test.parquet   results.json   metrics with intervals; written last
+report.html        metrics, segments and samples, for people
 NOTES.md           differences from the configuration of another tool, for imported jobs
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -105,6 +107,12 @@ class Run:
             raise RunError(str(path), f"no column {', '.join(sorted(missing))}", ", ".join(columns), "predict again")
         return table
 
+    def report(self, into: str | Path | None = None) -> Path:
+        """Write the HTML report of the run, and return its path. Default: ``report.html`` in the run folder."""
+        from longrec.train.run_report import write_report  # imports torch
+
+        return write_report([self], into)
+
 
 def open_run(path: str | Path) -> Run:
     """Open the folder of a finished run.
@@ -144,9 +152,10 @@ def require_run(folder: Path) -> None:
         raise RunError(str(folder), "no config.yaml", "the folder of a run", "name the folder that training printed")
 
 
-def read_log(job: Job) -> Log:
-    """Open the log of a job as training reads it, and prepare it if necessary."""
-    return Log.open(prepare(job.data, job.schema), job.schema, sample_weight=job.fit.sample_weight)
+def read_log(job: Job, on_prepared: Callable[[Path], None] | None = None) -> Log:
+    """Open the log of a job as training reads it, and prepare it if necessary (see ``prepare``)."""
+    folder = prepare(job.data, job.schema, on_prepared)
+    return Log.open(folder, job.schema, sample_weight=job.fit.sample_weight)
 
 
 def open_log(folder: Path, job: Job) -> Log:

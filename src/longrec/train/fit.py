@@ -54,6 +54,7 @@ def train(
     device: str | None = None,
     quiet: bool = False,
     notes: str = "",
+    on_prepared: Callable[[Path], None] | None = None,
 ) -> Run:
     """Prepare the log, train the model, keep the best weights, and evaluate them once on valid and test.
 
@@ -65,6 +66,7 @@ def train(
         device: replaces ``fit.device``, also of a resumed run.
         quiet: print no progress. Warnings are printed anyway.
         notes: differences from the configuration of another tool, kept in the run folder.
+        on_prepared: called with the folder of the prepared log if it was not prepared before.
 
     Returns:
         The finished run. Its folder is ``fit.runs``/name, or ``<model>-<n>`` without a name.
@@ -84,7 +86,7 @@ def train(
     target = choose_device(job.fit.device)
     require_free(job)
     check_memory(job.model, estimate_fields(job.schema), job.fit)
-    log = read_log(job)
+    log = read_log(job, on_prepared)
     objective = objective_of(models.find(str(job.model["name"])))
     objective.check_log(log, job.fit, job.evaluate)
     with prepare_torch(job.fit.threads, job.fit.seed, target):
