@@ -62,9 +62,7 @@ class NewScores:
         """Return one line per fact about the rows."""
         lines = [f"{len(self.table):,} rows, {self.new_users:,} new users, {self.new_items:,} new items"]
         if self.repeated:
-            lines.append(
-                f"{self.repeated:,} rows are events of the run's log; histories have each once, as in that log"
-            )
+            lines.append(f"{self.repeated:,} rows are events of the run's log, and histories have each of them once")
         lines += [f"no column {column!r} ({use}): its values are missing" for column, use in self.absent.items()]
         return lines
 
