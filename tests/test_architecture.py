@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "longrec"
 
 BASE = {"errors", "config", "progress", "resources"}
-TOP = {"__init__", "__main__", "cli", "commands", "demo", "exports", "former_names", "imports"}
+TOP = {"__init__", "__main__", "cli", "commands", "demo", "exports", "former_names", "imports", "new_row_options"}
 MAY_IMPORT: dict[str, set[str]] = {
     "features": set(),
     "metrics": set(),

@@ -21,6 +21,7 @@ from typing import Any
 from longrec import __version__, commands, imports
 from longrec.errors import ConfigError, LongRecError
 from longrec.former_names import refuse_former_names
+from longrec.new_row_options import add_new_rows, predict, read_new_rows
 from longrec.report import tables
 from longrec.report.facts_table import facts_text
 from longrec.resources import resource_error
@@ -144,10 +145,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = add("evaluate", _evaluate, "compute all metrics of a run with confidence intervals")
     parser.add_argument("run", help=run_help)
     _add_split(parser)
+    add_new_rows(parser)
     _add_device(parser)
-    parser = add("predict", _predict, "score all samples (rows with a label) of a split and write a Parquet file")
+    parser = add("predict", _predict, "score the labeled rows of a split, or all rows of a new log, as a Parquet file")
     parser.add_argument("run", help=run_help)
     _add_split(parser)
+    add_new_rows(parser, candidates=True)
     _add_device(parser)
     parser.add_argument("--into", metavar="FILE", help="file for the scores (default: inside the run)")
     parser = add("compare", _compare, "compare runs on the same rows; the first is the baseline")
@@ -297,13 +300,12 @@ def _write_report(args: argparse.Namespace, report: Any, rows_name: str, warning
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    evaluation = commands.evaluate(args.run, args.split, device=args.device)
+    evaluation = commands.evaluate(args.run, args.split, **read_new_rows(args), device=args.device)
     _write_result(args, evaluation.to_dict(), tables.results_table(evaluation.run, evaluation.to_dict()))
 
 
 def _predict(args: argparse.Namespace) -> None:
-    path = commands.predict(args.run, args.split, args.into, device=args.device)
-    _write_result(args, {"predictions": str(path)}, str(path))
+    _write_result(args, *predict(args))
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from longrec.config import apply_overrides
-from longrec.errors import DataError, RunError
+from longrec.errors import ConfigError, DataError, RunError
 from longrec.imports import Config, read_job_source
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from longrec.train.evaluate import Evaluation
     from longrec.train.extract import ExtractReport
     from longrec.train.finished_run import Run
+    from longrec.train.new_data import NewScores
 
 
 def check(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -212,28 +213,83 @@ def _name_source(source: Config | Run) -> str:
     return "CONFIG" if isinstance(source, Mapping) else str(source)
 
 
-def evaluate(run: str | Path | Run, split: str = "test", *, device: Device | None = None) -> Evaluation:
-    """Compute all metrics of a run on a split, with confidence intervals.
+def evaluate(
+    run: str | Path | Run,
+    split: str = "test",
+    *,
+    log: Any = None,
+    users: Any = None,
+    items: Any = None,
+    device: Device | None = None,
+) -> Evaluation:
+    """Compute all metrics of a run on a split, or on new rows with labels, with confidence intervals.
 
     Args:
+        log, users, items: new rows and their tables, as in ``predict``. They replace the split.
         device: device that scores. Default: that of the run, or the CPU where there is no GPU.
     """
+    if log is not None:
+        from longrec.train.new_data import evaluate_new
+
+        return evaluate_new(_open(run), log, users=users, items=items, device=device)
     from longrec.train.evaluate import evaluate as measure
 
     return measure(run, split, device=device)
 
 
 def predict(
-    run: str | Path | Run, split: str = "test", into: str | Path | None = None, *, device: Device | None = None
+    run: str | Path | Run,
+    split: str = "test",
+    into: str | Path | None = None,
+    *,
+    log: Any = None,
+    users: Any = None,
+    items: Any = None,
+    candidates: bool = False,
+    device: Device | None = None,
 ) -> Path:
-    """Score all samples of a split and return the Parquet file with row, user, time, label, score.
+    """Score all samples of a split, or all rows of a new log, and return the Parquet file with the scores.
+
+    Histories of new rows are the earlier events of their users in the run's own log and in the new rows.
 
     Args:
+        into: the file. Default: in the folder ``predictions`` of the run.
+        log: new rows: a path, several paths, a mapping as ``data.log`` of a config, or a frame (pandas, polars, Arrow,
+            DuckDB). They replace the split.
+        users, items: tables with features of new users or items, or newer versions of known ones, in the same forms.
+        candidates: the new rows are candidates to score and not events, so that no history has them.
         device: device that scores. Default: that of the run, or the CPU where there is no GPU.
     """
+    if log is not None:
+        return predict_rows(run, log, into, users=users, items=items, candidates=candidates, device=device)[0]
+    if users is not None or items is not None or candidates:
+        raise ConfigError("predict", ["users, items and candidates are for new rows; name them with log"])
     from longrec.train.evaluate import predict as score
 
     return score(run, split, into, device=device)
+
+
+def _open(run: str | Path | Run) -> Run:
+    """Return a run, opened if it is a path."""
+    from longrec.train.finished_run import Run, open_run
+
+    return run if isinstance(run, Run) else open_run(run)
+
+
+def predict_rows(
+    run: str | Path | Run,
+    log: Any,
+    into: str | Path | None = None,
+    *,
+    users: Any = None,
+    items: Any = None,
+    candidates: bool = False,
+    device: Device | None = None,
+) -> tuple[Path, NewScores]:
+    """Score all rows of a new log, as ``predict`` does, and return the file with the scores and the scores."""
+    from longrec.train.new_data import write_new_scores
+
+    return write_new_scores(_open(run), log, into, users=users, items=items, candidates=candidates, device=device)
 
 
 def compare(

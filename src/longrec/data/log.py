@@ -111,18 +111,21 @@ class Log:
         log.weights = open_weights(folder, manifest.get("weights", ()))
         if sample_weight is not None:
             log.sample_weight = log.weight_of(sample_weight)
-        if not stores:
-            return log
-        for name, history in log.schema.histories.items():
+        if stores:
+            log.open_stores()
+        return log
+
+    def open_stores(self) -> None:
+        """Open the token and knowledge stores of the schema, as ``read_tokens`` and ``read_knowledge`` do."""
+        for name, history in self.schema.histories.items():
             if history.source is not None:
-                log.read_tokens(name, TokenStore.open(history.source))
+                self.read_tokens(name, TokenStore.open(history.source))
         opened: dict[str, KnowledgeStore] = {}
-        for name, feature in log.schema.features.items():
+        for name, feature in self.schema.features.items():
             if feature.source is not None:
                 if feature.source not in opened:
                     opened[feature.source] = KnowledgeStore.open(feature.source)
-                log.read_knowledge(name, opened[feature.source])
-        return log
+                self.read_knowledge(name, opened[feature.source])
 
     def _warn_of_early_copies(self, names: Sequence[str]) -> list[str]:
         """Return one warning per copy of the label (``data/label_copies.py``) that is available before the label."""

@@ -11,7 +11,7 @@ import duckdb
 
 from longrec.data.casts import INTEGERS, WIDE_INTEGERS, ColumnTypes
 from longrec.data.relation import Relation, literal, name, unreadable
-from longrec.data.sorted_log import AVAILABLE_AT, ITEM, ORDER, REQUEST_TIME, TIME, USER, chunk_rows
+from longrec.data.sorted_log import AVAILABLE_AT, ITEM, ORDER, REQUEST_TIME, ROW, TIME, USER, chunk_rows
 from longrec.data.timestamps import Timestamps, check_available_at, read_timestamps, takes_format
 from longrec.errors import DataError
 from longrec.features.schema import Schema
@@ -62,8 +62,11 @@ def timestamp_columns(schema: Schema) -> list[str]:
     return list(dict.fromkeys(column for column in named if column is not None))
 
 
-def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path) -> Schema:
+def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path, *, numbered: bool = False) -> Schema:
     """Write the sorted events: ``_user _item _time`` (``_moment``, ``_available``, ``_order``) and the raw columns.
+
+    Args:
+        numbered: also write ``_row``, the number of each row in the input, from 1.
 
     Returns:
         The schema, with the detected time unit if the times are so small that their size does not determine it.
@@ -93,15 +96,16 @@ def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path)
         raw += f", {name(order)}::BIGINT AS {ORDER}"
     inner = (
         f"SELECT {user} AS {USER}, {item} AS {ITEM}, {times} AS {TIME}{raw}, "
-        f"row_number() OVER () AS _row FROM {log.view}"
+        f"row_number() OVER () AS {ROW} FROM {log.view}"
     )
     request_time = ""
     if schema.request:
         request = name("c." + schema.request)
         began = f"min({TIME}) OVER (PARTITION BY {USER}, {request})"
         request_time = f", CASE WHEN {request} IS NULL THEN {TIME} ELSE {began} END AS {REQUEST_TIME}"
-    by = ", ".join([USER, TIME, *([] if order is None else [ORDER]), "_row"])
-    sql = f"SELECT * EXCLUDE (_row){request_time} FROM ({inner}) ORDER BY {by}"
+    by = ", ".join([USER, TIME, *([] if order is None else [ORDER]), ROW])
+    selected = "*" if numbered else f"* EXCLUDE ({ROW})"
+    sql = f"SELECT {selected}{request_time} FROM ({inner}) ORDER BY {by}"
     try:
         log.con.execute(
             f"COPY ({sql}) TO {literal(str(target))} (FORMAT parquet, COMPRESSION snappy, "

@@ -11,9 +11,9 @@ import pyarrow as pa
 from longrec.errors import ConfigError
 from longrec.metrics import Comparison
 from longrec.metrics.bootstrap import Resample
-from longrec.train.device import choose_run_device, prepare_torch
 from longrec.train.finished_run import Run, open_run
 from longrec.train.objectives.objective import Evaluation
+from longrec.train.predict_run import predict_split
 from longrec.train.same_rows import check_same_rows
 
 __all__ = ["Evaluation", "compare", "evaluate", "predict"]
@@ -73,11 +73,7 @@ def predict(
         ResourceError: ``cuda`` without a CUDA device.
     """
     run = run if isinstance(run, Run) else open_run(run)
-    fit, target = run.config.fit, choose_run_device(run.config.fit.device, device)
-    log, path = run.log(), Path(out) if out is not None else run.folder / "predictions" / f"{split}.parquet"
-    with prepare_torch(fit.threads, fit.seed, target):
-        run.objective.write_predictions(run.model().to(target), log, split, path, fit, run.config.evaluate, quiet=quiet)
-    return path
+    return predict_split(run, split, out, device=device, quiet=quiet)
 
 
 def compare(

@@ -88,6 +88,36 @@ class Run:
         """
         return open_log(self.folder, self.config)
 
+    def predict(
+        self,
+        data: Any = None,
+        *,
+        split: str = "test",
+        users: Any = None,
+        items: Any = None,
+        candidates: bool = False,
+        device: str | None = None,
+    ) -> pa.Table:
+        """Score new rows, or a split of the run's own log, and return the table of scores.
+
+        Args:
+            data: new rows: a path, several paths, a mapping as ``data.log`` of a config, or a frame (pandas, polars,
+                Arrow, DuckDB). None scores the split.
+            users, items, candidates, device: as in ``longrec.predict``.
+
+        Returns:
+            Of new rows, in their order: row, user, item, time, label (if they have it) and score, and for each further
+            task of the model also label.TASK and score.TASK. Of a split: see ``predictions``.
+        """
+        from longrec.train.new_data import predict_new  # imports torch
+        from longrec.train.predict_run import predict_split
+
+        if data is not None:
+            settings = {"users": users, "items": items, "candidates": candidates, "device": device}
+            return predict_new(self, data, **settings).table
+        predict_split(self, split, device=device)
+        return self.predictions(split)
+
     def predictions(self, split: str = "test") -> pa.Table:
         """Read the predictions of one split: of clicks the columns row, user, time, label, score.
 
