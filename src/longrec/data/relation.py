@@ -6,17 +6,19 @@ import glob
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as pads
 
 from longrec.data.file_reader import FileReader
 from longrec.data.headers import TEXT, Header, check_alike, read_header
 from longrec.data.settings import DataConfig, Source
 from longrec.data.sql import literal, name, unreadable
 from longrec.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as pads
 
 __all__ = ["SPLIT_COLUMN", "Relation", "connect", "literal", "name", "paths", "query_rows", "unreadable"]
 
@@ -328,6 +330,8 @@ def _from(con: duckdb.DuckDBPyConnection, view: str, source: Source, files: dict
 
 def _dataset(files: list[Path]) -> pads.Dataset:
     """Return Arrow files as one dataset with the union of their columns, in the same way as for Parquet and CSV."""
+    import pyarrow.dataset as pads  # imports pandas where it is installed
+
     datasets = [pads.dataset(str(path), format="ipc") for path in files]
     try:
         schema = pa.unify_schemas([one.schema for one in datasets], promote_options="permissive")

@@ -29,7 +29,8 @@ from longrec.train.fitted import fit_model
 from longrec.train.folder import create_run_folder, lock_folder, record_resume, require_free, warm_start_warnings
 from longrec.train.job import Job, flatten, read_job
 from longrec.train.loop import Loop
-from longrec.train.memory import check_memory, estimate_fields
+from longrec.train.memory import check_memory
+from longrec.train.memory_bound import estimate_fields
 from longrec.train.objectives import Objective, objective_of
 from longrec.train.optimizers import build_optimizers
 from longrec.train.seen_labels import (
@@ -155,7 +156,7 @@ def _run(folder: Path, job: Job, log: Log, model: Model, device: torch.device, q
             artifact.save(model, into)
 
     assert job.fit.monitor is not None
-    lower = objective.monitors(job.evaluate)[job.fit.monitor] == "min"
+    lower = objective.settings.monitors(job.evaluate)[job.fit.monitor] == "min"
     if isinstance(model, FittedRetriever):
         _fit_statistics(model, log)
         state = fit_model(model, folder, job.fit.monitor, validate if len(valid_rows) else None, lower, quiet)
