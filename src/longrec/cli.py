@@ -1,7 +1,8 @@
 """Command line ``longrec``: its commands with their options, and exit codes.
 
-Exit code 0 on success, 2 for an error that the user can repair (with a message), 130 after an interrupt, 141 when the
-reader of the output has closed it, and 1 for an error of LongRec itself, whose trace goes to a file.
+Exit code 0 on success, 2 for an error that the user can repair (with a message), 130 after Ctrl-C, 143 after SIGTERM in
+a training, 141 when the reader of the output has closed it, and 1 for an error of LongRec itself, whose trace goes to a
+file.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from longrec import __version__, command_output, help_pages
-from longrec.errors import LongRecError
+from longrec.errors import LongRecError, StoppedRun
 from longrec.former_names import refuse_former_names
 from longrec.resources import resource_error
 
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None, *, is_interrupted: Callable[[],
     except Exception as error:  # noqa: BLE001 - the last handler of the command line: prints, keeps a file, exits 1
         if is_interrupted():
             return _print_interrupt()
+        if isinstance(error, StoppedRun):
+            return _print_error(error, 128 + error.number)
         if isinstance(error, LongRecError):
             return _print_error(error)
         ordinary = resource_error(error)
@@ -55,9 +58,9 @@ def _print_interrupt() -> int:
     return 128 + signal.SIGINT
 
 
-def _print_error(error: LongRecError) -> int:
+def _print_error(error: LongRecError, code: int = 2) -> int:
     print(f"longrec: {type(error).__name__}: {error}", file=sys.stderr)
-    return 2
+    return code
 
 
 def _close_output() -> int:

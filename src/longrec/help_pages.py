@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from longrec import __version__
 from longrec.errors import ConfigError, nearest
-from longrec.terminal_text import WIDTH, wrap_docstring, wrap_text
+from longrec.terminal_text import WIDTH, wrap_docstring
 
 if TYPE_CHECKING:
     from longrec.config import Strict
@@ -106,12 +106,14 @@ class _Page:
 
     Attributes:
         path: path in a config, without the names of features and histories.
+        written: path as an argument of the command line has it.
         cls: settings of the section, or of that which holds the key.
         key: None for a section.
         others: defaults of retrievers.
     """
 
     path: str
+    written: str
     cls: type[Strict]
     key: SettingText | None
     others: Mapping[str, Any]
@@ -130,28 +132,40 @@ def _list_keys() -> list[_Page]:
         "encode": ExtractConfig,
     }  # fmt: skip
     seen: set[type[Strict]] = set()
+    others = {"fit": NextItemSettings.fit_defaults}
     return [
         page
         for path, cls in roots.items()
-        for page in _walk(path, cls, NextItemSettings.fit_defaults if path == "fit" else {}, seen)
+        for page in _walk(path, _WRITTEN.get(path, path), cls, others.get(path, {}), seen)
     ]
 
 
-def _walk(path: str, cls: type[Strict], others: Mapping[str, Any], seen: set[type[Strict]]) -> Iterator[_Page]:
+_WRITTEN = {"schema": "data.schema", "compress": "", "encode": ""}
+
+
+def _walk(
+    path: str, written: str, cls: type[Strict], others: Mapping[str, Any], seen: set[type[Strict]]
+) -> Iterator[_Page]:
+    """Yield the pages of a section, of its keys, and of the sections inside it that were not seen yet."""
     from longrec.settings_text import describe_settings
 
-    yield _Page(path, cls, None, others)
+    yield _Page(path, written, cls, None, others)
     seen.add(cls)
     for key in describe_settings(cls):
-        yield _Page(f"{path}.{key.key}", cls, key, others)
+        inside = f"{path}.{key.key}".removeprefix("."), f"{written}.{key.key}".removeprefix(".")
+        yield _Page(*inside, cls, key, others)
         if key.section is not None and key.section not in seen:
-            yield from _walk(f"{path}.{key.key}", key.section, {}, seen)
+            name = ".NAME" if key.is_mapping else ""
+            yield from _walk(inside[0], inside[1] + name, key.section, {}, seen)
 
 
 def _find_pages(topic: str, keys: Sequence[_Page]) -> list[_Page]:
     """Return the pages of a topic: of this path, else those of all paths that end in it."""
     path = re.sub(r"^data\.(?=schema\b)", "", topic)
-    exact = [page for page in keys if page.path == path]
+    components = path.split(".")
+    # data.schema.features.price.kind: a name of the config is in the path
+    shorter = {".".join([*components[:at], *components[at + 1 :]]) for at in range(1, len(components) - 1)}
+    exact = [page for page in keys if page.path == path] or [page for page in keys if page.path in shorter]
     return _drop_keys_of_sections(exact or [page for page in keys if page.path.endswith(f".{path}")])
 
 
@@ -165,9 +179,16 @@ def _format_page(page: _Page) -> str:
     from longrec.settings_text import describe_settings
 
     if page.key is None:
-        lines = [page.path, *wrap_docstring(page.cls.__doc__ or "", "  "), ""]
+        lines = [_format_title(page), *wrap_docstring(page.cls.__doc__ or "", "  "), ""]
         return "\n".join([*lines, *(line for one in describe_settings(page.cls) for line in _format_key(one, page))])
-    return "\n".join(line[2:] for line in _format_key(page.key, page, page.path))
+    lines = [line[2:] for line in _format_key(page.key, page, page.path)]
+    return "\n".join([*lines, f"    on the command line: {page.written}=VALUE"])
+
+
+def _format_title(page: _Page) -> str:
+    if page.path in ("compress", "encode"):
+        return f"settings of longrec {page.path}, as key=value after the run"
+    return f"{page.path}, a section of a config"
 
 
 def _format_key(key: SettingText, page: _Page, name: str | None = None) -> list[str]:
@@ -178,49 +199,48 @@ def _format_key(key: SettingText, page: _Page, name: str | None = None) -> list[
     meaning = key.meaning
     if page.cls is Feature and (kinds := list_kinds({"from": "source", "as": "becomes"}.get(key.key, key.key))):
         meaning = f"{', '.join(kinds)}: {meaning}"
-    return [*_indent(f"{name or key.key}  {join_defaults(key, page.others)}", 2, 6), *_indent(meaning, 6, 6)]
+    summary = join_defaults(key, page.others)
+    if key.section is not None and page.path and page.key is None:
+        summary = re.sub(r"^((?:one )?section)", rf"\1 (longrec help {page.path}.{key.key})", summary)
+    return [*_indent(f"{name or key.key}  {summary}", 2, 6), *_indent(meaning, 6, 6)]
 
 
 def _indent(text: str, first: int, rest: int) -> list[str]:
-    head, *others = wrap_text(text, WIDTH - max(first, rest)) if text else [""]
-    return [f"{' ' * first}{head}".rstrip(), *(f"{' ' * rest}{line}" for line in others)] if text else []
+    wrapper = textwrap.TextWrapper(WIDTH, " " * first, " " * rest, break_long_words=False, break_on_hyphens=False)
+    return wrapper.wrap(text)
 
 
 def _find_model_pages(topic: str) -> list[str]:
     """Return the page of a model, or of a setting of a model (``din.attention``)."""
     from longrec.models.core import catalog
 
-    name, _, key = topic.rpartition(".")
     if catalog.is_model(topic):
         lines = wrap_docstring(catalog.describe(topic).text)
-        return ["\n".join([*lines, "", "Settings", *(list_model_settings(topic) or ["  none"])])]
-    if name and catalog.is_model(name):
-        lines = list_model_settings(name, key)
-        return ["\n".join([f"{name}.{lines[0].strip()}", *(line[2:] for line in lines[1:])])] if lines else []
-    return []
+        return ["\n".join([*lines, "", "Settings", *(_list_model_settings(topic) or ["  none"])])]
+    dots = [match.start() for match in re.finditer(r"\.", topic)]
+    name = next((topic[:at] for at in dots if catalog.is_model(topic[:at])), None)
+    lines = [] if name is None else _list_model_settings(name, topic.removeprefix(f"{name}."))
+    return ["\n".join([f"{name}.{lines[0].strip()}", *(line[2:] for line in lines[1:])])] if lines else []
 
 
-def list_model_settings(name: str, key: str | None = None) -> list[str]:
-    """Return the lines of the settings of a model, or of one of them. Those of nested sections follow.
+def _list_model_settings(name: str, key: str = "") -> list[str]:
+    """Return the lines of the settings of a model, or of one of them with those inside it.
 
     Models of other packages are not imported: types and defaults are as their source writes them.
     """
     from longrec.models.core import catalog
 
-    if "." in name:
-        own = [one for one in catalog.settings(name) if key in (None, one.key)]
-        heads = [
-            f"{one.key}  {one.type}; default {one.default}" if one.default else f"{one.key}  {one.type}" for one in own
-        ]
-        return [line for head, one in zip(heads, own) for line in (*_indent(head, 2, 6), *_indent(one.meaning, 6, 6))]
-    from longrec.models.core.settings_schema import find_facts
+    if "." not in name:
+        from longrec.models.core.settings_schema import find_facts
 
-    lines = []
-    for page in _walk("", find_facts(name).config, {}, set()):
-        path = page.path.removeprefix(".")
-        if page.key is not None and key in (None, path):
-            lines += _format_key(page.key, page, path)
-    return lines
+        pages = _walk("", "", find_facts(name).config, {}, set())
+        texts = {page.path: _format_key(page.key, page, page.path) for page in pages if page.key is not None}
+    else:
+        texts = {}
+        for one in catalog.settings(name):
+            default = f"; default {one.default}" if one.default else ""
+            texts[one.key] = [*_indent(f"{one.key}  {one.type}{default}", 2, 6), *_indent(one.meaning, 6, 6)]
+    return [line for path, lines in texts.items() if not key or f"{path}.".startswith(f"{key}.") for line in lines]
 
 
 def _describe_unknown(topic: str, named: Sequence[str], keys: Sequence[_Page]) -> str:

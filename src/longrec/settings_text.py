@@ -24,24 +24,26 @@ class SettingText:
 
     Attributes:
         key: the key, as a config writes it.
-        type: type in words: ``whole number, at least 1``.
+        type_text: type in words: ``whole number, at least 1``.
         default: the default as YAML. None if the key is required, empty if it is not set.
         meaning: description of the key.
         section: class of the keys inside it.
+        is_mapping: True if it maps names to such sections.
     """
 
     key: str
-    type: str
+    type_text: str
     default: str | None
     meaning: str
     section: type[Strict] | None
+    is_mapping: bool
 
     @property
     def summary(self) -> str:
         """Type and default in one line."""
         if self.default is None:
-            return f"{self.type}; required"
-        return f"{self.type}; default {self.default}" if self.default else self.type
+            return f"{self.type_text}; required"
+        return f"{self.type_text}; default {self.default}" if self.default else self.type_text
 
 
 def describe_settings(cls: type[Strict]) -> list[SettingText]:
@@ -62,6 +64,7 @@ def _describe_setting(key: str, field: FieldInfo) -> SettingText:
         _format_default(field),
         field.description or "",
         find_section(field.annotation),
+        any(typing.get_origin(one) is dict for one in _list_options(field.annotation)),
     )
 
 

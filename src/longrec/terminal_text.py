@@ -201,10 +201,20 @@ def _split_paragraphs(block: Sequence[str]) -> Iterator[list[str]]:
 def _wrap_paragraph(paragraph: Sequence[str], indent: str) -> list[str]:
     if max(measure_width(indent + line) for line in paragraph) <= WIDTH:
         return [f"{indent}{line}".rstrip() for line in paragraph]
+    if len(paragraph) == 1 and _ALIGNED.search(paragraph[0]):
+        return _narrow(indent + paragraph[0])
     margin = indent + " " * _margin(paragraph[0])
     hang = margin + ("  " if _ITEM.match(paragraph[0]) else "")
     text = " ".join(line.strip() for line in paragraph)
     return textwrap.wrap(text, WIDTH, initial_indent=margin, subsequent_indent=hang, break_on_hyphens=False)
+
+
+def _narrow(line: str) -> list[str]:
+    """Return a formula or a row of a table with less blank space inside, or else in two lines or more."""
+    gap = max(re.findall(r"(?<=\S) {2,}(?=\S)", line), key=len)
+    shorter = line.replace(gap, " " * max(2, len(gap) - measure_width(line) + WIDTH))
+    hang = " " * (_margin(line) + 4)
+    return [shorter] if measure_width(shorter) <= WIDTH else textwrap.wrap(shorter, WIDTH, subsequent_indent=hang)
 
 
 def _margin(line: str) -> int:

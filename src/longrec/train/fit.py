@@ -265,8 +265,8 @@ def _check_same_config(requested: Job, own: Job, folder: Path) -> None:
 
 
 @contextmanager
-def _watch_stop_signals() -> Iterator[Callable[[], bool]]:
-    """Provide a flag for interrupts and SIGTERM, after which the loop ends. A second signal ends at once."""
+def _watch_stop_signals() -> Iterator[Callable[[], int | None]]:
+    """Provide a function that returns SIGINT or SIGTERM once received. A second signal raises KeyboardInterrupt."""
     signals: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -275,11 +275,11 @@ def _watch_stop_signals() -> Iterator[Callable[[], bool]]:
         signals.append(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: None
         return
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(signals)
+        yield lambda: next(iter(signals), None)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

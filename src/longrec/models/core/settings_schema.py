@@ -129,7 +129,7 @@ def build_config(name: str, schema: Mapping[str, Any]) -> type[Strict]:
         fields: dict[str, Any] = {}
         for key, one in content.get("properties", {}).items():
             default = one.get("default", ...)
-            sizes = {mark: True for mark in ("x-rows", "x-row-numbers") if one.get(mark)}
+            sizes: Any = {mark: True for mark in ("x-rows", "x-row-numbers") if one.get(mark)}
             setting = Setting(default, description=one.get("description"), json_schema_extra=sizes or None)
             fields[key] = (build_type(one, resolve), setting)
         cls: type[Strict] = create_model(title, __base__=Strict, **fields)
