@@ -26,8 +26,7 @@ from longrec.config import Strict, parse, read_yaml
 from longrec.data.file_format import FileFormat, PackedCells
 from longrec.data.settings import DataConfig, Source, Split
 from longrec.features.schema import Condition, Feature, History, Label, Schema, TimeColumn
-from longrec.train.compress_settings import CompressConfig
-from longrec.train.extract import ExtractConfig
+from longrec.train.compress_settings import CompressConfig, ExtractConfig
 from longrec.train.job import read_job
 from longrec.train.settings import EvaluateConfig, FitConfig
 

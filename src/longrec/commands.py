@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from longrec.config import apply_overrides
 from longrec.errors import ConfigError, DataError, RunError
 from longrec.imports import Config, read_job_source
@@ -365,13 +363,6 @@ def models() -> list[Card]:
     return [describe(name) for name in names()]
 
 
-def explain_model(name: str) -> str:
-    """Return the description of a model from its file, and its settings with type, default and meaning."""
-    from longrec.models.core.catalog import help_text
-
-    return help_text(name)
-
-
 def cite(source: Config, overrides: Sequence[str] = ()) -> Bibliography:
     """Return the BibTeX of a model, or of all models used by a config, a run or a token store, and of LongRec."""
     from longrec.train.bibliography import collect_citations
@@ -415,6 +406,8 @@ def make_synthetic(name: str, into: str | Path, overrides: Sequence[str] = (), *
         ConfigError: if a parameter is unknown, or cannot have its value.
         DataError: if the folder contains another log.
     """
+    import numpy as np
+
     from longrec.data import synthetic
     from longrec.data.splits import TEST
     from longrec.metrics import auc

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from longrec import commands
 from longrec.errors import ConfigError
 
 
@@ -33,13 +32,3 @@ def read_new_rows(args: argparse.Namespace) -> dict[str, Any]:
     if faults:
         raise ConfigError("command line", faults)
     return {}
-
-
-def predict(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Score a split or new rows, and return the result as JSON and as text."""
-    new = read_new_rows(args)
-    if not new:
-        path = commands.predict(args.run, args.split, args.into, device=args.device)
-        return {"predictions": str(path)}, str(path)
-    path, scores = commands.predict_rows(args.run, into=args.into, device=args.device, **new)
-    return {"predictions": str(path), **scores.to_dict()}, "\n".join([*scores.describe(), str(path)])

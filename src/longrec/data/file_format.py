@@ -32,11 +32,11 @@ class PackedCells(Strict):
     (null if not set). Empty steps and names in ``ignore`` are skipped. Anything else is an error.
     """
 
-    into: dict[str, str] = Setting(min_length=1)
-    step: str = Setting(";", min_length=1)
-    feature: str = Setting("#", min_length=1)
-    name: str = Setting(":", min_length=1)
-    ignore: tuple[str, ...] = ()
+    into: dict[str, str] = Setting(min_length=1, description="list column of each name in the cell")
+    step: str = Setting(";", min_length=1, description="separator between steps")
+    feature: str = Setting("#", min_length=1, description="separator between the features of a step")
+    name: str = Setting(":", min_length=1, description="separator between a name and its value")
+    ignore: tuple[str, ...] = Setting((), description="names to skip")
 
     @model_validator(mode="after")
     def _fits(self) -> PackedCells:
@@ -65,9 +65,15 @@ class FileFormat(Strict):
     ends), cells in the order of ``columns``. Without it they are Parquet or Arrow, which store their columns.
     """
 
-    columns: dict[str, KindT] | None = Setting(None, min_length=1)
+    columns: dict[str, KindT] | None = Setting(
+        None,
+        min_length=1,
+        description=(
+            "type of each cell of a row, in their order; the files are then text; default: files declare their columns"
+        ),
+    )
     header: bool = Setting(False, description="the first line of every file is the column names")
-    separator: str = Setting(",", min_length=1)
+    separator: str = Setting(",", min_length=1, description="separator between cells, at most four bytes")
     quote: str | None = Setting('"', description="quote character of cells that contain the separator; null for none")
     escape: str | None = Setting(
         None, description="character before a quote inside a quoted cell, such as a backslash; default: the quote"

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from longrec.data.casts import INTEGERS, WIDE_INTEGERS
@@ -201,5 +200,7 @@ class FileReader:
             return read_json([path])
         if kind == PARQUET:
             return f"read_parquet({literal(str(path))})"
+        import pyarrow.dataset as pads  # imports pandas where it is installed
+
         con.register("_one_arrow", pads.dataset(str(path), format="ipc"))
         return "_one_arrow"

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as pads
 
 from longrec.data import casts as casting
 from longrec.data.casts import INTEGERS, WIDE_INTEGERS, ColumnTypes, is_real, is_text
@@ -21,6 +20,9 @@ from longrec.data.settings import DataConfig, Source
 from longrec.data.sql import literal, name, unreadable
 from longrec.data.text_files import write_text_files
 from longrec.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as pads
 
 __all__ = ["INTEGERS", "SPLIT_COLUMN", "Relation", "connect", "literal", "name", "query_rows", "unreadable"]
 
@@ -367,6 +369,8 @@ def _read_arrow(
 
 def _open_dataset(files: list[Path]) -> pads.Dataset:
     """Return Arrow files as one dataset with the union of their columns, in the same way as for Parquet and CSV."""
+    import pyarrow.dataset as pads  # imports pandas where it is installed
+
     datasets = [pads.dataset(str(path), format="ipc") for path in files]
     try:
         schema = pa.unify_schemas([one.schema for one in datasets], promote_options="permissive")

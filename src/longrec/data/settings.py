@@ -35,16 +35,25 @@ class Split(Strict):
 
     renamed_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {"by": {"parts": "files"}}
 
-    by: Literal["time", "user", "leave_one_out", "column", "files"] = "time"
-    valid: float = Setting(0.1, ge=0, lt=1)
-    test: float = Setting(0.1, ge=0, lt=1)
-    valid_days: float | None = Setting(None, gt=0)
-    test_days: float | None = Setting(None, gt=0)
-    valid_from: TimestampT = None
-    test_from: TimestampT = None
-    column: str | None = None
-    allow_overlap: bool = False
-    seed: int = 0
+    by: Literal["time", "user", "leave_one_out", "column", "files"] = Setting(
+        "time",
+        description=(
+            "time: the same cut for all users; user: whole users; leave_one_out: the last row of each "
+            "user is test, the one before valid; column; files: as log.splits lists them"
+        ),
+    )
+    valid: float = Setting(0.1, ge=0, lt=1, description="time: share of the rows in valid; user: share of the users")
+    test: float = Setting(0.1, ge=0, lt=1, description="time: share of the rows in test; user: share of the users")
+    valid_days: float | None = Setting(None, gt=0, description="time: whole days before the test days")
+    test_days: float | None = Setting(None, gt=0, description="time: whole days from the end")
+    valid_from: TimestampT = Setting(None, description="time: first timestamp of valid, ISO 8601 or as in the log")
+    test_from: TimestampT = Setting(None, description="time: first timestamp of test")
+    column: str | None = Setting(None, description="column: the column with train, valid or test")
+    allow_overlap: bool = Setting(
+        False,
+        description="files: allow files of train, valid and test to overlap in time; results then contain a warning",
+    )
+    seed: int = Setting(0, description="user: seed of the random selection of users")
 
     @model_validator(mode="after")
     def _fits(self) -> Split:
@@ -86,9 +95,9 @@ FilesT = Annotated[tuple[str, ...], BeforeValidator(_files), Setting(min_length=
 class SplitFiles(Strict):
     """Files per split (paths or globs, one or several). Train is required, and valid or test."""
 
-    train: FilesT
-    valid: FilesT | None = None
-    test: FilesT | None = None
+    train: FilesT = Setting(description="files of train: paths or globs")
+    valid: FilesT | None = Setting(None, description="files of valid")
+    test: FilesT | None = Setting(None, description="files of test")
 
     @model_validator(mode="after")
     def _fits(self) -> SplitFiles:
@@ -121,12 +130,22 @@ class Source(Strict):
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"parts": "splits"}
 
-    files: Annotated[tuple[str, ...] | None, BeforeValidator(_files)] = Setting(None, min_length=1)
-    splits: SplitFiles | None = None
-    query: str | None = None
-    rows: FileFormat | None = None
-    nulls: Annotated[tuple[str, ...], BeforeValidator(_check_null_texts)] = ()
-    as_of: str | None = None
+    files: Annotated[tuple[str, ...] | None, BeforeValidator(_files)] = Setting(
+        None, min_length=1, description="files or globs (Parquet, CSV, Arrow); a path or a list alone is short for it"
+    )
+    splits: SplitFiles | None = Setting(
+        None, description="instead of files: files per split, with data.split {by: files}"
+    )
+    query: str | None = Setting(None, description="instead of files: a query that DuckDB runs")
+    rows: FileFormat | None = Setting(
+        None, description="format of the rows of the files; default: files name their columns"
+    )
+    nulls: Annotated[tuple[str, ...], BeforeValidator(_check_null_texts)] = Setting(
+        (), description="texts that mean a missing value, such as NULL; an empty cell always does"
+    )
+    as_of: str | None = Setting(
+        None, description="of users and items: column of the time from which each row (version) is valid"
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Source:
@@ -187,10 +206,14 @@ class DataConfig(Strict):
     ``schema`` is a path (relative to the config) or the schema itself, resolved by the job.
     """
 
-    log: SourceT
-    users: Annotated[Source | None, BeforeValidator(_source)] = None
-    items: Annotated[Source | None, BeforeValidator(_source)] = None
-    split: Split = Split()
+    log: SourceT = Setting(description='the events: a file, a glob, a list of them, or {query: "SELECT ..."}')
+    users: Annotated[Source | None, BeforeValidator(_source)] = Setting(
+        None, description="table with one row per user, or per version of it"
+    )
+    items: Annotated[Source | None, BeforeValidator(_source)] = Setting(
+        None, description="table with one row per item, or per version of it"
+    )
+    split: Split = Setting(Split(), description="rule that splits rows into train, valid and test")
     weights: tuple[str, ...] = Setting(
         (),
         description="columns to keep as sample weights; fit.sample_weight and evaluate.sample_weight are added",
@@ -199,7 +222,7 @@ class DataConfig(Strict):
     memory: Annotated[str, BeforeValidator(_size)] = Setting(
         "400MB", description="memory the sort may use before it spills to disk"
     )
-    threads: int = Setting(2, ge=1)
+    threads: int = Setting(2, ge=1, description="threads of the sort")
 
     @model_validator(mode="after")
     def _fits(self) -> DataConfig:

@@ -32,6 +32,16 @@ _LOOKED_UP = {"id": _IDS, "numeric": {"scale", "missing"}, "bucketized": _BUCKET
 _ALIASES = {"source": "from", "becomes": "as"}
 
 
+def list_kinds(key: str) -> list[str]:
+    """Return the kinds of features that take a key. Empty if all do, whatever their kind.
+
+    >>> list_kinds("quantiles"), list_kinds("dim")
+    (['bucketized', 'lookup'], [])
+    """
+    allowed = {**_ALLOWED, "lookup": _LOOKUP.union(*_LOOKED_UP.values())}
+    return [kind for kind, keys in allowed.items() if key in keys]
+
+
 class Feature(Strict):
     """One feature of an impression.
 
@@ -61,39 +71,101 @@ class Feature(Strict):
 
     model_config = ConfigDict(serialize_by_alias=True)
 
-    kind: Literal["id", "multi_id", "numeric", "bucketized", "calendar", "embedding", "cross", "lookup"]
-    side: Side | None = None
-    column: str | None = None
-    dim: int | None = Setting(None, ge=1, le=4096)
-    vocab: str | tuple[int | str, ...] | None = None
-    hash: int | None = Setting(None, ge=1, le=2**31 - 3)
-    min_count: int = Setting(1, ge=1)
-    share: str | None = None
-    edges: tuple[float, ...] | None = Setting(None, min_length=1)
-    quantiles: int | None = Setting(None, ge=2, le=10_000)
-    log_square: bool = False
-    scale: Literal["raw", "log", "minmax", "standard"] = "raw"
-    missing: float = 0.0
-    width: int | None = Setting(None, ge=1, le=4096)
-    separator: str | None = Setting(None, min_length=1)
-    pool: Literal["mean", "sum", "max"] = "mean"
-    weights: str | None = None
-    weight_separator: str | None = Setting(None, min_length=1)
-    features: tuple[str, ...] | None = Setting(None, min_length=2)
-    map: str | None = None
-    key: str | None = None
-    pair_separator: str = Setting(":", min_length=1)
-    outer_key: str | None = None
-    outer_separator: str | None = Setting(None, min_length=1)
-    outer_pair_separator: str = Setting("^", min_length=1)
-    becomes: Literal["id", "numeric", "bucketized"] = Setting("id", alias="as")
-    feedback: bool = False
-    available_after: Duration | None = None
-    available_at: str | None = None
-    component: Literal["hour", "weekday", "hour_of_week"] = "hour"
-    utc_offset: float = Setting(0.0, ge=-14, le=14)
-    source: str | None = Setting(None, alias="from", min_length=1)
-    allow_leak: bool = False
+    kind: Literal["id", "multi_id", "numeric", "bucketized", "calendar", "embedding", "cross", "lookup"] = Setting(
+        description=(
+            "id: a category; multi_id: a bag of ids; numeric: a number; bucketized: a number cut into "
+            "buckets; calendar: a component of the timestamp; embedding: a vector of an extractor; "
+            "cross: several columns combined; lookup: a map in one column, read at the key in another"
+        )
+    )
+    side: Side | None = Setting(
+        None,
+        description=(
+            "owner of the column: user, item, candidate (the item of the row, in the row itself) or "
+            "context; default: user and item for their key columns, else context"
+        ),
+    )
+    column: str | None = Setting(None, description="column to read; default: the name of the feature")
+    dim: int | None = Setting(None, ge=1, le=4096, description="width of the embedding; default: set by the model")
+    vocab: str | tuple[int | str, ...] | None = Setting(
+        None,
+        description=(
+            "the vocabulary: a list, or a file with one value per line or in its first column; default: learned"
+        ),
+    )
+    hash: int | None = Setting(None, ge=1, le=2**31 - 3, description="number of hash buckets, instead of a vocabulary")
+    min_count: int = Setting(1, ge=1, description="a value that occurs fewer times in the training window is unseen")
+    share: str | None = Setting(
+        None, description="name of another feature, with which it shares ids and embedding table"
+    )
+    edges: tuple[float, ...] | None = Setting(None, min_length=1, description="ascending edges of the buckets")
+    quantiles: int | None = Setting(
+        None, ge=2, le=10_000, description="number of buckets of equal weight, fitted on the training window"
+    )
+    log_square: bool = Setting(False, description="put a count v into bucket floor(ln(v)^2) if v > 2, else v - 2")
+    scale: Literal["raw", "log", "minmax", "standard"] = Setting(
+        "raw",
+        description=(
+            "scaling of the number: log is sign(v) ln(1 + abs(v)); minmax and standard are fitted on "
+            "the training window"
+        ),
+    )
+    missing: float = Setting(0.0, description="value of a null, before scaling")
+    width: int | None = Setting(
+        None, ge=1, le=4096, description="number of values per row, in a list column or in text; default: one"
+    )
+    separator: str | None = Setting(
+        None,
+        min_length=1,
+        description=(
+            "separator of a text column; default: a list column; of a lookup: separator between "
+            "pairs, by default a comma"
+        ),
+    )
+    pool: Literal["mean", "sum", "max"] = Setting("mean", description="pooling of the values' embeddings")
+    weights: str | None = Setting(None, description="list column, or separated text, with one weight per value")
+    weight_separator: str | None = Setting(
+        None, min_length=1, description="separator between a value and its weight in the text"
+    )
+    features: tuple[str, ...] | None = Setting(None, min_length=2, description="columns to combine, two or more")
+    map: str | None = Setting(None, description="column of pairs, as text (k1:v1,k2:v2) or as a list of them")
+    key: str | None = Setting(None, description="column of the key to look up in the map")
+    pair_separator: str = Setting(":", min_length=1, description="separator of a key and its value")
+    outer_key: str | None = Setting(
+        None, description="column of the key that selects the inner map of a map of maps; default: all inner maps"
+    )
+    outer_separator: str | None = Setting(
+        None, min_length=1, description="separator between the inner maps of a map of maps"
+    )
+    outer_pair_separator: str = Setting("^", min_length=1, description="separator of an outer key and its map")
+    becomes: Literal["id", "numeric", "bucketized"] = Setting(
+        "id", alias="as", description="kind of the value that was looked up"
+    )
+    feedback: bool = Setting(
+        False,
+        description=(
+            "available only after the event (a rating, a purchase): allowed in histories, never for the candidate"
+        ),
+    )
+    available_after: Duration | None = Setting(
+        None, description="delay of this column from the event; default: label_delay of the schema"
+    )
+    available_at: str | None = Setting(
+        None, description="column of the time at which the value became available; null means never"
+    )
+    component: Literal["hour", "weekday", "hour_of_week"] = Setting(
+        "hour", description="component of the timestamp; weekday begins with Monday"
+    )
+    utc_offset: float = Setting(0.0, ge=-14, le=14, description="hours from UTC")
+    source: str | None = Setting(
+        None,
+        alias="from",
+        min_length=1,
+        description="folder that `longrec encode` wrote; side selects the vectors of users or of items",
+    )
+    allow_leak: bool = Setting(
+        False, description="accept vectors that disclose values before they are available; the results report it"
+    )
 
     @property
     def form(self) -> Form:

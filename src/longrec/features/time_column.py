@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field as Setting
 from pydantic import model_validator
 
 from longrec.config import Strict
@@ -22,11 +23,24 @@ class TimeColumn(Strict):
     ``format`` is a ``strptime`` pattern for text, and for whole numbers that are digits of a date.
     """
 
-    column: str
-    unit: Literal["auto", "s", "ms", "us", "ns", "step"] = "auto"
-    format: str | None = None
-    available_at: str | None = None
-    order: str | None = None
+    column: str = Setting(description="column of the time: timestamps, dates, text or numbers")
+    unit: Literal["auto", "s", "ms", "us", "ns", "step"] = Setting(
+        "auto",
+        description=(
+            "unit of numbers, since 1970; step for a counter; auto infers it from the magnitude of the values"
+        ),
+    )
+    format: str | None = Setting(
+        None,
+        description="strptime pattern of text that is not ISO 8601, and of whole numbers that are digits of a date",
+    )
+    available_at: str | None = Setting(
+        None,
+        description="column of the time at which the event became available, if some arrive late; null: its own time",
+    )
+    order: str | None = Setting(
+        None, description="column of whole numbers that orders the events of a user with equal timestamps"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> TimeColumn:

@@ -29,7 +29,8 @@ from longrec.train.fitted import fit_model
 from longrec.train.folder import create_run_folder, lock_folder, record_resume, require_free, warm_start_warnings
 from longrec.train.job import Job, flatten, read_job
 from longrec.train.loop import Loop
-from longrec.train.memory import check_memory, estimate_fields
+from longrec.train.memory import check_memory
+from longrec.train.memory_bound import estimate_fields
 from longrec.train.objectives import Objective, objective_of
 from longrec.train.optimizers import build_optimizers
 from longrec.train.seen_labels import (
@@ -157,7 +158,7 @@ def _run(folder: Path, job: Job, log: Log, model: Model, device: torch.device, q
             artifact.save(model, into)
 
     assert job.fit.monitor is not None
-    lower = objective.monitors(job.evaluate)[job.fit.monitor] == "min"
+    lower = objective.settings.monitors(job.evaluate)[job.fit.monitor] == "min"
     settings = flatten({"model": job.model, "fit": job.fit.model_dump(mode="json")})
     if isinstance(model, FittedRetriever):
         _fit_statistics(model, log)
@@ -269,8 +270,8 @@ def _check_same_config(requested: Job, own: Job, folder: Path) -> None:
 
 
 @contextmanager
-def _watch_stop_signals() -> Iterator[Callable[[], bool]]:
-    """Provide a flag for interrupts and SIGTERM, after which the loop ends. A second signal ends at once."""
+def _watch_stop_signals() -> Iterator[Callable[[], int | None]]:
+    """Provide a function that returns SIGINT or SIGTERM once received. A second signal raises KeyboardInterrupt."""
     signals: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -279,11 +280,11 @@ def _watch_stop_signals() -> Iterator[Callable[[], bool]]:
         signals.append(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: None
         return
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(signals)
+        yield lambda: next(iter(signals), None)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
