@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY = PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check slow golden docs bench setup
+.PHONY: help demo test check slow golden docs schemas bench setup
 
 help:
 	@echo "make demo     get MovieLens-1M, train two models, compare, export, serve, rank (minutes)"
@@ -21,6 +21,7 @@ help:
 	@echo "make slow     the tests that take minutes"
 	@echo "make golden   did a reference number move?"
 	@echo "make docs     write the pages of the models and the tables of from-easyrec.md anew"
+	@echo "make schemas  write the JSON schema of the models' settings anew, which check reads"
 	@echo "make bench    training against peers, data preparation, serving latency (needs an hour)"
 
 demo: setup
@@ -44,6 +45,9 @@ golden: setup
 docs: setup
 	@$(PY) docs/make_models.py
 	@$(PY) docs/make_easyrec.py
+
+schemas: setup
+	@$(PY) -m longrec.models.core.schema_writer
 
 bench: setup
 	@$(PY) bench/din_training.py

@@ -81,7 +81,8 @@ def format_help(topic: str, parsers: Mapping[str, argparse.ArgumentParser]) -> s
         pages.append(_MODEL)
     keys = _list_keys()
     pages += [_format_page(page) for page in _find_pages(topic, keys)]
-    pages += _find_model_pages(topic)
+    if not pages or "." not in topic:  # a dotted name is looked up among modules
+        pages += _find_model_pages(topic)
     if not pages:
         raise ConfigError("help", [_describe_unknown(topic, [*parsers, *SECTIONS], keys)])
     return "\n\n".join(pages)
@@ -214,13 +215,20 @@ def _find_model_pages(topic: str) -> list[str]:
     """Return the page of a model, or of a setting of a model (``din.attention``)."""
     from longrec.models.core import catalog
 
-    if catalog.is_model(topic):
+    name = _find_model(topic)
+    if name == topic:
         lines = wrap_docstring(catalog.describe(topic).text)
         return ["\n".join([*lines, "", "Settings", *(_list_model_settings(topic) or ["  none"])])]
-    dots = [match.start() for match in re.finditer(r"\.", topic)]
-    name = next((topic[:at] for at in dots if catalog.is_model(topic[:at])), None)
     lines = [] if name is None else _list_model_settings(name, topic.removeprefix(f"{name}."))
     return ["\n".join([f"{name}.{lines[0].strip()}", *(line[2:] for line in lines[1:])])] if lines else []
+
+
+def _find_model(topic: str) -> str | None:
+    """Return the model that a topic is, or begins with. Looking up a longer name would import a module of a shorter."""
+    from longrec.models.core import catalog
+
+    ends = [*(match.start() for match in re.finditer(r"\.", topic)), len(topic)]
+    return next((topic[:end] for end in ends if catalog.is_model(topic[:end])), None)
 
 
 def _list_model_settings(name: str, key: str = "") -> list[str]:
@@ -244,10 +252,12 @@ def _list_model_settings(name: str, key: str = "") -> list[str]:
 
 
 def _describe_unknown(topic: str, named: Sequence[str], keys: Sequence[_Page]) -> str:
-    from longrec.models.core.catalog import names
+    from longrec.models.core import catalog
 
     paths = [page.path for page in keys]
-    near = nearest(topic, [*named, *names(), *paths])
+    model = _find_model(topic) if "." in topic else None
+    own = [] if model is None else [f"{model}.{one.key}" for one in catalog.settings(model)]
+    near = nearest(topic, own or [*named, *catalog.names(), *paths])
     if near is None:
         last = {path.rpartition(".")[2]: path for path in paths}
         tail = nearest(topic.rpartition(".")[2], last)

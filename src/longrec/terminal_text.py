@@ -74,8 +74,8 @@ def _split_columns(least: Sequence[int], width: int) -> list[list[int]]:
 
 def _fit(natural: Sequence[int], least: Sequence[int], width: int) -> list[int]:
     """Return the widths of columns: the natural ones, or with the widest shrunk until the table fits."""
-    widths, room = list(natural), width - _GAP * (len(natural) - 1)
-    while sum(widths) > room:
+    widths, available = list(natural), width - _GAP * (len(natural) - 1)
+    while sum(widths) > available:
         shrinkable = [at for at in range(len(widths)) if widths[at] > least[at]]
         if not shrinkable:
             break

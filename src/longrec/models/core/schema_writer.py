@@ -58,7 +58,7 @@ class _Generator(GenerateJsonSchema):
 
 
 def _find_name(function: Any, table: Mapping[str, Callable[..., Any]]) -> str:
-    name = next((name for name, known in table.items() if known is function), None)
+    name = next((name for name, validator in table.items() if validator is function), None)
     if name is None:
         raise _refuse(function)
     return name

@@ -57,9 +57,15 @@ def find_facts(name: str) -> ModelFacts:
     """
     if "." not in name and name not in names():
         raise UnknownName("model", name, names())
+    return build_facts(name) or read_facts(find(name))
+
+
+@functools.cache
+def build_facts(name: str) -> ModelFacts | None:
+    """Return the facts of a model of ``models/settings.json``. None for any other model."""
     content = read_schema().get(name)
     if content is None:
-        return read_facts(find(name))
+        return None
     config = build_config(name, content["settings"])
     return ModelFacts(config, content["reads_history"], content["history_optional"], content["is_retriever"])
 
@@ -71,7 +77,6 @@ def read_facts(model: Any) -> ModelFacts:
     return ModelFacts(model.Config, model.reads_history, model.history_optional, issubclass(model, Retriever))
 
 
-@functools.cache
 def read_schema() -> dict[str, Any]:
     """Return the content of ``models/settings.json``, by name of the model."""
     content: dict[str, Any] = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
