@@ -21,7 +21,7 @@ from typing import Any
 from longrec import __version__, commands, imports
 from longrec.errors import ConfigError, LongRecError
 from longrec.former_names import refuse_former_names
-from longrec.new_row_options import add_new_rows, predict, read_new_rows
+from longrec.new_row_options import add_common_rows, add_new_rows, predict, read_new_rows
 from longrec.report import tables
 from longrec.resources import resource_error
 
@@ -156,6 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_split(parser)
     parser.add_argument("--resample", choices=["user", "row"], default="user", help="unit that the bootstrap draws")
     parser.add_argument("--n-resamples", type=int, default=300, metavar="N", help="number of bootstrap draws")
+    add_common_rows(parser)
     parser = add(
         "export",
         _export,
@@ -309,8 +310,8 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    comparison = commands.compare(args.runs, args.split, resample=args.resample, n_resamples=args.n_resamples)
-    result = comparison.to_dict()
+    rows = {**read_new_rows(args), "resample": args.resample, "n_resamples": args.n_resamples, "common": args.common}
+    result = commands.compare(args.runs, args.split, **rows).to_dict()
     _write_result(args, result, tables.comparison_table(result))
 
 

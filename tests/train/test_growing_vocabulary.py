@@ -172,7 +172,7 @@ def start(first: Run, job: Path, *overrides: str) -> tuple[Any, Any, Any, Log, C
     return model, fresh, optimizers, log, report
 
 
-def test_rows_of_known_values_and_their_moments_are_those_of_the_run(first: Run, job: Path) -> None:
+def test_rows_of_values_of_the_run_and_their_optimizer_state_are_carried(first: Run, job: Path) -> None:
     model, fresh, optimizers, log, report = start(first, job, *until(13))
     old = first.model()
     old_optimizers = build_optimizers(old, first.config.fit)
@@ -182,26 +182,26 @@ def test_rows_of_known_values_and_their_moments_are_those_of_the_run(first: Run,
         assert isinstance(before, IdEncoder)
         assert isinstance(now, IdEncoder)
         tables = [one.embeddings.table(name) for one in (old, model, fresh)]
-        moments = [
+        averages = [
             one["tables"].state[table]["moment1"]
             for one, table in ((old_optimizers, tables[0]), (optimizers, tables[1]))
         ]
-        known, new = 0, 0
+        matched, new = 0, 0
         for row, key in enumerate(now.keys.values.to_pylist(), 2):
             former = before.keys.find(key, name) + 2
             if former >= 2:
                 assert torch.equal(tables[1][row], tables[0][former])
-                assert torch.equal(moments[1][row], moments[0][former])
-                known += 1
+                assert torch.equal(averages[1][row], averages[0][former])
+                matched += 1
             else:
                 assert torch.equal(tables[1][row], tables[2][row])
-                assert not moments[1][row].any()
+                assert not averages[1][row].any()
                 new += 1
-        assert known == len(before.keys)
-        assert new == len(now.keys) - known > 0
+        assert matched == len(before.keys)
+        assert new == len(now.keys) - matched > 0
         assert torch.equal(tables[1][:2], tables[0][:2])
         (own,) = (table for table in report.tables if table.table == name)
-        assert (own.matched, own.new, own.dropped) == (known + 2, new, 0)
+        assert (own.matched, own.new, own.dropped) == (matched + 2, new, 0)
         steps = [
             int(one["tables"].state[t]["step"]) for one, t in ((old_optimizers, tables[0]), (optimizers, tables[1]))
         ]

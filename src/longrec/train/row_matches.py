@@ -108,8 +108,8 @@ class CarryReport:
 
     def describe(self) -> str:
         """Return a table as text, with the rows carried per table."""
-        moments = "with optimizer state" if self.optimizer else "with a new optimizer state"
-        lines = [f"warm start from {self.run}: {self.unchanged:,} tensors as they were, {moments}"]
+        state = "with optimizer state" if self.optimizer else "with a new optimizer state"
+        lines = [f"warm start from {self.run}: {self.unchanged:,} tensors as they were, {state}"]
         if self.tables:
             width = max(len("table"), *(len(table.table) for table in self.tables))
             lines.append(f"  {'table':<{width}}  rows matched         new     dropped")
