@@ -20,7 +20,7 @@ from typing import Any
 from longrec import __version__, command_output, help_pages
 from longrec.errors import LongRecError, StoppedRun
 from longrec.former_names import refuse_former_names
-from longrec.new_row_options import add_new_rows
+from longrec.new_row_options import add_common_rows, add_new_rows
 from longrec.resources import resource_error
 
 
@@ -180,6 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resample", choices=["user", "row"], default="user", help="unit that the bootstrap draws")
     parser.add_argument("--n-resamples", type=int, default=300, metavar="N", help="number of bootstrap draws")
     parser.add_argument("--no-report", action="store_true", help="write no HTML report")
+    add_common_rows(parser)
     parser = add("report", command_output.report, "write an HTML report of a run, or of several side by side")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders; the first is the baseline")
     parser.add_argument("--into", metavar="FILE", help="the file (default: report.html in the run folder)")

@@ -163,9 +163,10 @@ def compare(args: argparse.Namespace) -> None:
     from longrec import commands
     from longrec.report import tables
 
-    comparison = commands.compare(args.runs, args.split, resample=args.resample, n_resamples=args.n_resamples)
-    result = comparison.to_dict()
-    report = None if args.no_report or args.split != "test" else commands.try_report(args.runs)
+    rows = {**read_new_rows(args), "resample": args.resample, "n_resamples": args.n_resamples, "common": args.common}
+    result = commands.compare(args.runs, args.split, **rows).to_dict()
+    own_rows = args.log is None and not args.common and args.split == "test"  # those of the predictions of each run
+    report = commands.try_report(args.runs) if own_rows and not args.no_report else None
     text = tables.comparison_table(result) + (f"\nreport: {report}" if report else "")
     _write_result(args, {**result, "report": report}, text)
 

@@ -296,11 +296,24 @@ def compare(
     *,
     resample: Literal["user", "row"] = "user",
     n_resamples: int = 300,
+    common: bool = False,
+    log: Any = None,
+    users: Any = None,
+    items: Any = None,
+    device: Device | None = None,
 ) -> Comparison:
-    """Compare runs on the same rows. The first is the baseline."""
+    """Compare runs on the same rows. The first is the baseline.
+
+    Args:
+        common: compare on the rows that the splits of all runs have, by user, item and timestamp.
+        log, users, items: new rows with labels and their tables, as in ``predict``. They replace the split.
+    """
     from longrec.train.evaluate import compare as pair
 
-    return pair(runs, split, resample=resample, n_resamples=n_resamples)
+    settings: dict[str, Any] = {"resample": resample, "n_resamples": n_resamples}
+    if log is not None:
+        settings |= {"log": log, "users": users, "items": items, "device": device}
+    return pair(runs, split, common=common, **settings)
 
 
 def report(runs: str | Path | Run | Sequence[str | Path | Run], into: str | Path | None = None) -> Path:

@@ -19,6 +19,13 @@ def add_new_rows(parser: argparse.ArgumentParser, *, candidates: bool = False) -
         parser.add_argument("--candidates", action="store_true", help=about)
 
 
+def add_common_rows(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a command that compares runs on other rows than those of one split."""
+    common = "compare on the rows that the splits of all runs have, by user, item and timestamp"
+    parser.add_argument("--common", action="store_true", help=common)
+    add_new_rows(parser)
+
+
 def read_new_rows(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of a command for new rows. Empty without ``--log``.
 

@@ -59,6 +59,7 @@ class Log:
         warnings: one warning per reason why metrics measured on this log may be wrong.
         weights: sample weights by column of ``data.weights``, each float32 ``[n]``.
         sample_weight: sample weights of the loss, added to batches. None if training uses none.
+        train_from: timestamp of the first row to train on. None for all rows of the split.
     """
 
     def __init__(self, folder: Path, fitted: FittedSchema) -> None:
@@ -80,6 +81,7 @@ class Log:
         self._cutoffs: dict[str, NDArray[np.int64]] = {}
         self.weights: Mapping[str, NDArray[np.float32]] = {}
         self.sample_weight: NDArray[np.float32] | None = None
+        self.train_from: int | None = None
 
     @classmethod
     def open(
@@ -189,6 +191,8 @@ class Log:
             raise UnknownName("split", split, SPLITS)
         chosen = (self.splits == SPLITS[split]) & ~np.isnan(self.labels)
         chosen[self.excluded_rows(split).rows] = False
+        if split == "train" and self.train_from is not None:
+            chosen &= np.asarray(self.timestamps) >= self.train_from
         return np.flatnonzero(chosen)
 
     def excluded_rows(self, split: str) -> ExcludedRows:

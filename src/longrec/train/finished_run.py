@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
+from longrec.data.splits import parse_cutoff
 from longrec.errors import DataError, RunError
 from longrec.features.fitted_schema import FittedSchema
 from longrec.metrics import Interval, rename_metric
@@ -184,8 +185,27 @@ def require_run(folder: Path) -> None:
 
 def read_log(job: Job, on_prepared: Callable[[Path], None] | None = None) -> Log:
     """Open the log of a job as training reads it, and prepare it if necessary (see ``prepare``)."""
-    folder = prepare(job.data, job.schema, on_prepared)
-    return Log.open(folder, job.schema, sample_weight=job.fit.sample_weight)
+    return _open_log(prepare(job.data, job.schema, on_prepared), job)
+
+
+def _open_log(folder: str | Path, job: Job) -> Log:
+    """Open a prepared log with the schema of a job and the settings of ``fit`` that choose and weight its rows.
+
+    Raises:
+        DataError: ``fit.train_from`` of a log without timestamps, or after all training rows.
+    """
+    log = Log.open(folder, job.schema, sample_weight=job.fit.sample_weight)
+    first = job.fit.train_from
+    if first is None:
+        return log
+    where = f"fit.train_from: {first}"
+    if log.schema.time is None:
+        raise DataError(where, "a schema without a time column", "timestamps to compare with", "remove the key")
+    log.train_from = parse_cutoff(first, log.schema.time, "fit.train_from")
+    if not len(log.rows_of("train")):
+        do = "set an earlier timestamp, or check data.split"
+        raise DataError(where, "no training row at or after it", "rows to train on", do)
+    return log
 
 
 def open_log(folder: Path, job: Job) -> Log:
@@ -196,7 +216,7 @@ def open_log(folder: Path, job: Job) -> Log:
     """
     try:
         path = json.loads((folder / "log.json").read_text(encoding="utf-8"))["path"]
-        return Log.open(path, job.schema, sample_weight=job.fit.sample_weight)
+        return _open_log(path, job)
     except (OSError, ValueError, KeyError) as error:
         raise RunError(str(folder / "log.json"), f"not readable ({error})", "the path of a prepared log") from None
     except DataError as error:

@@ -43,6 +43,8 @@ from longrec.train.seen_labels import (
 from longrec.train.tracking import trackers
 from longrec.train.warm_start import warm_start
 
+WARM_START = "warm_start.json"
+"""File of a run folder: what was carried of the run that training started from."""
 # Keys that may differ between a config and the run it resumes: names, paths and the device.
 _LOCATION_KEYS = ("name", "data.folder", "fit.runs", "fit.device")
 
@@ -187,7 +189,10 @@ def _run(folder: Path, job: Job, log: Log, model: Model, device: torch.device, q
             objective.start(model, log, loader)
         if job.fit.init_from is not None and not loop.state.step:
             _check_seen_labels(job, log, model)
-            warm_start(job.fit.init_from, model, loop.optimizers, job.fit, log.fitted)
+            carried = warm_start(job.fit.init_from, model, loop.optimizers, job.fit, log.fitted)
+            _write_text(folder / WARM_START, json.dumps(carried.to_dict(), indent=1))
+            if not quiet:
+                print(carried.describe(), file=sys.stderr)
         if not loop.state.step:
             _fit_statistics(model, log)
         with trackers(job.fit, folder, loop.state.step, settings) as others:

@@ -135,6 +135,19 @@ def evaluate_new(run: ScoringRun, data: Any, *, device: str | None = None, **tab
         RunError: rows without labels.
         DataError: labels of one class.
     """
+    table = read_new_labels(run, data, device=device, **tables)
+    return run.objective.measure(table, run.name, run.config.model["name"], "new", run.config.evaluate)
+
+
+def read_new_labels(run: ScoringRun, data: Any, *, device: str | None = None, **tables: Any) -> pa.Table:
+    """Score new rows, and return those with a label, in the columns that metrics are computed from.
+
+    Args:
+        data, tables: as in ``predict_new``.
+
+    Raises:
+        RunError: rows without labels.
+    """
     scores = predict_new(run, data, device=device, **tables)
     table, config = scores.table, run.config.evaluate
     if "label" not in table.column_names:
@@ -143,8 +156,7 @@ def evaluate_new(run: ScoringRun, data: Any, *, device: str | None = None, **tab
         name = config.sample_weight
         raise RunError("evaluate", f"no column {name!r}", "the sample weights of the run", "add the column")
     table = table.set_column(table.column_names.index("user"), "user", pa.array(scores.codes))
-    table = table.filter(table["label"].is_valid())
-    return run.objective.measure(table, run.name, run.config.model["name"], "new", config)
+    return table.filter(table["label"].is_valid())
 
 
 def _check_kind(run: ScoringRun) -> None:

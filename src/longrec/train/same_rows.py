@@ -20,7 +20,7 @@ def check_same_rows(
     Raises:
         RunError: what differs.
     """
-    do = "compare runs of one log and one split"
+    do = "compare runs of one log and one split, on the rows that both have (--common), or on a new log (--log FILE)"
     if len(one) != len(other):
         raise RunError(f"{split} rows of {first} and {second}", f"{len(one):,} and {len(other):,}", "the same rows", do)
     # The index of a user depends on the other users of the log. The last row of a user does not.
