@@ -19,16 +19,17 @@ import pytest
 import torch
 import yaml
 
+from longrec import commands
 from longrec.cli import main
 from longrec.data.catalog import build_catalog, list_training_items
 from longrec.data.gather import gather
 from longrec.errors import ConfigError, DataError, RunError
-from longrec.report.page import write_page
-from longrec.report.run import read_run
 from longrec.train import loop
 from longrec.train.evaluate import compare, evaluate
 from longrec.train.finished_run import Run, open_run, read_log
 from longrec.train.fit import train
+from longrec.train.full_ranking import Exclusions, recommend
+from longrec.train.next_item_analysis import NextItemAnalysis
 
 Same = Callable[[Path, Path], None]
 ITEMS = 40
@@ -175,18 +176,49 @@ def test_retrievers_are_compared_by_target(sasrec: Run, covisit: Run, tmp_path: 
     comparison = compare([covisit, sasrec], n_resamples=20)
     assert comparison.objective == "next_item"
     assert set(comparison.differences["sasrec"]) == set(sasrec.metrics)
-    page = write_page(
-        tmp_path / "report.html",
-        "retrievers",
-        {},
-        [read_run(run.folder) for run in (covisit, sasrec)],
-        comparison.to_dict(),
-    )
-    text = page.read_text()
-    assert "NDCG@5" in text
-    assert "GAUC" not in text
     with pytest.raises(ConfigError, match="over users"):
         compare([covisit, sasrec], resample="row")
+
+
+def test_a_report_has_popularity_segments_and_recommendations(sasrec: Run, covisit: Run, tmp_path: Path) -> None:
+    page = commands.report([covisit, sasrec], tmp_path / "report.html").read_text()
+    for text in ("NDCG@5", "popularity", "Segments of test", "HR@5 sasrec", "Best rank", "Worst rank", "Recommended"):
+        assert text in page
+    assert "GAUC" not in page
+    assert "Calibration" not in page
+
+
+def test_popularity_ranks_are_those_of_its_scores(covisit: Run) -> None:
+    log, table, config = covisit.log(), covisit.predictions(), covisit.config
+    (popularity,) = NextItemAnalysis().predict_references(log, table, config.fit, config.evaluate)
+    train_rows, items = log.rows_of("train"), log.events.columns["item"]
+    counts = np.bincount(items[train_rows[log.labels[train_rows] > 0.5]], minlength=len(log.items))
+    for index in (0, 7, 19):
+        row = int(table["row"][index].as_py())
+        target, now = int(items[row]), log.timestamps[row]
+        seen = set(
+            items[(log.user(np.arange(len(log))) == log.user(np.array([row]))) & (log.events.times < now)].tolist()
+        )
+        existing = {int(item) for item in np.unique(items[log.events.times < now])} | {target}
+        others = [counts[item] for item in existing - (seen - {target}) - {target}]
+        expected = sum(one > counts[target] for one in others) + sum(one == counts[target] for one in others) / 2
+        assert popularity.table["rank"][index].as_py() == expected
+    assert len(popularity.table) == len(table)
+
+
+def test_recommendations_leave_out_what_the_user_has_seen(sasrec: Run) -> None:
+    log, table = sasrec.log(), sasrec.predictions()
+    row = int(table["row"][3].as_py())
+    model: Any = sasrec.model()
+    items = recommend(model, log, row, sasrec.config.evaluate, 8)
+    assert len(items) == 8
+    assert [score for _, score in items] == sorted((score for _, score in items), reverse=True)
+    seen = Exclusions(log, sasrec.config.evaluate).find_seen(np.array([row]))[1] + 1
+    assert not set(seen.tolist()) & {item for item, _ in items}
+    rank = table["rank"][3].as_py()
+    target = int(log.events.columns["item"][row])
+    if rank < 8 and target not in seen:
+        assert [item for item, _ in items].index(target) == rank
 
 
 def test_a_run_stopped_in_the_middle_ends_bit_identical(

@@ -11,55 +11,55 @@ from longrec.report.markup import format_grid
 from longrec.report.run import RunView, SegmentView
 from longrec.report.tables import describe_metric, format_metric_name
 
-Shape = list[tuple[str, str, int]]
+Shape = tuple[tuple[str, int], ...]
+"""Name and number of rows of each segment of a division."""
 
 
 def format_segments(runs: Sequence[RunView]) -> str:
-    """Return one table per division of the rows. Runs with other rows than the first have tables of their own."""
+    """Return one table per division of the rows. Runs that divide them alike share a table."""
     tables = []
-    rest = [run for run in runs if run.segments]
-    while rest:
-        shape = _list_shape(rest[0])
-        tables += _format_tables([run for run in rest if _list_shape(run) == shape], len(rest) < len(runs))
-        rest = [run for run in rest if _list_shape(run) != shape]
+    for title in dict.fromkeys(one.title for run in runs for one in run.segments):
+        alike: dict[Shape, list[RunView]] = {}
+        for run in runs:
+            own = tuple((one.name, one.rows) for one in run.segments if one.title == title)
+            if own:
+                alike.setdefault(own, []).append(run)
+        tables += [_format_table(title, some, len(some) < len(runs)) for some in alike.values()]
     if not tables:
         return ""
     keys = list(dict.fromkeys(key for run in runs for one in run.segments for key in one.metrics))
-    meaning = "; ".join(f"{format_metric_name(key)}: {describe_metric(key)}" for key in keys)
+    meaning = "".join(f"{format_metric_name(key)}: {describe_metric(key)}. " for key in keys)
     split = next(run.split for run in runs if run.segments)
     return (
         f"<section><h2>Segments of {escape(split)}</h2>"
-        f'<p class="soft small">{escape(meaning)}. Segments with too few rows have no metrics.</p>{"".join(tables)}'
+        f'<p class="soft small">{escape(meaning)}Segments with too few rows have no metrics.</p>{"".join(tables)}'
         "</section>"
     )
 
 
-def _list_shape(run: RunView) -> Shape:
-    return [(one.title, one.name, one.rows) for one in run.segments]
+def _format_table(title: str, runs: Sequence[RunView], named: bool) -> str:
+    """Return the table of runs with the same segments.
 
-
-def _format_tables(runs: Sequence[RunView], named: bool) -> list[str]:
-    """Return the tables of runs with the same segments."""
-    first, tables = runs[0], []
-    for title in dict.fromkeys(one.title for one in first.segments):
-        own = [[one for one in run.segments if one.title == title] for run in runs]
-        keys = list(dict.fromkeys(key for segments in own for one in segments for key in one.metrics))
-        total = sum(one.rows for one in own[0])
-        names = ["Rows", *(["Positive"] if own[0][0].positives is not None else [])]
-        names += [
-            f"{format_metric_name(key)} {run.name}" if len(runs) > 1 else format_metric_name(key)
-            for key in keys
-            for run in runs
-        ]
-        cells = [
-            [*_format_counts(row[0], total), *(_format_interval(one.metrics.get(key)) for key in keys for one in row)]
-            for row in zip(*own)
-        ]
-        head = f"{title} ({', '.join(run.name for run in runs)})" if named else title
-        heads = [escape(name) for name in names]
-        grid = format_grid("", names, heads, [escape(one.name) for one in own[0]], cells, "dense even")
-        tables.append(f'<h3 class="above">{escape(head)}</h3><div class="scroll">{grid}</div>')
-    return tables
+    Args:
+        named: the heading has the names of the runs.
+    """
+    own = [[one for one in run.segments if one.title == title] for run in runs]
+    keys = list(dict.fromkeys(key for segments in own for one in segments for key in one.metrics))
+    total = sum(one.rows for one in own[0])
+    names = ["Rows", *(["Positive"] if own[0][0].positives is not None else [])]
+    names += [
+        f"{format_metric_name(key)} {run.name}" if len(runs) > 1 else format_metric_name(key)
+        for key in keys
+        for run in runs
+    ]
+    cells = [
+        [*_format_counts(row[0], total), *(_format_interval(one.metrics.get(key)) for key in keys for one in row)]
+        for row in zip(*own)
+    ]
+    head = f"{title} ({', '.join(run.name for run in runs)})" if named else title
+    heads, down = [escape(name) for name in names], [escape(one.name) for one in own[0]]
+    grid = format_grid("", names, heads, down, cells, "dense even")
+    return f'<h3 class="above">{escape(head)}</h3><div class="scroll">{grid}</div>'
 
 
 def _format_counts(segment: SegmentView, total: int) -> list[str]:

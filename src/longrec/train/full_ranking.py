@@ -108,7 +108,9 @@ def recommend(
     catalog = _move(build_catalog(log, np.arange(1, len(log.items)), int(log.timestamps[row])), device)
     exclude = Exclusions(log, config)
     with torch.inference_mode(), precision(bf16, device):
-        scores = _prepare_scores(model, catalog)(transfer(gather(log, rows), device))(slice(0, 1)).float()[0]
+        score_rows = _prepare_scores(model, catalog)(transfer(gather(log, rows), device))
+        computed = score_rows(slice(0, 1)).float()[0]
+    scores = computed.clone()  # outside of inference mode, so that it may be masked in place
     scores[torch.from_numpy(exclude.find_seen(rows)[1]).to(device)] = -torch.inf
     if exclude.first is not None:
         scores[torch.from_numpy(exclude.first >= log.timestamps[row]).to(device)] = -torch.inf
