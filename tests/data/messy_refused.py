@@ -15,7 +15,7 @@ from messy_files import (
     jsonl,
     lines,
     parquet,
-    part,
+    shard,
     raw,
     several,
     text,
@@ -127,23 +127,23 @@ REFUSED: dict[str, tuple[Maker, str]] = {
         r"listed twice, so each of its rows would count twice.*\n  Remove one of the names",
     ),
     "a part without a column": (
-        several(part("a.csv", 0, 3), part("b.csv", 3, 6, click=None)),
+        several(shard("a.csv", 0, 3), shard("b.csv", 3, 6, click=None)),
         r"b\.csv has no column 'click' \(the label\).*\n  Write the file again with this column",
     ),
     "a JSON part without a key": (
-        several(part("a.jsonl", 0, 3), part("b.jsonl", 3, 6, click=None)),
+        several(shard("a.jsonl", 0, 3), shard("b.jsonl", 3, 6, click=None)),
         r"b\.jsonl has no column 'click' \(the label\)",
     ),
     "parts of two types": (
-        several(part("a.parquet", 0, 3), part("b.parquet", 3, 6, user=USERS_AS_TEXT)),
+        several(shard("a.parquet", 0, 3), shard("b.parquet", 3, 6, user=USERS_AS_TEXT)),
         r"'user' \(the user\) is integers in .*a\.parquet and text in .*b\.parquet",
     ),
     "parts of two kinds": (
-        several(part("a.csv", 0, 3), part("b.parquet", 3, 6)),
+        several(shard("a.csv", 0, 3), shard("b.parquet", 3, 6)),
         r"files of the kinds \.csv, \.parquet",
     ),
     "a folder in a folder": (
-        several(part("log/old/a.parquet"), pattern="log"),
+        several(shard("log/old/a.parquet"), pattern="log"),
         r"the folder 'old' in it.*\n  Use a pattern",
     ),
     "an empty folder": (several(blank("log/_SUCCESS"), pattern="log"), r"an empty folder.*\n  Use a pattern"),

@@ -265,7 +265,8 @@ def _read_model(
     if not isinstance(section, dict):
         faults.append(f"model: must be a mapping with a name, got {section!r}")
         return None
-    from longrec.models.core import registry as models  # imports torch, which nothing above needs
+    from longrec.models.core import registry as models
+    from longrec.models.core.kinds import Encoder  # imports torch, which nothing above needs
 
     try:
         kind = models.find(str(section["name"]))
@@ -276,6 +277,8 @@ def _read_model(
     config = _parse(kind.Config, own, where, "model", faults)
     if schema is not None and kind.reads_history and not kind.history_optional and not schema.histories:
         faults.append(f"model.name: {section['name']} reads histories, and the schema has none")
+    if schema is not None and schema.user is None and issubclass(kind, Encoder):
+        faults.append(f"model.name: {section['name']} writes tokens per user, and the schema has no user")
     return None if config is None else {"name": section["name"], **config.model_dump(mode="json")}
 
 
