@@ -200,7 +200,7 @@ def several(*writers: Callable[[Path], object], pattern: str = "?.*", schema: di
     return write
 
 
-def part(name: str, start: int = 0, stop: int | None = None, order: int = 1, **changed: Any) -> Callable[[Path], None]:
+def shard(name: str, start: int = 0, stop: int | None = None, order: int = 1, **changed: Any) -> Callable[[Path], None]:
     """Some of the rows as a file in the form of its name."""
 
     def write(folder: Path) -> None:

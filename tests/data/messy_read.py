@@ -25,9 +25,9 @@ from messy_files import (
     jsonl,
     lines,
     parquet,
-    part,
     raw,
     several,
+    shard,
     text,
     times,
     typed,
@@ -201,11 +201,11 @@ READ: dict[str, tuple[Maker, dict[str, Any]]] = {
     ),
     "JSON with an object that nothing reads": (jsonl(more=[{"a": 1}] * 6), {}),
     # ---- several files
-    "columns in another order": (several(part("a.csv", 0, 3), part("b.csv", 3, 6, order=-1)), {}),
+    "columns in another order": (several(shard("a.csv", 0, 3), shard("b.csv", 3, 6, order=-1)), {}),
     "parts of Spark": (
         several(
-            part("log/part-0.parquet", 0, 3),
-            part("log/part-1.parquet", 3, 6),
+            shard("log/part-0.parquet", 0, 3),
+            shard("log/part-1.parquet", 3, 6),
             blank("log/_SUCCESS"),
             blank("log/_metadata", b"x"),
             blank("log/.part-0.parquet.crc", b"x"),
@@ -213,11 +213,11 @@ READ: dict[str, tuple[Maker, dict[str, Any]]] = {
         ),
         {},
     ),
-    "an empty part among others": (several(part("a.csv", 0, 6), blank("b.csv"), part("c.csv", 6, 6)), {}),
+    "an empty part among others": (several(shard("a.csv", 0, 6), blank("b.csv"), shard("c.csv", 6, 6)), {}),
     "partitions of Spark": (
         several(
-            part("log/page=home/a.parquet", 0, 3, page=None),
-            part("log/page=x%20y/a.parquet", 3, 6, page=None),
+            shard("log/page=home/a.parquet", 0, 3, page=None),
+            shard("log/page=x%20y/a.parquet", 3, 6, page=None),
             blank("log/_SUCCESS"),
             pattern="log",
         ),
@@ -225,11 +225,11 @@ READ: dict[str, tuple[Maker, dict[str, Any]]] = {
     ),
     "partitions of integers and nulls": (
         several(
-            part("log/item=7/a.parquet", 0, 3, item=None),
-            part("log/item=__HIVE_DEFAULT_PARTITION__/a.parquet", 3, 6, item=None),
+            shard("log/item=7/a.parquet", 0, 3, item=None),
+            shard("log/item=__HIVE_DEFAULT_PARTITION__/a.parquet", 3, 6, item=None),
             pattern="log",
         ),
         {"item": [7, 7, 7, None, None, None]},
     ),
-    "JSON files with other keys": (several(part("a.jsonl", 0, 3, more=[1] * 6), part("b.jsonl", 3, 6)), {}),
+    "JSON files with other keys": (several(shard("a.jsonl", 0, 3, more=[1] * 6), shard("b.jsonl", 3, 6)), {}),
 }

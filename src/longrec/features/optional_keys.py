@@ -39,7 +39,7 @@ def find_missing_key_faults(
         faults.append("request: groups the rows of a user; set user, or leave request out")
     if keys["time"] is None and stored:
         faults.append(
-            f"time: is required for histories.{stored[0]}, which reads events before a timestamp; only pre-joined "
-            "histories (columns) and a schema without histories need none"
+            f"time: is required, unless every history is pre-joined (columns): histories.{stored[0]} reads the events "
+            "before a timestamp"
         )
     return faults

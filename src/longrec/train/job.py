@@ -277,6 +277,8 @@ def _read_model(
     config = _parse(facts.config, own, where, "model", faults)
     if schema is not None and facts.reads_history and not facts.history_optional and not schema.histories:
         faults.append(f"model.name: {section['name']} reads histories, and the schema has none")
+    if schema is not None and schema.user is None and facts.is_encoder:
+        faults.append(f"model.name: {section['name']} writes tokens per user, and the schema has no user")
     return None if config is None else {"name": section["name"], **config.model_dump(mode="json")}
 
 

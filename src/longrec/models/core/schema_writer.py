@@ -19,7 +19,7 @@ from pydantic_core import core_schema
 from longrec.config import Strict
 from longrec.models.core.catalog import names
 from longrec.models.core.finder import find
-from longrec.models.core.settings_schema import AFTER, BEFORE, RULES, SCHEMA_FILE, read_facts
+from longrec.models.core.settings_schema import AFTER, BEFORE, FACTS, RULES, SCHEMA_FILE, read_facts
 
 _EXPANDED = ("settings", "properties", "$defs")
 """Keys whose content has one line per entry."""
@@ -82,9 +82,7 @@ def describe_models() -> dict[str, Any]:
         facts = read_facts(find(name))
         schema = facts.config.model_json_schema(schema_generator=_Generator)
         content[name] = {
-            "reads_history": facts.reads_history,
-            "history_optional": facts.history_optional,
-            "is_retriever": facts.is_retriever,
+            **{key: getattr(facts, key) for key in FACTS},
             "settings": _drop_titles(schema),
         }
     return content

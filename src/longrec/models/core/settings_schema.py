@@ -29,6 +29,8 @@ _LIMITS = {
     "minLength": "min_length", "minItems": "min_length", "maxItems": "max_length", "minProperties": "min_length",
 }  # fmt: skip
 """Key of JSON Schema -> constraint of pydantic."""
+FACTS = ("reads_history", "history_optional", "is_retriever", "is_encoder")
+"""Facts of a model in the file, beside its settings."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,14 @@ class ModelFacts:
         reads_history: True if the model reads the histories of the user.
         history_optional: True if the model also accepts a schema without histories.
         is_retriever: True for a model that ranks a catalog.
+        is_encoder: True for a model that writes tokens per user.
     """
 
     config: type[Strict]
     reads_history: bool
     history_optional: bool
     is_retriever: bool
+    is_encoder: bool
 
 
 def find_facts(name: str) -> ModelFacts:
@@ -67,14 +71,15 @@ def build_facts(name: str) -> ModelFacts | None:
     if content is None:
         return None
     config = build_config(name, content["settings"])
-    return ModelFacts(config, content["reads_history"], content["history_optional"], content["is_retriever"])
+    return ModelFacts(config, **{key: content[key] for key in FACTS})
 
 
 def read_facts(model: Any) -> ModelFacts:
     """Return the facts of an imported class of models."""
-    from longrec.models.core.kinds import Retriever
+    from longrec.models.core.kinds import Encoder, Retriever
 
-    return ModelFacts(model.Config, model.reads_history, model.history_optional, issubclass(model, Retriever))
+    kinds = {"is_retriever": issubclass(model, Retriever), "is_encoder": issubclass(model, Encoder)}
+    return ModelFacts(model.Config, model.reads_history, model.history_optional, **kinds)
 
 
 def read_schema() -> dict[str, Any]:
