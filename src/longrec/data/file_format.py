@@ -32,11 +32,11 @@ class PackedCells(Strict):
     (null if not set). Empty steps and names in ``ignore`` are skipped. Anything else is an error.
     """
 
-    into: dict[str, str] = Setting(min_length=1)
-    step: str = Setting(";", min_length=1)
-    feature: str = Setting("#", min_length=1)
-    name: str = Setting(":", min_length=1)
-    ignore: tuple[str, ...] = ()
+    into: dict[str, str] = Setting(min_length=1, description="list column for each name of a step")
+    step: str = Setting(";", min_length=1, description="separator between steps")
+    feature: str = Setting("#", min_length=1, description="separator between the features of a step")
+    name: str = Setting(":", min_length=1, description="separator between a name and its value")
+    ignore: tuple[str, ...] = Setting((), description="names to skip")
 
     @model_validator(mode="after")
     def _fits(self) -> PackedCells:
@@ -65,14 +65,28 @@ class FileFormat(Strict):
     ends), cells in the order of ``columns``. Without it they are Parquet or Arrow, which store their columns.
     """
 
-    columns: dict[str, KindT] | None = Setting(None, min_length=1)
-    header: bool = Setting(False, description="the first line of every file is the column names")
-    separator: str = Setting(",", min_length=1)
-    quote: str | None = Setting('"', description="quote character of cells that contain the separator; null for none")
-    defaults: dict[str, ValueT] = Setting({}, description="value for null or empty cells, per column")
-    packed: dict[str, PackedCells] = Setting({}, description="columns with packed cells, by name")
+    columns: dict[str, KindT] | None = Setting(
+        None,
+        min_length=1,
+        description="the cells of a row in their order, each int (64 bits), float or text. The files are then read "
+        "as text, whatever their names (.gz is unpacked). No type is inferred: 007 stays 007 in a column of text, "
+        "and 5.7 is refused in a column of int. Omit it for Parquet and Arrow, whose files declare their columns",
+    )
+    header: bool = Setting(False, description="true: the first line of every file must name these columns")
+    separator: str = Setting(",", min_length=1, description="separator between cells, at most four bytes")
+    quote: str | None = Setting(
+        '"', description="quote character around a cell with separators or line ends, doubled inside it; null for none"
+    )
+    defaults: dict[str, ValueT] = Setting(
+        {},
+        description="value for the empty cells of a column, which are null otherwise. For Parquet and Arrow also for "
+        "its nulls. For a column of packed: the value for a missing value of an event",
+    )
+    packed: dict[str, PackedCells] = Setting({}, description="columns whose cells are sequences of events, by name")
     number: str | None = Setting(
-        None, description="name of an additional column with the row number, 0, 1, ... over all files"
+        None,
+        description="name of an additional column with the row number 0, 1, ... over all files in their order. If it "
+        "is the user of the schema, every row is a user of its own",
     )
 
     @model_validator(mode="after")

@@ -61,39 +61,145 @@ class Feature(Strict):
 
     model_config = ConfigDict(serialize_by_alias=True)
 
-    kind: Literal["id", "multi_id", "numeric", "bucketized", "calendar", "embedding", "cross", "lookup"]
-    side: Side | None = None
-    column: str | None = None
-    dim: int | None = Setting(None, ge=1, le=4096)
-    vocab: str | tuple[int | str, ...] | None = None
-    hash: int | None = Setting(None, ge=1, le=2**31 - 3)
-    min_count: int = Setting(1, ge=1)
-    share: str | None = None
-    edges: tuple[float, ...] | None = Setting(None, min_length=1)
-    quantiles: int | None = Setting(None, ge=2, le=10_000)
-    log_square: bool = False
-    scale: Literal["raw", "log", "minmax", "standard"] = "raw"
-    missing: float = 0.0
-    width: int | None = Setting(None, ge=1, le=4096)
-    separator: str | None = Setting(None, min_length=1)
-    pool: Literal["mean", "sum", "max"] = "mean"
-    weights: str | None = None
-    weight_separator: str | None = Setting(None, min_length=1)
-    features: tuple[str, ...] | None = Setting(None, min_length=2)
-    map: str | None = None
-    key: str | None = None
-    pair_separator: str = Setting(":", min_length=1)
-    outer_key: str | None = None
-    outer_separator: str | None = Setting(None, min_length=1)
-    outer_pair_separator: str = Setting("^", min_length=1)
-    becomes: Literal["id", "numeric", "bucketized"] = Setting("id", alias="as")
-    feedback: bool = False
-    available_after: Duration | None = None
-    available_at: str | None = None
-    component: Literal["hour", "weekday", "hour_of_week"] = "hour"
-    utc_offset: float = Setting(0.0, ge=-14, le=14)
-    source: str | None = Setting(None, alias="from", min_length=1)
-    allow_leak: bool = False
+    kind: Literal["id", "multi_id", "numeric", "bucketized", "calendar", "embedding", "cross", "lookup"] = Setting(
+        description="id (a category), multi_id (a bag of ids, pooled), numeric (a number), bucketized (a number cut "
+        "into buckets), calendar (a component of the timestamp), embedding (a pretrained vector of an extractor), "
+        "cross (several columns combined) or lookup (one column contains a map, another the key whose value is the "
+        "feature)",
+    )
+    side: Side | None = Setting(
+        None,
+        description="owner of the column: user or item (read by key from the table under data, or from the log if it "
+        "has one value per key), context (the event, in the row itself), candidate (the item of the row, also in the "
+        "row itself); default: user and item for the columns of the two keys, context for all others",
+    )
+    column: str | None = Setting(None, description="the column to read; default: the name of the feature")
+    dim: int | None = Setting(None, ge=1, le=4096, description="width of the embedding; default: set by the model")
+    vocab: str | tuple[int | str, ...] | None = Setting(
+        None,
+        description="the vocabulary: a list, or a file (first column of Parquet or of CSV with a header, else one "
+        "value per line). Digits in a text file match integers and text. 007 is refused for a column of integers; "
+        "default: learned from the training window",
+    )
+    hash: int | None = Setting(
+        None,
+        ge=1,
+        le=2**31 - 3,
+        description="number of hash buckets, instead of a vocabulary. prepare reports the expected share of "
+        "colliding values",
+    )
+    min_count: int = Setting(
+        1, ge=1, description="a value that occurs fewer times in the training window is unseen (id 1)"
+    )
+    share: str | None = Setting(
+        None,
+        description="name of another feature, with which it shares ids and embedding table. The vocabulary is "
+        "learned from the values of both",
+    )
+    edges: tuple[float, ...] | None = Setting(
+        None, min_length=1, description="ascending edges: [6, 12, 18] makes four buckets"
+    )
+    quantiles: int | None = Setting(
+        None, ge=2, le=10_000, description="number of buckets of equal weight, fitted on the training window"
+    )
+    log_square: bool = Setting(
+        False,
+        description="true puts a count v into bucket floor(ln(v)^2) if v > 2, else v - 2, like the winners of the "
+        "Criteo contest",
+    )
+    scale: Literal["raw", "log", "minmax", "standard"] = Setting(
+        "raw",
+        description="raw, log (sign(v) ln(1 + abs(v))), minmax or standard (the last two are fitted on the training "
+        "window)",
+    )
+    missing: float = Setting(0.0, description="value of a null, before scaling")
+    width: int | None = Setting(
+        None,
+        ge=1,
+        le=4096,
+        description="number of values per row, in a list column or in text split at separator. A row with a "
+        "different number of values is an error. scale must be raw or log; default: one value",
+    )
+    separator: str | None = Setting(
+        None,
+        min_length=1,
+        description="separator of a text column; of a lookup, the separator between pairs; default: a list column, "
+        "of a lookup a comma",
+    )
+    pool: Literal["mean", "sum", "max"] = Setting("mean", description="pooling of the embeddings of the values")
+    weights: str | None = Setting(
+        None, description="a list column, or text split at separator, with one weight per value"
+    )
+    weight_separator: str | None = Setting(
+        None,
+        min_length=1,
+        description="separator between a value and its weight in the text. With ':', the text a:0.5|b is a with "
+        "weight 0.5 and b with weight 1",
+    )
+    features: tuple[str, ...] | None = Setting(
+        None,
+        min_length=2,
+        description="two or more columns. Their values are joined as text and hashed. Missing if one of them is null",
+    )
+    map: str | None = Setting(None, description="the column of pairs, as text (k1:v1,k2:v2) or as a list of them")
+    key: str | None = Setting(
+        None,
+        description="the column of the key to look up in the map. Missing if the map lacks the key. If the map has "
+        "the key twice, the first value is used",
+    )
+    pair_separator: str = Setting(":", min_length=1, description="separator of a key and its value")
+    outer_key: str | None = Setting(
+        None, description="column of the key that selects the inner map; default: all inner maps, in their order"
+    )
+    outer_separator: str | None = Setting(
+        None,
+        min_length=1,
+        description="makes the map a map of maps, as text (a^k1:v1,k2:v2|b^k1:v3), with this separator between two "
+        "inner maps",
+    )
+    outer_pair_separator: str = Setting("^", min_length=1, description="separator of an outer key and its map")
+    becomes: Literal["id", "numeric", "bucketized"] = Setting(
+        "id",
+        alias="as",
+        description="kind of the value, with the settings of that kind: id (text), numeric or bucketized",
+    )
+    feedback: bool = Setting(
+        False,
+        description="true: available only after the event (a rating, a purchase, a dwell time). Allowed in "
+        "histories, never for the candidate",
+    )
+    available_after: Duration | None = Setting(
+        None,
+        description="delay of this column. All features of one column have the same delay. For the column of the "
+        "label it may be longer than label_delay, never shorter; default: label_delay",
+    )
+    available_at: str | None = Setting(
+        None,
+        description="column of the timestamp at which the value became available. Null means never. A timestamp "
+        "before the event is replaced by the time of the event, with a warning. For the column of the label, it also "
+        "sets when the label is available, instead of label_delay",
+    )
+    component: Literal["hour", "weekday", "hour_of_week"] = Setting(
+        "hour", description="hour, weekday (Monday first) or hour_of_week"
+    )
+    utc_offset: float = Setting(0.0, ge=-14, le=14, description="hours from UTC")
+    source: str | None = Setting(
+        None,
+        alias="from",
+        min_length=1,
+        description="folder that longrec encode wrote. side selects the vectors of users or of items",
+    )
+    allow_leak: bool = Setting(
+        False,
+        description="true accepts vectors that disclose values before they are available according to this schema. "
+        "The results report it",
+    )
+
+    @classmethod
+    def list_kinds(cls, key: str) -> list[str]:
+        """Return the kinds whose features take a key. A lookup takes the keys of the kind that it becomes."""
+        kinds = [kind for kind, keys in _ALLOWED.items() if key in keys]
+        return [*kinds, *(["lookup"] if key in _LOOKUP.union(*_LOOKED_UP.values()) else [])]
 
     @property
     def form(self) -> Form:

@@ -10,14 +10,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, ConfigDict, model_validator
+from pydantic import BeforeValidator, model_validator
 from pydantic import Field as Setting
 
 from longrec.config import Strict
+from longrec.features.condition import Condition, Label
 from longrec.features.duration import Duration, parse_duration
 from longrec.features.feature import Feature, Side
 from longrec.features.feedback_delays import find_delay_faults
-from longrec.features.fields import COMPUTED, LOG_ARRAYS, RENAMED_COLUMNS, SESSION_RECENCY, TIME_GAP, TOKEN
+from longrec.features.fields import COMPUTED, LOG_ARRAYS
+from longrec.features.history import History
 from longrec.features.time_column import TimeColumn
 
 __all__ = ["Condition", "Feature", "History", "Label", "Schema", "TimeColumn", "parse_duration"]
@@ -26,102 +28,8 @@ _NAME = re.compile(r"[\w-]+")
 """Names of features and histories, which are part of file names."""
 
 
-class Condition(Strict):
-    """Condition on the values of a column: exactly one of the three keys."""
-
-    at_least: float | None = None
-    equals: int | str | None = None
-    among: tuple[int | str, ...] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand(cls, value: Any) -> Any:
-        if isinstance(value, (int, str)):
-            return {"equals": value}
-        return {"among": value} if isinstance(value, list) else value
-
-    @model_validator(mode="after")
-    def _check_choice(self) -> Condition:
-        if sum(value is not None for value in (self.at_least, self.equals, self.among)) != 1:
-            raise ValueError("needs exactly one of at_least, equals, among")
-        return self
-
-
-class Label(Strict):
-    """The column to predict: 0 and 1, or a condition on its values. A row with a null label is no sample."""
-
-    column: str
-    at_least: float | None = None
-    equals: int | str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand(cls, value: Any) -> Any:
-        return {"column": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _check_choice(self) -> Label:
-        if self.at_least is not None and self.equals is not None:
-            raise ValueError("takes at_least or equals, not both")
-        return self
-
-
 def _expand_time(value: Any) -> Any:
     return {"column": value} if isinstance(value, str) else value
-
-
-class History(Strict):
-    """Earlier events of the user: their columns, a filter, and the maximum length.
-
-    ``columns`` switches to pre-joined rows: it maps each feature of the history to the list column (or separated text)
-    of the row that holds its values, oldest first.
-
-    ``from`` (``tokens/v1``) makes it a history of instance tokens that ``longrec compress`` wrote. ``features`` then
-    names ``token``, ``version``, ``time_gap`` and the side columns of that store. ``allow_leak`` reads a store that
-    discloses values before they were available, and the results report it.
-    """
-
-    renamed_keys: ClassVar[Mapping[str, str]] = {"of": "features", "last": "max_length"}
-    renamed_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {"features": RENAMED_COLUMNS}
-
-    model_config = ConfigDict(serialize_by_alias=True)
-
-    features: tuple[str, ...] = Setting((), validate_default=False)
-    source: str | None = Setting(None, alias="from", min_length=1)
-    max_length: int = Setting(50, ge=1, le=1_000_000)
-    where: dict[str, Condition] = Setting(default_factory=dict)
-    columns: dict[str, str] | None = None
-    separator: str | None = Setting(None, min_length=1)
-    session_gap: Duration = "30m"
-    allow_leak: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _set_default_features(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("from") is not None and "features" not in value:
-            return {**value, "features": (TOKEN, "label", TIME_GAP)}
-        return value
-
-    @model_validator(mode="after")
-    def _check(self) -> History:
-        if not self.features:
-            raise ValueError("features must name at least one column")
-        if len(set(self.features)) != len(self.features):
-            raise ValueError("features names a column twice")
-        if self.source is not None and (self.where or self.columns is not None or self.separator is not None):
-            raise ValueError("a history of tokens (from) takes no where, columns or separator")
-        if self.source is None and "allow_leak" in self.model_fields_set:
-            raise ValueError("allow_leak belongs to a history of tokens (from)")
-        if self.columns is not None:
-            if set(self.columns) != set(self.features):
-                raise ValueError("columns must name a list column for each of features: " + ", ".join(self.features))
-            if self.where:
-                raise ValueError("where needs an event log; pre-joined rows are filtered already")
-        elif self.separator is not None:
-            raise ValueError("separator belongs to pre-joined rows (columns)")
-        if "session_gap" in self.model_fields_set and SESSION_RECENCY not in self.features:
-            raise ValueError(f"session_gap cuts sessions for {SESSION_RECENCY}, which features does not name")
-        return self
 
 
 class Schema(Strict):
@@ -129,14 +37,30 @@ class Schema(Strict):
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"label_known_after": "label_delay"}
 
-    user: str
-    item: str
-    time: Annotated[TimeColumn | None, BeforeValidator(_expand_time)] = None
-    request: str | None = None
-    label: Label | None = None
-    label_delay: Duration = "0s"
-    features: dict[str, Feature] = Setting(min_length=1)
-    histories: dict[str, History] = Setting(default_factory=dict)
+    user: str = Setting(description="column of the user: 64-bit integers or text, never floats, never null")
+    item: str = Setting(description="column of the item, of the same types. Null if an event has no item")
+    time: Annotated[TimeColumn | None, BeforeValidator(_expand_time)] = Setting(
+        None,
+        description="time of an event. A bare name is short for {column: NAME}. Optional only if every history is "
+        "pre-joined",
+    )
+    request: str | None = Setting(
+        None,
+        description="column that identifies the page view, in which several candidates were shown. All rows of one "
+        "user and page view get the earliest timestamp among them, so that no row is in the history of another",
+    )
+    label: Label | None = Setting(
+        None, description="value to predict. A bare name is a column of 0 and 1. Without it, every event is a positive"
+    )
+    label_delay: Duration = Setting(
+        "0s",
+        description="delay from an event until its label and its feedback columns are available. A label that is not "
+        "available at the timestamp of the split is not trained on. Durations are written 250ms, 90s, 15m, 1h, 7d",
+    )
+    features: dict[str, Feature] = Setting(
+        min_length=1, description="one entry per feature. The key is its name, and its column unless column is set"
+    )
+    histories: dict[str, History] = Setting(default_factory=dict, description="one entry per history")
 
     @model_validator(mode="after")
     def _check(self) -> Schema:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field as Setting
 from pydantic import model_validator
 
 from longrec.config import Strict
@@ -22,11 +23,28 @@ class TimeColumn(Strict):
     ``format`` is a ``strptime`` pattern for text, and for whole numbers that are digits of a date.
     """
 
-    column: str
-    unit: Literal["auto", "s", "ms", "us", "ns", "step"] = "auto"
-    format: str | None = None
-    available_at: str | None = None
-    order: str | None = None
+    column: str = Setting(description="the column: timestamps, dates, text or numbers")
+    unit: Literal["auto", "s", "ms", "us", "ns", "step"] = Setting(
+        "auto",
+        description="unit of numbers: s, ms, us, ns since 1970, or step for a counter (logical time). auto infers it "
+        "from the magnitude of the values. Mixed units in one column are refused",
+    )
+    format: str | None = Setting(
+        None,
+        description="a strptime pattern for text that is not ISO 8601, and for whole numbers that are digits of a "
+        'date: "%m/%d/%Y %H:%M:%S", "%y%m%d%H". Supports %Y %y %m %b %B %d %H %I %p %M %S %f %z. UTC without %z. '
+        "Excludes unit",
+    )
+    available_at: str | None = Setting(
+        None,
+        description="column of the timestamp at which the event became available, if some events arrive late. Null "
+        "means the time of the event",
+    )
+    order: str | None = Setting(
+        None,
+        description="column of whole numbers that orders the events of a user with equal timestamps. Excludes "
+        "request and pre- joined histories",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> TimeColumn:
