@@ -16,7 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 project = "LongRec"
 author = "the LongRec authors"
-copyright = "the LongRec authors, Apache-2.0"  # noqa: A001 - the name that Sphinx reads
+copyright = "the LongRec authors, Apache-2.0"
 release = version = PROJECT["version"]
 
 extensions = ["myst_parser", "sphinx_copybutton"]

@@ -43,7 +43,7 @@ class TimeColumn(Strict):
     order: str | None = Setting(
         None,
         description="column of whole numbers that orders the events of a user with equal timestamps. Excludes "
-        "request and pre- joined histories",
+        "request and pre-joined histories",
     )
 
     @model_validator(mode="after")
