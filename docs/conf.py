@@ -23,7 +23,6 @@ extensions = ["myst_parser", "sphinx_copybutton"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4  # the anchors of GitHub, on headings of levels 1 to 4
 nitpicky = True
-suppress_warnings = ["toc.empty_glob"]  # pages that another branch adds are named by patterns in index.md
 
 html_theme = "furo"
 html_title = f"LongRec {release}"
@@ -48,6 +47,7 @@ INCLUDED = {
     "examples/movielens/README.md": "project/movielens.md",
 }
 MODEL_PAGES = "\n\n```{toctree}\n:hidden:\n:glob:\n\nmodels/*\n```\n"
+OPTIONAL = re.compile(r"^(guide/[\w-]+\*)\n", re.M)  # entries of index.md for pages that are not written yet
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 
 
@@ -61,6 +61,7 @@ def read_page(app: Any, name: str, source: list[str]) -> None:
     source[0] = LINK.sub(lambda match: f"]({_find_page(page, match[1], app, name)}{match[2] or ''})", source[0])
     if name == "models":
         source[0] += MODEL_PAGES
+    source[0] = OPTIONAL.sub(lambda match: match[0] if any(Path(app.srcdir).glob(f"{match[1]}.md")) else "", source[0])
 
 
 def _find_page(page: Path, target: str, app: Any, name: str) -> str:
