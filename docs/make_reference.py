@@ -18,7 +18,8 @@ from reference_settings import CONFIG, SCHEMA, TOKENS, format_page
 
 FOLDER = Path(__file__).resolve().parent / "reference"
 SCHEMA_INTRO = """All keys of a schema, the YAML file that describes the columns of a log. A word in capitals (`NAME`,
-`COLUMN`) stands for a name of yours. The guide explains the keys with examples: [Describe your log](../guide/schema.md)."""
+`COLUMN`) stands for a name of yours. The guide explains the keys with examples: [Describe your
+log](../guide/schema.md)."""
 CONFIG_INTRO = """All keys of a training config (a *job*). It has five sections:
 
 - `name`: name of the run. Default: the name of the model, with a number if the folder exists.

@@ -61,21 +61,21 @@ def _list_arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 
 
 def _format_usage(parser: argparse.ArgumentParser) -> str:
-    words = ["longrec", parser.prog.split()[-1]]
+    texts = ["longrec", parser.prog.split()[-1]]
     for action in _list_arguments(parser):
         name = _name_value(action)
         if not action.option_strings:
             many = f"{name} ..." if action.nargs in ("*", "+") else name
-            words.append(f"[{many}]" if action.nargs in ("*", "?") else many)
+            texts.append(f"[{many}]" if action.nargs in ("*", "?") else many)
         else:
             text = " ".join([action.option_strings[-1], *([name] if name else [])])
-            words.append(text if action.required else f"[{text}]")
-    return _wrap(words)
+            texts.append(text if action.required else f"[{text}]")
+    return _wrap(texts)
 
 
-def _wrap(words: list[str]) -> str:
-    lines = [words[0]]
-    for word in words[1:]:
+def _wrap(texts: list[str]) -> str:
+    lines = [texts[0]]
+    for word in texts[1:]:
         if len(lines[-1]) + 1 + len(word) > 78:
             lines.append(" " * 4 + word)
         else:

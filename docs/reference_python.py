@@ -97,16 +97,16 @@ def _format_code(path: str, value: Any) -> str:
 def _format_signature(value: Any) -> tuple[list[str], str]:
     """Return the parameters of a function or class as text, and its result."""
     signature = inspect.signature(value)
-    words = []
+    texts = []
     for one in signature.parameters.values():
         if one.name in ("self", "cls"):
             continue
-        if one.kind is one.KEYWORD_ONLY and "*" not in words and not any(word.startswith("*") for word in words):
-            words.append("*")
+        if one.kind is one.KEYWORD_ONLY and "*" not in texts and not any(word.startswith("*") for word in texts):
+            texts.append("*")
         stars = {one.VAR_POSITIONAL: "*", one.VAR_KEYWORD: "**"}.get(one.kind, "")
         word = f"{stars}{one.name}{_format_annotation(': ', one.annotation)}"
-        words.append(word if one.default is one.empty else f"{word} = {_format_default(one.default)}")
-    return words, "" if inspect.isclass(value) else _format_annotation(" -> ", signature.return_annotation)
+        texts.append(word if one.default is one.empty else f"{word} = {_format_default(one.default)}")
+    return texts, "" if inspect.isclass(value) else _format_annotation(" -> ", signature.return_annotation)
 
 
 def _format_annotation(sign: str, annotation: Any) -> str:
