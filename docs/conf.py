@@ -25,6 +25,7 @@ myst_heading_anchors = 4  # the anchors of GitHub, on headings of levels 1 to 4
 nitpicky = True
 
 html_theme = "furo"
+pygments_style, pygments_dark_style = "tango", "monokai"
 html_title = f"LongRec {release}"
 html_static_path = ["site"]
 html_css_files = ["site.css"]

@@ -14,9 +14,9 @@ from reference_types import format_default, format_type, format_value, split_des
 from longrec.config import Strict
 from longrec.data.file_format import FileFormat, PackedCells
 from longrec.data.settings import DataConfig, Source, Split, SplitFiles
+from longrec.features.feature import list_kinds
 from longrec.features.schema import Condition, Feature, History, Label, Schema, TimeColumn
-from longrec.train.compress_settings import CompressConfig
-from longrec.train.extract import ExtractConfig
+from longrec.train.compress_settings import CompressConfig, ExtractConfig
 from longrec.train.objectives.next_item import NextItem
 from longrec.train.schedules import Schedule
 from longrec.train.settings import EvaluateConfig, FitConfig
@@ -161,7 +161,7 @@ def _list_facts(section: Section, name: str, one: FieldInfo) -> Iterator[str]:
         text = format_default(one)
         text = f"`{text}`" if text in section.cls.model_fields else text
         yield f"**Default** {text if text.startswith('`') else mark_code(text, one)}{_of_retriever(section, name)}"
-    if section.cls is Feature and (kinds := Feature.list_kinds(name)):
+    if section.cls is Feature and (kinds := list_kinds(name)):
         yield "**Kinds** " + ", ".join(f"`{kind}`" for kind in kinds)
 
 
@@ -189,7 +189,7 @@ def mark_code(text: str, one: FieldInfo) -> str:
 
 CODE = (
     r"\{[^}]*\}|\[[^\]]*\]",  # YAML
-    r"(?:^|(?<=\. ))[a-z_]+(?=: )",  # the kind that a sentence is about, such as "time: share of the rows"
+    r"(?:^|(?<=[.;] ))[a-z_]+(?=: )",  # the kind that a sentence is about, such as "time: share of the rows"
     r"\b(?:data|fit|evaluate|log)\.\w+|\b[a-z]+(?:_[a-z]+)+\b|\b\w+@\w\b|\btrue\b|\bfalse\b|\bnull\b",
     r"(?<=\. )action: \w+",
 )

@@ -18,8 +18,7 @@ from reference_types import format_default, format_type
 from longrec.config import Strict
 from longrec.data.settings import DataConfig
 from longrec.features.schema import Feature, Schema
-from longrec.train.compress_settings import CompressConfig
-from longrec.train.extract import ExtractConfig
+from longrec.train.compress_settings import CompressConfig, ExtractConfig
 from longrec.train.settings import EvaluateConfig, FitConfig
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -56,6 +55,20 @@ def test_every_command_and_error_is_in_the_reference() -> None:
     assert read_headings("commands.md") == list(reference_commands.list_commands())
     assert read_headings("errors.md") == list(reference_errors.list_errors())
     assert set(reference_errors.EXAMPLES) == set(reference_errors.list_errors())
+
+
+def read_rows(name: str) -> dict[str, list[str]]:
+    """Rows of a page's tables of results, by the model of the first cell."""
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[`(\w+)`\]\([^)]+\) \| (.+) \|$", text, re.M)
+    return {model: cells.split(" | ") for model, cells in rows if re.search(r"\d\.\d", cells)}
+
+
+def test_the_costs_of_models_are_those_of_the_list() -> None:
+    listed, shown = read_rows("models.md"), read_rows("guide/choosing-a-model.md")
+    assert len(shown) >= 5
+    costs = {model: [cells[0], *cells[-2:]] for model, cells in listed.items()}
+    assert {model: cells[1:] for model, cells in shown.items()} == {model: costs[model] for model in shown}
 
 
 class Example(Strict):

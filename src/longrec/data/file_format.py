@@ -32,7 +32,7 @@ class PackedCells(Strict):
     (null if not set). Empty steps and names in ``ignore`` are skipped. Anything else is an error.
     """
 
-    into: dict[str, str] = Setting(min_length=1, description="list column for each name of a step")
+    into: dict[str, str] = Setting(min_length=1, description="list column of each name in the cell")
     step: str = Setting(";", min_length=1, description="separator between steps")
     feature: str = Setting("#", min_length=1, description="separator between the features of a step")
     name: str = Setting(":", min_length=1, description="separator between a name and its value")
@@ -68,25 +68,17 @@ class FileFormat(Strict):
     columns: dict[str, KindT] | None = Setting(
         None,
         min_length=1,
-        description="the cells of a row in their order, each int (64 bits), float or text. The files are then read "
-        "as text, whatever their names (.gz is unpacked). No type is inferred: 007 stays 007 in a column of text, "
-        "and 5.7 is refused in a column of int. Omit it for Parquet and Arrow, whose files declare their columns",
+        description=(
+            "type of each cell of a row, in their order; the files are then text; default: files declare their columns"
+        ),
     )
-    header: bool = Setting(False, description="true: the first line of every file must name these columns")
+    header: bool = Setting(False, description="the first line of every file is the column names")
     separator: str = Setting(",", min_length=1, description="separator between cells, at most four bytes")
-    quote: str | None = Setting(
-        '"', description="quote character around a cell with separators or line ends, doubled inside it; null for none"
-    )
-    defaults: dict[str, ValueT] = Setting(
-        {},
-        description="value for the empty cells of a column, which are null otherwise. For Parquet and Arrow also for "
-        "its nulls. For a column of packed: the value for a missing value of an event",
-    )
-    packed: dict[str, PackedCells] = Setting({}, description="columns whose cells are sequences of events, by name")
+    quote: str | None = Setting('"', description="quote character of cells that contain the separator; null for none")
+    defaults: dict[str, ValueT] = Setting({}, description="value for null or empty cells, per column")
+    packed: dict[str, PackedCells] = Setting({}, description="columns with packed cells, by name")
     number: str | None = Setting(
-        None,
-        description="name of an additional column with the row number 0, 1, ... over all files in their order. If it "
-        "is the user of the schema, every row is a user of its own",
+        None, description="name of an additional column with the row number, 0, 1, ... over all files"
     )
 
     @model_validator(mode="after")

@@ -37,24 +37,21 @@ class Split(Strict):
 
     by: Literal["time", "user", "leave_one_out", "column", "files"] = Setting(
         "time",
-        description="time (the same cut for all users), user (whole users), leave_one_out (the last row of each user "
-        "is test, the one before valid), column, or files (as log.splits lists the files)",
+        description=(
+            "time: the same cut for all users; user: whole users; leave_one_out: the last row of each "
+            "user is test, the one before valid; column; files: as log.splits lists them"
+        ),
     )
-    valid: float = Setting(0.1, ge=0, lt=1, description="time: share of the rows. user: share of the users")
-    test: float = Setting(0.1, ge=0, lt=1, description="the same for test")
+    valid: float = Setting(0.1, ge=0, lt=1, description="time: share of the rows in valid; user: share of the users")
+    test: float = Setting(0.1, ge=0, lt=1, description="time: share of the rows in test; user: share of the users")
     valid_days: float | None = Setting(None, gt=0, description="time: whole days before the test days")
     test_days: float | None = Setting(None, gt=0, description="time: whole days from the end")
-    valid_from: TimestampT = Setting(
-        None,
-        description="time: first timestamp of valid: ISO 8601 text (UTC without an offset), or text in the format of "
-        "the timestamps of the log",
-    )
+    valid_from: TimestampT = Setting(None, description="time: first timestamp of valid, ISO 8601 or as in the log")
     test_from: TimestampT = Setting(None, description="time: first timestamp of test")
     column: str | None = Setting(None, description="column: the column with train, valid or test")
     allow_overlap: bool = Setting(
         False,
-        description="files: true allows files of train, valid and test to overlap in time. Results then contain a "
-        "warning",
+        description="files: allow files of train, valid and test to overlap in time; results then contain a warning",
     )
     seed: int = Setting(0, description="user: seed of the random selection of users")
 
@@ -98,9 +95,9 @@ FilesT = Annotated[tuple[str, ...], BeforeValidator(_files), Setting(min_length=
 class SplitFiles(Strict):
     """Files per split (paths or globs, one or several). Train is required, and valid or test."""
 
-    train: FilesT = Setting(description="files of the training rows: paths or globs")
-    valid: FilesT | None = Setting(None, description="files of the validation rows. valid, test or both are required")
-    test: FilesT | None = Setting(None, description="files of the test rows")
+    train: FilesT = Setting(description="files of train: paths or globs")
+    valid: FilesT | None = Setting(None, description="files of valid")
+    test: FilesT | None = Setting(None, description="files of test")
 
     @model_validator(mode="after")
     def _fits(self) -> SplitFiles:
@@ -124,21 +121,17 @@ class Source(Strict):
     renamed_keys: ClassVar[Mapping[str, str]] = {"parts": "splits"}
 
     files: Annotated[tuple[str, ...] | None, BeforeValidator(_files)] = Setting(
-        None,
-        min_length=1,
-        description="a file, a glob, or a list of them. The first line of a CSV file contains the column names, and "
-        "types are inferred from the values, unless rows declares them. List each file once. All files must have the "
-        "required columns with the same types",
+        None, min_length=1, description="files or globs (Parquet, CSV, Arrow); a path or a list alone is short for it"
     )
     splits: SplitFiles | None = Setting(
-        None,
-        description="instead of files: files for train, and for valid, test or both, with split {by: files}. Each "
-        "file is in one split",
+        None, description="instead of files: files per split, with data.split {by: files}"
     )
     query: str | None = Setting(None, description="instead of files: a query that DuckDB runs")
-    rows: FileFormat | None = Setting(None, description="format of the rows of the files")
+    rows: FileFormat | None = Setting(
+        None, description="format of the rows of the files; default: files name their columns"
+    )
     as_of: str | None = Setting(
-        None, description="of users and items alone: the column with the timestamp from which each row is valid"
+        None, description="of users and items: column of the time from which each row (version) is valid"
     )
 
     @model_validator(mode="after")
@@ -200,28 +193,21 @@ class DataConfig(Strict):
     ``schema`` is a path (relative to the config) or the schema itself, resolved by the job.
     """
 
-    log: SourceT = Setting(
-        description="the events: a file, a glob, a list of them (Parquet, CSV, Arrow), or a mapping with the keys "
-        "below, such as {query: SELECT ...}",
-    )
+    log: SourceT = Setting(description='the events: a file, a glob, a list of them, or {query: "SELECT ..."}')
     users: Annotated[Source | None, BeforeValidator(_source)] = Setting(
-        None,
-        description="a table with one row per user, joined by the key of the user; with as_of, one row per version",
+        None, description="table with one row per user, or per version of it"
     )
     items: Annotated[Source | None, BeforeValidator(_source)] = Setting(
-        None,
-        description="a table with one row per item (or per version of it). Its items can be ranked even if they "
-        "never occur in the log",
+        None, description="table with one row per item, or per version of it"
     )
-    split: Split = Setting(Split(), description="rule that splits the rows into train, valid and test")
+    split: Split = Setting(Split(), description="rule that splits rows into train, valid and test")
     weights: tuple[str, ...] = Setting(
         (),
-        description="columns of sample weights to keep with the rows; fit.sample_weight and evaluate.sample_weight "
-        "are added",
+        description="columns to keep as sample weights; fit.sample_weight and evaluate.sample_weight are added",
     )
     folder: str = Setting("prepared", description="folder of the prepared logs, with one folder per fingerprint")
     memory: Annotated[str, BeforeValidator(_size)] = Setting(
-        "400MB", description="memory of the sort before it spills to disk"
+        "400MB", description="memory the sort may use before it spills to disk"
     )
     threads: int = Setting(2, ge=1, description="threads of the sort")
 

@@ -24,9 +24,14 @@ def parse_duration(value: Any) -> int:
     return round(float(match[1]) * _UNITS[match[2] or "s"])
 
 
-def _validate_duration(value: Any) -> str:
+def validate_duration(value: Any) -> str:
+    """Return a duration as text.
+
+    Raises:
+        ValueError: if it is no duration.
+    """
     parse_duration(value)
     return str(value)
 
 
-Duration = Annotated[str, BeforeValidator(_validate_duration)]
+Duration = Annotated[str, BeforeValidator(validate_duration)]

@@ -32,6 +32,16 @@ _LOOKED_UP = {"id": _IDS, "numeric": {"scale", "missing"}, "bucketized": _BUCKET
 _ALIASES = {"source": "from", "becomes": "as"}
 
 
+def list_kinds(key: str) -> list[str]:
+    """Return the kinds of features that take a key. Empty if all do, whatever their kind.
+
+    >>> list_kinds("quantiles"), list_kinds("dim")
+    (['bucketized', 'lookup'], [])
+    """
+    allowed = {**_ALLOWED, "lookup": _LOOKUP.union(*_LOOKED_UP.values())}
+    return [kind for kind, keys in allowed.items() if key in keys]
+
+
 class Feature(Strict):
     """One feature of an impression.
 
@@ -62,144 +72,100 @@ class Feature(Strict):
     model_config = ConfigDict(serialize_by_alias=True)
 
     kind: Literal["id", "multi_id", "numeric", "bucketized", "calendar", "embedding", "cross", "lookup"] = Setting(
-        description="id (a category), multi_id (a bag of ids, pooled), numeric (a number), bucketized (a number cut "
-        "into buckets), calendar (a component of the timestamp), embedding (a pretrained vector of an extractor), "
-        "cross (several columns combined) or lookup (one column contains a map, another the key whose value is the "
-        "feature)",
+        description=(
+            "id: a category; multi_id: a bag of ids; numeric: a number; bucketized: a number cut into "
+            "buckets; calendar: a component of the timestamp; embedding: a vector of an extractor; "
+            "cross: several columns combined; lookup: a map in one column, read at the key in another"
+        )
     )
     side: Side | None = Setting(
         None,
-        description="owner of the column: user or item (read by key from the table under data, or from the log if it "
-        "has one value per key), context (the event, in the row itself), candidate (the item of the row, also in the "
-        "row itself); default: user and item for the columns of the two keys, context for all others",
+        description=(
+            "owner of the column: user, item, candidate (the item of the row, in the row itself) or "
+            "context; default: user and item for their key columns, else context"
+        ),
     )
-    column: str | None = Setting(None, description="the column to read; default: the name of the feature")
+    column: str | None = Setting(None, description="column to read; default: the name of the feature")
     dim: int | None = Setting(None, ge=1, le=4096, description="width of the embedding; default: set by the model")
     vocab: str | tuple[int | str, ...] | None = Setting(
         None,
-        description="the vocabulary: a list, or a file (first column of Parquet or of CSV with a header, else one "
-        "value per line). Digits in a text file match integers and text. 007 is refused for a column of integers; "
-        "default: learned from the training window",
+        description=(
+            "the vocabulary: a list, or a file with one value per line or in its first column; default: learned"
+        ),
     )
-    hash: int | None = Setting(
-        None,
-        ge=1,
-        le=2**31 - 3,
-        description="number of hash buckets, instead of a vocabulary. prepare reports the expected share of "
-        "colliding values",
-    )
-    min_count: int = Setting(
-        1, ge=1, description="a value that occurs fewer times in the training window is unseen (id 1)"
-    )
+    hash: int | None = Setting(None, ge=1, le=2**31 - 3, description="number of hash buckets, instead of a vocabulary")
+    min_count: int = Setting(1, ge=1, description="a value that occurs fewer times in the training window is unseen")
     share: str | None = Setting(
-        None,
-        description="name of another feature, with which it shares ids and embedding table. The vocabulary is "
-        "learned from the values of both",
+        None, description="name of another feature, with which it shares ids and embedding table"
     )
-    edges: tuple[float, ...] | None = Setting(
-        None, min_length=1, description="ascending edges: [6, 12, 18] makes four buckets"
-    )
+    edges: tuple[float, ...] | None = Setting(None, min_length=1, description="ascending edges of the buckets")
     quantiles: int | None = Setting(
         None, ge=2, le=10_000, description="number of buckets of equal weight, fitted on the training window"
     )
-    log_square: bool = Setting(
-        False,
-        description="true puts a count v into bucket floor(ln(v)^2) if v > 2, else v - 2, like the winners of the "
-        "Criteo contest",
-    )
+    log_square: bool = Setting(False, description="put a count v into bucket floor(ln(v)^2) if v > 2, else v - 2")
     scale: Literal["raw", "log", "minmax", "standard"] = Setting(
         "raw",
-        description="raw, log (sign(v) ln(1 + abs(v))), minmax or standard (the last two are fitted on the training "
-        "window)",
+        description=(
+            "scaling of the number: log is sign(v) ln(1 + abs(v)); minmax and standard are fitted on "
+            "the training window"
+        ),
     )
     missing: float = Setting(0.0, description="value of a null, before scaling")
     width: int | None = Setting(
-        None,
-        ge=1,
-        le=4096,
-        description="number of values per row, in a list column or in text split at separator. A row with a "
-        "different number of values is an error. scale must be raw or log; default: one value",
+        None, ge=1, le=4096, description="number of values per row, in a list column or in text; default: one"
     )
     separator: str | None = Setting(
         None,
         min_length=1,
-        description="separator of a text column; of a lookup, the separator between pairs; default: a list column, "
-        "of a lookup a comma",
+        description=(
+            "separator of a text column; default: a list column; of a lookup: separator between "
+            "pairs, by default a comma"
+        ),
     )
-    pool: Literal["mean", "sum", "max"] = Setting("mean", description="pooling of the embeddings of the values")
-    weights: str | None = Setting(
-        None, description="a list column, or text split at separator, with one weight per value"
-    )
+    pool: Literal["mean", "sum", "max"] = Setting("mean", description="pooling of the values' embeddings")
+    weights: str | None = Setting(None, description="list column, or separated text, with one weight per value")
     weight_separator: str | None = Setting(
-        None,
-        min_length=1,
-        description="separator between a value and its weight in the text. With ':', the text a:0.5|b is a with "
-        "weight 0.5 and b with weight 1",
+        None, min_length=1, description="separator between a value and its weight in the text"
     )
-    features: tuple[str, ...] | None = Setting(
-        None,
-        min_length=2,
-        description="two or more columns. Their values are joined as text and hashed. Missing if one of them is null",
-    )
-    map: str | None = Setting(None, description="the column of pairs, as text (k1:v1,k2:v2) or as a list of them")
-    key: str | None = Setting(
-        None,
-        description="the column of the key to look up in the map. Missing if the map lacks the key. If the map has "
-        "the key twice, the first value is used",
-    )
+    features: tuple[str, ...] | None = Setting(None, min_length=2, description="columns to combine, two or more")
+    map: str | None = Setting(None, description="column of pairs, as text (k1:v1,k2:v2) or as a list of them")
+    key: str | None = Setting(None, description="column of the key to look up in the map")
     pair_separator: str = Setting(":", min_length=1, description="separator of a key and its value")
     outer_key: str | None = Setting(
-        None, description="column of the key that selects the inner map; default: all inner maps, in their order"
+        None, description="column of the key that selects the inner map of a map of maps; default: all inner maps"
     )
     outer_separator: str | None = Setting(
-        None,
-        min_length=1,
-        description="makes the map a map of maps, as text (a^k1:v1,k2:v2|b^k1:v3), with this separator between two "
-        "inner maps",
+        None, min_length=1, description="separator between the inner maps of a map of maps"
     )
     outer_pair_separator: str = Setting("^", min_length=1, description="separator of an outer key and its map")
     becomes: Literal["id", "numeric", "bucketized"] = Setting(
-        "id",
-        alias="as",
-        description="kind of the value, with the settings of that kind: id (text), numeric or bucketized",
+        "id", alias="as", description="kind of the value that was looked up"
     )
     feedback: bool = Setting(
         False,
-        description="true: available only after the event (a rating, a purchase, a dwell time). Allowed in "
-        "histories, never for the candidate",
+        description=(
+            "available only after the event (a rating, a purchase): allowed in histories, never for the candidate"
+        ),
     )
     available_after: Duration | None = Setting(
-        None,
-        description="delay of this column. All features of one column have the same delay. For the column of the "
-        "label it may be longer than label_delay, never shorter; default: label_delay",
+        None, description="delay of this column from the event; default: label_delay of the schema"
     )
     available_at: str | None = Setting(
-        None,
-        description="column of the timestamp at which the value became available. Null means never. A timestamp "
-        "before the event is replaced by the time of the event, with a warning. For the column of the label, it also "
-        "sets when the label is available, instead of label_delay",
+        None, description="column of the time at which the value became available; null means never"
     )
     component: Literal["hour", "weekday", "hour_of_week"] = Setting(
-        "hour", description="hour, weekday (Monday first) or hour_of_week"
+        "hour", description="component of the timestamp; weekday begins with Monday"
     )
     utc_offset: float = Setting(0.0, ge=-14, le=14, description="hours from UTC")
     source: str | None = Setting(
         None,
         alias="from",
         min_length=1,
-        description="folder that longrec encode wrote. side selects the vectors of users or of items",
+        description="folder that `longrec encode` wrote; side selects the vectors of users or of items",
     )
     allow_leak: bool = Setting(
-        False,
-        description="true accepts vectors that disclose values before they are available according to this schema. "
-        "The results report it",
+        False, description="accept vectors that disclose values before they are available; the results report it"
     )
-
-    @classmethod
-    def list_kinds(cls, key: str) -> list[str]:
-        """Return the kinds whose features take a key. A lookup takes the keys of the kind that it becomes."""
-        kinds = [kind for kind, keys in _ALLOWED.items() if key in keys]
-        return [*kinds, *(["lookup"] if key in _LOOKUP.union(*_LOOKED_UP.values()) else [])]
 
     @property
     def form(self) -> Form:

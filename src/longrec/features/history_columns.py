@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from longrec.errors import DataError
 from longrec.features.computed_columns import compute_column
-from longrec.features.condition import Condition
 from longrec.features.entity_table import EntityTable
 from longrec.features.feature_encoders import Lists, cast_numbers
 from longrec.features.fields import COMPUTED
 from longrec.features.fitted_schema import FittedSchema
+from longrec.features.schema import Condition
 from longrec.features.vocabulary import build_array
 
 NEVER = np.iinfo(np.int64).max

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from longrec.errors import DataError
 from longrec.features import feature_encoders
-from longrec.features.condition import Condition, Label
 from longrec.features.history_columns import match_condition
+from longrec.features.schema import Condition, Label
 
 LABEL = "label"
 """Name of the side column."""

@@ -14,12 +14,11 @@ from pydantic import BeforeValidator, model_validator
 from pydantic import Field as Setting
 
 from longrec.config import Strict
-from longrec.features.condition import Condition, Label
 from longrec.features.duration import Duration, parse_duration
 from longrec.features.feature import Feature, Side
 from longrec.features.feedback_delays import find_delay_faults
 from longrec.features.fields import COMPUTED, LOG_ARRAYS
-from longrec.features.history import History
+from longrec.features.schema_sections import Condition, History, Label
 from longrec.features.time_column import TimeColumn
 
 __all__ = ["Condition", "Feature", "History", "Label", "Schema", "TimeColumn", "parse_duration"]
@@ -37,30 +36,22 @@ class Schema(Strict):
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"label_known_after": "label_delay"}
 
-    user: str = Setting(description="column of the user: 64-bit integers or text, never floats, never null")
-    item: str = Setting(description="column of the item, of the same types. Null if an event has no item")
+    user: str = Setting(description="column of the user: 64-bit integers or text, never null")
+    item: str = Setting(description="column of the item: 64-bit integers or text; null if an event has no item")
     time: Annotated[TimeColumn | None, BeforeValidator(_expand_time)] = Setting(
-        None,
-        description="time of an event. A bare name is short for {column: NAME}. Optional only if every history is "
-        "pre-joined",
+        None, description="time of an event; a name is short for {column: NAME}"
     )
     request: str | None = Setting(
-        None,
-        description="column that identifies the page view, in which several candidates were shown. All rows of one "
-        "user and page view get the earliest timestamp among them, so that no row is in the history of another",
+        None, description="column that identifies the page view in which several candidates were shown"
     )
     label: Label | None = Setting(
-        None, description="value to predict. A bare name is a column of 0 and 1. Without it, every event is a positive"
+        None, description="value to predict; a name is a column of 0 and 1; without it, every event is a positive"
     )
     label_delay: Duration = Setting(
-        "0s",
-        description="delay from an event until its label and its feedback columns are available. A label that is not "
-        "available at the timestamp of the split is not trained on. Durations are written 250ms, 90s, 15m, 1h, 7d",
+        "0s", description="delay from an event until its label and its feedback columns are available"
     )
-    features: dict[str, Feature] = Setting(
-        min_length=1, description="one entry per feature. The key is its name, and its column unless column is set"
-    )
-    histories: dict[str, History] = Setting(default_factory=dict, description="one entry per history")
+    features: dict[str, Feature] = Setting(min_length=1, description="features of an impression, by name")
+    histories: dict[str, History] = Setting(default_factory=dict, description="histories of the user, by name")
 
     @model_validator(mode="after")
     def _check(self) -> Schema:

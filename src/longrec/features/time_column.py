@@ -23,27 +23,23 @@ class TimeColumn(Strict):
     ``format`` is a ``strptime`` pattern for text, and for whole numbers that are digits of a date.
     """
 
-    column: str = Setting(description="the column: timestamps, dates, text or numbers")
+    column: str = Setting(description="column of the time: timestamps, dates, text or numbers")
     unit: Literal["auto", "s", "ms", "us", "ns", "step"] = Setting(
         "auto",
-        description="unit of numbers: s, ms, us, ns since 1970, or step for a counter (logical time). auto infers it "
-        "from the magnitude of the values. Mixed units in one column are refused",
+        description=(
+            "unit of numbers, since 1970; step for a counter; auto infers it from the magnitude of the values"
+        ),
     )
     format: str | None = Setting(
         None,
-        description="a strptime pattern for text that is not ISO 8601, and for whole numbers that are digits of a "
-        'date: "%m/%d/%Y %H:%M:%S", "%y%m%d%H". Supports %Y %y %m %b %B %d %H %I %p %M %S %f %z. UTC without %z. '
-        "Excludes unit",
+        description="strptime pattern of text that is not ISO 8601, and of whole numbers that are digits of a date",
     )
     available_at: str | None = Setting(
         None,
-        description="column of the timestamp at which the event became available, if some events arrive late. Null "
-        "means the time of the event",
+        description="column of the time at which the event became available, if some arrive late; null: its own time",
     )
     order: str | None = Setting(
-        None,
-        description="column of whole numbers that orders the events of a user with equal timestamps. Excludes "
-        "request and pre-joined histories",
+        None, description="column of whole numbers that orders the events of a user with equal timestamps"
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Settings of ``longrec compress``."""
+"""Settings of ``longrec compress`` and ``longrec encode``."""
 
 from __future__ import annotations
 
@@ -65,3 +65,23 @@ class CompressConfig(Strict):
         63, ge=0, description="stored tokens in the context of a row, in mode stream and user order"
     )
     batch_size: int = Setting(4_096, ge=1, description="impressions encoded at once")
+
+
+class ExtractConfig(Strict):
+    """Settings of ``longrec encode``."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"lag": "visibility_delay"}
+
+    every: Duration | None = Setting(None, description="span of a block; default: blocks with equal numbers of rows")
+    blocks: int = Setting(10, ge=2, description="number of blocks without every")
+    epochs: int = Setting(1, ge=1, description="training passes per block")
+    learn: Literal["train", "all"] = Setting(
+        "train",
+        description="training rows of the extractor: those of the train split, or all; after the last training "
+        "row the weights stay as they are and read the newest histories",
+    )
+    visibility_delay: Duration = Setting(
+        "0s", description="time from the start of a block to the publication of its version"
+    )
+    codec: Literal["fp32", "fp16", "int8"] = Setting("fp16", description="storage format of vectors")
+    batch_size: int = Setting(4_096, ge=1, description="users or items encoded at once")

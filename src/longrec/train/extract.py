@@ -12,16 +12,15 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field as Setting
 from torch import Tensor
 
 from longrec import metrics
-from longrec.config import Strict, apply_overrides, parse
+from longrec.config import apply_overrides, parse
 from longrec.data.entity_batches import build_item_batch, build_user_batch
 from longrec.data.label_checks import check_classes
 from longrec.data.log import Log
@@ -29,14 +28,13 @@ from longrec.data.splits import TRAIN
 from longrec.data.targets import check_targets
 from longrec.errors import RunError
 from longrec.features.batch import Batch, transfer
-from longrec.features.duration import Duration
 from longrec.features.vocabulary import compute_key_numbers
 from longrec.models.core.kinds import Extractor
 from longrec.progress import Progress
 from longrec.store.knowledge_store import KnowledgeInfo, KnowledgeStore, KnowledgeVersion, SideVectors
 from longrec.train.blocks import Block, split_into_blocks
 from longrec.train.compress import EncodeReport
-from longrec.train.compress_settings import CompressConfig
+from longrec.train.compress_settings import CompressConfig, ExtractConfig
 from longrec.train.device import prepare_torch
 from longrec.train.finished_run import Run, open_run, read_log
 from longrec.train.folder import write_atomically
@@ -46,26 +44,6 @@ from longrec.train.source_trainer import SourceTrainer, choose_source_device
 
 _TINY = 1e-6
 """Deviation below which a component keeps its scale."""
-
-
-class ExtractConfig(Strict):
-    """Settings of ``longrec encode``."""
-
-    renamed_keys: ClassVar[Mapping[str, str]] = {"lag": "visibility_delay"}
-
-    every: Duration | None = Setting(None, description="span of a block; default: blocks with equal numbers of rows")
-    blocks: int = Setting(10, ge=2, description="number of blocks without every")
-    epochs: int = Setting(1, ge=1, description="training passes per block")
-    learn: Literal["train", "all"] = Setting(
-        "train",
-        description="training rows of the extractor: those of the train split, or all; after the last training "
-        "row the weights stay as they are and read the newest histories",
-    )
-    visibility_delay: Duration = Setting(
-        "0s", description="time from the start of a block to the publication of its version"
-    )
-    codec: Literal["fp32", "fp16", "int8"] = Setting("fp16", description="storage format of vectors")
-    batch_size: int = Setting(4_096, ge=1, description="users or items encoded at once")
 
 
 class ExtractReport(EncodeReport):

@@ -1,4 +1,4 @@
-"""Settings of one history of a schema: its columns, its filter and its maximum length."""
+"""Sections of a schema: the label, a history, and the condition of a filter."""
 
 from __future__ import annotations
 
@@ -9,9 +9,50 @@ from pydantic import ConfigDict, model_validator
 from pydantic import Field as Setting
 
 from longrec.config import Strict
-from longrec.features.condition import Condition
 from longrec.features.duration import Duration
 from longrec.features.fields import RENAMED_COLUMNS, SESSION_RECENCY, TIME_GAP, TOKEN
+
+
+class Condition(Strict):
+    """Condition on the values of a column: exactly one of the three keys."""
+
+    at_least: float | None = Setting(None, description="the number is at least this")
+    equals: int | str | None = Setting(None, description="the value is this; `action: buy` is short for it")
+    among: tuple[int | str, ...] | None = Setting(
+        None, description="the value is one of these; `action: [buy, cart]` is short for it"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        if isinstance(value, (int, str)):
+            return {"equals": value}
+        return {"among": value} if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _check_choice(self) -> Condition:
+        if sum(value is not None for value in (self.at_least, self.equals, self.among)) != 1:
+            raise ValueError("needs exactly one of at_least, equals, among")
+        return self
+
+
+class Label(Strict):
+    """The column to predict: 0 and 1, or a condition on its values. A row with a null label is no sample."""
+
+    column: str = Setting(description="column of the label; without a condition it contains 0 and 1")
+    at_least: float | None = Setting(None, description="1 if the number is at least this, else 0")
+    equals: int | str | None = Setting(None, description="1 if the value is this, else 0")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        return {"column": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_choice(self) -> Label:
+        if self.at_least is not None and self.equals is not None:
+            raise ValueError("takes at_least or equals, not both")
+        return self
 
 
 class History(Strict):
@@ -33,45 +74,32 @@ class History(Strict):
     features: tuple[str, ...] = Setting(
         (),
         validate_default=False,
-        description="columns of an event: names of features (id, bucketized, cross, a lookup of one of these kinds, "
-        "and multi_id of the item side), and the computed columns time_gap (log2 buckets of the seconds between the "
-        "event and the impression), time_since_previous (the same buckets of the time since the previous event of "
-        "this history) and session_recency (number of sessions between the event and the newest one). A history of "
-        "tokens (from) has token, version, time_gap and side columns of the store; default: of a history of tokens "
-        "[token, label, time_gap]",
+        description=(
+            "columns of an event: names of features, and the computed columns time_gap, "
+            "time_since_previous and session_recency"
+        ),
     )
     source: str | None = Setting(
         None,
         alias="from",
         min_length=1,
-        description="makes it a token history: a store that longrec compress wrote, such as tokens/v1 below the "
-        "working directory, or a redis:// address",
+        description="store of instance tokens that `longrec compress` wrote: a folder, or a redis:// address",
     )
-    max_length: int = Setting(
-        50,
-        ge=1,
-        le=1_000_000,
-        description="maximum number of events. The newest are kept. It does not affect the cost of preparation, "
-        "because a history is a view",
-    )
+    max_length: int = Setting(50, ge=1, le=1_000_000, description="maximum number of events; the newest ones are kept")
     where: dict[str, Condition] = Setting(
-        default_factory=dict, description="filter of events, by column: a value, a list of values, or {at_least: x}"
+        default_factory=dict,
+        description="filter of events by column: a value, a list of values, or a condition such as {at_least: 4}",
     )
     columns: dict[str, str] | None = Setting(
-        None,
-        description="pre-joined rows: the list column that holds the values of each feature of the history, oldest "
-        "first",
+        None, description="pre-joined rows: list column of the row with the values of each feature, oldest first"
     )
-    separator: str | None = Setting(
-        None, min_length=1, description="pre-joined rows as text: separator of the values; default: list columns"
-    )
+    separator: str | None = Setting(None, min_length=1, description="pre-joined rows as text: separator of the values")
     session_gap: Duration = Setting(
-        "30m", description="of session_recency: a session ends if the next event is more than this later"
+        "30m", description="for session_recency: a session ends if the next event is more than this later"
     )
     allow_leak: bool = Setting(
         False,
-        description="with from: true accepts tokens that disclose values before they are available according to this "
-        "schema. The results report it",
+        description="with from: accept tokens that disclose values before they are available; the results report it",
     )
 
     @model_validator(mode="before")
