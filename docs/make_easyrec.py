@@ -34,7 +34,7 @@ LABELS = {"carried": "yes", "differs": "differs", "not carried": "no", "refused"
 
 def format_page() -> str:
     """Return the text of the page."""
-    lines = [HEAD, "## Models", "", "| model_class | carried | |", "| --- | --- | --- |"]
+    lines = [HEAD, "## Models", "", "| model_class | carried | in LongRec |", "| --- | --- | --- |"]
     for name, model in sorted(MODELS.items(), key=lambda pair: (isinstance(pair[1], str), pair[0])):
         if isinstance(model, str):
             lines.append(f"| {name} | refused | not in this version: {_format_cell(model)} |")
@@ -45,12 +45,12 @@ def format_page() -> str:
         lines += [f"### {message}", "", *_list_parents(message), *_format_table(fields.values()), ""]
     lines += ["## Every key of fg.json", ""]
     for kind in dict.fromkeys(field.kind for field in FG_FIELDS):
-        lines += [f"### fg: {kind}", "", "| key | carried | |", "| --- | --- | --- |"]
+        lines += [f"### fg: {kind}", "", "| key | carried | in LongRec |", "| --- | --- | --- |"]
         for key in FG_FIELDS:
             if key.kind == kind:
                 lines.append(f"| {key.name} | {LABELS[key.status]} | {_format_cell(key.explanation)} |")
         lines.append("")
-    lines += ["### fg: other types", "", "| feature_type | carried | |", "| --- | --- | --- |"]
+    lines += ["### fg: other types", "", "| feature_type | carried | in LongRec |", "| --- | --- | --- |"]
     lines += [f"| {kind} | no | {_format_cell(reason)} |" for kind, reason in OTHERS.items()]
     return "\n".join([*lines, ""])
 
@@ -63,7 +63,7 @@ def _list_parents(message: str) -> list[str]:
 
 def _format_table(fields: Iterable[EasyRecField]) -> list[str]:
     rows = [f"| {field.name} | {LABELS[field.status]} | {_format_cell(field.explanation)} |" for field in fields]
-    return ["| field | carried | |", "| --- | --- | --- |", *rows]
+    return ["| field | carried | in LongRec |", "| --- | --- | --- |", *rows]
 
 
 def _format_cell(text: str) -> str:

@@ -126,7 +126,12 @@ def format_google(docstring: str) -> str:
     lines = [_format_prose(pieces[0])]
     for title, body in zip(pieces[1::2], pieces[2::2]):
         block, _, after = body.strip("\n").partition("\n\n")
-        lines += ["", f"**{title}**", "", *_format_entries(title, textwrap.dedent(block))]
+        lines += [
+            "",
+            f"**{'Arguments' if title == 'Args' else title}**",
+            "",
+            *_format_entries(title, textwrap.dedent(block)),
+        ]
         lines += ["", _format_prose(textwrap.dedent(after))] if after.strip() else []
     return "\n".join(lines)
 
