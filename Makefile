@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY = PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check slow golden docs schemas bench setup
+.PHONY: help demo test check slow golden docs schemas site bench setup
 
 help:
 	@echo "make demo     get MovieLens-1M, train two models, compare, export, serve, rank (minutes)"
@@ -20,8 +20,9 @@ help:
 	@echo "make check    formatter, linter, type checker, architecture test"
 	@echo "make slow     the tests that take minutes"
 	@echo "make golden   did a reference number move?"
-	@echo "make docs     write the pages of the models and the tables of from-easyrec.md anew"
+	@echo "make docs     write the pages of the models and the reference anew"
 	@echo "make schemas  write the JSON schema of the models' settings anew, which check reads"
+	@echo "make site     build the documentation site into build/site"
 	@echo "make bench    training against peers, data preparation, serving latency (needs an hour)"
 
 demo: setup
@@ -45,6 +46,14 @@ golden: setup
 docs: setup
 	@$(PY) docs/make_models.py
 	@$(PY) docs/make_easyrec.py
+	@$(PY) docs/make_reference.py
+
+# Tests do without Sphinx, so the extra is installed here. -W: a dead link or a page outside the navigation is an error.
+site: setup
+	@$(PY) -c "import furo, myst_parser, sphinx_copybutton" 2>/dev/null \
+	  || $(PY) -m pip install -qq -c constraints.txt -e ".[docs]"
+	@$(PY) -m sphinx -W -n --keep-going -q docs build/site
+	@echo "open build/site/index.html"
 
 schemas: setup
 	@$(PY) -m longrec.models.core.schema_writer

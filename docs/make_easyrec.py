@@ -1,8 +1,6 @@
-"""Write the tables of docs/guide/from-easyrec.md from those of the reader. ``--check`` only checks that they are fresh.
+"""Write docs/reference/easyrec.md from the tables of the reader. ``--check`` only checks that it is up to date.
 
-    python docs/make_easyrec.py [--check]
-
-Only the text below the mark is generated. The page above it is written by hand.
+python docs/make_easyrec.py [--check]
 """
 
 from __future__ import annotations
@@ -16,14 +14,27 @@ from longrec.interop.easyrec_fields import FIELDS, MESSAGES, EasyRecField
 from longrec.interop.easyrec_models import MODELS
 from longrec.interop.fg_fields import FG_FIELDS, OTHERS
 
-PAGE = Path(__file__).resolve().parent / "guide" / "from-easyrec.md"
-MARK = "<!-- Below this line: written by `make docs`; do not edit. -->\n"
+PAGE = Path(__file__).resolve().parent / "reference" / "easyrec.md"
+HEAD = """# EasyRec fields
+
+<!-- Written by `make docs`; do not edit. -->
+
+Every model, field and key of EasyRec's configs, with its status in LongRec. [Coming from
+EasyRec](../guide/from-easyrec.md) explains the import.
+
+| carried | meaning |
+| --- | --- |
+| yes | converted. It has the same meaning in LongRec |
+| differs | converted with a difference, which a note describes |
+| no | not converted. A note gives the reason, and the import continues |
+| refused | the import stops, because the model would be a different one without the field |
+"""
 LABELS = {"carried": "yes", "differs": "differs", "not carried": "no", "refused": "refused"}
 
 
-def format_tables() -> str:
-    """Return the text below the mark."""
-    lines = ["", "## Models", "", "| model_class | carried | |", "| --- | --- | --- |"]
+def format_page() -> str:
+    """Return the text of the page."""
+    lines = [HEAD, "## Models", "", "| model_class | carried | in LongRec |", "| --- | --- | --- |"]
     for name, model in sorted(MODELS.items(), key=lambda pair: (isinstance(pair[1], str), pair[0])):
         if isinstance(model, str):
             lines.append(f"| {name} | refused | not in this version: {_format_cell(model)} |")
@@ -34,12 +45,12 @@ def format_tables() -> str:
         lines += [f"### {message}", "", *_list_parents(message), *_format_table(fields.values()), ""]
     lines += ["## Every key of fg.json", ""]
     for kind in dict.fromkeys(field.kind for field in FG_FIELDS):
-        lines += [f"### fg: {kind}", "", "| key | carried | |", "| --- | --- | --- |"]
+        lines += [f"### fg: {kind}", "", "| key | carried | in LongRec |", "| --- | --- | --- |"]
         for key in FG_FIELDS:
             if key.kind == kind:
                 lines.append(f"| {key.name} | {LABELS[key.status]} | {_format_cell(key.explanation)} |")
         lines.append("")
-    lines += ["### fg: other types", "", "| feature_type | carried | |", "| --- | --- | --- |"]
+    lines += ["### fg: other types", "", "| feature_type | carried | in LongRec |", "| --- | --- | --- |"]
     lines += [f"| {kind} | no | {_format_cell(reason)} |" for kind, reason in OTHERS.items()]
     return "\n".join([*lines, ""])
 
@@ -52,27 +63,21 @@ def _list_parents(message: str) -> list[str]:
 
 def _format_table(fields: Iterable[EasyRecField]) -> list[str]:
     rows = [f"| {field.name} | {LABELS[field.status]} | {_format_cell(field.explanation)} |" for field in fields]
-    return ["| field | carried | |", "| --- | --- | --- |", *rows]
+    return ["| field | carried | in LongRec |", "| --- | --- | --- |", *rows]
 
 
 def _format_cell(text: str) -> str:
     return text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
 
 
-def replace_tables(text: str) -> str:
-    """Return the page with fresh tables."""
-    return text.partition(MARK)[0] + MARK + format_tables()
-
-
 def main() -> None:
-    """Write or check the tables."""
+    """Write or check the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="exit with 1 when the tables are not up to date")
-    text = PAGE.read_text(encoding="utf-8")
+    parser.add_argument("--check", action="store_true", help="exit with 1 when the page is not up to date")
     if not parser.parse_args().check:
-        PAGE.write_text(replace_tables(text), encoding="utf-8")
-    elif replace_tables(text) != text:
-        sys.exit("docs/guide/from-easyrec.md is not up to date: run make docs")
+        PAGE.write_text(format_page(), encoding="utf-8")
+    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != format_page():
+        sys.exit("docs/reference/easyrec.md is not up to date: run make docs")
 
 
 if __name__ == "__main__":

@@ -31,8 +31,10 @@ SUMS = FOLDER / "drawn.json"
 PACKAGES = ("longrec.models.", "longrec.nn.", "longrec.features.")
 HEAD = """# Models
 
-Written by `make docs` from the models' docstrings; do not edit. `longrec help NAME` shows the settings of one; its page
-also shows its computation graph, its cost and its results.
+<!-- Written by `make docs`; do not edit. -->
+
+The page of a model shows what it computes, its settings, its computation graph, its cost and its results. `longrec help
+NAME` prints the settings too. [Choose a model](guide/choosing-a-model.md) lists models by need.
 
 """
 TAIL = """

@@ -21,6 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is 
 sys.path.insert(0, str(Path(__file__).parent / "models"))
 sys.path.insert(1, str(Path(__file__).parent / "store"))
 sys.path.insert(2, str(Path(__file__).parent.parent / "docs"))
+sys.path.insert(3, str(Path(__file__).parent / "docs"))
 
 import redis_server
 import shape_checks

@@ -1,37 +1,24 @@
-"""The documentation holds: every YAML parses, every command and link exists, every runnable snippet runs.
+"""The documentation holds: every YAML parses, every command and link exists, every key of a request is documented.
 
-A fenced block says by its language and first line what is checked:
-
-- ``yaml`` with a first line ``# NAME.yaml`` is a file of its page; ``NAME.schema.yaml`` is a schema, any other name a
-  job, which finds its schema among the files of its page. Without a name it is a part of a schema.
-- ``python`` with a first line ``# NAME.py`` is a file of its page, and so is ``text`` with ``# NAME.config``.
-- ``console``: every ``longrec COMMAND`` must exist. ``console run`` and ``python run`` are run, in order, in one folder
-  per page, which holds the files of the page.
+``tests/docs/doc_pages.py`` says how a page is read. The other tests of the documentation are beside it.
 """
 
 from __future__ import annotations
 
 import re
-import shlex
 import subprocess
 import sys
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from doc_pages import PAGES, ROOT, Block, blocks, link_faults, list_commands_used, of, plant, write_files
 
-from longrec.config import Strict, parse, read_yaml
-from longrec.data.file_format import FileFormat, PackedCells
-from longrec.data.settings import DataConfig, Source, Split
-from longrec.features.schema import Condition, Feature, History, Label, Schema, TimeColumn
-from longrec.train.compress_settings import CompressConfig, ExtractConfig
+from longrec.config import parse, read_yaml
+from longrec.features.schema import Schema
 from longrec.train.job import read_job
-from longrec.train.settings import EvaluateConfig, FitConfig
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 JOBS = sorted((ROOT / "examples").rglob("*.yaml"))
 BASE: dict[str, Any] = {
     "user": "u",
@@ -40,62 +27,6 @@ BASE: dict[str, Any] = {
     "label": "y",
     "features": {"u": {"kind": "id"}, "i": {"kind": "id"}},
 }
-
-
-@dataclass(frozen=True)
-class Block:
-    """One fenced block of a page."""
-
-    page: Path
-    line: int
-    language: str
-    arguments: tuple[str, ...]
-    text: str
-
-    @property
-    def file(self) -> str | None:
-        """The name in a first line such as ``# din.yaml``."""
-        match = re.match(r"# ([\w./-]+\.(?:yaml|py|config))\n", self.text)
-        return match[1] if match else None
-
-    def __str__(self) -> str:
-        return f"{self.page.relative_to(ROOT) if self.page.is_relative_to(ROOT) else self.page.name}:{self.line}"
-
-
-def blocks(page: Path) -> list[Block]:
-    """Fenced blocks of a page, in order."""
-    collected: list[Block] = []
-    open_at, info, lines = 0, "", list[str]()
-    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.startswith("```"):
-            lines.append(line)
-        elif open_at:
-            language, *arguments = info.split() or [""]
-            collected.append(Block(page, open_at, language, tuple(arguments), "\n".join(lines) + "\n"))
-            open_at = 0
-        else:
-            open_at, info, lines = number, line[3:].strip(), []
-    assert not open_at, f"{page}:{open_at}: a block is never closed"
-    return collected
-
-
-BLOCKS = [block for page in PAGES for block in blocks(page)]
-
-
-def of(language: str, *arguments: str) -> list[Block]:
-    return [block for block in BLOCKS if block.language == language and set(arguments) <= set(block.arguments)]
-
-
-def write_files(page: Path, folder: Path) -> dict[str, Path]:
-    """The named blocks of a page as files."""
-    files = {}
-    for block in blocks(page):
-        if block.file is not None:
-            assert block.file not in files, f"{block}: {block.file} stands twice on this page"
-            files[block.file] = folder / block.file
-            files[block.file].parent.mkdir(parents=True, exist_ok=True)
-            files[block.file].write_text(block.text, encoding="utf-8")
-    return files
 
 
 def parse_yaml(block: Block, folder: Path) -> None:
@@ -133,11 +64,6 @@ def test_there_are_examples_and_pages() -> None:
     assert of("console")
 
 
-def list_commands_used(text: str) -> set[str]:
-    """``longrec COMMAND`` in running text and in console blocks."""
-    return set(re.findall(r"(?:^\$ |`|&& )longrec ([a-z]+)", text, re.M))
-
-
 def test_every_command_exists() -> None:
     from longrec.cli import build_parser
     from longrec.former_names import FORMER_COMMANDS
@@ -150,76 +76,6 @@ def test_every_command_exists() -> None:
     } == {}
     missing = commands - set(used)
     assert not missing, f"no page shows {sorted(missing)}"
-
-
-RUNNABLE = sorted({block.page for block in BLOCKS if "run" in block.arguments})
-
-
-def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One ``longrec`` command, in this process: starting Python and torch each time would take most of the suite."""
-    from longrec.cli import main
-
-    arguments = shlex.split(line)
-    while "=" in arguments[0]:
-        name, _, value = arguments.pop(0).partition("=")
-        assert name == "PYTHONPATH", f"{line}: only PYTHONPATH may be set"
-        monkeypatch.syspath_prepend(str(Path(value).resolve()))
-    assert arguments.pop(0) == "longrec", f"{line}: only longrec commands can run"
-    assert main(arguments) == 0, line
-
-
-@pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: str(page.relative_to(ROOT)))
-def test_runnable_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_files(page, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    for block in blocks(page):
-        if "run" not in block.arguments:
-            continue
-        assert block.language in ("python", "console"), f"{block}: only python and console can run"
-        if block.language == "python":
-            exec(compile(block.text, str(block), "exec"), {"__name__": "__main__"})
-            continue
-        for line in block.text.splitlines():
-            if line.startswith("$ "):
-                run_line(line[2:], monkeypatch)
-
-
-@pytest.mark.parametrize(("page", "model"), [("adding-a-model", "mine.liking"), ("retrieval", "mine.taste")])
-def test_the_models_of_the_guide_keep_the_rules(
-    page: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from longrec.testing import check_model
-
-    write_files(ROOT / "docs" / "guide" / f"{page}.md", tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, model, raising=False)
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
-    check_model(model)
-
-
-def anchors(page: Path) -> set[str]:
-    """What a heading is called in a link."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
-    return {
-        re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
-        for title in re.findall(r"^#+ (.+)$", text, re.M)
-    }
-
-
-def link_faults(page: Path) -> list[str]:
-    """Relative links of a page that lead nowhere."""
-    faults = []
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if re.match(r"[a-z]+:", target):
-            continue
-        name, _, anchor = target.partition("#")
-        file = (page.parent / name) if name else page
-        if not file.exists():
-            faults.append(f"{page.name}: {target}: no such file")
-        elif anchor and anchor not in anchors(file):
-            faults.append(f"{page.name}: {target}: no such heading")
-    return faults
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -235,26 +91,6 @@ def documented(page: Path, heading: str) -> set[str]:
     return set(re.findall(r"^\| `([a-z_0-9]+)` \|", section[1], re.M))
 
 
-SECTIONS: list[tuple[str, str, type[Strict]]] = [
-    *(("schema.md", cls.__name__, cls) for cls in (Schema, TimeColumn, Label, Feature, History, Condition)),
-    ("training.md", "data", DataConfig),
-    ("training.md", "log", Source),
-    ("training.md", "rows", FileFormat),
-    ("training.md", "packed", PackedCells),
-    ("training.md", "split", Split),
-    ("training.md", "fit", FitConfig),
-    ("training.md", "evaluate", EvaluateConfig),
-    ("instance-tokens.md", "Compress", CompressConfig),
-    ("instance-tokens.md", "Encode", ExtractConfig),
-]
-
-
-@pytest.mark.parametrize(("page", "heading", "cls"), SECTIONS, ids=[f"{page}-{name}" for page, name, _ in SECTIONS])
-def test_every_key_is_documented_and_no_other(page: str, heading: str, cls: type[Strict]) -> None:
-    keys = {field.alias or name for name, field in cls.model_fields.items()}
-    assert documented(ROOT / "docs" / "guide" / page, heading) == keys
-
-
 def test_every_key_of_a_request_is_documented() -> None:
     from longrec.serve.request_json import RankRequest, RecommendRequest
 
@@ -263,7 +99,7 @@ def test_every_key_of_a_request_is_documented() -> None:
         assert collected == set(request.__struct_fields__)
 
 
-@pytest.mark.parametrize("script", ["make_models", "make_easyrec"])
+@pytest.mark.parametrize("script", ["make_models", "make_easyrec", "make_reference"])
 def test_what_is_written_from_the_code_is_up_to_date(script: str) -> None:
     """A second; more after a change of a layer: models that stand on it are then run again, until ``make docs``."""
     done = subprocess.run(
@@ -320,12 +156,6 @@ def test_every_page_of_the_guide_is_reachable_from_the_readme() -> None:
 
 
 # ---- planted faults ----------------------------------------------------------------------------------------------
-
-
-def plant(folder: Path, text: str) -> Path:
-    page = folder / "page.md"
-    page.write_text(text, encoding="utf-8")
-    return page
 
 
 @pytest.mark.parametrize(

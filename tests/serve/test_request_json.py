@@ -163,6 +163,6 @@ def test_an_event_is_typed() -> None:
 
 
 def test_every_key_of_an_event_is_documented() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "guide" / "serving.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "guide" / "events.md").read_text()
     table = text.split("| key of an event |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| `([a-z_]+)` \|", table, re.M)) == set(EventRequest.__struct_fields__)

@@ -115,7 +115,7 @@ def format_age(ago: int, step: bool = False) -> str:
     """Format milliseconds, or steps, as text.
 
     >>> format_age(3 * 86_400_000), format_age(90_000), format_age(7, step=True)
-    ('3 days', '90 s', '7 steps')
+    ('3 days', '1 min 30 s', '7 steps')
     """
     if step:
         return f"{ago:,} step{'' if ago == 1 else 's'}"

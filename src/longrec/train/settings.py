@@ -73,8 +73,9 @@ class FitConfig(Strict):
     monitor: str | None = Setting(
         None,
         min_length=1,
-        description="validation metric that selects the best checkpoint: log_loss (default), auc or gauc of a ranker "
-        "(the last two ignore calibration); ndcg@K (default), hr@K or mrr of a retriever",
+        description="validation metric that selects the best checkpoint: log_loss, auc or gauc of a ranker (the last "
+        "two ignore calibration), ndcg@K, hr@K or mrr of a retriever; default: log_loss of a ranker, ndcg@K of a "
+        "retriever",
     )
     patience: int = Setting(
         5, ge=0, description="validations without improvement before training stops; 0 never stops early"
@@ -125,8 +126,8 @@ class FitConfig(Strict):
     )
     allow_future_weights: bool = Setting(
         False,
-        description="let init_from accept a run that may be trained or validated on labels of the evaluation period of "
-        "this run; results then contain a warning",
+        description="let init_from accept a run that may be trained or validated on labels of the evaluation period "
+        "of this run; results then contain a warning",
     )
     runs: str = Setting("runs", description="folder of the run folders")
 
@@ -180,8 +181,8 @@ class EvaluateConfig(Strict):
     recall_k: Cuts = Setting((50, 200), description="cuts of recall of a retriever, for lists that a ranker gets")
     seen: Literal["mask", "mask_same_time", "keep"] = Setting(
         "mask",
-        description="items of the user's earlier events in the ranking of a retriever: masked, or kept; mask_same_time "
-        "also masks those of earlier rows with the timestamp of the target, as published protocols do",
+        description="items of the user's earlier events in the ranking of a retriever: masked, or kept; "
+        "mask_same_time also masks those of earlier rows with the timestamp of the target, as published protocols do",
     )
     catalog: Literal["existing", "all"] = Setting(
         "existing",
