@@ -23,8 +23,8 @@ from longrec.features.schema import Feature, History, Label, TimeColumn
 from longrec.models.core.catalog import names
 from longrec.models.core.registry import find
 from longrec.serve.request_json import EventRequest, RankRequest, RecommendRequest
-from longrec.train.objectives import OBJECTIVES
 from longrec.train.objective_settings import NextItemSettings
+from longrec.train.objectives import OBJECTIVES
 from longrec.train.settings import EvaluateConfig, FitConfig
 
 PAGES = sorted([ROOT / "README.md", ROOT / "docs" / "index.md", *GUIDE.glob("*.md")])
