@@ -133,7 +133,7 @@ class Source(Strict):
     files: Annotated[tuple[str, ...] | None, BeforeValidator(_files)] = Setting(
         None,
         min_length=1,
-        description="files or globs (Parquet, CSV, JSON lines, Arrow) or folders; a path or a list alone is short for it",
+        description="files, globs or folders (Parquet, CSV, JSON lines, Arrow); a path or a list alone is short for it",
     )
     splits: SplitFiles | None = Setting(
         None, description="instead of files: files per split, with data.split {by: files}"
