@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY = PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check slow golden docs site bench setup
+.PHONY: help demo test check slow golden docs site schemas bench setup
 
 help:
 	@echo "make demo     get MovieLens-1M, train two models, compare, export, serve, rank (minutes)"
@@ -22,6 +22,7 @@ help:
 	@echo "make golden   did a reference number move?"
 	@echo "make docs     write the pages of the models and the reference anew"
 	@echo "make site     build the documentation site into build/site"
+	@echo "make schemas  write the JSON schema of the models' settings anew, which check reads"
 	@echo "make bench    training against peers, data preparation, serving latency (needs an hour)"
 
 demo: setup
@@ -53,6 +54,9 @@ site: setup
 	  || $(PY) -m pip install -qq -c constraints.txt -e ".[docs]"
 	@$(PY) -m sphinx -W -n --keep-going -q docs build/site
 	@echo "open build/site/index.html"
+
+schemas: setup
+	@$(PY) -m longrec.models.core.schema_writer
 
 bench: setup
 	@$(PY) bench/din_training.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,10 @@ def _open_run() -> object:
     return open_run("runs/dinn")
 
 
+def _stop() -> object:
+    raise errors.StoppedRun("runs/shop-din", 480, signal.SIGTERM)
+
+
 def _answer() -> object:
     from longrec.serve.request_json import decode_request
 
@@ -67,6 +72,7 @@ EXAMPLES: dict[str, Callable[[], object]] = {
     "DataError": _read_log,
     "StoreError": _open_store,
     "RunError": _open_run,
+    "StoppedRun": _stop,
     "BundleError": _open_bundle,
     "ResourceError": _lack_space,
     "RequestError": _answer,

@@ -17,7 +17,7 @@ from longrec.data.settings import DataConfig, Source, Split, SplitFiles
 from longrec.features.feature import list_kinds
 from longrec.features.schema import Condition, Feature, History, Label, Schema, TimeColumn
 from longrec.train.compress_settings import CompressConfig, ExtractConfig
-from longrec.train.objectives.next_item import NextItem
+from longrec.train.objective_settings import NextItemSettings
 from longrec.train.schedules import Schedule
 from longrec.train.settings import EvaluateConfig, FitConfig
 
@@ -120,7 +120,7 @@ CONFIG = (
             "ties": "[Retrieval](../guide/retrieval.md#training)",
             "windows": "[Retrieval](../guide/retrieval.md#training)",
         },
-        NextItem.fit_defaults,
+        NextItemSettings.fit_defaults,
     ),
     Section("schedule", "fit.schedule.", Schedule, "[Schedules](../guide/tuning.md#schedules)"),
     Section(

@@ -19,8 +19,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "longrec"
 
-BASE = {"errors", "config", "progress", "resources"}
-TOP = {"__init__", "__main__", "cli", "commands", "demo", "exports", "former_names", "imports"}
+BASE = {"errors", "config", "progress", "resources", "terminal_text"}
+TOP = {
+    "__init__", "__main__", "cli", "command_output", "commands", "demo", "entry", "exports", "former_names",
+    "help_pages", "imports", "new_row_options", "settings_text",
+}  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     "features": set(),
     "metrics": set(),
@@ -30,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"features", "nn"},
     "data": {"features", "store"},
     "pipeline": {"features", "store", "models"},
-    "train": {"features", "metrics", "nn", "store", "data", "models", "pipeline"},
+    "train": {"features", "metrics", "nn", "store", "data", "models", "pipeline", "report"},
     "export": {"features", "store", "models", "pipeline"},
     "serve": {"features", "store", "pipeline", "export"},
     "report": {"metrics"},
@@ -269,7 +272,7 @@ def test_no_torch_comes_with(module: str) -> None:
     assert done.returncode == 0, done.stderr or f"longrec.{module} imports torch"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["models"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--help"], ["models"], ["help", "fit.lr"], ["help", "din"]], ids=" ".join)
 def test_no_torch_comes_with_the_command_line(arguments: list[str]) -> None:
     done = torch_comes_with(
         "from longrec.cli import main\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -99,6 +100,33 @@ def test_json_on_standard_output_is_json_alone(shop: Path, capsys: pytest.Captur
     assert listed["deepfm"]["reads_history"] is False
     assert main(["check", "din.yaml", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["model"] == "din"
+
+
+CHECK = """
+import sys
+from longrec.cli import main
+code = main(["check", "din.yaml", *sys.argv[1:]])
+imported = [name for name in ("torch", "pandas", "pyarrow.dataset", "sympy") if name in sys.modules]
+print(code, *imported)
+"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "end", "says"),
+    [
+        ((), "0", "no faults"),
+        (("model=sasrec", "fit.epoch=3", "model.layrs=2"), "2", "did you mean 'layers'?"),
+        # Only a model that may exceed the memory is built.
+        (("data.schema.features.user.hash=2000000000", "model.embedding_dim=4000"), "2 torch", "numbers take"),
+    ],
+    ids=["without faults", "with faults", "large"],
+)
+def test_check_imports_no_torch(shop: Path, overrides: tuple[str, ...], end: str, says: str) -> None:
+    done = subprocess.run([sys.executable, "-c", CHECK, *overrides], capture_output=True, text=True, timeout=60)
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(end), done.stderr
+    assert ("torch" in last) == ("torch" in end)
+    assert says in done.stdout + done.stderr
 
 
 def test_all_faults_of_a_config_at_once(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -167,11 +167,6 @@ def test_a_full_standard_output() -> None:
     assert "no space left" in said
 
 
-def test_without_a_command_all_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([]) == 0
-    assert capsys.readouterr().out == cli.build_parser().format_help()
-
-
 def test_what_does_not_fit_on_the_disk(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with limit_resource(resource.RLIMIT_FSIZE, 50_000):
         assert cli.main(["prepare", "job.yaml"]) == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from longrec.cli import main
+from longrec.entry import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from longrec.config import apply_overrides
-from longrec.errors import DataError, RunError
+from longrec.errors import ConfigError, DataError, RunError
 from longrec.imports import Config, read_job_source
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from longrec.train.evaluate import Evaluation
     from longrec.train.extract import ExtractReport
     from longrec.train.finished_run import Run
+    from longrec.train.new_data import NewScores
 
 
 def check(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -52,8 +52,9 @@ def prepare(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     Returns:
         The manifest of the prepared log, with its ``folder``. ``spans`` holds the first and the last timestamp of each
-        split, as ISO 8601 text or as steps.
+        split, as ISO 8601 text or as steps. ``facts`` holds ``LogFacts.to_dict()``.
     """
+    from longrec.data.facts import read_facts
     from longrec.data.label_checks import check_window, window_warnings
     from longrec.data.log import Log
     from longrec.data.prepare import prepare as prepare_log
@@ -71,6 +72,7 @@ def prepare(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
         **log.manifest,
         "warnings": warnings,
         "left_out": log.excluded_counts,
+        "facts": read_facts(folder).to_dict(),
         "notes": list(job_source.notes),
     }
 
@@ -84,6 +86,8 @@ def train(
     quiet: bool = False,
 ) -> Run:
     """Train the model of a config and evaluate it, or continue an interrupted run.
+
+    A log that is prepared for it is described on standard error.
 
     Args:
         source: path of a config, or the config itself. None with ``resume``.
@@ -101,7 +105,23 @@ def train(
     with job_source.error_context:
         if job_source.config is not source:
             read_job(job_source.config, overrides)
-    return fit(job_source.config, overrides, resume=resume, device=device, quiet=quiet, notes=job_source.text)
+    on_prepared = None if quiet else _print_facts
+    return fit(
+        job_source.config,
+        overrides,
+        resume=resume,
+        device=device,
+        quiet=quiet,
+        notes=job_source.text,
+        on_prepared=on_prepared,
+    )
+
+
+def _print_facts(folder: Path) -> None:
+    from longrec.data.facts import read_facts
+    from longrec.report.facts_table import facts_text
+
+    print(f"{facts_text(read_facts(folder).to_dict())}\n", file=sys.stderr)
 
 
 def compress(
@@ -191,28 +211,83 @@ def _name_source(source: Config | Run) -> str:
     return "CONFIG" if isinstance(source, Mapping) else str(source)
 
 
-def evaluate(run: str | Path | Run, split: str = "test", *, device: Device | None = None) -> Evaluation:
-    """Compute all metrics of a run on a split, with confidence intervals.
+def evaluate(
+    run: str | Path | Run,
+    split: str = "test",
+    *,
+    log: Any = None,
+    users: Any = None,
+    items: Any = None,
+    device: Device | None = None,
+) -> Evaluation:
+    """Compute all metrics of a run on a split, or on new rows with labels, with confidence intervals.
 
     Args:
+        log, users, items: new rows and their tables, as in ``predict``. They replace the split.
         device: device that scores. Default: that of the run, or the CPU where there is no GPU.
     """
+    if log is not None:
+        from longrec.train.new_data import evaluate_new
+
+        return evaluate_new(_open(run), log, users=users, items=items, device=device)
     from longrec.train.evaluate import evaluate as measure
 
     return measure(run, split, device=device)
 
 
 def predict(
-    run: str | Path | Run, split: str = "test", into: str | Path | None = None, *, device: Device | None = None
+    run: str | Path | Run,
+    split: str = "test",
+    into: str | Path | None = None,
+    *,
+    log: Any = None,
+    users: Any = None,
+    items: Any = None,
+    candidates: bool = False,
+    device: Device | None = None,
 ) -> Path:
-    """Score all samples of a split and return the Parquet file with row, user, time, label, score.
+    """Score all samples of a split, or all rows of a new log, and return the Parquet file with the scores.
+
+    Histories of new rows are the earlier events of their users in the run's own log and in the new rows.
 
     Args:
+        into: the file. Default: in the folder ``predictions`` of the run.
+        log: new rows: a path, several paths, a mapping as ``data.log`` of a config, or a frame (pandas, polars, Arrow,
+            DuckDB). They replace the split.
+        users, items: tables with features of new users or items, or newer versions of known ones, in the same forms.
+        candidates: the new rows are candidates to score and not events, so that no history has them.
         device: device that scores. Default: that of the run, or the CPU where there is no GPU.
     """
+    if log is not None:
+        return predict_rows(run, log, into, users=users, items=items, candidates=candidates, device=device)[0]
+    if users is not None or items is not None or candidates:
+        raise ConfigError("predict", ["users, items and candidates are for new rows; name them with log"])
     from longrec.train.evaluate import predict as score
 
     return score(run, split, into, device=device)
+
+
+def _open(run: str | Path | Run) -> Run:
+    """Return a run, opened if it is a path."""
+    from longrec.train.finished_run import Run, open_run
+
+    return run if isinstance(run, Run) else open_run(run)
+
+
+def predict_rows(
+    run: str | Path | Run,
+    log: Any,
+    into: str | Path | None = None,
+    *,
+    users: Any = None,
+    items: Any = None,
+    candidates: bool = False,
+    device: Device | None = None,
+) -> tuple[Path, NewScores]:
+    """Score all rows of a new log, as ``predict`` does, and return the file with the scores and the scores."""
+    from longrec.train.new_data import write_new_scores
+
+    return write_new_scores(_open(run), log, into, users=users, items=items, candidates=candidates, device=device)
 
 
 def compare(
@@ -221,11 +296,57 @@ def compare(
     *,
     resample: Literal["user", "row"] = "user",
     n_resamples: int = 300,
+    common: bool = False,
+    log: Any = None,
+    users: Any = None,
+    items: Any = None,
+    device: Device | None = None,
 ) -> Comparison:
-    """Compare runs on the same rows. The first is the baseline."""
+    """Compare runs on the same rows. The first is the baseline.
+
+    Args:
+        common: compare on the rows that the splits of all runs have, by user, item and timestamp.
+        log, users, items: new rows with labels and their tables, as in ``predict``. They replace the split.
+    """
     from longrec.train.evaluate import compare as pair
 
-    return pair(runs, split, resample=resample, n_resamples=n_resamples)
+    settings: dict[str, Any] = {"resample": resample, "n_resamples": n_resamples}
+    if log is not None:
+        settings |= {"log": log, "users": users, "items": items, "device": device}
+    return pair(runs, split, common=common, **settings)
+
+
+def report(runs: str | Path | Run | Sequence[str | Path | Run], into: str | Path | None = None) -> Path:
+    """Write the HTML report of a run, or of several side by side, and return its path.
+
+    Args:
+        into: the file. Default: ``report.html`` in the folder of a run, or ``compare-NAMES.html`` beside the folders of
+            several.
+
+    Raises:
+        ConfigError: no run, the same run twice, or runs of different objectives.
+        RunError: a run that is not finished.
+    """
+    from longrec.train.finished_run import Run, open_run
+    from longrec.train.run_report import write_report
+
+    several = [runs] if isinstance(runs, (str, Path, Run)) else runs
+    return write_report([run if isinstance(run, Run) else open_run(run) for run in several], into)
+
+
+def try_report(runs: Sequence[str | Path | Run]) -> str | None:
+    """Write the report of runs, as the last step of another command. A failure is a warning on standard error.
+
+    Returns:
+        The path, or None without a report.
+    """
+    try:
+        return str(report(runs))
+    except Exception as error:  # noqa: BLE001 - nothing that a report does may lose the result of a training
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        folders = " ".join(str(getattr(run, "folder", run)) for run in runs)
+        print(f"warning: no report ({reason}); write it with: longrec report {folders}", file=sys.stderr)
+        return None
 
 
 def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -> Manifest:
@@ -253,13 +374,6 @@ def models() -> list[Card]:
     from longrec.models.core.catalog import describe, names
 
     return [describe(name) for name in names()]
-
-
-def explain_model(name: str) -> str:
-    """Return the description of a model from its file, and its settings with type, default and meaning."""
-    from longrec.models.core.catalog import help_text
-
-    return help_text(name)
 
 
 def cite(source: Config, overrides: Sequence[str] = ()) -> Bibliography:
@@ -305,6 +419,8 @@ def make_synthetic(name: str, into: str | Path, overrides: Sequence[str] = (), *
         ConfigError: if a parameter is unknown, or cannot have its value.
         DataError: if the folder contains another log.
     """
+    import numpy as np
+
     from longrec.data import synthetic
     from longrec.data.splits import TEST
     from longrec.metrics import auc

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from longrec.errors import ConfigError, nearest
 
@@ -25,12 +25,21 @@ class Strict(BaseModel):
     Attributes:
         renamed_keys: former name of a key -> its name. A former name is refused with a message that gives the new one.
         renamed_values: name of a key -> former value -> value. They also hold for the items of a list.
+        rules: functions from a config to the faults of keys that do not fit each other.
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {}
     renamed_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {}
+    rules: ClassVar[Sequence[Callable[[Any], list[str]]]] = ()
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> Self:
+        faults = [fault for rule in self.rules for fault in rule(self)]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
 
 
 StrictT = TypeVar("StrictT", bound=Strict)

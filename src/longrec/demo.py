@@ -67,10 +67,10 @@ def demo(folder: str | Path = "longrec-demo", say: Callable[[str], None] = print
     say(f"bundles: {bundle}, {recall}")
 
     step("Serve both on loopback: rank over HTTP, and recommend")
-    ranked = _rank_over_http(bundle, recall, runs["din"], say)
+    _rank_over_http(bundle, recall, runs["din"], say)
 
     step("Write the report")
-    report = _write_report(folder, runs, comparison, manifest, ranked, figures)
+    report = _write_report(folder, runs, figures)
     say(f"\nDone in {duration(time.perf_counter() - began)}.")
     say(_format_next_steps(folder, report))
     return report
@@ -119,7 +119,7 @@ def _format_facts(manifest: dict[str, Any]) -> str:
     )
 
 
-def _rank_over_http(bundle: Path, recall: Path, run: Any, say: Callable[[str], None]) -> dict[str, Any]:
+def _rank_over_http(bundle: Path, recall: Path, run: Any, say: Callable[[str], None]) -> None:
     """Rank for one test user through the server, compare its scores with the offline ones, and recommend."""
     from longrec.serve.client import client
     from longrec.serve.server import run_server
@@ -142,7 +142,6 @@ def _rank_over_http(bundle: Path, recall: Path, run: Any, say: Callable[[str], N
     _say_films(ranked[:5], say)
     say(f"of all films not rated yet, 500 retrieved and ranked in {recommend_took:.1f} ms:")
     _say_films(recommended, say)
-    return {"row": row}
 
 
 def _time_requests(send: Callable[[], Any]) -> tuple[Any, float]:
@@ -168,57 +167,21 @@ def _choose_row(log: Any) -> int:
     return int(full[len(full) // 2]) if len(full) else int(rows[-1])
 
 
-def _write_report(
-    folder: Path, runs: dict[str, Any], comparison: Any, manifest: dict[str, Any], ranked: dict[str, Any], recall: str
-) -> Path:
-    from longrec.report.page import write_page
-    from longrec.report.run import read_run
-    from longrec.train.explain import explain
+def _write_report(folder: Path, runs: dict[str, Any], recall: str) -> Path:
+    from longrec.train.run_report import write_report
 
-    counts = manifest["parts"]
-    facts = {
-        "Data": f"MovieLens-1M: {manifest['events']:,} ratings by {manifest['users']:,} users",
+    notes = {
         "Label": "rating 4 or better",
-        "Split": "80/10/10 of the rows along the global time line: "
-        + ", ".join(f"{p} {n['samples']:,}" for p, n in counts.items()),
         "Histories": "the last 20 ratings strictly before the timestamp of the impression; ratings have no delay",
         "Recall": f"the counting rule (covisit) on the positives of test, among all films: {recall}",
     }
-    views = [read_run(runs[name].folder) for name in _RUNS]
-    return write_page(
+    return write_report(
+        [runs[name] for name in _RUNS],
         folder / "report.html",
-        "MovieLens-1M: DeepFM and DIN",
-        facts,
-        views,
-        comparison.to_dict(),
-        _format_explanation(explain(runs["din"], ranked["row"])),
-        _list_next_steps(folder),
+        title="MovieLens-1M: DeepFM and DIN",
+        notes=notes,
+        next_steps=_list_next_steps(folder),
     )
-
-
-def _format_explanation(explained: dict[str, Any]) -> dict[str, Any]:
-    """Return the explanation of one row in the form of the page."""
-    events = [
-        {
-            "name": event["item"],
-            "side": {name: _format_value(value) for name, value in event["side"].items()},
-            "ago": _format_age(event["ago"] / 1_000),
-            "weight": event["weight"],
-        }
-        for event in explained["histories"]["rated"]
-    ]
-    when = np.datetime_as_string(np.datetime64(explained["moment"], "ms"), unit="s").replace("T", " ") + " UTC"
-    fields = {"user": str(explained["user"]), "when": when, "candidate": str(explained["item"])}
-    note = "DIN's scores are not normalized: a weight may be negative, and they need not add up to one."
-    return {**fields, "score": explained["score"], "label": explained["label"], "events": events, "note": note}
-
-
-def _format_age(seconds: float) -> str:
-    return f"{seconds / 86_400:.0f} days" if seconds >= 2 * 86_400 else duration(seconds)
-
-
-def _format_value(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _list_next_steps(folder: Path) -> list[str]:

@@ -6,6 +6,7 @@
     |-- DataError               a log, a table, a column or a value that cannot be used
     |-- StoreError              a history store that is damaged or was written by another version
     |-- RunError                a run folder that is missing, incomplete or does not fit
+    |   `-- StoppedRun          a training that a signal has ended
     |-- BundleError             a bundle that is altered, incomplete or of another version
     |-- ResourceError           a resource that the machine lacks: disk, memory, permission, an open port
     `-- RequestError            a request that cannot be answered, with an HTTP status
@@ -68,6 +69,14 @@ class StoreError(LongRecError):
 
 class RunError(LongRecError):
     """A run folder that is missing, incomplete, or does not fit the request."""
+
+
+class StoppedRun(RunError):
+    """A training that a signal has ended, and that can be resumed. ``number`` is the number of the signal."""
+
+    def __init__(self, folder: str, step: int, number: int) -> None:
+        self.number = number
+        super().__init__(folder, f"stopped after step {step:,}", do="continue it with --resume")
 
 
 class BundleError(LongRecError):

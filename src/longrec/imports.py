@@ -40,10 +40,12 @@ def read_job_source(source: Config, overrides: Sequence[str] = ()) -> JobSource:
     Raises:
         ConfigError: if the EasyRec configuration has faults. All are listed.
     """
+    from longrec.interop.easyrec_suffixes import is_easyrec
+
+    if not is_easyrec(source):
+        return JobSource(source)
     from longrec.interop import easyrec, easyrec_folder
 
-    if not easyrec.is_easyrec(source):
-        return JobSource(source)
     named = {key: value for key, _, value in (word.partition("=") for word in overrides)}
     imported = easyrec.read(
         source,  # type: ignore[arg-type]  # is_easyrec is true of paths only
@@ -86,14 +88,15 @@ def import_config(
         ConfigError: if the configuration has faults (all are listed, with line and column), or files exist already.
     """
     from longrec.interop import easyrec, easyrec_folder, fg, fg_folder
+    from longrec.interop.easyrec_suffixes import SUFFIXES, is_easyrec
     from longrec.train.job import read_job
 
     if fg.is_generator(source):
         rules = fg.read(source, user=user, item=item)
         written = fg_folder.write(rules, into)
         return {**fg_folder.describe_notes(rules), "files": [str(file) for file in written]}
-    if not easyrec.is_easyrec(source):
-        endings = ", ".join(easyrec.SUFFIXES)
+    if not is_easyrec(source):
+        endings = ", ".join(SUFFIXES)
         description = (
             f"an unknown kind of file; expected an EasyRec configuration ({endings}) or an fg.json ({fg.SUFFIX})"
         )

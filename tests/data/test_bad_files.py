@@ -24,12 +24,15 @@ from small_logs import (
 
 WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     # ---- files
-    "no such file": (named(["gone.parquet"]), r"gone\.parquet: no such file; expected a Parquet, CSV or Arrow file"),
+    "no such file": (
+        named(["gone.parquet"]),
+        r"gone\.parquet: no such file; expected a Parquet, CSV, JSON lines or Arrow file",
+    ),
     "pattern without match": (named(["*.csv"]), r"\*\.csv: no such file; expected .*pattern that matches some"),
     "truncated Parquet": (cut("log.parquet", 0.6), r"log\.parquet: cannot be read: .*; expected a complete Parquet"),
     "Parquet without an end": (cut("log.parquet", 0.1), r"log\.parquet: cannot be read: .*; expected a complete"),
     "Parquet with garbage": (cut("log.parquet", 1.0), r"log\.parquet: cannot be read: .*; expected a complete Parquet"),
-    "not Parquet at all": (raw("log.parquet", b"user,item\n1,2\n" * 9), r"cannot be read: .*[Nn]o magic bytes"),
+    "not Parquet at all": (raw("log.parquet", b"user,item\n1,2\n" * 9), r"cannot be read: .*magic bytes not found"),
     "an empty Parquet file": (
         raw("log.parquet", b""),
         r"log\.parquet: cannot be read: .*; expected a complete Parquet",
@@ -38,23 +41,21 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     "not Arrow at all": (raw("log.arrow", b"nothing of the kind"), r"log\.arrow: cannot be read: .*Arrow"),
     "another kind of file": (
         raw("log.xlsx", b"x"),
-        r"log\.xlsx: a file of the kind '\.xlsx'; expected \.parquet, \.csv",
+        r"log\.xlsx: a file of the kind '\.xlsx'; expected \.parquet, .*\.csv.*\n  Save the sheet as CSV",
     ),
-    "an empty CSV file": (raw("log.csv", b""), r"log\.csv: no column 'user' \(the user\); no column 'item'"),
+    "an empty CSV file": (raw("log.csv", b""), r"log\.csv: an empty file; expected a first line"),
     "header-only CSV": (csv("user,item,t,click,price,size,page\n"), r"log\.csv: no rows; expected at least one event"),
     "an empty log": (
         parquet_log(**{n: pa.array([], t) for n, t in zip(log().column_names, log().schema.types)}),
         r"no rows; expected at least",
     ),
-    "CSV that is none": (raw("log.csv", bytes(range(256)) * 20), r"log\.csv: cannot be read: .*detect the CSV"),
-    # within its first 100,000 lines the reader takes such a column for text
-    "late CSV ids with zeros in front": (
-        csv("user,item,t,click,price,size,page\n" + "1,2,3,0,1,1,a\n" * 120_000 + "007,2,4,1,1,1,a\n"),
-        r"log\.csv: column 'user': the id '007', which would be read as the number 7; expected ids that keep their",
+    "CSV that is none": (
+        raw("log.csv", bytes(range(256)) * 20),
+        r"log\.csv: cannot be read: bytes of zero.*UTF-8 text",
     ),
     "CSV with a short row": (
         csv("user,item,t,click,price,size,page\n" + "1,2,3,0,1,1,a\n" * 30 + "1,2\n"),
-        r"log\.csv: no column 'user' .*\n  Look for a line with more or fewer values than the first",
+        r"log\.csv, line 32: 2 of 7 cells in '1,2'; expected 7 cells .* one per column of the first line",
     ),
     "a bad query": (
         named({"query": "SELECT nothing FROM nowhere"}),

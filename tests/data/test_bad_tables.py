@@ -96,7 +96,7 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
         table("items", {"item": ["1"], "x": [1]}),
         r"table\.parquet: column 'item': VARCHAR keys; expected BIGINT, as in the log",
     ),
-    "float keys": (table("users", {"user": [1.0], "x": [1]}), r"table\.parquet: column 'user': ids stored as floats"),
+    "float keys": (table("users", {"user": [1.5], "x": [1]}), r"table\.parquet: column 'user': ids stored as floats"),
     "no key column": (
         table("items", {"itm": [1], "x": [1]}),
         r"table\.parquet: no column 'item' \(key of the item table\), did you mean 'itm'\?",

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from longrec.data.catalog import build_catalog, compute_first_timestamps, list_training_items
+from longrec.data.catalog import build_catalog, compute_first_timestamps, list_negatives
 from longrec.data.log import Log
 from longrec.data.next_item_loader import NextItemLoader, find_sequence_fault
 from longrec.data.prepare import prepare
@@ -168,7 +168,7 @@ def test_a_history_that_depends_on_the_time_of_reading_makes_requests(tmp_path: 
 
 def test_negatives_follow_their_distribution(log: Log) -> None:
     rows = positives(log)
-    catalog = list_training_items(log)
+    catalog = list_negatives(log)
     for draw in ("uniform", "popularity"):
         loader = NextItemLoader(log, rows, 10_000, "seen", Sampling(negatives=40_000, draw=draw))  # type: ignore[arg-type]
         (batch,) = loader.epoch(0)
@@ -186,26 +186,44 @@ def test_negatives_follow_their_distribution(log: Log) -> None:
         )
 
 
-def test_a_negative_of_its_own_is_no_item_of_the_user(log: Log) -> None:
-    loader = NextItemLoader(log, positives(log), 64, "seen", Sampling("own", 1, unseen=True))
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_negative_of_its_own_is_no_item_of_the_user(log: Log, count: int) -> None:
+    loader = NextItemLoader(log, positives(log), 64, "seen", Sampling("own", count, unseen=True))
     order, at = loader.order(0), 0
     for batch in loader.epoch(0):
         assert batch.targets is not None
-        negatives = batch.targets.rows[-batch.targets.negatives :].tolist()
+        assert batch.targets.own is not None
+        negatives = batch.targets.rows[batch.targets.own].tolist()
         assert len(negatives) == len(batch.targets.state)
-        for item in negatives:
+        for items in negatives:
+            assert len(items) == count
             user = log.user(order[at : at + 1])[0]
             own = slice(log.events.offsets[user], log.events.offsets[user + 1])
             train = np.asarray(log.splits[own]) == 0
-            assert item not in log.events.columns["item"][own][train]
+            assert not set(items) & set(log.events.columns["item"][own][train].tolist())
             at += 1
 
 
-def test_a_whole_catalog_has_every_training_item_once(log: Log) -> None:
+def test_targets_draw_their_own_negatives_independently(log: Log) -> None:
+    rows = positives(log)
+    (batch,) = NextItemLoader(log, rows, 10_000, "seen", Sampling("own", 200)).epoch(0)
+    assert batch.targets is not None
+    assert batch.targets.own is not None
+    drawn, catalog = batch.targets.rows[batch.targets.own].numpy(), list_negatives(log)
+    assert len(batch.targets.rows) - batch.targets.negatives == len(np.unique(batch.targets.item))
+    assert len(batch.targets.rows) <= 2 * len(catalog)  # each vector once
+    assert not np.array_equal(drawn[0], drawn[1])
+    share = np.bincount(drawn.ravel(), minlength=len(log.items))[catalog] / drawn.size
+    np.testing.assert_allclose(share, 1 / len(catalog), atol=0.006)
+
+
+def test_a_whole_catalog_has_every_training_item_and_the_unseen_one_once(log: Log) -> None:
     loader = NextItemLoader(log, positives(log), 64, "seen", Sampling("all", 0))
     batch = next(iter(loader.epoch(0)))
     assert batch.targets is not None
-    assert batch.targets.rows.tolist() == list_training_items(log).tolist()
+    of_training = np.unique(log.events.columns["item"].take(np.flatnonzero(np.asarray(log.splits) == 0)))
+    assert batch.targets.rows.tolist() == [0, *of_training]
+    assert batch.candidates["item"][0] == 1  # type: ignore[index]
     assert batch.size == len(batch.targets.rows) == len(batch.candidates["item"])  # type: ignore[arg-type]
     assert batch.loss_rows == len(batch.targets.state)
 

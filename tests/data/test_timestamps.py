@@ -50,7 +50,7 @@ def offline(folder: Path, column: Any, suffix: str = "parquet", query: str = "",
     else:
         feather.write_feather(table, path, compression="uncompressed")
     source = {"query": query.format(path)} if query else {"files": [str(path)]}
-    log = Relation(connection(), "log", Source.model_validate(source), folder, ["t"])
+    log = Relation(connection(), "log", Source.model_validate(source), folder)
     expression = read_timestamps(log, "t", TimeColumn(column="t", **time)).sql
     return [row[0] for row in log.con.execute(f"SELECT {expression} FROM log").fetchall()]
 

@@ -23,8 +23,8 @@ from longrec.features.schema import Feature, History, Label, TimeColumn
 from longrec.models.core.catalog import names
 from longrec.models.core.registry import find
 from longrec.serve.request_json import EventRequest, RankRequest, RecommendRequest
+from longrec.train.objective_settings import NextItemSettings
 from longrec.train.objectives import OBJECTIVES
-from longrec.train.objectives.next_item import NextItem
 from longrec.train.settings import EvaluateConfig, FitConfig
 
 PAGES = sorted([ROOT / "README.md", ROOT / "docs" / "index.md", *GUIDE.glob("*.md")])
@@ -91,7 +91,7 @@ def find_faults(page: str, text: str) -> list[str]:
         path, stated, retriever = match.groups()
         if not is_same(stated, default := find_default(path)):
             faults.append(f"{path}: {stated} is stated, {default!r} is the default")
-        if retriever and not is_same(retriever, default := NextItem.fit_defaults[path.removeprefix("fit.")]):
+        if retriever and not is_same(retriever, default := NextItemSettings.fit_defaults[path.removeprefix("fit.")]):
             faults.append(f"{path} of a retriever: {retriever} is stated, {default!r} is the default")
     text = PROSE.sub("", text)
     for heading, section in split_sections(text):
@@ -157,7 +157,7 @@ def test_no_description_states_another_default() -> None:
 
 def test_the_default_of_monitor_is_the_first_metric_of_each_objective() -> None:
     stated = (FitConfig.model_fields["monitor"].description or "").partition("; default: ")[2]
-    first = {name: next(iter(one.monitors(EvaluateConfig()))) for name, one in OBJECTIVES.items()}
+    first = {name: next(iter(one.settings.monitors(EvaluateConfig()))) for name, one in OBJECTIVES.items()}
     assert stated == f"{first['clicks']} of a ranker, {re.sub('[0-9]+', 'K', first['next_item'])} of a retriever"
 
 

@@ -219,6 +219,11 @@ SCHEMA_FAULTS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"features": {"time_gap": {"kind": "id"}}}, r"features\.time_gap: the name is taken"),
     ({"time": None}, r"time: is required, unless every history is pre-joined"),
+    ({"user": None}, r"user: is required for histories\.rated, which reads earlier events of the user"),
+    ({"item": None}, r"item: is required for histories\.rated, which reads earlier events with their items"),
+    ({"item": None}, r"features\.\w+: side item needs the schema's item; set item, or side: candidate"),
+    ({"user": None, "request": "page"}, r"request: groups the rows of a user; set user"),
+    ({"casts": {"movie": "str"}}, r"casts\.movie: "),
     (
         {"time": None, "histories": {"rated": {"features": ["movie"], "columns": {"movie": "m"}}}},
         r"features\.hour: kind calendar needs the schema's time column",

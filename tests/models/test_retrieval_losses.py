@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from longrec.features.batch import Targets
 from longrec.models.core.retrieval import RetrievalConfig, Sampling, retrieval_loss
+from longrec.nn import own_negatives
 
 ITEMS, TARGETS = 12, 7
 
@@ -28,6 +30,15 @@ def draw(negatives: list[int], target: list[int]) -> tuple[Tensor, Tensor, Targe
     rows = torch.cat([distinct, torch.tensor(negatives, dtype=torch.int64)])
     own = Targets(torch.arange(len(target)), item, rows, len(negatives), ITEMS)
     return state, every[rows], own
+
+
+def draw_own(negatives: list[list[int]], target: list[int]) -> tuple[Tensor, Tensor, Targets]:
+    """The same with negatives of each target's own, each vector once."""
+    listed = sorted({item for own in negatives for item in own})
+    state, item, targets = draw(listed, target)
+    first = len(targets.rows) - len(listed)
+    own = torch.tensor([[first + listed.index(one) for one in items] for items in negatives])
+    return state, item, replace(targets, own=own)
 
 
 def sigmoid_log(x: float) -> float:
@@ -73,18 +84,18 @@ def test_log_q_estimates_the_loss_over_all_items() -> None:
 
 
 def test_bce_by_hand() -> None:
-    state, item, targets = draw([5, 8], [3, 4])
+    state, item, targets = draw_own([[5], [8]], [3, 4])
     z = (state @ item.t()).tolist()  # candidates 3 4 | 5 8
     expected = -sigmoid_log(z[0][0]) - sigmoid_log(-z[0][2]) - sigmoid_log(z[1][1]) - sigmoid_log(-z[1][3])
     assert loss_of(state, item, targets, loss="bce") == pytest.approx(expected / 2, rel=1e-5)
 
 
 def test_gbce_by_hand_and_its_limit() -> None:
-    state, item, targets = draw([5, 8, 3], [3, 4])
-    z = (state @ item.t()).tolist()  # candidates 3 4 | 5 8 3
+    state, item, targets = draw_own([[5, 8, 3], [8, 8, 3]], [3, 4])
+    z = (state @ item.t()).tolist()  # candidates 3 4 | 3 5 8
     share, t = 3 / (ITEMS - 1), 0.75
     beta = share * (t * (1 - 1 / share) + 1 / share)
-    negative = [-sigmoid_log(-z[0][2]) - sigmoid_log(-z[0][3]), -sum(sigmoid_log(-z[1][j]) for j in (2, 3, 4))]
+    negative = [-sigmoid_log(-z[0][3]) - sigmoid_log(-z[0][4]), -sum(sigmoid_log(-z[1][j]) for j in (4, 4, 2))]
     positive = [-sigmoid_log(z[0][0]), -sigmoid_log(z[1][1])]
     actual = loss_of(state, item, targets, loss="gbce", gbce_t=t)
     assert actual == pytest.approx((beta * sum(positive) + sum(negative)) / 2, rel=1e-5)
@@ -96,12 +107,19 @@ def test_gbce_by_hand_and_its_limit() -> None:
 
 @pytest.mark.parametrize("loss", ["softmax", "gbce"])
 def test_a_negative_that_is_the_target_gets_no_gradient(loss: str) -> None:
-    state, item, targets = draw([3, 5], [3, 3])
+    state, item, targets = draw([3, 5], [3, 3]) if loss == "softmax" else draw_own([[3, 5], [5, 3]], [3, 3])
     item.requires_grad_()
     retrieval_loss(state, item, targets, RetrievalConfig(loss=loss)).backward()
     assert item.grad is not None
     assert not item.grad[1].any()  # item 3 as a negative
     assert item.grad[[0, 2]].abs().sum(1).min() > 0
+
+
+def test_own_negatives_have_the_same_scores_on_either_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, item, targets = draw_own([[5, 8, 3], [8, 8, 3]], [3, 4])
+    one = loss_of(state, item, targets, loss="gbce")
+    monkeypatch.setattr(own_negatives, "_VECTORS_PER_NEGATIVE", 0)
+    assert loss_of(state, item, targets, loss="gbce") == pytest.approx(one, rel=1e-6)
 
 
 def test_the_temperature_divides_the_scores() -> None:
@@ -114,19 +132,17 @@ def test_the_temperature_divides_the_scores() -> None:
 def test_many_targets_have_the_loss_of_few(loss: str) -> None:
     """From some number of rows on, the loss runs on other operators."""
     target = [row % ITEMS for row in range(700)]
-    negatives = {"bce": [(row + 1) % ITEMS for row in range(700)], "cross_entropy": []}.get(loss, [3, 3, 5, 8])
-    state, item, targets = draw(negatives, target)
+    if loss in ("bce", "gbce"):
+        count = 1 if loss == "bce" else 3
+        state, item, targets = draw_own([[(row + step + 1) % ITEMS for step in range(count)] for row in target], target)
+    else:
+        state, item, targets = draw([] if loss == "cross_entropy" else [3, 3, 5, 8], target)
     many = loss_of(state, item, targets, loss=loss)
     halves = []
-    for own in (slice(0, 350), slice(350, 700)):
-        rows, negative = targets.rows, targets.negatives
-        vectors = item
-        if loss == "bce":
-            positive = len(rows) - negative
-            kept = torch.cat([torch.arange(positive), torch.arange(positive, len(rows))[own]])
-            rows, vectors, negative = rows[kept], item[kept], 350
-        half = Targets(targets.state[own], targets.item[own], rows, negative, ITEMS)
-        halves.append(loss_of(state[own], vectors, half, loss=loss))
+    for rows in (slice(0, 350), slice(350, 700)):
+        own = None if targets.own is None else targets.own[rows]
+        half = replace(targets, state=targets.state[rows], item=targets.item[rows], own=own)
+        halves.append(loss_of(state[rows], item, half, loss=loss))
     assert many == pytest.approx(sum(halves) / 2, rel=1e-5)
 
 
@@ -134,4 +150,4 @@ def test_what_the_losses_draw() -> None:
     assert RetrievalConfig().sampling() == Sampling("shared", 512, "uniform")
     assert RetrievalConfig(loss="bce", draw="popularity").sampling() == Sampling("own", 1, "popularity", unseen=True)
     assert RetrievalConfig(loss="cross_entropy").sampling() == Sampling("all", 0)
-    assert RetrievalConfig(loss="gbce", negatives=7).sampling() == Sampling("shared", 7)
+    assert RetrievalConfig(loss="gbce", negatives=7).sampling() == Sampling("own", 7)

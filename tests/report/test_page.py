@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrec.metrics import CalibrationCurve, Interval, compare
-from longrec.report import RunView, write_page
+from longrec.report import Page, RunView, write_page
 from longrec.report.plots import (
     Series,
     bar,
@@ -21,8 +21,28 @@ from longrec.report.plots import (
     number,
     ticks,
 )
+from longrec.report.run import SegmentView
 
 EVIL = "<script>alert('1')</script>\"&"
+FACTS = {
+    "events": 1_000,
+    "users": 50,
+    "items": 20,
+    "first": 0,
+    "last": 99,
+    "tied": 0.25,
+    "repeated": 3,
+    "splits": {
+        name: {"rows": rows, "positives": 90, "users": 40, "items": 9, "new_users": 0.5, "new_items": 0.0,
+               "first": 0, "last": 9}
+        for name, rows in (("train", 900), ("valid", 0), ("test", 100))
+    },
+    "histories": {"seen": {"max_length": 9, "mean": 4.5, "p10": 0, "p50": 4, "p90": 9, "full": 0.1,
+                           "empty": {"train": 0.1, "test": 0.0}}},
+    "features": {"page": {"kind": "id", "side": "context", "nulls": {"train": 0.0}, "distinct": 2, "top": "home",
+                          "top_share": 0.75, "unseen": {"train": 0.0, "test": 0.1}, "low": None, "high": None}},
+    "warnings": ["feature page: odd"],
+}  # fmt: skip
 CURVE = CalibrationCurve((0.1, 0.5, 0.8), (0.2, 0.5, 0.7), (10, 10, 9))
 
 
@@ -41,7 +61,7 @@ def view(name: str, **changes) -> RunView:
             ("valid", "auc"): [(1.0, 0.7), (2.0, 0.72), (3.0, 0.71)],
         },
         "config": f"model: {name}\n",
-        "calibration": CURVE,
+        "calibrations": {"": CURVE},
     }
     return RunView(**{**content, **changes})
 
@@ -53,12 +73,22 @@ def comparison(*names: str) -> dict:
     return compare(y, scores, u, n_resamples=20).to_dict()
 
 
-def explanation(events: int = 14, weight: float = 0.1) -> dict:
+def sample(events: int = 14, weight: float | None = 0.1, **changes) -> dict:
     history = [
-        {"name": f"Film {i} {EVIL}", "side": {"rating": EVIL}, "ago": f"{i} days", "weight": weight * i}
+        {
+            "name": f"Film {i} {EVIL}",
+            "side": {"rating": EVIL},
+            "ago": i * 86_400_000,
+            "weight": None if weight is None else weight * i,
+        }
         for i in range(events)
     ]
-    return {"user": EVIL, "when": EVIL, "candidate": EVIL, "score": 0.5, "label": 1.0, "events": history, "note": EVIL}
+    facts = {"User": EVIL, "Candidate": EVIL, "Score": "0.5"}
+    return {"title": EVIL, "facts": facts, "histories": {EVIL: history}, "step": False, **changes}
+
+
+def write(path, runs, compared=None, title="T", tiles=None, **content):
+    return write_page(path, Page(title, tiles or {}, runs, comparison=compared, **content))
 
 
 class Checker(HTMLParser):
@@ -113,70 +143,114 @@ def svgs(text: str) -> list[ET.Element]:
 
 def test_every_argument_is_escaped(tmp_path):
     names = ["plain", f"b{EVIL}"]
-    runs = [view(name, model=EVIL, config=EVIL) for name in names]
-    path = write_page(
-        tmp_path / "p.html", EVIL, {EVIL: EVIL}, runs, comparison(*names), explanation(), [f"`{EVIL}` {EVIL}"]
+    segments = (SegmentView(EVIL, EVIL, 30, 10, {"auc": Interval(0.7, 0.6, 0.8)}),)
+    features, recommended = {EVIL: EVIL}, [(EVIL, 0.25)]
+    samples = (sample(features=features, recommended=recommended), sample(weight=None))
+    origin = {"command": EVIL, "started": EVIL, "packages": {"torch": EVIL}, "git": {"revision": EVIL}}
+    extra = {"segments": segments, "samples": samples, "environment": origin}
+    runs = [view(name, model=EVIL, config=EVIL, calibrations={EVIL: CURVE}, **extra) for name in names]
+    facts = FACTS | {"warnings": [EVIL], "features": {EVIL: FACTS["features"]["page"] | {"top": EVIL}}}
+    path = write(
+        tmp_path / "p.html",
+        runs,
+        comparison(*names),
+        EVIL,
+        {EVIL: EVIL},
+        references=[view(EVIL, is_reference=True)],
+        facts={EVIL: facts, "other": facts},
+        warnings=[f"{EVIL}!"],
+        next_steps=[f"`{EVIL}` {EVIL}"],
     )
     page = check(path)
     assert "<script" not in path.read_text(encoding="utf-8")
-    assert page.text.count("<script>alert('1')</script>") > 20
+    assert page.text.count("<script>alert('1')</script>") > 60
     assert len(svgs(path.read_text(encoding="utf-8"))) > 15  # each parses as XML
 
 
 def test_the_page_says_what_differs_and_by_how_much(tmp_path):
-    compared = comparison("deepfm", "din")
-    page = check(
-        write_page(
-            tmp_path / "p.html",
-            "T",
-            {"Data": "small"},
-            [view("deepfm"), view("din")],
-            compared,
-            None,
-            ["a `b`", "longrec models"],
-        )
-    )
+    compared = comparison("deepfm", "din", "item rate")
+    rate = view("item rate", model="the rate of the item", is_reference=True, curves={}, config="", calibrations={})
+    runs = [view("deepfm"), view("din")]
+    steps = ["a `b`", "longrec models"]
+    path = write(tmp_path / "p.html", runs, compared, tiles={"Data": "small"}, references=[rate], next_steps=steps)
+    page = check(path)
     auc = compared["differences"]["din"]["auc"]
     assert auc["verdict"] == "better"
     assert f"din against deepfm: better on AUC ({auc['value']:+.4f})" in page.text
     assert f"{auc['value']:+.4f} [{auc['low']:+.4f}, {auc['high']:+.4f}]" in page.text
     assert f"{compared['runs']['din']['auc']['value']:.4f}" in page.text
-    for head in ("Metrics", "Differences to deepfm", "Learning", "Calibration", "Settings", "How to go on"):
+    for head in ("Metrics", "Differences to deepfm", "Learning", "Calibration", "How it was trained", "How to go on"):
         assert head in page.text
-    assert "Where a sample" not in page.text
+    assert "Where scores come from" not in page.text
+    assert "Segments" not in page.text
     assert "20 resamples of whole users" in page.text
     assert f"GAUC leaves out {compared['gauc_users_skipped']}" in page.text
     assert page.tags.count("code") == 2
+    # A reference is in the table of metrics, and neither in the sentences nor in the charts of differences.
+    assert "no model: the rate of the item" in page.text
+    assert f"{compared['runs']['item rate']['auc']['value']:.4f}" in page.text
+    assert "item rate against" not in page.text
+
+
+def test_facts_segments_and_origin_are_shown(tmp_path):
+    def segments(auc: float) -> tuple[SegmentView, ...]:
+        new, old = {"auc": Interval(auc, auc - 0.1, auc + 0.1)}, {"pcoc": Interval(1.5, 1.4, 1.6)}
+        return (SegmentView("User", "new", 100, 25, new), SegmentView("User", "old", 300, 30, new | old))
+
+    origin = {"command": "longrec train a.yaml", "started": "2026-01-02", "packages": {"torch": "9.9", "other": "1"}}
+    progress = {"steps": 1_200, "best_step": 800, "stopped": "patience"}
+    one = view("lr", segments=segments(0.61), environment=origin, progress=progress)
+    other = view("din", segments=segments(0.72), calibrations={"": CURVE, "buy": CURVE})
+    odd = view("odd", segments=(SegmentView("User", "new", 7, None, {}),))
+    text = check(write(tmp_path / "p.html", [one, other, odd], facts={"lr, din, odd": FACTS})).text
+    assert text.index("Data") < text.index("Metrics on test") < text.index("Segments of test")
+    assert "1,000 events, 50 users, 20 items" in text
+    assert "home (75.0%)" in text
+    assert "feature page: odd" in text[: text.index("Data")]  # among the warnings
+    row = text[text.index("new100") :]
+    assert row.startswith("new100 (25.0%)25.0%0.610 [0.510, 0.710]0.720 [0.620, 0.820]––")
+    assert "User (odd)" in text  # other rows, so a table of its own
+    assert "longrec train a.yaml" in text
+    assert "1,200, stopped early, best validation at step 800" in text
+    assert "torch 9.9" in text
+    assert "other 1" not in text
+    assert "din: buy" in text  # the calibration of a task
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 8])
 def test_any_number_of_runs_with_and_without_a_comparison(tmp_path, count):
     names = [f"run{i}" for i in range(count)]
     runs = [view(name) for name in names]
-    page = check(write_page(tmp_path / "a.html", "T", {}, runs))
+    page = check(write(tmp_path / "a.html", runs))
     assert page.text.count("0.7000") >= count
     assert "undefined" in page.text
-    check(write_page(tmp_path / "b.html", "T", {}, runs, comparison(*names)))
+    check(write(tmp_path / "b.html", runs, comparison(*names) if count > 1 else None))
 
 
 def test_a_bare_run_makes_a_page_too(tmp_path):
-    bare = view("lr", metrics={}, curves={}, config="", calibration=None, seconds=None)
-    page = check(write_page(tmp_path / "deep" / "p.html", "T", {}, [bare]))
+    bare = view("lr", metrics={}, curves={}, config="", calibrations={}, seconds=None)
+    page = check(write(tmp_path / "deep" / "p.html", [bare]))
     assert "Learning" not in page.text
     assert "Calibration" not in page.text
 
 
-def test_the_sample_shows_its_heaviest_events_first_and_folds_the_rest(tmp_path):
-    path = write_page(tmp_path / "p.html", "T", {}, [view("din")], None, explanation(events=14))
-    text = check(path).text
+def test_a_sample_shows_its_heaviest_events_first_and_folds_the_rest(tmp_path):
+    def text_of(**changes) -> str:
+        return check(write(tmp_path / "p.html", [view("din", samples=(sample(**changes),))])).text
+
+    text = text_of(events=14)
     assert text.index("Film 13") < text.index("Film 12") < text.index("4 more events") < text.index("Film 3 ")
-    assert "The 3 heaviest carry 40% of the whole weight; equal shares would be 21%" in text  # 13 + 12 + 11 of 91
-    text = check(write_page(path, "T", {}, [view("din")], None, explanation(events=5, weight=-0.1))).text
-    assert "heaviest carry" not in text  # raw weights may be negative: shares would mean nothing
+    assert "The 3 heaviest have 40% of the whole weight; equal shares would be 21%" in text  # 13 + 12 + 11 of 91
+    assert "13 days before" in text
+    text = text_of(events=5, weight=-0.1)
+    assert "heaviest have" not in text  # raw weights may be negative: shares would mean nothing
     assert "-0.400" in text
-    text = check(write_page(path, "T", {}, [view("din")], None, {**explanation(events=0), "label": None})).text
-    assert "no history" in text
-    assert "not known" in text
+    assert "is empty" in text_of(events=0)
+    text = text_of(events=3, weight=None, features={"age": "25"}, recommended=[("Alien", 1.25)])
+    assert "no weights of single events" in text
+    assert text.index("Film 2") < text.index("Film 0")  # the newest, which comes last, first
+    assert "age 25" in text
+    assert "Alien 1.25" in text
 
 
 def test_charts_are_xml_and_carry_their_values_for_hovering():
@@ -229,15 +303,15 @@ def test_ticks_are_round_rising_and_cover_the_data(low, spread, about):
 def test_warnings_precede_the_numbers_and_name_their_runs(tmp_path):
     both, one = f"the split is odd {EVIL}", "PCOC on test is 45"
     runs = [view("lr", warnings=(both, one)), view("din", warnings=(both,))]
-    path = write_page(tmp_path / "p.html", "x", {}, runs, comparison("lr", "din"))
+    path = write(tmp_path / "p.html", runs, comparison("lr", "din"))
     page = check(path)
     text = page.text
     assert text.index("Warnings") < text.index("Metrics on test")
     assert text.count(both) == 1
     assert f"lr: {one}" in text
     assert f"lr and din: {both}" not in text
-    quiet = check(write_page(tmp_path / "q.html", "x", {}, [view("lr")]))
+    quiet = check(write(tmp_path / "q.html", [view("lr")]))
     assert "Warnings" not in quiet.text
     assert "Calibration on test" in quiet.text
     later = {**comparison("lr", "din"), "split": "valid", "warnings": ["din: AUC on valid is 0.4"]}
-    assert "din: AUC on valid is 0.4" in check(write_page(tmp_path / "r.html", "x", {}, runs, later)).text
+    assert "din: AUC on valid is 0.4" in check(write(tmp_path / "r.html", runs, later)).text

@@ -62,9 +62,9 @@ def test_a_run_is_read(tmp_path):
     }
     assert "name: din" in run.config
     predictions = read_predictions(tmp_path / "din")
-    assert run.calibration is not None
-    gaps = np.abs(np.subtract(run.calibration.score, run.calibration.rate))
-    assert np.average(gaps, weights=run.calibration.count) == pytest.approx(ece(predictions.label, predictions.score))
+    curve = run.calibrations[""]
+    gaps = np.abs(np.subtract(curve.score, curve.rate))
+    assert np.average(gaps, weights=curve.count) == pytest.approx(ece(predictions.label, predictions.score))
 
 
 def test_only_the_results_are_needed(tmp_path):
@@ -72,7 +72,7 @@ def test_only_the_results_are_needed(tmp_path):
     for name in ("metrics.jsonl", "config.yaml", "predictions/test.parquet"):
         (run / name).unlink()
     view = read_run(run)
-    assert (view.curves, view.config, view.calibration) == ({}, "", None)
+    assert (view.curves, view.config, view.calibrations) == ({}, "", {})
 
 
 def test_after_a_resume_the_later_line_counts(tmp_path):

@@ -52,7 +52,7 @@ def test_what_is_no_json_is_a_400(body: bytes) -> None:
     [
         ({"user": 1.5}, "user", "a value of type number", "whole number or text"),
         ({"user": True}, "user", "a value of type true or false", "whole number or text"),
-        ({"user": None}, "user", "a value of type null", "whole number or text"),
+        ({"user": None}, "user", "nothing", "a value"),
         ({"user": 2**63}, "user", "an integer of more than 64 bits", "signed 64-bit integers or text"),
         ({"candidates": 3}, "candidates", "a value of type whole number", "list"),
         ({"candidates": [1, 2.0]}, "candidates[1]", "a value of type number", "whole number or text"),

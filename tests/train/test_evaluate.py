@@ -149,12 +149,14 @@ def test_explain_lists_each_history_event_and_its_weight(din: Run, shop: Path) -
     assert (explanation["row"], explanation["label"]) == (row, table["label"][11].as_py())
     assert explanation["score"] == pytest.approx(table["score"][11].as_py(), abs=1e-6)
     events = pq.read_table(shop.parent / "events.parquet").to_pylist()
-    own = [e for e in events if e["user_id"] == explanation["user"] and e["at"] * 1_000 < explanation["moment"]][-10:]
+    own = [e for e in events if e["user_id"] == explanation["user"] and e["at"] * 1_000 < explanation["timestamp"]][
+        -10:
+    ]
     assert any(e["item_id"] == explanation["item"] and e["at"] * 1_000 == explanation["time"] for e in events)
     items = explanation["histories"]["seen"]
     assert [e["item"] for e in items] == [e["item_id"] for e in own]
     assert [e["time"] for e in items] == [e["at"] * 1_000 for e in own]
-    assert [e["ago"] for e in items] == [explanation["moment"] - e["at"] * 1_000 for e in own]
+    assert [e["ago"] for e in items] == [explanation["timestamp"] - e["at"] * 1_000 for e in own]
     assert [e["side"]["genre"] for e in items] == [f"g{(e['item_id'] - 1_000) % 4}" for e in own]
     assert [max(e["side"]["stars"], 1) for e in items] == [e["stars"] for e in own]
     with torch.inference_mode():

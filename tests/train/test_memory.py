@@ -9,7 +9,8 @@ from longrec.features.schema import Schema
 from longrec.models.core import registry as models
 from longrec.models.core.catalog import names
 from longrec.train import memory
-from longrec.train.memory import estimate_fields, estimate_memory, find_memory_fault
+from longrec.train.memory import estimate_memory, find_memory_fault
+from longrec.train.memory_bound import estimate_fields
 from longrec.train.settings import FitConfig
 
 SCHEMA = Schema.model_validate(

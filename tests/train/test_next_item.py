@@ -16,25 +16,40 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
+from longrec import commands
 from longrec.cli import main
+from longrec.data.catalog import build_catalog, list_training_items
+from longrec.data.gather import gather
 from longrec.errors import ConfigError, DataError, RunError
-from longrec.report.page import write_page
-from longrec.report.run import read_run
 from longrec.train import loop
 from longrec.train.evaluate import compare, evaluate
-from longrec.train.finished_run import Run, open_run
+from longrec.train.finished_run import Run, open_run, read_log
 from longrec.train.fit import train
+from longrec.train.full_ranking import Exclusions, recommend
+from longrec.train.next_item_analysis import NextItemAnalysis
 
 Same = Callable[[Path, Path], None]
 ITEMS = 40
 
 
 def write_config(
-    folder: Path, *, follows: float, model: Any = "sasrec", users: int = 120, seed: int = 0, unit: int = 1
+    folder: Path,
+    *,
+    follows: float,
+    model: Any = "sasrec",
+    users: int = 120,
+    seed: int = 0,
+    unit: int = 1,
+    new_items: int = 0,
 ) -> Path:
-    """Write a log in which the item after item i is i + 1 with a probability, else a random one, and a job."""
+    """Write a log in which the item after item i is i + 1 with a probability, else a random one, and a job.
+
+    Args:
+        new_items: number of further items, which occur after all other events only.
+    """
     random = np.random.default_rng(seed)
     rows: dict[str, list[int]] = {"user": [], "item": [], "at": []}
     for user in range(users):
@@ -45,6 +60,10 @@ def write_config(
             rows["item"].append(item)
             rows["at"].append((begin + 100 * step + int(random.integers(40))) // unit)
             item = (item + 1) % ITEMS if random.random() < follows else int(random.integers(ITEMS))
+        if new_items:
+            rows["user"].append(user)
+            rows["item"].append(ITEMS + user % new_items)
+            rows["at"].append(5_000 + user)
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(rows), folder / "log.parquet")
     job = {
@@ -102,6 +121,22 @@ def test_a_retriever_learns_what_follows(sasrec: Run, covisit: Run) -> None:
     assert covisit.results["stopped"] == "fitted"
 
 
+@pytest.mark.parametrize("loss", ["softmax", "cross_entropy", "bce", "gbce"])
+def test_items_that_training_does_not_have_are_not_ranked_first(tmp_path: Path, loss: str) -> None:
+    """The scores of ``gbce`` are log-odds: a vector of zeros, which no loss reads, has a score above all others."""
+    config = write_config(tmp_path, follows=0.9, model={**SASREC, "loss": loss}, new_items=9)
+    run = train(config, ["fit.epochs=6"], quiet=True)
+    log, model = read_log(run.config), run.model().eval()
+    training = list_training_items(log)
+    assert len(training) == ITEMS == len(log.items) - 10
+    rows = log.rows_of("valid")
+    with torch.no_grad():
+        score = model.score_catalog(gather(log, rows), build_catalog(log, np.arange(len(log.items)), 10_000))  # type: ignore[operator]
+    third = score[:, torch.from_numpy(training)].topk(3).values[:, -1]
+    new = np.setdiff1d(np.arange(len(log.items)), training)
+    assert (score[:, torch.from_numpy(new)].amax(1) < third).float().mean() > 0.8
+
+
 def test_the_protocol_is_printed_with_the_results(sasrec: Run, capsys: pytest.CaptureFixture[str]) -> None:
     main(["evaluate", str(sasrec.folder)])
     text = capsys.readouterr().out
@@ -121,22 +156,69 @@ def test_a_fitted_model_measures_every_alternative_and_keeps_the_best(covisit: R
     assert model.selected["window"] in (5, 20)
 
 
+def test_trackers_receive_every_alternative_of_a_fitted_model(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[tuple[str, int]] = []
+    board = types.SimpleNamespace(
+        add_scalar=lambda name, _, step: received.append((name, step)), close=lambda: received.append(("closed", 0))
+    )
+    writer = types.ModuleType("writer")
+    writer.SummaryWriter = lambda folder, purge_step: board  # type: ignore[attr-defined]
+    package = types.ModuleType("tensorboard")
+    package.__spec__ = types.SimpleNamespace(name="tensorboard")  # type: ignore[assignment]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.writer", writer)
+    monkeypatch.setitem(sys.modules, "tensorboard", package)
+    train(config, ["name=tracked", "model={name: covisit}", "fit.tensorboard=auto"], quiet=True)
+    assert [step for name, step in received if name == "valid/ndcg@5"] == list(range(16))
+    assert received[-1] == ("closed", 0)
+
+
 def test_retrievers_are_compared_by_target(sasrec: Run, covisit: Run, tmp_path: Path) -> None:
     comparison = compare([covisit, sasrec], n_resamples=20)
     assert comparison.objective == "next_item"
     assert set(comparison.differences["sasrec"]) == set(sasrec.metrics)
-    page = write_page(
-        tmp_path / "report.html",
-        "retrievers",
-        {},
-        [read_run(run.folder) for run in (covisit, sasrec)],
-        comparison.to_dict(),
-    )
-    text = page.read_text()
-    assert "NDCG@5" in text
-    assert "GAUC" not in text
     with pytest.raises(ConfigError, match="over users"):
         compare([covisit, sasrec], resample="row")
+
+
+def test_a_report_has_popularity_segments_and_recommendations(sasrec: Run, covisit: Run, tmp_path: Path) -> None:
+    page = commands.report([covisit, sasrec], tmp_path / "report.html").read_text()
+    for text in ("NDCG@5", "popularity", "Segments of test", "HR@5 sasrec", "Best rank", "Worst rank", "Recommended"):
+        assert text in page
+    assert "GAUC" not in page
+    assert "Calibration" not in page
+
+
+def test_popularity_ranks_are_those_of_its_scores(covisit: Run) -> None:
+    log, table, config = covisit.log(), covisit.predictions(), covisit.config
+    (popularity,) = NextItemAnalysis().predict_references(log, table, config.fit, config.evaluate)
+    train_rows, items = log.rows_of("train"), log.events.columns["item"]
+    counts = np.bincount(items[train_rows[log.labels[train_rows] > 0.5]], minlength=len(log.items))
+    for index in (0, 7, 19):
+        row = int(table["row"][index].as_py())
+        target, now = int(items[row]), log.timestamps[row]
+        seen = set(
+            items[(log.user(np.arange(len(log))) == log.user(np.array([row]))) & (log.events.times < now)].tolist()
+        )
+        existing = {int(item) for item in np.unique(items[log.events.times < now])} | {target}
+        others = [counts[item] for item in existing - (seen - {target}) - {target}]
+        expected = sum(one > counts[target] for one in others) + sum(one == counts[target] for one in others) / 2
+        assert popularity.table["rank"][index].as_py() == expected
+    assert len(popularity.table) == len(table)
+
+
+def test_recommendations_leave_out_what_the_user_has_seen(sasrec: Run) -> None:
+    log, table = sasrec.log(), sasrec.predictions()
+    row = int(table["row"][3].as_py())
+    model: Any = sasrec.model()
+    items = recommend(model, log, row, sasrec.config.evaluate, 8)
+    assert len(items) == 8
+    assert [score for _, score in items] == sorted((score for _, score in items), reverse=True)
+    seen = Exclusions(log, sasrec.config.evaluate).find_seen(np.array([row]))[1] + 1
+    assert not set(seen.tolist()) & {item for item, _ in items}
+    rank = table["rank"][3].as_py()
+    target = int(log.events.columns["item"][row])
+    if rank < 8 and target not in seen:
+        assert [item for item, _ in items].index(target) == rank
 
 
 def test_a_run_stopped_in_the_middle_ends_bit_identical(

@@ -20,6 +20,7 @@ from longrec.data.gather import gather
 from longrec.data.synthetic import generate_dataset
 from longrec.errors import ConfigError
 from longrec.report import results_table
+from longrec.train.click_analysis import ClickAnalysis
 from longrec.train.evaluate import compare, evaluate, predict
 from longrec.train.finished_run import Run, open_run
 from longrec.train.fit import train
@@ -89,6 +90,19 @@ def test_metrics_of_every_task_are_those_of_its_labeled_rows(plain: Run, capsys:
     assert "\nLog loss of back " in text
     main(["evaluate", str(plain.folder)])
     assert "AUC of back" in capsys.readouterr().out
+
+
+def test_a_report_has_the_references_and_the_calibration_of_every_task(plain: Run) -> None:
+    log, table, config = plain.log(), plain.predictions(), plain.config
+    constant, by_item = ClickAnalysis().predict_references(log, table, config.fit, config.evaluate)
+    rows = log.rows_of("train")
+    back = gather(log, rows, ["back"]).task_labels["back"].numpy()
+    assert set(constant.table["score.back"].to_pylist()) == {np.float32(np.nanmean(back))}
+    assert len(set(by_item.table["score.back"].to_pylist())) > 1
+    page = plain.report().read_text()
+    assert "Log loss of back" in page
+    assert "plain: back" in page  # a chart of calibration
+    assert page.count("no model") == 2
 
 
 def test_a_bad_task_carries_its_own_warning(plain: Run) -> None:

@@ -160,8 +160,8 @@ def test_2_checkpoint_of_the_base_starts_the_plugged_run(domain: Domain, base: R
         (["model.mlp=[16, 8]"], r"top.layers.1\S* is missing"),
         (["fit.embedding_optimizer=rowwise_adagrad"], "Set fit.embedding_optimizer: lazy_adam"),
         (["fit.optimizer=sgd"], "state of adamw; expected that of sgd"),
-        (["data.schema.features.item_id.min_count=30"], "feature 'item_id' has another encoding"),
-        (["data.schema.features.stars.edges=[1, 2, 3, 4]"], "feature 'stars' has another encoding"),
+        (["data.schema.features.item_id={kind: id, hash: 50}"], "feature 'item_id' was encoded as id and is hash here"),
+        (["data.schema.features.stars={kind: id, feedback: true}"], "'stars' was encoded as bucket and is id here"),
         (["fit.init_from=nowhere"], "no such folder"),
     ],
 )
@@ -180,7 +180,7 @@ def test_other_vocabularies_are_refused_whatever_their_size(domain: Domain, base
     config = domains.downstream(folder, None)
     kinds = config["data"]["schema"]["features"]
     kinds["user"] = {"kind": "id", "vocab": list(range(5_000, 5_150))}
-    with pytest.raises(RunError, match=r"feature 'user' has another encoding: its ids have another meaning"):
+    with pytest.raises(RunError, match=r"feature 'user': none of its 150 values is in the new log"):
         train(config, [f"fit.runs={tmp_path / 'runs'}", f"fit.init_from={base.folder}"], quiet=True)
 
 

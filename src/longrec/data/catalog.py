@@ -66,6 +66,16 @@ def list_training_items(log: Log) -> NDArray[np.int64]:
     return np.flatnonzero(counts)
 
 
+def list_negatives(log: Log) -> NDArray[np.int64]:
+    """Return the rows of the items that a loss compares targets with, int64, ascending.
+
+    They are the items of training, and row 0 for all items that training does not have. Without row 0 the vector of
+    those is never compared with a target. It stays zero, and in a loss whose scores are log-odds a zero is far above
+    the score of a usual item: the items that training knows nothing about would lead every ranking.
+    """
+    return np.append(0, list_training_items(log))
+
+
 def compute_first_timestamps(log: Log) -> NDArray[np.int64]:
     """Return when the first event of each item was available, int64 by row of the item table. NEVER without events."""
     first = np.full(len(log.items), NEVER, np.int64)

@@ -11,7 +11,7 @@ from longrec.features.schema import Schema
 
 
 def check_values(log: Relation, schema: Schema) -> None:
-    """Raise an error for text in numeric columns, ids that would lose leading zeros, and vectors of a wrong length.
+    """Raise an error for text in numeric columns, ids of types that hold none, and vectors of a wrong length.
 
     Raises:
         DataError: invalid values. The message gives the column and the first row.
@@ -27,7 +27,7 @@ def check_values(log: Relation, schema: Schema) -> None:
             log.numeric(schema.column(feature_name))
         elif feature.kind == "id" or feature.kind == "cross":
             for column in schema.columns(feature_name):
-                log.exact(column)
+                log.check_id_type(column)
 
 
 def warn_of_early_feedback(available_at: Mapping[str, str], early: Mapping[str, int], rows: int) -> list[str]:

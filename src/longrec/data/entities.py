@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from longrec.data.null_counts import mask_nulls
 from longrec.data.sorted_log import SortedTable
 from longrec.features.compose import split_multi_values
 from longrec.features.encoder_fitter import EncoderFitter
@@ -95,7 +96,7 @@ class Entities:
             reads: number of training events per version, if there are versions. A version that no training event
                 reads has no weight.
         """
-        names = [feature for feature in fitters if self.schema.side(feature) == self.role]
+        names = [feature for feature in fitters if self._owns(feature)]
         for feature, values, _, where in self.columns([f for f in names if fitters[f].needs_data()]):
             weight = counts
             if self.has_versions(feature):
@@ -116,9 +117,19 @@ class Entities:
                 table[feature] = np.concatenate([unknown, encoded])
         return EntityTable(self.keys, plain, self.versions, dated)
 
+    def mask_nulls(self) -> dict[str, NDArray[np.bool_]]:
+        """Return the mask of nulls of each numeric feature, bool, in the rows of its encoded column."""
+        numeric = [f for f, one in self.schema.features.items() if one.kind == "numeric" and self._owns(f)]
+        return {
+            feature: np.concatenate([[True], mask_nulls(values)]) for feature, values, _, _ in self.columns(numeric)
+        }
+
+    def _owns(self, feature: str) -> bool:
+        return self.schema.side(feature) == self.role
+
     def warnings(self) -> list[str]:
         """Return warnings about results with features of an entity table without valid timestamps."""
-        features = [f for f in self.schema.features if self.schema.side(f) == self.role and self.reads_own_table(f)]
+        features = [f for f in self.schema.features if self._owns(f) and self.reads_own_table(f)]
         named = self.table.facts.table
         if named is None or not features:
             return []

@@ -45,10 +45,13 @@ def write_event_columns(
         ArrayWriter(events / "item.npy", narrow(len(items) + 1)) as item_rows,
         ArrayWriter(build / "label.npy", np.float32) as labels,
     ):
-        for _, chunk in chunks("layout", wanted):
+        for at, chunk in chunks("layout", wanted):
             runs = pc.run_end_encode(chunk[USER])
             ends = runs.run_ends.to_numpy(zero_copy_only=False)
-            counts[users.index(runs.values, "user") + 1] += np.diff(ends, prepend=0)
+            if schema.user is None:
+                counts[1 + at.start : 1 + at.stop] = 1  # the keys are the numbers of the rows
+            else:
+                counts[users.index(runs.values, "user") + 1] += np.diff(ends, prepend=0)
             item_rows.append(items.index(chunk[ITEM], "item") + 1)
             times.append(chunk[TIME].to_numpy(zero_copy_only=False))
             labels.append(_read_labels(schema, chunk, where))

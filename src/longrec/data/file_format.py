@@ -75,6 +75,9 @@ class FileFormat(Strict):
     header: bool = Setting(False, description="the first line of every file is the column names")
     separator: str = Setting(",", min_length=1, description="separator between cells, at most four bytes")
     quote: str | None = Setting('"', description="quote character of cells that contain the separator; null for none")
+    escape: str | None = Setting(
+        None, description="character before a quote inside a quoted cell, such as a backslash; default: the quote"
+    )
     defaults: dict[str, ValueT] = Setting({}, description="value for null or empty cells, per column")
     packed: dict[str, PackedCells] = Setting({}, description="columns with packed cells, by name")
     number: str | None = Setting(
@@ -94,7 +97,7 @@ class FileFormat(Strict):
 
     def _text_faults(self) -> list[str]:
         if self.columns is None:
-            text_settings = self.model_fields_set & {"header", "separator", "quote"}
+            text_settings = self.model_fields_set & {"header", "separator", "quote", "escape"}
             return [f"{key} is for text files, whose columns must be given" for key in sorted(text_settings)]
         faults = []
         if len(self.separator.encode()) > 4:
@@ -105,6 +108,10 @@ class FileFormat(Strict):
             faults.append(f"quote must be one ASCII character, or null; got {self.quote!r}")
         elif self.quote is not None and self.quote in self.separator:
             faults.append(f"quote {self.quote!r} is contained in separator {self.separator!r}")
+        if self.escape is not None and (len(self.escape.encode()) != 1 or self.escape in self.separator):
+            faults.append(f"escape must be one ASCII character that is not in the separator; got {self.escape!r}")
+        elif self.escape is not None and self.quote is None:
+            faults.append("escape is for quoted cells, and quote is null")
         return faults
 
     def _name_faults(self) -> list[str]:

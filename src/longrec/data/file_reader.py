@@ -5,22 +5,24 @@ Text is read with the declared types. No type is inferred from the values. Every
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from longrec.data.casts import INTEGERS, WIDE_INTEGERS
 from longrec.data.file_format import FileFormat
+from longrec.data.input_files import JSON, PARQUET, get_kind
+from longrec.data.json_files import read_json
 from longrec.data.packed_cells import InvalidCell, unpack
 from longrec.data.sql import literal, name, unreadable
 from longrec.data.text_rows import check_header, read_text, select_typed, text_fault
 from longrec.errors import DataError, nearest
 
 _CHUNK = 16_384  # cells that are parsed together
-_INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT"}
+_INTEGERS = {*INTEGERS, *WIDE_INTEGERS} - {"BOOLEAN"}
 
 
 class FileReader:
@@ -32,6 +34,7 @@ class FileReader:
         where: name of the input in error messages.
         files: ordered files per split, or of the key None if the input has no splits.
         split_column: name of the column to add with the split of each row.
+        nulls: texts that mean a missing value, besides the empty one.
     """
 
     def __init__(
@@ -41,7 +44,9 @@ class FileReader:
         where: str,
         files: Mapping[str | None, list[Path]],
         split_column: str,
+        nulls: Sequence[str] = (),
     ) -> None:
+        self.nulls = nulls
         self.con, self.row_format, self.where, self.files, self.split_column = (
             con,
             row_format,
@@ -89,7 +94,9 @@ class FileReader:
         queries = []
         for split, paths in self.files.items():
             own = "" if split is None else f", {literal(split)} AS {name(self.split_column)}"
-            queries.append(f"SELECT {select_typed(self.row_format)}{own} FROM {read_text(self.row_format, paths)}")
+            queries.append(
+                f"SELECT {select_typed(self.row_format, self.nulls)}{own} FROM {read_text(self.row_format, paths)}"
+            )
         return " UNION ALL ".join(queries)
 
     def _select_with_defaults(self, rows: str) -> str:
@@ -188,7 +195,12 @@ class FileReader:
     def _scan_file(self, con: duckdb.DuckDBPyConnection, path: Path) -> str:
         if self.row_format.columns is not None:
             return read_text(self.row_format, [path])
-        if path.suffix.lower() == ".parquet":
+        kind = get_kind(path)
+        if kind == JSON:
+            return read_json([path])
+        if kind == PARQUET:
             return f"read_parquet({literal(str(path))})"
+        import pyarrow.dataset as pads  # imports pandas where it is installed
+
         con.register("_one_arrow", pads.dataset(str(path), format="ipc"))
         return "_one_arrow"

@@ -18,7 +18,8 @@ from typing import Any
 
 import duckdb
 
-from longrec.data.relation import group_files_by_split, query_rows, unreadable
+from longrec.data.input_files import group_files_by_split
+from longrec.data.relation import query_rows, unreadable
 from longrec.data.settings import DataConfig
 from longrec.errors import DataError
 
@@ -53,6 +54,8 @@ def fingerprint(config: DataConfig, connect: Callable[[], duckdb.DuckDBPyConnect
                 sections += [f"{path.resolve()} {files.digest(path)}" for path in paths]
             if source.rows is not None:
                 sections.append(f"rows {source.rows.model_dump_json()}")
+        if source is not None and source.nulls:
+            sections.append(f"nulls {list(source.nulls)}")
         if source is not None and source.as_of is not None:
             sections.append(f"as of {source.as_of}")
     return hashlib.sha256("\n".join(sections).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Headers of input files: the footer of Parquet, the schema of Arrow, the first line of text.
+"""Headers of input files: the footer of Parquet, the schema of Arrow, the first line of text, the keys of JSON.
 
 Files are combined by column name, and a column that one file lacks would be null in all of its rows. So every file must
 have all required columns, with the same kind of values.
@@ -7,7 +7,7 @@ have all required columns, with the same kind of values.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb
@@ -15,11 +15,15 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
-from longrec.data.sql import literal, unreadable
+from longrec.data.casts import INTEGERS, WIDE_INTEGERS, is_real, is_text
+from longrec.data.input_files import JSON, PARQUET, TEXT, get_kind, read_partitions
+from longrec.data.json_files import find_json_types
+from longrec.data.sql import unreadable
+from longrec.data.text_dialect import distinguish, list_repeated, read_dialect
 from longrec.errors import DataError, nearest
 
-TEXT = (".csv", ".tsv", ".gz")
-_ARROW = (".arrow", ".feather")
+_SMALL = 4 << 20
+"""Size of a JSON file below which all its rows are examined for keys."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,14 @@ class Header:
 
     Attributes:
         kinds: kind of values per column: integers, numbers, text, times or lists. Empty if the file does not record it.
+        repeated: columns whose name occurs again, in any case, with the other spelling.
+        partial: True if the file may have more columns, because only its first rows were examined.
     """
 
     path: Path
     kinds: dict[str, str]
+    repeated: Mapping[str, str] = field(default_factory=dict)
+    partial: bool = False
 
     def kind(self, column: str) -> str | None:
         """Return the kind of values of a column, or None if the file lacks it. Names are case-insensitive."""
@@ -39,31 +47,44 @@ class Header:
 
 
 def read_header(con: duckdb.DuckDBPyConnection, path: Path) -> Header:
-    """Return the header of a file. Of a text file, a few rows are read to detect its separator.
+    """Return the header of a file.
 
     Raises:
         DataError: a file that cannot be read, or has an unknown format.
     """
-    kind = path.suffix.lower()
+    kind = get_kind(path)
     try:
-        if kind in TEXT:
-            listed = f"read_csv({literal(str(path))}, header=true, all_varchar=true, sample_size=2048)"
-            return Header(path, {row[0]: "" for row in con.execute(f"DESCRIBE SELECT * FROM {listed}").fetchall()})
-        if kind == ".parquet":
+        if kind == TEXT:
+            names = read_dialect(path).names
+            return Header(path, dict.fromkeys(distinguish(names), ""), list_repeated(names))
+        if kind == JSON:
+            small = path.stat().st_size <= _SMALL
+            types = find_json_types(con, [path], whole=small)
+            return Header(path, {column: _describe_type(kind) for column, kind in types.items()}, partial=not small)
+        if kind == PARQUET:
             schema = pq.read_schema(path)
-        elif kind in _ARROW:
+        else:
             with pa.memory_map(str(path)) as file:
                 schema = ipc.open_file(file).schema
-        else:
-            raise DataError(str(path), f"a file of the kind {kind!r}", ".parquet, .csv, .tsv, .arrow or .feather")
     except duckdb.Error as error:
         raise unreadable(str(path), error) from None
     except (pa.ArrowException, OSError) as error:
-        message = " ".join(str(error).split())
-        raise DataError(
-            str(path), f"cannot be read: {message[:300]}", "a complete file", "write the file again"
-        ) from None
-    return Header(path, {field.name: _kind(field.type) for field in schema})
+        message, named = " ".join(str(error).split()), "Parquet" if kind == PARQUET else "Arrow"
+        expected = f"a complete {named} file"
+        raise DataError(str(path), f"cannot be read: {message[:300]}", expected, "write the file again") from None
+    kinds = {field.name: _kind(field.type) for field in schema}
+    if kind == PARQUET:
+        kinds |= dict.fromkeys(read_partitions(path), "")  # the type follows from the values of all files
+    return Header(path, kinds, list_repeated(tuple(schema.names)))
+
+
+def _describe_type(kind: str) -> str:
+    """Return the kind of values of a SQL type."""
+    if kind in INTEGERS | WIDE_INTEGERS:
+        return "integers"
+    if is_real(kind):
+        return "numbers"
+    return "text" if is_text(kind) else "lists" if kind.endswith("]") else kind
 
 
 def _kind(kind: pa.DataType) -> str:
@@ -75,11 +96,35 @@ def _kind(kind: pa.DataType) -> str:
         return "numbers"
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return "text"
+    if pa.types.is_large_binary(kind) or pa.types.is_binary(kind):
+        return "bytes"
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return "times"
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return "lists"
     return "" if pa.types.is_null(kind) else str(kind)
+
+
+def check_distinct(headers: Iterable[Header], columns: Mapping[str, str]) -> None:
+    """Raise an error if a file has a column twice, or two columns whose names differ only in case.
+
+    Args:
+        columns: column -> config key that uses it.
+
+    Raises:
+        DataError: such a column. The message gives the file.
+    """
+    for header in headers:
+        column = next((column for column in columns if column in header.repeated), None)
+        if column is not None:
+            other = header.repeated[column]
+            twice = other == column
+            raise DataError(
+                str(header.path),
+                f"the column {column!r} ({columns[column]}) twice" if twice else f"columns {column!r} and {other!r}",
+                "distinct names of columns, in any case",
+                "rename one of the columns, or select the right one with a query",
+            )
 
 
 def check_alike(where: str, headers: Iterable[Header], columns: Mapping[str, str]) -> None:
@@ -93,7 +138,7 @@ def check_alike(where: str, headers: Iterable[Header], columns: Mapping[str, str
     Raises:
         DataError: files that differ. The message gives the files and columns.
     """
-    headers = list(headers)
+    headers = [header for header in headers if header.kinds]  # an empty text file has no rows
     lacks, differs = [], []
     for column, reader in columns.items():
         kinds = [(header, header.kind(column)) for header in headers]
@@ -101,7 +146,7 @@ def check_alike(where: str, headers: Iterable[Header], columns: Mapping[str, str
         if not present:
             continue
         for header, kind in kinds:
-            if kind is None:
+            if kind is None and not header.partial:
                 near = nearest(column, header.kinds)
                 hint = f", did you mean its {near!r}?" if near else ""
                 lacks.append(f"{header.path} has no column {column!r} ({reader}){hint}")

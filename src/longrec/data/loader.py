@@ -62,11 +62,7 @@ class Loader:
     def _bucket_by_length(self, rows: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
         length = np.zeros(len(rows), np.int64)
         for name in self.log.schema.histories:
-            if self.log.schema.prejoined:
-                offsets = self.log.lists[f"{name}.{self.log.schema.histories[name].features[0]}"].offsets
-                length += np.minimum(offsets[rows + 1] - offsets[rows], self.log.schema.histories[name].max_length)
-            else:
-                length += self.log.compute_history_lengths(name, rows)
+            length += self.log.compute_history_lengths(name, rows)
         pool = 64 * self.batch_size
         sorted_pools = [
             rows[at : at + pool][np.argsort(length[at : at + pool], kind="stable")] for at in range(0, len(rows), pool)

@@ -59,6 +59,7 @@ class Log:
         warnings: one warning per reason why metrics measured on this log may be wrong.
         weights: sample weights by column of ``data.weights``, each float32 ``[n]``.
         sample_weight: sample weights of the loss, added to batches. None if training uses none.
+        train_from: timestamp of the first row to train on. None for all rows of the split.
     """
 
     def __init__(self, folder: Path, fitted: FittedSchema) -> None:
@@ -80,6 +81,7 @@ class Log:
         self._cutoffs: dict[str, NDArray[np.int64]] = {}
         self.weights: Mapping[str, NDArray[np.float32]] = {}
         self.sample_weight: NDArray[np.float32] | None = None
+        self.train_from: int | None = None
 
     @classmethod
     def open(
@@ -111,18 +113,21 @@ class Log:
         log.weights = open_weights(folder, manifest.get("weights", ()))
         if sample_weight is not None:
             log.sample_weight = log.weight_of(sample_weight)
-        if not stores:
-            return log
-        for name, history in log.schema.histories.items():
+        if stores:
+            log.open_stores()
+        return log
+
+    def open_stores(self) -> None:
+        """Open the token and knowledge stores of the schema, as ``read_tokens`` and ``read_knowledge`` do."""
+        for name, history in self.schema.histories.items():
             if history.source is not None:
-                log.read_tokens(name, TokenStore.open(history.source))
+                self.read_tokens(name, TokenStore.open(history.source))
         opened: dict[str, KnowledgeStore] = {}
-        for name, feature in log.schema.features.items():
+        for name, feature in self.schema.features.items():
             if feature.source is not None:
                 if feature.source not in opened:
                     opened[feature.source] = KnowledgeStore.open(feature.source)
-                log.read_knowledge(name, opened[feature.source])
-        return log
+                self.read_knowledge(name, opened[feature.source])
 
     def _warn_of_early_copies(self, names: Sequence[str]) -> list[str]:
         """Return one warning per copy of the label (``data/label_copies.py``) that is available before the label."""
@@ -186,6 +191,8 @@ class Log:
             raise UnknownName("split", split, SPLITS)
         chosen = (self.splits == SPLITS[split]) & ~np.isnan(self.labels)
         chosen[self.excluded_rows(split).rows] = False
+        if split == "train" and self.train_from is not None:
+            chosen &= np.asarray(self.timestamps) >= self.train_from
         return np.flatnonzero(chosen)
 
     def excluded_rows(self, split: str) -> ExcludedRows:
@@ -320,6 +327,9 @@ class Log:
     def compute_history_lengths(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the number of events in the history of each row, int64 ``[B]``."""
         last = self.schema.histories[name].max_length
+        if self.schema.prejoined:
+            offsets = self.lists[f"{name}.{self.schema.histories[name].features[0]}"].offsets
+            return np.minimum(offsets.take(rows + 1) - offsets.take(rows), last)
         if self.available is None:
             first, stop = self._range(name, self.user(rows), self.timestamps.take(rows), rows)
             return np.minimum(stop - first, last)

@@ -15,11 +15,11 @@ _TRIES = 20
 
 
 class ItemSampler:
-    """Sampler of items of the training split.
+    """Sampler of the negatives of training targets.
 
     Args:
         targets: training rows, whose items' counts are their popularity.
-        catalog: rows of the item table to draw from, int64, ascending.
+        catalog: rows of the item table to draw from (``list_negatives``), int64, ascending.
         draw: ``uniform`` or ``popularity``.
         unseen: ``draw_own`` draws no item of the user's own training rows.
 
@@ -30,8 +30,8 @@ class ItemSampler:
     def __init__(
         self, log: Log, targets: NDArray[np.int64], catalog: NDArray[np.int64], draw: str, unseen: bool = False
     ) -> None:
-        if len(catalog) < 2:
-            raise DataError(str(log.folder), f"{len(catalog)} item in the training split", "two items or more")
+        if len(catalog) < 3:
+            raise DataError(str(log.folder), f"{len(catalog) - 1} item in the training split", "two items or more")
         self.catalog = catalog
         self._shares: NDArray[np.float64] | None = None
         if draw == "popularity":
@@ -51,16 +51,17 @@ class ItemSampler:
         share = np.full(count, 1 / len(self.catalog)) if self._shares is None else self._shares[index]
         return self.catalog[index], np.log(count * share).astype(np.float32)
 
-    def draw_own(self, users: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
-        """Return one item per user, int64 ``[T]``."""
+    def draw_own(self, users: NDArray[np.int64], count: int, random: np.random.Generator) -> NDArray[np.int64]:
+        """Return ``count`` items per user, int64 ``[T, count]``."""
+        users = np.repeat(users, count)
         items = self.catalog[self._draw(len(users), random)]
-        pending = np.arange(len(users)) if self._own is not None else np.zeros(0, np.int64)
+        pending = np.arange(len(users) if self._own is not None else 0)
         for _ in range(_TRIES):
-            pending = pending[self._is_own(users[pending], items[pending])]
             if not len(pending):
                 break
+            pending = pending[self._is_own(users[pending], items[pending])]
             items[pending] = self.catalog[self._draw(len(pending), random)]
-        return items
+        return items.reshape(-1, count)
 
     def _is_own(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.bool_]:
         assert self._own is not None
@@ -72,3 +73,18 @@ class ItemSampler:
         if self._shares is None:
             return random.integers(0, len(self.catalog), count)
         return np.minimum(np.searchsorted(self._ends, random.random(count)), len(self.catalog) - 1)
+
+
+def number_distinct(items: NDArray[np.int64], height: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the distinct items, ascending, and the index of each item in them, without a sort.
+
+    Args:
+        items: rows of the item table, of any shape.
+        height: number of rows of the table.
+    """
+    present = np.zeros(height, np.bool_)
+    present[items] = True
+    distinct = np.flatnonzero(present)
+    index = np.zeros(height, np.int64)
+    index[distinct] = np.arange(len(distinct))
+    return distinct, index[items]

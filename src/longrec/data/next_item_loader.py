@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 
 from longrec.data.availability import expand_ranges
-from longrec.data.catalog import build_catalog, list_training_items
+from longrec.data.catalog import build_catalog, list_negatives
 from longrec.data.gather import gather, gather_history, gather_requests
 from longrec.data.log import Log
-from longrec.data.negative_items import ItemSampler
+from longrec.data.negative_items import ItemSampler, number_distinct
 from longrec.features.batch import Batch, Layout, Targets
 from longrec.features.fields import COMPUTED
 from longrec.features.sampling import Sampling
@@ -70,7 +70,7 @@ class NextItemLoader:
     ) -> None:
         self.log, self.history, self.seed, self.sampling = log, history, seed, sampling
         self.by_request = not sequences or bool(find_sequence_fault(log, history))
-        self.catalog, self._kept = list_training_items(log), log.select_filtered(history)
+        self.catalog, self._kept = list_negatives(log), log.select_filtered(history)
         self._now = int(min(log.training_window.train.max(), int(log.events.times.max(initial=0)) + 1))
         self._sampler = ItemSampler(log, rows, self.catalog, sampling.draw, unseen=sampling.unseen)
         self._all = build_catalog(log, self.catalog, self._now) if sampling.scope == "all" else None
@@ -165,16 +165,18 @@ class NextItemLoader:
         """Return a batch with the targets and negatives as its candidates."""
         log, sampling = self.log, self.sampling
         items = log.events.columns["item"].take(rows).astype(np.int64)
-        log_q = None
+        log_q = own = None
         if sampling.scope == "all":
             assert self._all is not None
             candidates, index, columns, negatives = self.catalog, np.searchsorted(self.catalog, items), self._all, 0
         else:
+            distinct, index = np.unique(items, return_inverse=True)
             if sampling.scope == "own":
-                drawn = self._sampler.draw_own(log.user(rows), random)
+                of_target = self._sampler.draw_own(log.user(rows), sampling.negatives, random)
+                drawn, own = number_distinct(of_target, len(log.items))
+                own += len(distinct)
             else:
                 drawn, log_q = self._sampler.draw_shared(sampling.negatives, random)
-            distinct, index = np.unique(items, return_inverse=True)
             candidates, negatives = np.concatenate([distinct, drawn]), len(drawn)
             columns = build_catalog(log, candidates, self._now)
         targets = Targets(
@@ -184,6 +186,7 @@ class NextItemLoader:
             negatives=negatives,
             catalog=len(self.catalog),
             log_q=None if log_q is None else torch.from_numpy(log_q),
+            own=None if own is None else torch.from_numpy(own),
             weight=None if log.sample_weight is None else torch.from_numpy(log.sample_weight.take(rows)),
             per_position=per_position,
         )

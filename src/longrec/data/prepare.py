@@ -12,7 +12,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -20,22 +20,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from longrec.data import later_rows, relation, splits
-from longrec.data.array_writer import narrow
-from longrec.data.availability import list_event_types, select_available_events
-from longrec.data.checks import warn_of_early_feedback
-from longrec.data.column_writer import ColumnWriter, cast_separated_text, check_same_lengths
+from longrec.data.availability import select_available_events
 from longrec.data.digests import FORMAT, log_digest, split_digest
 from longrec.data.entities import Entities, add_values
 from longrec.data.event_columns import write_event_columns
+from longrec.data.event_encoder import EventEncoder, flatten_listed
 from longrec.data.event_order import EventOrder
+from longrec.data.fact_counts import compute_facts
 from longrec.data.fingerprint import ContentIndex, fingerprint
 from longrec.data.label_checks import check_labels, describe_label
 from longrec.data.label_copies import find_label_copies
 from longrec.data.log import Log
+from longrec.data.null_counts import NullCounts, compute_states
 from longrec.data.occurrence import Filters, check_condition, vocabulary_warnings
 from longrec.data.sample_weights import write_weights
 from longrec.data.scratch import SCRATCH, in_use, sweep
@@ -46,15 +45,16 @@ from longrec.errors import DataError
 from longrec.features.compose import compose_column, find_integer_columns
 from longrec.features.encoder_fitter import EncoderFitter
 from longrec.features.entity_table import open_array
-from longrec.features.feature_encoders import CalendarEncoder, CrossEncoder, Encoder, HashEncoder, Lists, flatten
+from longrec.features.feature_encoders import CrossEncoder, Encoder, HashEncoder
 from longrec.features.fitted_schema import FittedSchema
-from longrec.features.history_columns import NEVER
 from longrec.features.schema import Schema
-from longrec.store.segment import write_manifest
 
 
-def prepare(config: DataConfig, schema: Schema) -> Path:
+def prepare(config: DataConfig, schema: Schema, on_prepared: Callable[[Path], None] | None = None) -> Path:
     """Prepare a log, or reuse a log that was prepared from the same input and schema.
+
+    Args:
+        on_prepared: called with the folder if the log was not prepared before.
 
     Returns:
         Folder of the prepared log.
@@ -90,6 +90,8 @@ def prepare(config: DataConfig, schema: Schema) -> Path:
                 raise
             shutil.rmtree(build)
         files.save(Path(scratch))
+    if on_prepared is not None:
+        on_prepared(folder)
     return folder
 
 
@@ -112,12 +114,17 @@ class _Preparation:
         users_table, items_table = self.users.encode(fitted), self.items.encode(fitted)
         users_table.save(self.build / "users")
         items_table.save(self.build / "items")
+        self.nulls = NullCounts()
         self._encode(fitted)
+        for entities in (self.users, self.items):
+            self.nulls.entities |= entities.mask_nulls()
         encoded = [{**table.columns, **table.dated} for table in (users_table, items_table)]
         self.warnings += vocabulary_warnings(fitted, self.build, encoded)
-        warnings, self.label_copies = find_label_copies(Log(self.build, fitted))
+        log = Log(self.build, fitted)
+        warnings, self.label_copies = find_label_copies(log)
         self.warnings += warnings
-        self._manifest(fitted, time.perf_counter() - began)
+        spans = self._manifest(fitted, time.perf_counter() - began)
+        compute_facts(log, spans, self.nulls).save(self.build)
 
     def _chunks(self, what: str, columns: list[str]) -> Iterator[tuple[slice, pa.RecordBatch]]:
         return self.log.read(columns, chunk_rows(self.schema), what)
@@ -203,7 +210,7 @@ class _Preparation:
             where, counts = self.log.describe(columns[0]), train
             raw = {column: chunk[f"c.{column}"] for column in columns}
             if listed is not None:
-                values, offsets = self._flatten(raw[columns[0]], name, listed, where)
+                values, offsets = flatten_listed(self.log, self.schema, raw[columns[0]], name, listed, where)
                 fitters[name].add(values, np.repeat(counts, np.diff(offsets)), where)
             else:
                 values = self._raw_values(name, raw, fitters[name])
@@ -230,66 +237,23 @@ class _Preparation:
         ]
         return [*own, *lists]
 
-    def _flatten(self, values: pa.Array, name: str, history: str, where: str) -> tuple[pa.Array, NDArray[np.int64]]:
-        flat, offsets = flatten(values, self.schema.histories[history].separator, where)
-        return cast_separated_text(flat, pa.type_for_alias(self.log.facts.list_types[name]), where), offsets
-
     def _encode(self, fitted: FittedSchema) -> None:
-        plain = [name for side in ("context", "candidate") for name in fitted.list_features(side)]
-        plain = [name for name in plain if fitted.encoders[name].kind != "time"]
-        available_at = {n: f.available_at for n, f in self.schema.features.items() if f.available_at}
         filters = Filters(self.schema, self.log.source)
-        lists = [(h, n, c) for h, history in self.schema.histories.items() for n, c in (history.columns or {}).items()]
-        wanted = sorted(
-            {f"c.{column}" for n in plain for column in self.schema.columns(n)}
-            | {f"c.{column}" for column in available_at.values()}
-            | {f"c.{column}" for column in filters.columns()}
-            | {f"c.{column}" for _, _, column in lists}
-        )
-        times, early = open_array(self.build / "events" / "times.npy"), dict.fromkeys(available_at, 0)
         labels = np.where(self.codes == splits.TRAIN, open_array(self.build / "label.npy"), np.float32(np.nan))
-        files, pool = ColumnWriter(self.build), ThreadPoolExecutor(self.config.threads)
-        try:
-            for chunk_slice, chunk in self._chunks("encode", wanted) if wanted else ():
-                for name, values in zip(plain, pool.map(partial(self._encode_feature, fitted, chunk), plain)):
-                    if isinstance(values, Lists):
-                        files.lists(name, values, fitted.encoders[name].rows)
-                    else:
-                        dtype = np.float32 if values.dtype.kind == "f" else narrow(fitted.field(name).rows)
-                        files.event(name, values, dtype)
-                for name, column in available_at.items():
-                    at = pc.fill_null(chunk[f"c.{column}"], NEVER).to_numpy()
-                    early[name] += int((at < times[chunk_slice]).sum())
-                    files.event(f"known.{name}", np.maximum(at, times[chunk_slice]), np.int64)
-                for name in filters.histories:
-                    files.event(f"where.{name}", filters.select_rows(name, chunk, labels[chunk_slice]), np.uint8)
-                lengths: dict[str, tuple[str, NDArray[np.int64]]] = {}
-                encoded = pool.map(partial(self._encode_list, fitted, chunk), lists)
-                for (history, name, column), lists_column in zip(lists, encoded):
-                    own = (column, lists_column.offsets)
-                    check_same_lengths(lengths.setdefault(history, own), own, self.log.describe(column))
-                    files.lists(f"{history}.{name}", lists_column, fitted.encoders[name].rows)
-        finally:
-            pool.shutdown(cancel_futures=True)
-            files.close()
-        self.warnings += warn_of_early_feedback(available_at, early, len(self.log))
+        states = compute_states(open_array(self.build / "label.npy"), self.codes)
+        plain = (n for side in ("context", "candidate") for n in fitted.list_features(side))
+        numeric = {n: self.schema.column(n) for n in plain if self.schema.features[n].kind == "numeric"}
+
+        def count_nulls(chunk_slice: slice, chunk: pa.RecordBatch) -> None:
+            for name, column in numeric.items():
+                self.nulls.add(name, chunk[f"c.{column}"], states[chunk_slice])
+
+        encoder = EventEncoder(self.log, fitted, self.build, self.config.threads)
+        self.warnings += encoder.write(filters, labels, count_nulls)
         self.warnings += filters.warnings(self.log)
-        write_manifest(self.build / "events", {**list_event_types(self.build / "events"), **files.event_types()})
 
-    def _encode_feature(self, fitted: FittedSchema, chunk: pa.RecordBatch, name: str) -> NDArray[Any] | Lists:
-        """Return the encoded values of a feature in a chunk of rows."""
-        raw = {column: chunk[f"c.{column}"] for column in self.schema.columns(name)}
-        return fitted.encode_row(name, raw, self.log.describe)
-
-    def _encode_list(self, fitted: FittedSchema, chunk: pa.RecordBatch, column: tuple[str, str, str]) -> Lists:
-        """Return an encoded column of a prejoined history in a chunk. ``column`` is (history, feature, raw column)."""
-        history, name, raw = column
-        flat, offsets = self._flatten(chunk[f"c.{raw}"], name, history, self.log.describe(raw))
-        encoder = fitted.encoders[name]
-        assert not isinstance(encoder, CalendarEncoder)
-        return Lists(encoder.encode(flat, self.log.describe(raw)), offsets)
-
-    def _manifest(self, fitted: FittedSchema, seconds: float) -> None:
+    def _manifest(self, fitted: FittedSchema, seconds: float) -> dict[str, Any]:
+        """Write the manifest, and return the first and the last timestamp of each split."""
         labels, codes = open_array(self.build / "label.npy"), self.codes
         timestamps = open_array(self.build / ("moment.npy" if self.schema.request else "events/times.npy"))
         counts, spans = splits.summarize_splits(labels, codes, timestamps, self.step)
@@ -303,7 +267,7 @@ class _Preparation:
             "users": len(self.users.keys),
             "items": len(self.items.keys),
             "parts": counts,
-            "spans": spans if self.schema.time is not None else {},
+            "spans": (spans := spans if self.schema.time is not None else {}),
             "lines": self.cutoffs,
             "split": self.split_digest,
             "later": [one.to_dict() for one in self.later],
@@ -315,3 +279,4 @@ class _Preparation:
             "seconds": round(seconds, 2),
         }
         (self.build / "log.json").write_text(json.dumps(content, indent=1))
+        return dict(spans)

@@ -1,29 +1,34 @@
-"""Inputs as DuckDB relations: Parquet, CSV or Arrow files or a query, checked before any processing."""
+"""Inputs as DuckDB relations: Parquet, CSV, JSON or Arrow files or a query, checked before any processing."""
 
 from __future__ import annotations
 
-import glob
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as pads
 
+from longrec.data import casts as casting
+from longrec.data.casts import INTEGERS, WIDE_INTEGERS, ColumnTypes, is_real, is_text
 from longrec.data.file_reader import FileReader
-from longrec.data.headers import TEXT, Header, check_alike, read_header
+from longrec.data.headers import Header, check_alike, check_distinct, read_header
+from longrec.data.input_files import ARROW, JSON, TEXT, find_partition_types, get_kind, group_files_by_split
+from longrec.data.json_files import write_json_files
 from longrec.data.settings import DataConfig, Source
 from longrec.data.sql import literal, name, unreadable
+from longrec.data.text_files import write_text_files
 from longrec.errors import DataError, nearest
 
-__all__ = ["SPLIT_COLUMN", "Relation", "connect", "literal", "name", "paths", "query_rows", "unreadable"]
+if TYPE_CHECKING:
+    import pyarrow.dataset as pads
+
+__all__ = ["INTEGERS", "SPLIT_COLUMN", "Relation", "connect", "literal", "name", "query_rows", "unreadable"]
 
 SPLIT_COLUMN = "_part"
 """Column with the split of each row, train, valid or test, of an input with files per split."""
 _FILE = "_file"
-INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "BOOLEAN"}
 
 
 def connect(config: DataConfig, scratch: Path) -> duckdb.DuckDBPyConnection:
@@ -42,9 +47,8 @@ class Relation:
     Args:
         con: DuckDB connection.
         view: name of the view.
-        scratch: folder for the Parquet file to which an input with a declared row format is converted.
-        timestamps: names of timestamp columns. In text files they are read as text, so that DuckDB does not guess the
-            order of day and month.
+        scratch: folder for the Parquet file to which text, JSON and inputs with a declared row format are converted.
+        declared: declared types. Columns of other inputs are ignored.
     """
 
     def __init__(
@@ -53,40 +57,119 @@ class Relation:
         view: str,
         source: Source,
         scratch: Path,
-        timestamps: Sequence[str] = (),
+        declared: ColumnTypes | None = None,
     ) -> None:
         self.con, self.view, self.where = con, view, str(source)
-        self._text: str | None = None
-        self._exact: set[str] = set()
+        self._role = {"log": "log", "users": "users", "items": "items"}.get(view, "log")
+        self._declared = declared or ColumnTypes()
         self._headers: list[Header] = []
         self._packed_columns: dict[str, str] = {}
+        self._mixed: list[str] = []
+        self._replaced: dict[str, str] = {}
         try:
-            rows = self._rows(source, scratch, timestamps)
-            con.execute(f"CREATE OR REPLACE VIEW {view} AS SELECT * FROM {rows}")
+            self._source_rows = self._rows(source, scratch)
+            self._define_view()
             described = con.execute(f"DESCRIBE {view}").fetchall()
+            self.types: dict[str, str] = {row[0]: row[1] for row in described}
+            self._clean(source.nulls)
         except duckdb.Error as error:
             raise unreadable(self.where, error) from None
-        self.types: dict[str, str] = {row[0]: row[1] for row in described}
 
-    def _rows(self, source: Source, scratch: Path, timestamps: Sequence[str]) -> str:
+    def _rows(self, source: Source, scratch: Path) -> str:
         """Return SQL that reads the rows of an input, with ``SPLIT_COLUMN`` if it has splits."""
         if source.query is not None:
             return f"({query_rows(source.query)})"
         files = group_files_by_split(source)
-        reader = None if source.rows is None else FileReader(self.con, source.rows, self.where, files, SPLIT_COLUMN)
+        reader = None
+        if source.rows is not None:
+            reader = FileReader(self.con, source.rows, self.where, files, SPLIT_COLUMN, source.nulls)
         target = scratch / f"{self.view}.parquet"
         if reader is not None and reader.row_format.columns is not None:
             return reader.write(None, target)
-        rows = _from(self.con, self.view, source, files)
+        kind = _get_shared_kind(source, files)
         every = [path for own in files.values() for path in own]
-        self._headers = [read_header(self.con, path) for path in every] if len(every) > 1 else []
+        self._headers = [read_header(self.con, path) for path in every] if kind != JSON or len(every) > 1 else []
         self._packed_columns = {} if source.rows is None else source.rows.list_packed_columns()
-        if rows.startswith("read_csv("):
-            self._text = rows[:-1] + ", all_varchar=true)"
-            rows = _without_guessed_dates(self.con, rows, timestamps)
-        if source.splits is not None:
-            rows = _with_split(self.con, rows, files)
+        rows = self._read_files(source, kind, files, scratch / f"{self.view}.{kind}.parquet")
         return rows if reader is None else reader.write(rows, target)
+
+    def _read_files(self, source: Source, kind: str, files: dict[str | None, list[Path]], target: Path) -> str:
+        if kind == TEXT:
+            if source.rows is not None:
+                do = "rows.columns: the name and type of every cell"
+                raise DataError(str(source), "text files, and rows without columns", do)
+            return write_text_files(
+                self.con,
+                self.where,
+                files,
+                target,
+                nulls=source.nulls,
+                declared=self._declared,
+                split_column=SPLIT_COLUMN,
+            )
+        if kind == JSON:
+            as_text = [column for column, to in self._declared.casts.items() if to == "text"]
+            rows, self._mixed = write_json_files(
+                self.con, self.where, files, target, as_text=as_text, split_column=SPLIT_COLUMN
+            )
+            return rows
+        return _read_arrow(self.con, self.view, source, files) if kind == ARROW else _read_parquet(source, files)
+
+    def _define_view(self) -> None:
+        rows = casting.select_columns(self._source_rows, self._replaced)
+        self.con.execute(f"CREATE OR REPLACE VIEW {self.view} AS {rows}")
+
+    def _replace(self, column: str, sql: str, kind: str) -> None:
+        """Replace a column of the view by an expression of the column."""
+        before = self._replaced.get(column, name(column))
+        self._replaced[column] = sql.replace(name(column), f"({before})") if column in self._replaced else sql
+        self.types[column] = kind
+        self._define_view()
+
+    def _clean(self, nulls: Collection[str]) -> None:
+        """Replace texts that mean a missing value by null, and cast columns.
+
+        Raises:
+            DataError: a value that the type of its cast cannot represent.
+        """
+        if nulls:
+            for column, kind in self.types.items():
+                if is_text(kind):
+                    self._replaced[column] = casting.without_nulls(name(column), kind, tuple(nulls))
+                    self.types[column] = "VARCHAR"
+            self._define_view()
+        for column, to in self._declared.casts.items():
+            if column in self.types:
+                self._cast(column, to)
+
+    def _cast(self, column: str, to: str) -> None:
+        kind, value = self.types[column], name(column)
+        sql = casting.cast_sql(value, kind, to)
+        if sql is None:
+            do = casting.describe_fix(column, kind) if to == "text" else "correct casts, or cast it with a query"
+            raise DataError(self._locate(column), f"values of type {kind}", f"values that can be cast to {to}", do)
+        wrong = f"v IS NOT NULL AND ({sql.replace(value, 'v')}) IS NULL"
+        if kind in casting.EXACT:
+            wrong += f" AND {casting.is_number('v', kind)}"
+        bad_row = self._find_row(column, wrong)
+        if bad_row is not None:
+            article = {"int": "whole numbers of at most 64 bits", "float": "numbers", "text": "text"}[to]
+            if kind in casting.EXACT and to == "text":
+                article = "whole numbers, since the text of a fraction is ambiguous"
+            shown = bad_row[1] if not isinstance(bad_row[1], str) else repr(bad_row[1][:60])
+            do = casting.describe_null_text(str(bad_row[1]), f"data.{self._role}") or "correct the value, or casts"
+            raise DataError(self._locate(column), f"{shown} in row {bad_row[0]}, and casts to {to}", article, do)
+        self._replace(column, sql, casting.TYPES[to])
+
+    def _locate(self, column: str) -> str:
+        return f"{self.where}: column {column!r}"
+
+    def _find_row(self, column: str, wrong: str) -> tuple[Any, ...] | None:
+        """Return the number, from 1, and the value of the first row where SQL about the value ``v`` is true."""
+        if not self.one(f"SELECT count(*) FROM (SELECT {name(column)} AS v FROM {self.view}) WHERE {wrong}"):
+            return None
+        numbered = f"SELECT row_number() OVER () AS r, {name(column)} AS v FROM {self.view}"
+        return self.row(f"SELECT r, v FROM ({numbered}) WHERE {wrong} ORDER BY r LIMIT 1")
 
     def need(self, columns: dict[str, str]) -> None:
         """Raise one error for all missing columns and for columns that only some of the files have.
@@ -94,9 +177,18 @@ class Relation:
         Args:
             columns: column -> config key or feature that uses it, for error messages.
         """
-        if self._headers:
-            read = {self._packed_columns.get(column, column): reader for column, reader in columns.items()}
+        read = {self._packed_columns.get(column, column): reader for column, reader in columns.items()}
+        check_distinct(self._headers, read)
+        if len(self._headers) > 1:
             check_alike(self.where, self._headers, read)
+        mixed = next((column for column in read if column in self._mixed), None)
+        if mixed is not None:
+            raise DataError(
+                self._locate(mixed),
+                f"values of several types ({read[mixed]})",
+                "one type of all values of a key",
+                f"write one type, or set casts: {{{mixed}: text}} in the schema",
+            )
         faults = []
         for column, reader in columns.items():
             if column not in self.types:
@@ -104,47 +196,68 @@ class Relation:
                 faults.append(f"{column!r} ({reader})" + (f", did you mean {near!r}?" if near else ""))
         if faults:
             run_together = len(self.types) == 1 and re.search("[,;|\t]", next(iter(self.types)))
+            do = "look for a line with more or fewer values than the first, so that the separator is not detected"
+            is_row = not run_together and any(re.fullmatch(r"[-0-9.]+", column) for column in self.types)
+            if is_row:
+                do = "the first line seems to be a row: name and type the cells with rows.columns"
             raise DataError(
                 self.where,
                 f"no column {'; no column '.join(faults)}",
                 f"columns of the schema; the file has {', '.join(self.types)}",
-                "look for a line with more or fewer values than the first, so that the separator is not detected"
-                if run_together
-                else "",
+                do if run_together or is_row else "",
             )
 
     def key_type(self, column: str) -> str:
-        """Return the SQL type of a column of ids: BIGINT or VARCHAR.
+        """Return the SQL type of a column of ids, BIGINT or VARCHAR. Floats and decimals of whole numbers are integers.
 
         Raises:
-            DataError: ids that are floats, dates or integers beyond 64 bits.
+            DataError: ids that are fractions, dates or integers beyond 64 bits.
         """
-        kind, where = self.types[column], f"{self.where}: column {column!r}"
-        self.exact(column)
+        kind, where = self.types[column], self._locate(column)
         if kind in INTEGERS:
             return "BIGINT"
-        if kind in ("UBIGINT", "HUGEINT", "UHUGEINT"):
+        if kind in WIDE_INTEGERS:
             top = self.one(f"SELECT max({name(column)}) FROM {self.view}")
             if top is not None and top >= 2**63:
                 raise DataError(
                     where,
                     f"the id {top}, which needs more than 64 bits",
                     "signed 64-bit integers or strings",
-                    "store these ids as strings",
+                    f"store these ids as strings, or set casts: {{{column}: text}} in the schema",
                 )
             return "BIGINT"
-        if kind == "VARCHAR" or kind.startswith("ENUM"):
+        if is_text(kind):
             return "VARCHAR"
-        if kind in ("FLOAT", "DOUBLE") or kind.startswith("DECIMAL"):
-            top = self.one(f"SELECT max(abs({name(column)})) FROM {self.view}") or 0
-            more = f", the largest {top:.0f}" if top > 2**53 else ""
-            raise DataError(
-                where,
-                f"ids stored as floats ({kind}){more}",
-                "64-bit integers or strings: floats cannot distinguish all integers above 2**53",
-                "write the column as integers (nullable ones if it has nulls) or as text",
-            )
-        raise DataError(where, f"ids of type {kind}", "64-bit integers or strings", "cast the column")
+        if is_real(kind):
+            self._check_whole(column, kind)
+            self._replace(column, casting.whole_number(name(column), kind), "BIGINT")
+            return "BIGINT"
+        raise DataError(where, f"ids of type {kind}", "64-bit integers or strings", casting.describe_fix(column, kind))
+
+    def check_id_type(self, column: str) -> None:
+        """Raise an error if a column has a type that holds no ids."""
+        kind = self.types[column]
+        if kind in INTEGERS | WIDE_INTEGERS or is_text(kind) or is_real(kind) or kind == '"NULL"':
+            return
+        fix = casting.describe_fix(column, kind)
+        raise DataError(self._locate(column), f"ids of type {kind}", "64-bit integers or strings", fix)
+
+    def _check_whole(self, column: str, kind: str) -> None:
+        """Raise an error for floats or decimals that are not all whole numbers, exactly."""
+        wrong = f"{casting.whole_number('v', kind)} IS NULL AND {casting.is_number('v', kind)}"
+        bad_row = self._find_row(column, f"v IS NOT NULL AND {wrong}")
+        if bad_row is None:
+            return
+        top = self.one(f"SELECT max(abs({name(column)})) FROM {self.view} WHERE {name(column)} < 1e300") or 0
+        more = f", the largest {top:.0f}" if kind in casting.EXACT and top > casting.EXACT[kind] else ""
+        more = more or f", such as {bad_row[1]} in row {bad_row[0]}"
+        raise DataError(
+            self._locate(column),
+            f"ids stored as floats ({kind}){more}",
+            "64-bit integers or strings: floats cannot distinguish all integers above "
+            + ("2**24" if kind == "FLOAT" else "2**53"),
+            "write the column as integers (nullable ones if it has nulls) or as text",
+        )
 
     def element_type(self, column: str) -> str | None:
         """Return ``key_type`` of the elements of a list column or of a column of ids, or None for a column of nulls."""
@@ -153,36 +266,22 @@ class Relation:
             return None
         if not kind.endswith("[]"):
             return self.key_type(column)
-        return "VARCHAR" if kind[:-2] == "VARCHAR" or kind.startswith("ENUM") else "BIGINT"
-
-    def exact(self, column: str) -> None:
-        """Raise an error if ids in a CSV column would be read as numbers and lose their leading zeros."""
-        if self._text is None or self.types[column] == "VARCHAR" or column in self._exact:
-            return
-        self._exact.add(column)
-        odd = self.one(
-            f"SELECT {name(column)} FROM {self._text} WHERE regexp_matches({name(column)}, '^-?0[0-9]') LIMIT 1"
-        )
-        if odd is not None:
-            raise DataError(
-                f"{self.where}: column {column!r}",
-                f"the id {odd!r}, which would be read as the number {int(odd)}",
-                "ids that keep their zeros",
-                "write the log as Parquet with this column as text, or read it with a query that casts it to text",
-            )
+        return "VARCHAR" if is_text(kind[:-2]) or kind.startswith("ENUM") else "BIGINT"
 
     def numeric(self, column: str) -> None:
         """Raise an error if a column of numbers has text. The message gives the first invalid value."""
-        if self.types[column] != "VARCHAR":
+        if not is_text(self.types[column]):
             return
-        bad_row = self.row(
-            f"SELECT r, v FROM (SELECT row_number() OVER () AS r, {name(column)} AS v FROM {self.view}) "
-            "WHERE v IS NOT NULL AND try_cast(v AS DOUBLE) IS NULL LIMIT 1"
-        )
-        what = f"text, first {bad_row[1]!r} in row {bad_row[0]}" if bad_row else "numbers stored as text"
-        raise DataError(
-            f"{self.where}: column {column!r}", what, "numbers", "clean the column, or declare the feature kind id"
-        )
+        bad_row = self._find_row(column, "v IS NOT NULL AND try_cast(v AS DOUBLE) IS NULL")
+        do = f"set casts: {{{column}: float}} in the schema"
+        if bad_row is not None:
+            do = "clean the column, or declare the feature kind id"
+            if re.fullmatch(r"\s*[-+]?[0-9.]*,[0-9]+\s*", bad_row[1]):
+                do = "write decimal points instead of commas, or convert the column with a query: "
+                do += f"replace({column}, ',', '.')::DOUBLE AS {column}"
+            do = casting.describe_null_text(bad_row[1], f"data.{self._role}") or do
+        what = f"text, first {bad_row[1][:60]!r} in row {bad_row[0]}" if bad_row else "numbers stored as text"
+        raise DataError(self._locate(column), what, "numbers", do)
 
     def no_nulls(self, column: str, role: str, of: str = "event") -> None:
         """Raise an error for nulls (and NaN and infinity) in a column that must have a value in every row.
@@ -229,105 +328,49 @@ class Relation:
             raise unreadable(self.where, error) from None
 
 
-def paths(patterns: tuple[str, ...]) -> list[Path]:
-    """Return the files that match patterns, and the files of folders.
+def _get_shared_kind(source: Source, files: Mapping[str | None, list[Path]]) -> str:
+    """Return the kind of all files.
 
     Raises:
-        DataError: a pattern without matches, or a folder that is empty or has subfolders.
+        DataError: files of several kinds, or of an unknown one.
     """
-    file_paths: list[Path] = []
-    for pattern in patterns:
-        matches = sorted(glob.glob(pattern))
-        if Path(pattern).is_dir():
-            # Other tools write marker files beside the data, such as _SUCCESS and .part-0.parquet.crc.
-            own = sorted(path for path in Path(pattern).iterdir() if path.name[0] not in "._")
-            folders = [path for path in own if path.is_dir()]
-            if folders or not own:
-                what = f"the folder {folders[0].name!r} in it" if folders else "an empty folder"
-                raise DataError(pattern, what, "a folder of files of one kind", "use a pattern that matches the files")
-            matches = [str(path) for path in own]
-        if not matches:
-            raise DataError(pattern, "no such file", "a Parquet, CSV or Arrow file (or a pattern that matches some)")
-        file_paths += map(Path, matches)
-    return file_paths
-
-
-def group_files_by_split(source: Source) -> dict[str | None, list[Path]]:
-    """Return the files per split. The files of an input without splits have the key None.
-
-    Raises:
-        DataError: a pattern without matches, a file listed twice, or a file in two splits.
-    """
-    if source.splits is None:
-        return {None: _check_unique(paths(source.files or ()))}
-    files: dict[str | None, list[Path]] = {split: paths(own) for split, own in source.splits.each().items()}
-    owner: dict[tuple[int, int], str | None] = {}
-    for split, own in files.items():
-        for path in own:
-            if owner.setdefault(_file_id(path), split) != split:
-                raise DataError(
-                    str(path),
-                    f"a file of {owner[_file_id(path)]} and of {split}",
-                    "every file in one split",
-                    "metrics on training rows do not measure new rows; use other files",
-                )
-        _check_unique(own)
-    return files
-
-
-def _file_id(path: Path) -> tuple[int, int]:
-    """Return the device and inode of a file, which are the same for every path or link to it."""
-    about = path.stat()
-    return about.st_dev, about.st_ino
-
-
-def _check_unique(files: list[Path]) -> list[Path]:
-    """Return the files, or raise an error for a file that is listed twice, since its rows would count twice."""
-    named: dict[tuple[int, int], Path] = {}
-    for path in files:
-        other = named.setdefault(_file_id(path), path)
-        if other is not path:
-            by = "listed twice" if str(other) == str(path) else f"the same file as {other}"
-            raise DataError(
-                str(path),
-                f"{by}, so each of its rows would count twice",
-                "every file once",
-                "remove one of the names, or narrow the pattern",
-            )
-    return files
-
-
-def _from(con: duckdb.DuckDBPyConnection, view: str, source: Source, files: dict[str | None, list[Path]]) -> str:
     every = [path for own in files.values() for path in own]
-    kinds = {path.suffix.lower() for path in every}
+    kinds = {get_kind(path): path.suffix.lower() for path in every}
     if len(kinds) > 1:
-        raise DataError(str(source), f"files of the kinds {', '.join(sorted(kinds))}", "one kind of file")
-    kind, listed = kinds.pop(), "[" + ", ".join(literal(str(path)) for path in every) + "]"
-    named = f", filename={literal(_FILE)}" if source.splits is not None else ""
-    if kind == ".parquet":
-        return f"read_parquet({listed}, union_by_name=true{named})"
-    if kind in TEXT:
-        if source.rows is not None:
-            raise DataError(
-                str(source), "text files, and rows without columns", "rows.columns: the name and type of every cell"
-            )
-        # The first line is always the header. Detection would miss it in files with only text or only a header.
-        return f"read_csv({listed}, header=true, sample_size=100000, union_by_name=true{named})"
-    if kind in (".arrow", ".feather"):
-        tables = []
-        for number, (split, own) in enumerate(files.items()):
-            table = f"{view}_arrow_{number}"
-            try:
-                con.register(table, _dataset(own))
-            except (pa.ArrowInvalid, OSError) as error:
-                raise DataError(str(source), f"cannot be read: {error}", "a complete Arrow file") from None
-            tables.append(f"SELECT *{'' if split is None else f', {literal(split)} AS {SPLIT_COLUMN}'} FROM {table}")
-        return f"({' UNION ALL BY NAME '.join(tables)})"
-    raise DataError(str(source), f"a file of the kind {kind!r}", ".parquet, .csv, .tsv, .arrow or .feather")
+        raise DataError(str(source), f"files of the kinds {', '.join(sorted(kinds.values()))}", "one kind of file")
+    return next(iter(kinds))
 
 
-def _dataset(files: list[Path]) -> pads.Dataset:
+def _read_parquet(source: Source, files: Mapping[str | None, list[Path]]) -> str:
+    """Return SQL that reads Parquet files, with the columns that their folders name."""
+    every = [path for own in files.values() for path in own]
+    listed = "[" + ", ".join(literal(str(path)) for path in every) + "]"
+    types = find_partition_types(every)
+    partitions = ", ".join(f"{literal(column)}: {kind}" for column, kind in types.items())
+    more = f", hive_partitioning=true, hive_types={{{partitions}}}" if types else ", hive_partitioning=false"
+    more += f", filename={literal(_FILE)}" if source.splits is not None else ""
+    rows = f"read_parquet({listed}, union_by_name=true{more})"
+    return rows if source.splits is None else _with_split(rows, files)
+
+
+def _read_arrow(
+    con: duckdb.DuckDBPyConnection, view: str, source: Source, files: Mapping[str | None, list[Path]]
+) -> str:
+    tables = []
+    for number, (split, own) in enumerate(files.items()):
+        table = f"{view}_arrow_{number}"
+        try:
+            con.register(table, _open_dataset(own))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(str(source), f"cannot be read: {error}", "a complete Arrow file") from None
+        tables.append(f"SELECT *{'' if split is None else f', {literal(split)} AS {SPLIT_COLUMN}'} FROM {table}")
+    return f"({' UNION ALL BY NAME '.join(tables)})"
+
+
+def _open_dataset(files: list[Path]) -> pads.Dataset:
     """Return Arrow files as one dataset with the union of their columns, in the same way as for Parquet and CSV."""
+    import pyarrow.dataset as pads  # imports pandas where it is installed
+
     datasets = [pads.dataset(str(path), format="ipc") for path in files]
     try:
         schema = pa.unify_schemas([one.schema for one in datasets], promote_options="permissive")
@@ -336,17 +379,8 @@ def _dataset(files: list[Path]) -> pads.Dataset:
     return pads.dataset([str(path) for path in files], format="ipc", schema=schema)
 
 
-def _without_guessed_dates(con: duckdb.DuckDBPyConnection, rows: str, timestamps: Sequence[str]) -> str:
-    described = con.execute(f"DESCRIBE SELECT * FROM {rows}").fetchall() if timestamps else []
-    guessed = [row[0] for row in described if row[0] in timestamps and row[1].startswith(("DATE", "TIME"))]
-    types = ", ".join(f"{literal(column)}: 'VARCHAR'" for column in guessed)
-    return f"{rows[:-1]}, types={{{types}}})" if guessed else rows
-
-
-def _with_split(con: duckdb.DuckDBPyConnection, rows: str, files: dict[str | None, list[Path]]) -> str:
+def _with_split(rows: str, files: Mapping[str | None, list[Path]]) -> str:
     """Return SQL that adds a column with the split of each row, derived from its file."""
-    if not rows.startswith("read_"):
-        return rows
     cases = []
     for split, own in files.items():
         among = ", ".join(literal(str(path)) for path in own)

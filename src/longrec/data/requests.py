@@ -16,6 +16,9 @@ from longrec.data.log import Log
 from longrec.features.batch import Jagged
 from longrec.features.feature_encoders import Lists
 
+_ROWS = 4
+"""Number of candidates of a log whose candidates are no items."""
+
 
 def build_impression(log: Log, row: int, others: Iterable[int]) -> dict[str, Any]:
     """Return the data of one impression: user, timestamp, context, history and candidate items.
@@ -32,6 +35,8 @@ def build_impression(log: Log, row: int, others: Iterable[int]) -> dict[str, Any
     """
     own = int(log.events.columns["item"][row])
     items = np.array([item for item in dict.fromkeys([own, *map(int, others)]) if item > 0], np.int64)
+    if log.schema.item is None:
+        items = np.zeros(min(_ROWS, len(log)) if log.fitted.list_features("candidate") else 1, np.int64)
     user, timestamp = log.user(np.array([row])), log.timestamps[[row]]
     batch = gather(log, np.array([row], np.int64))
     # A row has candidate features of its own item only. For the other items, those of the next rows are used.

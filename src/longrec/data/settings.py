@@ -111,10 +111,20 @@ class SplitFiles(Strict):
         return {split: files for split, files in named.items() if files}
 
 
+def _check_null_texts(value: Any) -> Any:
+    if value is None or (isinstance(value, (list, tuple)) and None in value):
+        raise ValueError("must be a list of texts, got a null: write the text in quotes, such as ['null', '~']")
+    odd = next((one for one in value if not isinstance(one, str)), None) if isinstance(value, (list, tuple)) else None
+    if odd is not None:
+        raise ValueError(f"must be a list of texts, got {odd!r}: write it in quotes")
+    return [value] if isinstance(value, str) else value
+
+
 class Source(Strict):
     """Input of rows: files (Parquet, CSV, Arrow, globs), files per split, or a DuckDB query.
 
     ``rows`` is the row format of the files. Without it, the first line of text files is the column names.
+    ``nulls`` lists texts that mean a missing value, in every column of text.
     ``as_of`` is the column of a user or item table with the timestamp from which each row (version) is valid.
     """
 
@@ -129,6 +139,9 @@ class Source(Strict):
     query: str | None = Setting(None, description="instead of files: a query that DuckDB runs")
     rows: FileFormat | None = Setting(
         None, description="format of the rows of the files; default: files name their columns"
+    )
+    nulls: Annotated[tuple[str, ...], BeforeValidator(_check_null_texts)] = Setting(
+        (), description="texts that mean a missing value, such as NULL; an empty cell always does"
     )
     as_of: str | None = Setting(
         None, description="of users and items: column of the time from which each row (version) is valid"
@@ -223,11 +236,15 @@ class DataConfig(Strict):
         return self
 
 
-def as_of_faults(config: DataConfig, schema: Schema) -> list[str]:
-    """Return one message per invalid ``as_of`` of users and items under a schema."""
-    faults = []
+def find_schema_faults(config: DataConfig, schema: Schema) -> list[str]:
+    """Return one message per setting of the data section that needs a column which the schema does not name."""
+    faults, rule = [], config.split
     for role, table, key in (("users", config.users, schema.user), ("items", config.items, schema.item)):
-        if table is None or table.as_of is None:
+        if table is None:
+            continue
+        if key is None:
+            faults.append(f"{role}: a table needs its key; set {role[:-1]} in the schema, or leave the table out")
+        if table.as_of is None:
             continue
         if schema.time is None:
             faults.append(f"{role}.as_of: needs a time column in the schema, to compare with the time of impressions")
@@ -235,4 +252,12 @@ def as_of_faults(config: DataConfig, schema: Schema) -> list[str]:
             faults.append(
                 f"{role}.as_of: {key!r} is the key of the table; use the column with the timestamp of its rows"
             )
+    if rule.by == "time" and schema.time is None:
+        way = "user, which puts whole users" if schema.user is not None else "user, which without a user puts rows"
+        faults.append(
+            f"split: by time needs the time column of the schema; set by: {way} at random into splits, or by: column "
+            "or files"
+        )
+    if rule.by == "leave_one_out" and schema.user is None:
+        faults.append("split: leave_one_out tests on the last row of each user, and the schema has no user")
     return faults

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import duckdb
 
-from longrec.data.relation import INTEGERS, Relation, literal, name, unreadable
-from longrec.data.sorted_log import AVAILABLE_AT, ITEM, ORDER, REQUEST_TIME, TIME, USER, chunk_rows
+from longrec.data.casts import INTEGERS, WIDE_INTEGERS, ColumnTypes
+from longrec.data.relation import Relation, literal, name, unreadable
+from longrec.data.sorted_log import AVAILABLE_AT, ITEM, ORDER, REQUEST_TIME, ROW, TIME, USER, chunk_rows
 from longrec.data.timestamps import Timestamps, check_available_at, read_timestamps, takes_format
 from longrec.errors import DataError
 from longrec.features.schema import Schema
@@ -38,6 +39,20 @@ def event_columns(schema: Schema) -> dict[str, str]:
     return needed
 
 
+def list_column_types(schema: Schema) -> ColumnTypes:
+    """Return what a schema says about the types of raw columns."""
+    ids, others, separated = {schema.user, schema.item}, set[str](), set[str]()
+    for feature_name, feature in schema.features.items():
+        columns = schema.columns(feature_name)
+        (ids if feature.kind in ("id", "cross", "multi_id") else others).update(columns)
+        if feature.separator is not None or feature.kind == "lookup":
+            separated.add(feature.map or columns[0])
+            separated.update([feature.weights] if feature.weights else [])
+    for history in schema.histories.values():
+        separated.update((history.columns or {}).values() if history.separator is not None else ())
+    return ColumnTypes(schema.casts, frozenset(c for c in ids - others if c is not None), frozenset(separated))
+
+
 def timestamp_columns(schema: Schema) -> list[str]:
     """Return the raw timestamp columns: the event time, then the availability columns."""
     if schema.time is None:
@@ -47,8 +62,11 @@ def timestamp_columns(schema: Schema) -> list[str]:
     return list(dict.fromkeys(column for column in named if column is not None))
 
 
-def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path) -> Schema:
+def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path, *, numbered: bool = False) -> Schema:
     """Write the sorted events: ``_user _item _time`` (``_moment``, ``_available``, ``_order``) and the raw columns.
+
+    Args:
+        numbered: also write ``_row``, the number of each row in the input, from 1.
 
     Returns:
         The schema, with the detected time unit if the times are so small that their size does not determine it.
@@ -56,9 +74,12 @@ def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path)
     Raises:
         DataError: null users or times, invalid ids, invalid or ambiguous times.
     """
-    user, item = name(schema.user), name(schema.item)
-    user_type, item_type = log.key_type(schema.user), log.key_type(schema.item)
-    log.no_nulls(schema.user, "user")
+    user, item = "row_number() OVER () - 1", "NULL::BIGINT"
+    if schema.user is not None:
+        user = f"{name(schema.user)}::{log.key_type(schema.user)}"
+        log.no_nulls(schema.user, "user")
+    if schema.item is not None:
+        item = f"{name(schema.item)}::{log.key_type(schema.item)}"
     times, event = "0::BIGINT", None
     if schema.time is not None:
         log.no_nulls(schema.time.column, "time")
@@ -74,16 +95,17 @@ def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path)
         check_order(log, order)
         raw += f", {name(order)}::BIGINT AS {ORDER}"
     inner = (
-        f"SELECT {user}::{user_type} AS {USER}, {item}::{item_type} AS {ITEM}, {times} AS {TIME}{raw}, "
-        f"row_number() OVER () AS _row FROM {log.view}"
+        f"SELECT {user} AS {USER}, {item} AS {ITEM}, {times} AS {TIME}{raw}, "
+        f"row_number() OVER () AS {ROW} FROM {log.view}"
     )
     request_time = ""
     if schema.request:
         request = name("c." + schema.request)
         began = f"min({TIME}) OVER (PARTITION BY {USER}, {request})"
         request_time = f", CASE WHEN {request} IS NULL THEN {TIME} ELSE {began} END AS {REQUEST_TIME}"
-    by = ", ".join([USER, TIME, *([] if order is None else [ORDER]), "_row"])
-    sql = f"SELECT * EXCLUDE (_row){request_time} FROM ({inner}) ORDER BY {by}"
+    by = ", ".join([USER, TIME, *([] if order is None else [ORDER]), ROW])
+    selected = "*" if numbered else f"* EXCLUDE ({ROW})"
+    sql = f"SELECT {selected}{request_time} FROM ({inner}) ORDER BY {by}"
     try:
         log.con.execute(
             f"COPY ({sql}) TO {literal(str(target))} (FORMAT parquet, COMPRESSION snappy, "
@@ -99,7 +121,7 @@ def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path)
 def check_order(log: Relation, column: str) -> None:
     """Raise an error if a column that orders events with equal timestamps has nulls, or no whole numbers of 64 bits."""
     kind, where = log.types[column], f"{log.where}: column {column!r}"
-    if kind not in INTEGERS - {"BOOLEAN"} and kind not in ("UBIGINT", "HUGEINT", "UHUGEINT"):
+    if kind not in INTEGERS - {"BOOLEAN"} and kind not in WIDE_INTEGERS:
         raise DataError(where, f"values of type {kind}, as time.order", "whole numbers", "cast the column to integers")
     log.no_nulls(column, "whole number")
     if kind not in INTEGERS and (top := log.one(f"SELECT max(abs({name(column)})) FROM {log.view}") or 0) >= 2**63:

@@ -1,6 +1,6 @@
 """Sorted log: a folder with the events of a log by user and time, its users, its items, and facts about them.
 
-    events/part-0.parquet    _user _item _time (_moment, _available, _order), and the raw columns as c.NAME
+    events/part-0.parquet    _user _item _time (_moment, _available, _order, _row), and the raw columns as c.NAME
     users.parquet            key, in ascending order, and each raw column of the user features as c.NAME
     users.dated.parquet      key_row, since, and c.NAME: the rows of a table with as_of, by key and time
     items.parquet            like users.parquet, and items.dated.parquet
@@ -33,6 +33,7 @@ from longrec.progress import Progress
 
 FORMAT = "longrec-sorted-1"
 USER, ITEM, TIME, REQUEST_TIME, AVAILABLE_AT, ORDER = "_user", "_item", "_time", "_moment", "_available", "_order"
+ROW = "_row"
 SHARD = "events/part-0.parquet"
 """The only file of events. More of them would each have the users of one hash value."""
 KEY, KEY_ROW, SINCE = "key", "key_row", "since"

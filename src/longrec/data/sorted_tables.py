@@ -32,15 +32,31 @@ def write_tables(
     Raises:
         DataError: keys of another type than in the log, copies of a key or version, missing columns, invalid values.
     """
-    return {role: _TableWriter(role, schema, log, *own).write(folder) for role, own in tables.items()}
+    facts = {}
+    for role, own in tables.items():
+        key = schema.user if role == "user" else schema.item
+        if key is None:
+            facts[role] = _write_without_key(role, log, folder / f"{role}s.parquet")
+        else:
+            facts[role] = _TableWriter(role, key, schema, log, *own).write(folder)
+    return facts
+
+
+def _write_without_key(role: str, log: Relation, path: Path) -> TableFacts:
+    """Write the table of a schema without this key: every row is a user of its own, and no row has an item."""
+    count = log.one(f"SELECT count(*) FROM {log.view}") if role == "user" else 0
+    pq.write_table(pa.table({KEY: np.arange(count)}), path, use_dictionary=False)
+    return TableFacts(sources={})
 
 
 class _TableWriter:
-    def __init__(self, role: str, schema: Schema, log: Relation, own: Relation | None, source: Source | None) -> None:
+    def __init__(
+        self, role: str, key: str, schema: Schema, log: Relation, own: Relation | None, source: Source | None
+    ) -> None:
         self.role, self.schema, self.log, self.own, self.source = role, schema, log, own, source
         self.as_of = None if source is None else source.as_of
-        self.key = schema.user if role == "user" else schema.item
-        self.kind = log.key_type(self.key)
+        self.key = key
+        self.kind = log.key_type(key)
 
     def write(self, folder: Path) -> TableFacts:
         keys = self._collect_keys()

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from longrec.data.checks import check_values
 from longrec.data.relation import SPLIT_COLUMN, Relation, name
 from longrec.data.settings import DataConfig, Source
-from longrec.data.sort import event_columns, sort_events, timestamp_columns
+from longrec.data.sort import event_columns, list_column_types, sort_events
 from longrec.data.sorted_log import SHARD, Facts, chunk_rows
 from longrec.data.sorted_tables import write_tables
 from longrec.errors import DataError
@@ -30,11 +30,11 @@ def write_sorted_log(
     Raises:
         DataError: inputs that cannot be prepared.
     """
-    log = Relation(con, "log", config.log, scratch, timestamp_columns(schema))
+    declared = list_column_types(schema)
+    log = Relation(con, "log", config.log, scratch, declared)
     inputs: dict[str, tuple[Relation | None, Source | None]] = {}
     for role, source in (("user", config.users), ("item", config.items)):
-        times = [source.as_of] if source is not None and source.as_of else []
-        table = None if source is None else Relation(con, f"{role}s", source, scratch, times)
+        table = None if source is None else Relation(con, f"{role}s", source, scratch, declared)
         inputs[role] = (table, source)
     split_column = SPLIT_COLUMN if config.split.by == "files" else config.split.column
     columns = event_columns(schema)
@@ -60,7 +60,8 @@ def write_sorted_log(
 
 def _check_events(log: Relation, schema: Schema, columns: dict[str, str]) -> None:
     """Raise an error for missing columns, a log without rows, and raw values that do not fit their features."""
-    keys = {schema.user: "the user", schema.item: "the item"}
+    named = {"the user": schema.user, "the item": schema.item}
+    keys = {column: role for role, column in named.items() if column is not None}
     if schema.time is not None:
         keys[schema.time.column] = "the time"
         if schema.time.available_at is not None:

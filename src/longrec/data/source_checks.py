@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import duckdb
 
-from longrec.data.headers import check_alike, read_header
-from longrec.data.relation import group_files_by_split
+from longrec.data.headers import check_alike, check_distinct, read_header
+from longrec.data.input_files import group_files_by_split
 from longrec.data.settings import DataConfig, Source
 from longrec.data.sql import unreadable
 from longrec.data.text_rows import check_header
@@ -35,20 +35,33 @@ def find_source_faults(config: DataConfig, schema: Schema) -> list[str]:
     with duckdb.connect() as con:
         con.execute("SET threads=1; SET enable_progress_bar=false")
         columns: dict[str, list[str]] = {}
+        partial: set[str] = set()
         for role, source in sources(config):
             try:
-                columns[role] = columns_of(con, source)
+                columns[role], is_partial = columns_of(con, source)
+                partial |= {role} if is_partial else set()
             except LongRecError as error:
                 faults.append(f"data.{role}: {_one_line(error)}")
         for role in ("user", "item"):
             own = f"{role}s"
             needs |= _entity_needs(schema, role, columns, needs["log"], getattr(config, own))
         for role, source in sources(config):
-            if role in columns:
+            if role in columns and role not in partial:
                 named = "the log" if role == "log" else f"the table of {role}"
                 faults += _find_missing_columns(needs.get(role, []), columns[role], f"{named} ({_shorten(source)})")
                 faults += _find_uneven_files(con, source, needs.get(role, []), f"data.{role}")
+        faults += _find_unused_casts(schema, columns.values()) if not faults and not partial else []
     return list(dict.fromkeys(faults))
+
+
+def _find_unused_casts(schema: Schema, columns: Iterable[list[str]]) -> list[str]:
+    named = {column for own in columns for column in own}
+    return [
+        f"data.schema.casts.{column}: no column {column!r} in any input"
+        + (f"; did you mean {near!r}?" if (near := nearest(column, named)) else "")
+        for column in schema.casts
+        if column not in named
+    ]
 
 
 def sources(config: DataConfig) -> Iterator[tuple[str, Source]]:
@@ -59,8 +72,10 @@ def sources(config: DataConfig) -> Iterator[tuple[str, Source]]:
             yield role, source
 
 
-def columns_of(con: duckdb.DuckDBPyConnection, source: Source) -> list[str]:
-    """Return the column names of an input without reading its rows. A query is planned, not run.
+def columns_of(con: duckdb.DuckDBPyConnection, source: Source) -> tuple[list[str], bool]:
+    """Return the column names of an input without reading its rows, and whether it may have more of them.
+
+    A query is planned, not run. Of a large JSON file only the first rows are read.
 
     Raises:
         DataError: an input that cannot be read.
@@ -68,25 +83,28 @@ def columns_of(con: duckdb.DuckDBPyConnection, source: Source) -> list[str]:
     if source.query is not None:
         try:
             query = source.query.rstrip().rstrip(";")
-            return [row[0] for row in con.execute(f"DESCRIBE SELECT * FROM ({query}\n)").fetchall()]
+            return [row[0] for row in con.execute(f"DESCRIBE SELECT * FROM ({query}\n)").fetchall()], False
         except duckdb.Error as error:
             raise unreadable(str(source), error) from None
-    files = [path for own in group_files_by_split(source).values() for path in own]
+    files, is_partial = [path for own in group_files_by_split(source).values() for path in own], False
     if source.rows is not None and source.rows.columns is not None:
         if source.rows.header:
             for path in files:
                 check_header(con, source.rows, path)
         names = [column for column in source.rows.columns if column not in source.rows.packed]
     else:
-        names = list(dict.fromkeys(column for path in files for column in read_header(con, path).kinds))
+        headers = [read_header(con, path) for path in files]
+        names = list(dict.fromkeys(column for header in headers for column in header.kinds))
+        is_partial = any(header.partial for header in headers)
     if source.rows is not None:
         names += [*source.rows.list_packed_columns(), *([source.rows.number] if source.rows.number is not None else [])]
-    return names
+    return names, is_partial
 
 
 def row_needs(schema: Schema) -> list[Need]:
     """Return the columns of the log that the schema uses."""
-    needs = [("data.schema.user", schema.user), ("data.schema.item", schema.item)]
+    keys = {"data.schema.user": schema.user, "data.schema.item": schema.item}
+    needs = [(location, column) for location, column in keys.items() if column is not None]
     if schema.time is not None:
         needs.append(("data.schema.time", schema.time.column))
         if schema.time.available_at is not None:
@@ -127,7 +145,7 @@ def _entity_needs(
     A column is read from the log if only the log has it or if there is no entity table, else from the entity table.
     """
     key, table = getattr(schema, role), f"{role}s"
-    of_log, own = list(of_log), [(f"data.schema.{role}", key)] if own_source is not None else []
+    of_log, own = list(of_log), [(f"data.schema.{role}", key)] if own_source is not None and key is not None else []
     if own_source is not None and own_source.as_of is not None:
         own.append((f"data.{table}.as_of", own_source.as_of))
     for name, feature in schema.features.items():
@@ -165,7 +183,9 @@ def _find_uneven_files(con: duckdb.DuckDBPyConnection, source: Source, needs: li
     for reader, column in needs:
         wanted.setdefault(packed_columns.get(column, column), reader.removeprefix("data.schema."))
     try:
-        check_alike(_shorten(source), [read_header(con, path) for path in files] if len(files) > 1 else [], wanted)
+        headers = [read_header(con, path) for path in files]
+        check_distinct(headers, wanted)
+        check_alike(_shorten(source), headers if len(files) > 1 else [], wanted)
     except DataError as error:
         return [f"{location}: {error.found}; expected {error.expected}"]
     return []

@@ -44,8 +44,8 @@ def compute_time_cutoffs(
     """
     last, time = int(times.max()), time or TimeColumn(column="", unit="step" if step else "auto")
     if split.test_from is not None:
-        test = _parse_cutoff(split.test_from, time, where)
-        valid = test if split.valid_from is None else _parse_cutoff(split.valid_from, time, where)
+        test = parse_cutoff(split.test_from, time, where)
+        valid = test if split.valid_from is None else parse_cutoff(split.valid_from, time, where)
         if valid > test:
             raise DataError(
                 where, f"valid from {split.valid_from!r}, after test from {split.test_from!r}", "valid before test"
@@ -80,7 +80,7 @@ def select_rank(values: NDArray[np.int64], rank: int) -> int:
     return int(np.partition(values, rank)[rank])
 
 
-def _parse_cutoff(text: str, time: TimeColumn, where: str) -> int:
+def parse_cutoff(text: str, time: TimeColumn, where: str) -> int:
     """Parse a cutoff in the format of the timestamps of the log, or as ISO 8601 text."""
     # Eight digits are an ISO 8601 date. As seconds they would be in 1970.
     day = re.fullmatch("([0-9]{4})([0-9]{2})([0-9]{2})", text) if time.unit != "step" else None

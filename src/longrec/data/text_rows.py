@@ -7,6 +7,7 @@ it.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
@@ -30,25 +31,31 @@ def read_text(row_format: FileFormat, paths: list[Path], more: str = "") -> str:
     files = "[" + ", ".join(literal(str(path)) for path in paths) + "]"
     columns = "{" + ", ".join(f"{literal(column)}: 'VARCHAR'" for column in row_format.columns or ()) + "}"
     quote = literal(row_format.quote or "")
+    escape = quote if row_format.escape is None else literal(row_format.escape)
     return (
         f"read_csv({files}, auto_detect=false, header={str(row_format.header).lower()}, "
-        f"delim={literal(row_format.separator)}, quote={quote}, escape={quote}, nullstr={literal(_NO_NULL)}, "
+        f"delim={literal(row_format.separator)}, quote={quote}, escape={escape}, nullstr={literal(_NO_NULL)}, "
         f"columns={columns}{more})"
     )
 
 
-def select_typed(row_format: FileFormat) -> str:
-    """Return the SELECT list that casts every column and fills in defaults. An invalid number aborts the query."""
-    return ", ".join(_typed_column(row_format, column) for column in row_format.columns or ())
+def select_typed(row_format: FileFormat, nulls: Sequence[str] = ()) -> str:
+    """Return the SELECT list that casts every column and fills in defaults. An invalid number aborts the query.
+
+    Args:
+        nulls: texts that mean a missing value, besides the empty one.
+    """
+    return ", ".join(_typed_column(row_format, column, nulls) for column in row_format.columns or ())
 
 
-def _typed_column(row_format: FileFormat, column: str) -> str:
+def _typed_column(row_format: FileFormat, column: str, nulls: Sequence[str]) -> str:
     kind, quoted = (row_format.columns or {})[column], name(column)
-    sql = f"nullif({quoted}, '')"
+    missing = f"{quoted} IN ({', '.join(literal(text) for text in ('', *nulls))})"
+    sql = f"CASE WHEN {missing} THEN NULL ELSE {quoted} END"
     if kind in _NUMBERS:
         pattern, stored, _ = _NUMBERS[kind]
         sql = (
-            f"CASE WHEN {quoted} = '' THEN NULL WHEN regexp_full_match({quoted}, {literal(pattern)}) "
+            f"CASE WHEN {missing} THEN NULL WHEN regexp_full_match({quoted}, {literal(pattern)}) "
             f"THEN {quoted}::{stored} ELSE error('no number') END"
         )
     if column in row_format.defaults and column not in row_format.packed:
@@ -80,16 +87,24 @@ def check_header(con: duckdb.DuckDBPyConnection, row_format: FileFormat, path: P
         )
 
 
-def text_fault(con: duckdb.DuckDBPyConnection, row_format: FileFormat, paths: list[Path]) -> LongRecError | None:
-    """Return the first error in the first invalid file, or None if all files are valid."""
+def text_fault(
+    con: duckdb.DuckDBPyConnection, row_format: FileFormat, paths: list[Path], columns: str = "rows.columns"
+) -> LongRecError | None:
+    """Return the first error in the first invalid file, or None if all files are valid.
+
+    Args:
+        columns: what names the columns, for error messages.
+    """
     for path in paths:
-        fault = _line_fault(con, row_format, path) or _value_fault(con, row_format, path)
+        fault = _line_fault(con, row_format, path, columns) or _value_fault(con, row_format, path)
         if fault is not None:
             return fault
     return None
 
 
-def _line_fault(con: duckdb.DuckDBPyConnection, row_format: FileFormat, path: Path) -> LongRecError | None:
+def _line_fault(
+    con: duckdb.DuckDBPyConnection, row_format: FileFormat, path: Path, columns: str
+) -> LongRecError | None:
     more = f", store_rejects=true, rejects_table='{_REJECTS}', rejects_scan='_reject_scans', rejects_limit=1000"
     try:
         con.execute(f"SELECT count(COLUMNS(*)) FROM {read_text(row_format, [path], more)}").fetchall()
@@ -125,7 +140,7 @@ def _line_fault(con: duckdb.DuckDBPyConnection, row_format: FileFormat, path: Pa
         )
     elif kind == "INVALID ENCODING":
         what, do = f"bytes that are not UTF-8 in {shown}", "write the file as UTF-8"
-    expected = f"{cells} between separators {row_format.separator!r}, one per column of rows.columns"
+    expected = f"{cells} between separators {row_format.separator!r}, one per column of {columns}"
     return DataError(f"{path}, line {line}", what, expected, do)
 
 

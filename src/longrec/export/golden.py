@@ -71,9 +71,13 @@ class Sample:
 
 def build_request(fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample) -> dict[str, Any]:
     """Build the request of an impression."""
+    keys: dict[str, Any] = {}
+    if fitted.schema.user is not None:
+        keys["user"] = users.key(sample.user)
+    if fitted.schema.item is not None:
+        keys["candidates"] = [items.key(row) for row in np.asarray(sample.items).tolist()]
     request: dict[str, Any] = {
-        "user": users.key(sample.user),
-        "candidates": [items.key(row) for row in np.asarray(sample.items).tolist()],
+        **keys,
         "at": format_request_time(fitted, sample.timestamp),
         "context": {column: values[0] for column, values in _decode_columns(fitted, sample.events, "context").items()},
     }

@@ -134,7 +134,8 @@ def encode_row_values(
     A feature whose column is decoded from it keeps the values of the log. Others are encoded from the raw columns.
     """
     request, values = build_request(fitted, users, items, sample), []
-    context, user = request["context"], request["user"]
+    context, user = request["context"], request.get("user")
+    keys = request.get("candidates", range(len(sample.items)))
     for side, encoded in (("context", sample.events), ("candidate", sample.candidates)):
         own = {name for name in choose_decoded_features(fitted, side).values() if name is not None}
         others = [name for name in list_row_features(fitted, side) if name not in own]
@@ -142,7 +143,7 @@ def encode_row_values(
             computed = encode_context(fitted, context, others, user)
         else:
             raw_candidates = request.get("candidate_context", {})
-            computed = encode_candidates(fitted, others, raw_candidates, context, user, request["candidates"])
+            computed = encode_candidates(fitted, others, raw_candidates, context, user, keys)
         values.append({**{name: _mask_encoded(fitted, name, encoded[name]) for name in own}, **computed})
     return values[0], values[1]
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from longrec.errors import BundleError
@@ -34,6 +35,7 @@ from longrec.features.entity_table import EntityTable
 from longrec.features.fields import AVAILABLE
 from longrec.features.fitted_schema import FittedSchema
 from longrec.features.history_columns import list_event_columns
+from longrec.features.vocabulary import Keys
 from longrec.models.core.base import Model
 from longrec.models.core.kinds import Encoder, Retriever
 from longrec.models.core.registry import name_of
@@ -137,7 +139,10 @@ class _BundleWriter:
         build.mkdir()
         fitted.save(build / bundle.SCHEMA)
         for table in (bundle.USERS, bundle.ITEMS):
-            shutil.copytree(self.log / table, build / table)
+            if table == bundle.USERS and fitted.schema.user is None:
+                EntityTable(Keys(pa.array([], pa.int64())), {}).save(build / table)  # no request names a row of the log
+            else:
+                shutil.copytree(self.log / table, build / table)
         events = self._write_history()
         users, items = EntityTable.load(build / bundle.USERS), EntityTable.load(build / bundle.ITEMS)
         progress.advance(note="tables copied, tracing")

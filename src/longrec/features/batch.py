@@ -220,6 +220,7 @@ class Targets:
         negatives: number of candidates at the end that are negatives.
         catalog: number of items of the catalog, from which negatives are drawn.
         log_q: float32 ``[negatives]``, logarithm of the expected number of draws of each negative. None for equal ones.
+        own: int64 ``[T, k]``, the candidates that are the negatives of each target. None: all targets share all.
         weight: float32 ``[T]`` weight of each target in a loss, at least 0. None: equal weights.
         per_position: True if ``state`` counts positions, False if it counts requests.
     """
@@ -230,6 +231,7 @@ class Targets:
     negatives: int
     catalog: int
     log_q: Tensor | None = None
+    own: Tensor | None = None
     weight: Tensor | None = None
     per_position: bool = True
 

@@ -10,13 +10,13 @@ Draw = Literal["uniform", "popularity"]
 
 @dataclass(frozen=True)
 class Sampling:
-    """Items that the loss compares a target with.
+    """Items that the loss compares a target with: items of training, and one that stands for all others.
 
     Attributes:
         scope: ``shared``: all targets of a batch have the same negatives; ``own``: each target has its own; ``all``:
-            the whole catalog.
+            all of these items.
         negatives: number of negatives, of each target with ``own``.
-        draw: distribution of the negatives: uniform over the catalog, or by the number of training targets.
+        draw: distribution of the negatives: uniform over these items, or by the number of training targets.
         unseen: draw no item of the user's own history in the training window. ``own`` only.
     """
 

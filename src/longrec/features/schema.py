@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, model_validator
 from pydantic import Field as Setting
@@ -18,6 +18,7 @@ from longrec.features.duration import Duration, parse_duration
 from longrec.features.feature import Feature, Side
 from longrec.features.feedback_delays import find_delay_faults
 from longrec.features.fields import COMPUTED, LOG_ARRAYS
+from longrec.features.optional_keys import find_missing_key_faults
 from longrec.features.schema_sections import Condition, History, Label
 from longrec.features.time_column import TimeColumn
 
@@ -32,12 +33,19 @@ def _expand_time(value: Any) -> Any:
 
 
 class Schema(Strict):
-    """Meaning of the columns. See the guide for every key. Without a label, every event is a positive."""
+    """Meaning of the columns. See the guide for every key. Without a label, every event is a positive.
+
+    A schema without stored histories may leave out ``time``, ``item`` and ``user``. Without a user, every row is one.
+    """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"label_known_after": "label_delay"}
 
-    user: str = Setting(description="column of the user: 64-bit integers or text, never null")
-    item: str = Setting(description="column of the item: 64-bit integers or text; null if an event has no item")
+    user: str | None = Setting(
+        None, description="column of the user: 64-bit integers or text, never null; without it, every row is a user"
+    )
+    item: str | None = Setting(
+        None, description="column of the item: 64-bit integers or text; null if an event has no item"
+    )
     time: Annotated[TimeColumn | None, BeforeValidator(_expand_time)] = Setting(
         None, description="time of an event; a name is short for {column: NAME}"
     )
@@ -50,6 +58,9 @@ class Schema(Strict):
     label_delay: Duration = Setting(
         "0s", description="delay from an event until its label and its feedback columns are available"
     )
+    casts: dict[str, Literal["int", "float", "text"]] = Setting(
+        default_factory=dict, description="type to which the values of a raw column are converted, by column"
+    )
     features: dict[str, Feature] = Setting(min_length=1, description="features of an impression, by name")
     histories: dict[str, History] = Setting(default_factory=dict, description="histories of the user, by name")
 
@@ -57,7 +68,7 @@ class Schema(Strict):
     def _check(self) -> Schema:
         faults = [*self._list_name_faults(), *self._list_feature_faults()]
         faults += [*self._list_history_faults(), *self._list_leaks()]
-        if self.item == self.user:
+        if self.item is not None and self.item == self.user:
             faults.append(f"item: is the column of the user, {self.user!r}")
         if self.time is not None and self.time.order is not None:
             if self.request is not None:
@@ -128,7 +139,7 @@ class Schema(Strict):
                     f"features.{name}: the column {column!r} belongs to the candidate here and to the context for "
                     f"{plain['context'][column]!r}; give both the same side"
                 )
-        own = {**plain["candidate"], self.item: "item"}
+        own: set[str | None] = {*plain["candidate"], self.item}
         for name, feature in self.features.items():
             if feature.composed and self.side(name) == "context":
                 faults += [
@@ -209,13 +220,12 @@ class Schema(Strict):
                     )
         own = {name: history for name, history in self.histories.items() if history.source is None}
         joined = {name: history.columns is not None for name, history in own.items()}
-        if self.time is None and len(own) < len(self.histories):
-            faults.append("time: is required for histories of tokens (from)")
         if len(set(joined.values())) > 1:
             faults.append("histories: either all histories are pre-joined (columns) or none is")
-        if self.time is None and not (joined and all(joined.values())):
-            faults.append("time: is required, unless every history is pre-joined (columns)")
-        return faults
+        keys = {"user": self.user, "item": self.item, "time": None if self.time is None else self.time.column}
+        sides = {name: self.side(name) for name in self.features}
+        stored = {name: joined.get(name, False) for name in self.histories}
+        return [*faults, *find_missing_key_faults(keys, sides, stored, self.request is not None)]
 
     @property
     def prejoined(self) -> bool:
@@ -256,7 +266,8 @@ class Schema(Strict):
             plain = {n: f for n, f in self.features.items() if f.side == "candidate" and not f.composed}
             theirs = {self.item, *(column for n in plain for column in self.columns(n))}
             return "candidate" if theirs.intersection(self.columns(name)) else "context"
-        return {self.user: "user", self.item: "item"}.get(self.column(name), "context")  # type: ignore[return-value]
+        own = self.column(name)
+        return "user" if own == self.user else "item" if own == self.item else "context"
 
     def in_row(self, name: str) -> bool:
         """Return True if a feature reads columns of the log's own rows: of the context or of the candidate."""

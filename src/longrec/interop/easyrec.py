@@ -28,8 +28,6 @@ from longrec.interop.easyrec_section import Note, Reading, Section
 from longrec.interop.easyrec_tasks import Tasks
 from longrec.interop.text_format import Message, Position
 
-SUFFIXES = (".config", ".pbtxt", ".prototxt")
-
 
 @dataclass(frozen=True)
 class ImportedConfig:
@@ -69,11 +67,6 @@ class ImportedConfig:
         config: dict[str, Any] = _map_paths(self.config, format_path)
         config["data"] = {"schema": "schema.yaml", **config["data"]}
         return config, _map_paths(self.schema, format_path)
-
-
-def is_easyrec(path: object) -> bool:
-    """Return True if the suffix of a path is one of EasyRec's configurations."""
-    return isinstance(path, str | Path) and Path(path).suffix.lower() in SUFFIXES
 
 
 def read(path: str | Path, *, user: str | None = None, item: str | None = None, options: bool = True) -> ImportedConfig:

@@ -73,7 +73,12 @@ class CANConfig(Strict):
         description="Pairs [item feature, partner]: another feature, or <history>.<column>. "
         "By default every column of a history with the candidate's own.",
     )
-    micro: tuple[Width, ...] = Field((16, 8, 4), min_length=2, description="Widths of the unit, its input first.")
+    micro: tuple[Width, ...] = Field(
+        (16, 8, 4),
+        min_length=2,
+        json_schema_extra={"x-row-numbers": True},
+        description="Widths of the unit, its input first.",
+    )
     bias: bool = Field(False, description="Biases in the unit.")
     orders: int = Field(3, ge=1, le=5, description="Powers of the input that go through the unit.")
     independent_orders: bool = Field(False, description="Weights of its own for each power.")

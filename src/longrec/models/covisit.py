@@ -44,6 +44,7 @@ from longrec.features.batch import Batch, Column, HistoryBatch
 from longrec.features.fields import Fields
 from longrec.models.core.kinds import FittedRetriever
 from longrec.models.core.pair_counts import MAX_DENSE, PairCounts
+from longrec.models.core.rules import expand_value
 from longrec.models.core.top import Width
 from longrec.nn import kernels
 from longrec.nn.segments import Segments
@@ -55,13 +56,9 @@ _MAX_NEIGHBORS = 4_000_000
 _NAMES = ("window", "back", "alpha", "decay")
 
 
-def _to_tuple(value: object) -> object:
-    return value if isinstance(value, list | tuple) else (value,)
-
-
-Windows = Annotated[tuple[Width, ...], BeforeValidator(_to_tuple)]
-Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_to_tuple)]
-Decays = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValidator(_to_tuple)]
+Windows = Annotated[tuple[Width, ...], BeforeValidator(expand_value)]
+Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(expand_value)]
+Decays = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValidator(expand_value)]
 
 
 class CoVisitConfig(Strict):

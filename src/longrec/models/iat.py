@@ -48,7 +48,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from longrec.config import Strict
@@ -58,6 +58,7 @@ from longrec.models.core.base import ContextInstances, UserOrder
 from longrec.models.core.kinds import Encoder
 from longrec.models.core.losses import bce_loss
 from longrec.models.core.registry import BaseSection, build_base
+from longrec.models.core.rules import expand_switch, find_iat_faults
 from longrec.nn.activation import ActivationName
 from longrec.nn.causal import CausalTransformer
 from longrec.nn.embedding import Embedded
@@ -82,6 +83,8 @@ class Codes(Strict):
 class IATConfig(Strict):
     """Settings of the IAT source."""
 
+    rules = (find_iat_faults,)
+
     base: BaseSection = Field(
         {"name": "deepfm"}, description="Model section of the ranker whose impressions are compressed."
     )
@@ -96,31 +99,14 @@ class IATConfig(Strict):
     labels: bool = Field(False, description="Add labels of earlier rows to SIT, if available.")
     stored: Literal["before", "after"] = Field("before", description="Token before or after SIT.")
     direct: float = Field(0.0, ge=0, description="Weight of an auxiliary label loss of the token before SIT.")
-    codes: Codes | None = Field(None, description="Quantize tokens: true, or a mapping with the keys below.")
+    codes: Annotated[Codes | None, BeforeValidator(expand_switch)] = Field(
+        None, description="Quantize tokens: true, or a mapping with the keys below."
+    )
     rows_per_user: Width = Field(256, description="Longest run of rows of one user in a batch.")
     context: int = Field(0, ge=0, description="Earlier rows prepended to each run in training, without a loss.")
     passes: Literal["one", "two"] = Field(
         "one", description="two: every second epoch is reversed; needs fit.epochs of 2 or more."
     )
-
-    @field_validator("codes", mode="before")
-    @classmethod
-    def _switch(cls, value: Any) -> Any:
-        return {True: {}, False: None}.get(value, value) if isinstance(value, bool) else value
-
-    @model_validator(mode="after")
-    def _fits(self) -> IATConfig:
-        faults = []
-        if (self.sit_width or self.width) % self.heads:
-            faults.append(f"heads: {self.heads} heads do not divide a width of {self.sit_width or self.width}")
-        if self.order == "temporal":
-            options = {"labels": self.labels, "direct": self.direct, "stored": self.stored == "after"}
-            faults += [f"{name}: needs order: user" for name, value in options.items() if value]
-        if self.stored == "after" and self.codes is not None:
-            faults.append("stored: codes are of the token before SIT")
-        if faults:
-            raise ValueError("; ".join(faults))
-        return self
 
 
 class IAT(Encoder):

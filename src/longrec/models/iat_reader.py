@@ -39,7 +39,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from longrec.config import Strict
@@ -50,6 +50,7 @@ from longrec.features.fields import Field as Column
 from longrec.models.core.base import Model
 from longrec.models.core.over import Over
 from longrec.models.core.registry import BaseSection
+from longrec.models.core.rules import find_reader_faults
 from longrec.nn.activation import ActivationName, make_activation
 from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.length_buckets import can_split, find_empty_rows, split_rows
@@ -68,6 +69,8 @@ _CHUNK = 16_384
 
 class IATReaderConfig(Strict):
     """Settings of the IAT reader."""
+
+    rules = (find_reader_faults,)
 
     base: BaseSection = Field(
         {"name": "deepfm"}, description="Model section of the ranker that gets the output of the branch."
@@ -101,12 +104,6 @@ class IATReaderConfig(Strict):
         "as_they_are", description="Zeroed: a control that reads the side information alone."
     )
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the branch's initial embeddings.")
-
-    @model_validator(mode="after")
-    def _fits(self) -> IATReaderConfig:
-        if self.read != "din" and self.width % self.heads:
-            raise ValueError(f"heads: {self.heads} heads do not divide a width of {self.width}")
-        return self
 
 
 class IATReader(Over):

@@ -38,7 +38,7 @@ from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from longrec.config import Strict
@@ -46,6 +46,7 @@ from longrec.errors import ConfigError, nearest
 from longrec.features.batch import Batch
 from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
+from longrec.models.core.rules import expand_number, find_dropout_faults
 from longrec.models.core.top import EmbeddingConfig, TopRanker, Width
 from longrec.nn.activation import ActivationName, BatchNorm
 from longrec.nn.attention import TargetAttention
@@ -56,27 +57,19 @@ from longrec.nn.queries import choose_attention_columns
 from longrec.nn.segments import Pool, Segments
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-Shares = Annotated[
-    tuple[Share, ...], BeforeValidator(lambda value: (value,) if isinstance(value, int | float) else value)
-]
+Shares = Annotated[tuple[Share, ...], BeforeValidator(expand_number)]
 """One rate for all layers, or one per layer."""
 
 
 class Layers(Strict):
     """Hidden layers of one MLP of the model."""
 
+    rules = (find_dropout_faults,)
+
     mlp: tuple[Width, ...] = Field((128, 64), description="Hidden units; empty for the identity.")
     activation: ActivationName = Field("relu", description="Activation of the hidden layers.")
     batch_norm: bool = Field(True, description="Batch normalization in the hidden layers.")
     dropout: Shares = Field((0.0,), description="Dropout rate: one, or one per layer.")
-
-    @model_validator(mode="after")
-    def _one_share_a_layer(self) -> Layers:
-        if len(self.dropout) not in (1, len(self.mlp)):
-            raise ValueError(
-                f"dropout has {len(self.dropout)} shares for {len(self.mlp)} layers; give one, or one per layer"
-            )
-        return self
 
     def build(self, inputs: int, outputs: int | None = None) -> MLP:
         """Build the MLP of these settings."""

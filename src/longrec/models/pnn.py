@@ -31,12 +31,13 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.registry import find_common_width
+from longrec.models.core.rules import find_product_faults
 from longrec.models.core.top import EmbeddingConfig, TopRanker, Width
 from longrec.nn.activation import ActivationName, BatchNorm, make_activation
 from longrec.nn.embedding import Embedded, Embeddings
@@ -47,6 +48,8 @@ from longrec.nn.mlp import MLP
 class PNNConfig(EmbeddingConfig):
     """Settings of PNN."""
 
+    rules = (find_product_faults,)
+
     product: Literal["inner", "outer", "both"] = Field("inner", description="Products of fields: IPNN, OPNN or PNN*.")
     kernel: Literal["full", "rank_one"] = Field("full", description="Weights of the inner products.")
     mlp: tuple[Width, ...] = Field(
@@ -55,12 +58,6 @@ class PNNConfig(EmbeddingConfig):
     activation: ActivationName = Field("relu", description="Activation of the product layer and the MLP.")
     batch_norm: bool = Field(True, description="Batch normalization in the product layer and the MLP.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of every layer.")
-
-    @model_validator(mode="after")
-    def _fits(self) -> PNNConfig:
-        if self.kernel == "rank_one" and self.product == "outer":
-            raise ValueError("kernel: rank_one needs inner products, and product: outer has none")
-        return self
 
 
 class PNN(TopRanker):

@@ -85,6 +85,7 @@ class ResEmbedding(Over):
     reads_history = True
     history_optional = True
     needs_training_window = True
+    statistics = ("graph.slots", "graph.strength")
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"base": {"name": "deepfm"}, "weighting": "gcn", "penalty": 0.0},
         {"base": {"name": "pooling", "batch_norm": False}, "weighting": "attention", "neighbors": 3},

@@ -34,7 +34,7 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from longrec.config import Strict
@@ -47,11 +47,14 @@ from longrec.models.core.kinds import Ranker
 from longrec.models.core.losses import compute_mean_loss
 from longrec.models.core.over import Over
 from longrec.models.core.registry import BaseSection, build_base, name_of
+from longrec.models.core.rules import find_sharing_faults
 from longrec.nn.embedding import Embedded, Embeddings
 
 
 class RocketLaunchingConfig(Strict):
     """Settings of Rocket Launching."""
+
+    rules = (find_sharing_faults,)
 
     light: BaseSection = Field({"name": "din"}, description="Model section of the light net, which is served.")
     booster: BaseSection = Field(
@@ -64,12 +67,6 @@ class RocketLaunchingConfig(Strict):
     gradient_block: bool = Field(True, description="The hint does not train the booster.")
     share: bool = Field(True, description="Light net and booster share their embedding tables.")
     detach_shared: bool = Field(False, description="The light net does not train the shared tables.")
-
-    @model_validator(mode="after")
-    def _fits(self) -> RocketLaunchingConfig:
-        if self.detach_shared and not self.share:
-            raise ValueError("detach_shared: needs share: true")
-        return self
 
 
 class RocketLaunching(Over):

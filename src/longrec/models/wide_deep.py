@@ -45,7 +45,11 @@ class WideDeepConfig(EmbeddingConfig):
 
     crosses: tuple[tuple[str, str], ...] = Field((), description="Pairs of id features to cross in the wide component.")
     cross_buckets: int = Field(
-        100_000, ge=1, le=2**31 - 3, description="Weights of each cross; pairs are hashed into them."
+        100_000,
+        ge=1,
+        le=2**31 - 3,
+        json_schema_extra={"x-rows": True},
+        description="Weights of each cross; pairs are hashed into them.",
     )
     mlp: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units of the deep component.")
     activation: ActivationName = Field("relu", description="Activation of the deep component.")

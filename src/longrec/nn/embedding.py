@@ -143,6 +143,11 @@ class Embeddings(nn.Module):
             if parameter_name(owner) in common:
                 self.tables[owner] = table
 
+    def table_owners(self) -> dict[str, str]:
+        """Return the field that owns the ids of each table of this module, by parameter name, without borrowed ones."""
+        owners = {parameter_name(owner): owner for owner in self._sharing}
+        return {parameter: owner for parameter, owner in owners.items() if parameter in self._parameters}
+
     def embedding_parameters(self) -> list[nn.Parameter]:
         """Return all tables with sparse gradients, without borrowed ones."""
         own = (fields[0] for fields in self._sharing.values() if fields[0].rows)

@@ -38,7 +38,7 @@ class Query:
     """One request with its raw values. Each stage encodes them for its own model.
 
     Attributes:
-        user: key of the user.
+        user: key of the user. None for a log without users.
         timestamp: milliseconds UTC, or a step.
         context: raw values of the event columns, by column.
         history: raw histories of the request, ``{history: {feature: [values, oldest first]}}``.
@@ -50,7 +50,7 @@ class Query:
         memo: the query as encoded for each model, so that stages of one model encode it once.
     """
 
-    user: int | str
+    user: int | str | None
     timestamp: int
     context: Mapping[str, Any] = field(default_factory=dict)
     history: Mapping[str, Mapping[str, Sequence[Any]]] | None = None

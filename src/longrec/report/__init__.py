@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from longrec.report.page import write_page
+from longrec.report.page import Page, write_page
 from longrec.report.run import Predictions, RunView, read_predictions, read_run
 from longrec.report.tables import comparison_table, metrics_table, results_table, table, write_json
 
 __all__ = [
+    "Page",
     "Predictions",
     "RunView",
     "comparison_table",

@@ -31,3 +31,34 @@ def format_code(text: str) -> str:
 def join_names(names: Sequence[str]) -> str:
     """Join names as in ``a, b and c``."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def format_grid(
+    corner: str,
+    names: Sequence[str],
+    across: Sequence[str],
+    down: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    kind: str = "few",
+) -> str:
+    """Return a table of HTML cells. ``names`` are the columns in plain text, for screens too narrow for a head.
+
+    Args:
+        across, down: heads of columns and of rows, HTML.
+        cells: rows of cells, HTML. Where one is empty, narrow screens leave out its name too.
+        kind: class of the table: ``few``, ``many`` (columns), ``dense`` (small text), ``dense even`` (a wide first
+            column).
+    """
+    heads = "".join(f'<th scope="col">{head}</th>' for head in across)
+    rows = "".join(
+        f'<tr><th scope="row">{head}</th>'
+        + "".join(
+            f'<td data-column="{escape(name)}">{cell}</td>' if cell else "<td></td>" for name, cell in zip(names, row)
+        )
+        + "</tr>"
+        for head, row in zip(down, cells)
+    )
+    return (
+        f'<table class="{kind}"><thead><tr><th scope="col">{corner}</th>{heads}</tr></thead>'
+        f"<tbody>{rows}</tbody></table>"
+    )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from longrec.report.data_section import format_data
 from longrec.report.markup import format_code, format_facts
+from longrec.report.origin import format_origin
 from longrec.report.results import (
     format_calibration,
     format_intervals,
@@ -17,86 +20,81 @@ from longrec.report.results import (
     format_warnings,
 )
 from longrec.report.run import RunView
-from longrec.report.sample import format_sample
+from longrec.report.sample import format_samples
+from longrec.report.segment_tables import format_segments
 from longrec.report.style import CSS
 from longrec.report.tables import format_counts, write_atomically
 
 
-def write_page(
-    out: str | Path,
-    title: str,
-    facts: Mapping[str, str],
-    runs: Sequence[RunView],
-    comparison: Mapping[str, Any] | None = None,
-    explanation: Mapping[str, Any] | None = None,
-    next_steps: Sequence[str] = (),
-) -> Path:
-    """Write the page and return its path.
+@dataclass(frozen=True)
+class Page:
+    """Content of a page.
 
-    Args:
-        out: the HTML file.
-        title: heading of the page.
-        facts: name -> value, shown under the title (data, split, dates, wall-clock time).
-        runs: from :func:`longrec.report.run.read_run`. Their order sets colors and columns.
-        comparison: ``Comparison.to_dict()`` of runs with the names of ``runs``. None: the page shows no differences.
-        explanation: explanation of one sample's score. Keys: ``user``, ``when`` (timestamp as text), ``candidate``,
-            ``score``, ``label`` (or None), ``note`` (may be empty), and ``events``, a list of mappings with ``name``,
-            ``side`` (further columns of the event, column -> value), ``ago`` (age as text) and ``weight``.
+    Attributes:
+        title: heading.
+        tiles: name -> value, shown under the heading.
+        runs: the runs. Their order sets colors and columns.
+        references: predictions without a model, shown beside the runs.
+        comparison: ``Comparison.to_dict()`` of runs and references by their names. None: the page shows no differences.
+        facts: ``LogFacts.to_dict()`` of each prepared log, by the names of its runs.
+        warnings: sentences beside the warnings of the runs and of the facts.
         next_steps: sentences, or commands that start with ``longrec``. Text between backticks is shown as code.
+    """
+
+    title: str
+    tiles: Mapping[str, str]
+    runs: Sequence[RunView]
+    references: Sequence[RunView] = ()
+    comparison: Mapping[str, Any] | None = None
+    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+    next_steps: Sequence[str] = ()
+
+
+def write_page(out: str | Path, page: Page) -> Path:
+    """Write a page and return its path.
 
     Raises:
         LongRecError: if the file cannot be written.
     """
+    shown, comparison = [*page.runs, *page.references], page.comparison
+    alarming = [sentence for facts in page.facts.values() for sentence in facts["warnings"]]
     sections = [
-        _format_header(title, facts, comparison),
-        format_warnings(runs, comparison),
-        format_metrics(runs, comparison),
-        format_intervals(runs, comparison),
-        format_learning(runs),
-        format_calibration(runs),
-        format_sample(explanation) if explanation else "",
-        _format_settings(runs),
-        _format_next_steps(next_steps),
+        _format_header(page),
+        format_warnings(page.runs, comparison, [*page.warnings, *alarming]),
+        format_data(page.facts),
+        format_metrics(shown, comparison),
+        format_intervals(page.runs, comparison),
+        format_segments(page.runs),
+        format_learning(page.runs),
+        format_calibration(page.runs),
+        format_samples(page.runs),
+        format_origin(page.runs),
+        _format_next_steps(page.next_steps),
         _format_footer(comparison),
     ]
-    page = (
+    html = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "style-src 'unsafe-inline'; img-src data:\">"
-        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{CSS}</style></head>\n<body><main>\n'
+        f'<link rel="icon" href="data:,"><title>{escape(page.title)}</title><style>{CSS}</style></head>\n<body><main>\n'
         + "\n".join(section for section in sections if section)
         + "\n</main></body></html>\n"
     )
     path = Path(out)
-    write_atomically(path, page)
+    write_atomically(path, html)
     return path
 
 
-def _format_header(title: str, facts: Mapping[str, str], comparison: Mapping[str, Any] | None) -> str:
-    said = "".join(f"<p>{line}</p>" for line in format_result_sentences(comparison)) if comparison else ""
+def _format_header(page: Page) -> str:
+    lines = format_result_sentences(page.comparison, page.runs) if page.comparison else []
+    said = "".join(f"<p>{line}</p>" for line in lines)
     return (
-        f'<header><p class="kicker">LongRec report</p><h1>{escape(title)}</h1>{format_facts(facts)}'
+        f'<header><p class="kicker">LongRec report</p><h1>{escape(page.title)}</h1>{format_facts(page.tiles)}'
         + (f'<div class="result">{said}</div>' if said else "")
         + "</header>"
     )
-
-
-def _format_settings(runs: Sequence[RunView]) -> str:
-    folded = "".join(
-        f"<details><summary>{escape(run.name)}{_format_model(run)}</summary><pre>{escape(run.config)}</pre></details>"
-        for run in runs
-        if run.config
-    )
-    return (
-        f'<section><h2>Settings</h2><p class="soft small">Resolved: every default is written out.</p>{folded}</section>'
-        if folded
-        else ""
-    )
-
-
-def _format_model(run: RunView) -> str:
-    return "" if run.model == run.name else f' <span class="soft">({escape(run.model)})</span>'
 
 
 def _format_next_steps(steps: Sequence[str]) -> str:

@@ -9,17 +9,17 @@ from typing import Any
 from longrec.metrics import BETTER, Interval
 from longrec.progress import duration
 from longrec.report import plots
-from longrec.report.markup import format_card, join_names
+from longrec.report.markup import format_card, format_grid, join_names
 from longrec.report.run import RunView
 from longrec.report.tables import describe_metric, format_metric_name, format_signed, format_verdict, list_metric_keys
 
-_SIDE_BY_SIDE = 3
+_SIDE_BY_SIDE = 4
 
 
-def format_result_sentences(comparison: Mapping[str, Any]) -> list[str]:
+def format_result_sentences(comparison: Mapping[str, Any], runs: Sequence[RunView]) -> list[str]:
     """Return the comparison in one sentence per run."""
     lines = []
-    for run, differences in comparison["differences"].items():
+    for run, differences in _select_differences(comparison, runs).items():
         said = []
         for verdict, phrase in (
             ("better", "better on"),
@@ -40,8 +40,8 @@ def format_result_sentences(comparison: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def format_warnings(runs: Sequence[RunView], comparison: Mapping[str, Any] | None) -> str:
-    """Return the warnings of the runs, without repeated sentences."""
+def format_warnings(runs: Sequence[RunView], comparison: Mapping[str, Any] | None, further: Sequence[str] = ()) -> str:
+    """Return the warnings of the runs and further ones, without repeated sentences."""
     listed: dict[str, list[str]] = {}
     for run in runs:
         for sentence in run.warnings:
@@ -51,6 +51,8 @@ def format_warnings(runs: Sequence[RunView], comparison: Mapping[str, Any] | Non
         for sentence in comparison.get("warnings", ()):
             name, _, said = sentence.partition(": ")
             listed.setdefault(said, []).append(name)
+    for sentence in further:
+        listed.setdefault(sentence, [run.name for run in runs])
     items = "".join(f"<li>{_format_runs(names, runs)}{escape(sentence)}</li>" for sentence, names in listed.items())
     if not items:
         return ""
@@ -69,7 +71,11 @@ def _format_split(runs: Sequence[RunView]) -> str:
 
 
 def format_metrics(runs: Sequence[RunView], comparison: Mapping[str, Any] | None) -> str:
-    """Return the table of metrics (rows) by runs (columns), with the difference to the baseline below each value."""
+    """Return the table of metrics (rows) by runs (columns), with the difference to the baseline below each value.
+
+    Args:
+        runs: runs and references.
+    """
     shown = {run.name: _choose_intervals(run, comparison) for run in runs}
     keys = list_metric_keys(shown.values())
     if not keys:
@@ -83,11 +89,11 @@ def format_metrics(runs: Sequence[RunView], comparison: Mapping[str, Any] | None
     key_heads = [f"{escape(format_metric_name(key))}{_format_hint(key)}" for key in keys]
     cells = [[_format_cell(key, run.name, shown[run.name].get(key), comparison) for run in runs] for key in keys]
     if len(runs) <= _SIDE_BY_SIDE:
-        grid = _format_grid("Metric", [run.name for run in runs], run_heads, key_heads, cells)
+        grid = format_grid("Metric", [run.name for run in runs], run_heads, key_heads, cells)
     else:  # more do not fit next to each other: metrics as columns, runs as rows
         names = [format_metric_name(key) for key in keys]
         turned = [list(column) for column in zip(*cells)]
-        grid = _format_grid("Run", names, [escape(name) for name in names], run_heads, turned, "many")
+        grid = format_grid("Run", names, [escape(name) for name in names], run_heads, turned, "many")
     about = ""
     if comparison:
         about = (
@@ -97,28 +103,6 @@ def format_metrics(runs: Sequence[RunView], comparison: Mapping[str, Any] | None
             "their rows.</p>"
         )
     return f'<section><h2>Metrics{_format_split(runs)}</h2>{about}<div class="scroll">{grid}</div></section>'
-
-
-def _format_grid(
-    corner: str,
-    names: Sequence[str],
-    across: Sequence[str],
-    down: Sequence[str],
-    cells: Sequence[Sequence[str]],
-    kind: str = "few",
-) -> str:
-    """Return a table of HTML cells. ``names`` are the columns in plain text, for screens too narrow for a head."""
-    heads = "".join(f'<th scope="col">{head}</th>' for head in across)
-    rows = "".join(
-        f'<tr><th scope="row">{head}</th>'
-        + "".join(f'<td data-column="{escape(name)}">{cell}</td>' for name, cell in zip(names, row))
-        + "</tr>"
-        for head, row in zip(down, cells)
-    )
-    return (
-        f'<table class="{kind}"><thead><tr><th scope="col">{corner}</th>{heads}</tr></thead>'
-        f"<tbody>{rows}</tbody></table>"
-    )
 
 
 def _format_cell(key: str, run: str, one: Interval | None, comparison: Mapping[str, Any] | None) -> str:
@@ -142,12 +126,9 @@ def format_intervals(runs: Sequence[RunView], comparison: Mapping[str, Any] | No
     slots = {run.name: slot for slot, run in enumerate(runs)}
     cards = []
     if comparison:
-        baseline = comparison["baseline"]
-        for key in list_metric_keys(comparison["differences"].values()):
-            rows = [
-                (run, slots.get(run, len(slots)), Interval.from_dict(differences[key]))
-                for run, differences in comparison["differences"].items()
-            ]
+        baseline, compared = comparison["baseline"], _select_differences(comparison, runs)
+        for key in list_metric_keys(compared.values()):
+            rows = [(run, slots[run], Interval.from_dict(differences[key])) for run, differences in compared.items()]
             chart = plots.draw_interval_chart(
                 rows, f"difference in {format_metric_name(key)}", reference=0.0, signed=True
             )
@@ -186,21 +167,24 @@ def format_learning(runs: Sequence[RunView]) -> str:
     cards = [card for card in cards if card]
     if not cards:
         return ""
-    return f'<section><h2>Learning</h2>{_format_legend(runs)}<div class="cards two">{"".join(cards)}</div></section>'
+    legend = _format_legend(runs) if len(runs) > 1 else ""
+    return f'<section><h2>Learning</h2>{legend}<div class="cards two">{"".join(cards)}</div></section>'
 
 
 def format_calibration(runs: Sequence[RunView]) -> str:
-    """Return one calibration chart per run with predictions."""
+    """Return one calibration chart per run and task with predictions."""
     cards = []
     for slot, run in enumerate(runs):
-        if run.calibration:
-            chart = plots.draw_calibration_chart(run.calibration, run.name, slot)
-            pcoc, gap = run.metrics.get("pcoc"), run.metrics.get("ece")
+        for task, curve in run.calibrations.items():
+            chart = plots.draw_calibration_chart(curve, run.name, slot)
+            suffix = f".{task}" if task else ""
+            pcoc, gap = run.metrics.get(f"pcoc{suffix}"), run.metrics.get(f"ece{suffix}")
             said = [
                 f"PCOC {pcoc.value:.3f}" if pcoc and pcoc.defined else "",
                 f"ECE {gap.value:.4f}" if gap and gap.defined else "",
             ]
-            cards.append(format_card(run.name, chart, ", ".join(text for text in said if text)))
+            head = f"{run.name}: {task}" if task else run.name
+            cards.append(format_card(head, chart, ", ".join(text for text in said if text)))
     if not cards:
         return ""
     return (
@@ -211,6 +195,12 @@ def format_calibration(runs: Sequence[RunView]) -> str:
     )
 
 
+def _select_differences(comparison: Mapping[str, Any], runs: Sequence[RunView]) -> dict[str, Any]:
+    """Return the differences of runs. Those of references are only in the table of metrics."""
+    names = {run.name for run in runs if not run.is_reference}
+    return {run: differences for run, differences in comparison["differences"].items() if run in names}
+
+
 def _choose_intervals(run: RunView, comparison: Mapping[str, Any] | None) -> dict[str, Interval]:
     """Return the intervals of the comparison, which its differences belong to, else those of the run."""
     intervals = (comparison or {}).get("runs", {}).get(run.name) or {}
@@ -219,6 +209,8 @@ def _choose_intervals(run: RunView, comparison: Mapping[str, Any] | None) -> dic
 
 
 def _format_subtitle(run: RunView, is_baseline: bool) -> str:
+    if run.is_reference:
+        return escape(f"no model: {run.model}{', baseline' if is_baseline else ''}")
     said = [f"model {run.model}" if run.model != run.name else ""]
     said.append(f"trained in {duration(run.seconds)}" if run.seconds is not None else "")
     said.append("baseline" if is_baseline else "")

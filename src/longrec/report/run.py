@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,24 @@ from numpy.typing import NDArray
 
 from longrec.errors import RunError
 from longrec.metrics import CalibrationCurve, Interval, calibration_curve, metric_warnings, rename_metric
+
+
+@dataclass(frozen=True)
+class SegmentView:
+    """Metrics of some of the measured rows.
+
+    Attributes:
+        title: what the rows are divided by.
+        name: which of them these are.
+        rows, positives: counts. ``positives`` is None for targets that are ranked.
+        metrics: key -> interval. Those that too few rows allow are absent.
+    """
+
+    title: str
+    name: str
+    rows: int
+    positives: int | None
+    metrics: Mapping[str, Interval]
 
 
 @dataclass(frozen=True)
@@ -29,9 +48,14 @@ class RunView:
         seconds: training time in seconds. None if unknown.
         curves: (split, measure) -> points (epoch, value), as (``train``, ``loss``) or (``valid``, ``auc``).
         config: the resolved config, YAML text.
-        calibration: predicted and observed rates of the predictions. None without predictions.
+        calibrations: predicted and observed rates of the predictions by task. ``""`` is the label of the schema.
         warnings: one sentence per reason to read the metrics with caution.
         headline: metric of the learning curve, higher is better.
+        progress: numbers of steps, of the best step, and why training stopped.
+        environment: content of ``environment.json``.
+        segments: metrics of some rows.
+        samples: explained predictions (``report/sample.py``).
+        is_reference: True for predictions without a model. ``model`` then says how they are made.
     """
 
     name: str
@@ -41,24 +65,30 @@ class RunView:
     users: int
     positives: int
     metrics: dict[str, Interval]
-    seconds: float | None
-    curves: dict[tuple[str, str], list[tuple[float, float]]]
-    config: str
-    calibration: CalibrationCurve | None
+    seconds: float | None = None
+    curves: Mapping[tuple[str, str], list[tuple[float, float]]] = field(default_factory=dict)
+    config: str = ""
+    calibrations: Mapping[str, CalibrationCurve] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     headline: str = "auc"
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    segments: tuple[SegmentView, ...] = ()
+    samples: tuple[Mapping[str, Any], ...] = ()
+    is_reference: bool = False
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Columns of ``predictions/SPLIT.parquet``: row in the log, user, time, label, score."""
+    """Columns of ``predictions/SPLIT.parquet``: row in the log, user, time, label, score, and those of tasks."""
 
     row: NDArray[np.int64]
     user: NDArray[np.int64]
     time: NDArray[np.int64]
     label: NDArray[np.float32]
     score: NDArray[np.float32]
-    weight: NDArray[np.float32] | None = None
+    weight: NDArray[np.float32] | None
+    tasks: pa.Table
 
 
 def read_run(folder: str | Path) -> RunView:
@@ -95,10 +125,12 @@ def read_run(folder: str | Path) -> RunView:
             seconds=None if seconds is None else float(seconds),
             curves=read_curves(folder / "metrics.jsonl"),
             config=config.read_text(encoding="utf-8") if config.exists() else "",
-            calibration=_read_calibration(folder, split) if is_ranker and predicted.exists() else None,
+            calibrations=_read_calibrations(folder, split) if is_ranker and predicted.exists() else {},
             # Results of older versions have none.
             warnings=tuple(map(str, results.get("warnings", metric_warnings(metrics, split) if is_ranker else ()))),
             headline="auc" if is_ranker else next(key for key in metrics if key.startswith("ndcg@")),
+            progress={key: results.get(key) for key in ("steps", "best_step", "stopped")},
+            environment=_read_environment(folder / "environment.json"),
         )
     except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
         raise RunError(
@@ -154,12 +186,26 @@ def read_predictions(folder: str | Path, split: str = "test") -> Predictions:
         table.column(name).to_numpy() for name in ("row", "user", "time", "label", "score")
     )
     weight = table["weight"].to_numpy() if "weight" in table.column_names else None
-    return Predictions(row, user, time, label, score, weight)
+    return Predictions(row, user, time, label, score, weight, table)
 
 
-def _read_calibration(folder: Path, split: str) -> CalibrationCurve:
+def _read_calibrations(folder: Path, split: str) -> dict[str, CalibrationCurve]:
     predictions = read_predictions(folder, split)
-    return calibration_curve(predictions.label, predictions.score, weight=predictions.weight)
+    table, weight = predictions.tasks, predictions.weight
+    curves = {"": calibration_curve(predictions.label, predictions.score, weight=weight)}
+    for task in (name.removeprefix("score.") for name in table.column_names if name.startswith("score.")):
+        label = predictions.label if task == "label" else table[f"label.{task}"].to_numpy()
+        labeled = ~np.isnan(label)
+        if labeled.any():
+            own = None if weight is None else weight[labeled]
+            curves[task] = calibration_curve(label[labeled], table[f"score.{task}"].to_numpy()[labeled], weight=own)
+    if "label" in curves:  # the ranking score combines tasks, and is no probability
+        del curves[""]
+    return curves
+
+
+def _read_environment(path: Path) -> dict[str, Any]:
+    return _parse_json(path.read_text(encoding="utf-8"), str(path)) if path.exists() else {}
 
 
 def _parse_json(text: str, where: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ body { margin: 0; background: var(--paper); color: var(--ink); -webkit-text-size
 main { max-width: 1040px; margin: 0 auto; padding: 40px 24px 64px; }
 h1 { font-size: 30px; line-height: 1.2; margin: 4px 0 20px; letter-spacing: -.01em; }
 h2 { font-size: 21px; line-height: 1.25; margin: 52px 0 6px; letter-spacing: -.005em; }
-h3 { font-size: 15px; margin: 0 0 6px; font-weight: 600; }
+h3 { font-size: 15px; margin: 0 0 6px; font-weight: 600; } h3.above { margin: 22px 0 -6px; }
 p { margin: 0 0 12px; max-width: 74ch; }
 .kicker { color: var(--soft); font-size: 13px; letter-spacing: .06em; text-transform: uppercase; margin: 0; }
 .soft { color: var(--soft); }
@@ -44,15 +44,20 @@ tbody th { font-weight: 600; }
 .many .range { display: block; font-size: 12px; } .many .change { font-size: 13px; }
 .many th, .many td { padding-right: 8px; }
 .many thead th { white-space: normal; } .many .verdict { padding: 0 7px; font-size: 12px; white-space: normal; }
+.few thead .hint { white-space: normal; min-width: 130px; }
+.dense { font-size: 14px; margin: 12px 0; } .dense th, .dense td { padding: 5px 16px 5px 0; }
+.dense tbody th { font-weight: 500; overflow-wrap: anywhere; } .dense .range { font-size: 12px; }
+.dense thead th { white-space: normal; } .even th:first-child { width: 26%; } .dense code { overflow-wrap: anywhere; }
+.features b { font-weight: 550; } details > div > .facts { margin: 4px 0 12px; }
 .change { display: block; font-size: 14px; margin-top: 3px; }
 .verdict { display: inline-block; border-radius: 20px; padding: 0 9px; font-size: 13px; font-weight: 600;
   white-space: nowrap; background: var(--flat-back); color: var(--soft); }
 .verdict.better { background: var(--good-back); color: var(--good); }
 .verdict.worse { background: var(--bad-back); color: var(--bad); }
 .verdict.differs { background: var(--flat-back); color: var(--ink); }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 16px;
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); gap: 16px;
   margin: 16px 0; }
-.cards.two { grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
+.cards.two { grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)); }
 figure { margin: 0; background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 14px; }
 figcaption { color: var(--soft); font-size: 13px; line-height: 1.4; margin-top: 4px; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 20px; padding: 0; margin: 10px 0 0; list-style: none;
@@ -93,6 +98,9 @@ footer { margin-top: 56px; border-top: 1px solid var(--rule); padding-top: 14px;
   tbody, tr, td, tbody th { display: block; } td, tbody th { border: 0; padding: 4px 0; } thead { display: none; }
   tr { border-bottom: 1px solid var(--rule); padding: 8px 0; }
   td[data-column]::before { content: attr(data-column); display: block; color: var(--soft); font-size: 13px; }
+  .dense tr { display: flex; flex-wrap: wrap; gap: 2px 16px; } .dense tbody th { flex: 1 1 100%; font-weight: 600; }
+  .dense td { padding: 0; } .dense td:empty { display: none; } .even tbody th { width: auto; }
+  .dense td[data-column]::before { display: inline; margin-right: 6px; } .dense .range { white-space: normal; }
   .events td { padding: 0; } .events td:last-child { width: auto; }
 }
 @media print { main { max-width: none; } figure, table, details { break-inside: avoid; } }

@@ -6,10 +6,8 @@ import dataclasses
 import json
 import math
 import os
-import re
 import sys
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,13 @@ import numpy as np
 
 from longrec.errors import LongRecError
 from longrec.metrics import Interval
+from longrec.terminal_text import table, warning_lines
+
+__all__ = [
+    "comparison_table", "describe_metric", "format_counts", "format_metric_name", "format_signed", "format_verdict",
+    "left_out_lines", "list_metric_keys", "metrics_table", "results_table", "table", "to_plain", "warning_lines",
+    "write_atomically", "write_json",
+]  # fmt: skip
 
 # key -> name and description, in the order of the metrics in reports.
 METRIC_LABELS: dict[str, tuple[str, str]] = {
@@ -34,40 +39,6 @@ RANK_LABELS: dict[str, tuple[str, str]] = {
     "recall": ("Recall", "share of targets in a longer list; higher is better"),
 }
 """Metrics of ranks, whose keys end in their cut, such as ``hr@10``."""
-_NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?\s?(%|[a-zA-Z/]{1,4})?( \[.*\])?|-|undefined", re.ASCII)
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Format a text table: numbers right-aligned, text left-aligned, no trailing blanks.
-
-    Whole numbers get thousands separators, fractions four decimals, None is ``-``. Wide (East Asian) and combining
-    characters are counted by the cells they take up on a terminal.
-
-    Args:
-        headers: name of each column.
-        rows: the rows, with one cell per column.
-
-    Raises:
-        ValueError: if a row has more or fewer cells than there are headers.
-
-    >>> print(table(["run", "rows", "AUC"], [["deepfm", 100021, 0.78], ["din", 100021, None]]))
-    run        rows     AUC
-    ------  -------  ------
-    deepfm  100,021  0.7800
-    din     100,021       -
-    """
-    cells = [[_format_cell(cell) for cell in row] for row in rows]
-    for row in cells:
-        if len(row) != len(headers):
-            raise ValueError(f"a row of {len(row)} cells under {len(headers)} headers: {row}")
-    columns = list(zip(*cells)) if cells else [()] * len(headers)
-    right = [bool(column) and all(_NUMBER.fullmatch(cell) or not cell for cell in column) for column in columns]
-    widths = [max(map(_measure_width, (header, *column))) for header, column in zip(headers, columns)]
-    lines = [headers, ["-" * width for width in widths], *cells]
-    return "\n".join(
-        "  ".join(_pad(cell, width, to_right) for cell, width, to_right in zip(line, widths, right)).rstrip()
-        for line in lines
-    )
 
 
 def metrics_table(runs: Mapping[str, Mapping[str, Interval]], split: str = "") -> str:
@@ -113,15 +84,6 @@ def left_out_lines(left_out: Mapping[str, Mapping[str, int]]) -> list[str]:
         for key, why in reasons.items()
         if counts.get(key)
     ]
-
-
-def warning_lines(warnings: Iterable[str]) -> list[str]:
-    """Format warnings for the terminal, one line each.
-
-    >>> warning_lines(["PCOC is 45"])
-    ['warning: PCOC is 45']
-    """
-    return [f"warning: {sentence}" for sentence in warnings]
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> str:
@@ -255,27 +217,3 @@ def to_plain(obj: object) -> Any:
     if isinstance(obj, Path):
         return str(obj)
     raise TypeError(f"no JSON form for {type(obj).__name__}: {obj!r}")
-
-
-def _format_cell(cell: object) -> str:
-    if cell is None:
-        return "-"
-    if isinstance(cell, (bool, np.bool_)):
-        return "yes" if cell else "no"
-    if isinstance(cell, (int, np.integer)):
-        return f"{int(cell):,}"
-    if isinstance(cell, (float, np.floating)):
-        return f"{float(cell):,.4f}" if math.isfinite(float(cell)) else "undefined"
-    return " ".join(str(cell).split())
-
-
-def _measure_width(text: str) -> int:
-    return sum(
-        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
-        for letter in text
-    )
-
-
-def _pad(text: str, width: int, to_right: bool) -> str:
-    blank = " " * (width - _measure_width(text))
-    return blank + text if to_right else text + blank

@@ -332,13 +332,11 @@ class EventRecorder:
                         code, available_at = previous
                 columns |= {name: code, f"known.{name}": available_at}
             elif context is not None:
-                columns[name] = _encode_feature(
-                    fitted, name, {schema.user: request.user, schema.item: request.item, **context}
-                )
+                columns[name] = _encode_feature(fitted, name, {**_list_keys(schema, request), **context})
             else:
                 assert old is not None
                 columns[name] = old[name]
-        values = {schema.user: request.user, schema.item: request.item, **(context or {}), **event.feedback.values}
+        values = {**_list_keys(schema, request), **(context or {}), **event.feedback.values}
         for name, conditions in live.filters.items():
             bits = 0 if old is None else old[f"met.{name}"]
             columns[f"met.{name}"] = feedback.evaluate_conditions(schema, name, conditions, values, bits)
@@ -378,3 +376,9 @@ def _encode_feature(fitted: FittedSchema, name: str, values: Mapping[str, Any]) 
 
     columns = {column: build_raw_column([values[column]], locate(column)) for column in fitted.schema.columns(name)}
     return int(fitted.encode_row(name, columns, locate)[0])  # type: ignore[index]  # a history has no lists of a row
+
+
+def _list_keys(schema: Schema, request: EventRequest) -> dict[str, Any]:
+    """Return the keys of an event by their columns."""
+    keys = {schema.user: request.user, schema.item: request.item}
+    return {column: key for column, key in keys.items() if column is not None}

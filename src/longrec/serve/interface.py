@@ -93,8 +93,8 @@ class Client(ABC):
 
     def rank(
         self,
-        user: int | str,
-        candidates: Sequence[int | str] | NDArray[Any],
+        user: int | str | None = None,
+        candidates: Sequence[int | str] | NDArray[Any] | None = None,
         at: int | float | str | datetime | None = None,
         context: Mapping[str, Any] | None = None,
         history: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
@@ -104,6 +104,9 @@ class Client(ABC):
         """Rank candidates for a user.
 
         Args:
+            user: key of the user. None for a schema without a user.
+            candidates: keys of the items to rank. None for a schema without an item: the ids of the answer are then
+                the numbers of the rows.
             at: timestamp: ISO 8601 text, a datetime (UTC if naive), or a number in the unit of the log. Default now.
             context: raw values of all event columns of the impression, None for a missing value.
             history: for pre-joined schemas, ``{history: {feature: values, oldest first}}``.
@@ -114,7 +117,9 @@ class Client(ABC):
         Raises:
             RequestError: if the request is invalid.
         """
-        request: dict[str, Any] = {"user": user, "candidates": candidates, "context": context or {}}
+        request: dict[str, Any] = {"context": context or {}}
+        request.update({"user": user} if user is not None else {})
+        request.update({"candidates": candidates} if candidates is not None else {})
         request.update({"at": _format_time(at)} if at is not None else {})
         request.update({"history": history} if history is not None else {})
         request.update({"candidate_context": candidate_context} if candidate_context else {})

@@ -109,8 +109,8 @@ class OnlineSource:
 
 def encode_golden(source: OnlineSource, golden: Sequence[GoldenRequest]) -> list[NDArray[np.float32]]:
     """Encode every candidate of golden requests."""
-    time = source.bundle.fitted.schema.time
-    requests = [decode_request(orjson.dumps(one.request)) for one in golden]
+    schema = source.bundle.fitted.schema
+    time, requests = schema.time, [decode_request(orjson.dumps(one.request), schema) for one in golden]
     return [
         source.encode(request.build_query(parse_request_time(request.at, time, 0)), request.build_candidates())
         for request in requests

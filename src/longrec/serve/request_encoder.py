@@ -154,6 +154,8 @@ class RequestEncoder:
         return int(self._look_up_items(to_key_array([key]), Query(key, 0, allow_unknown=allow_unknown), "item")[0])
 
     def _look_up_items(self, keys: NDArray[Any], query: Query, where: str) -> NDArray[np.int64]:
+        if self.fitted.schema.item is None:
+            return np.zeros(len(keys), np.int64)
         rows = self._items.find_rows(keys, where)
         if rows.all():
             return rows
@@ -184,8 +186,8 @@ class RequestEncoder:
         Raises:
             RequestError: 404 if the user is unknown, 422 if the context or a history does not fit the schema.
         """
-        row, timestamp = self.look_up_user(query.user), query.timestamp
-        if not row:
+        row, timestamp = 0 if query.user is None else self.look_up_user(query.user), query.timestamp
+        if not row and query.user is not None:
             if not query.allow_unknown:
                 raise RequestError(
                     "user",
@@ -195,7 +197,7 @@ class RequestEncoder:
                     404,
                 )
             query.unknown.user = True
-        user = key_number(query.user) if self._by_key else 0
+        user = key_number(query.user) if self._by_key and query.user is not None else 0
         inputs: dict[str, NDArray[Any]] = {}
         if self._user_names:
             self._read(self._user_table, self._user_names, np.array([row]), timestamp, inputs)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from longrec.errors import RequestError, nearest
-from longrec.features.schema import TimeColumn
+from longrec.features.schema import Schema, TimeColumn
 from longrec.features.timestamp_grammar import TimestampError, build_grammar, read_iso, read_timestamp
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.stage import Query
@@ -27,8 +27,8 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Request to rank candidates for a user.
 
     Attributes:
-        user: key of the user, in the type of the log.
-        candidates: keys of the items to rank.
+        user: key of the user, in the type of the log. None for a schema without a user.
+        candidates: keys of the items to rank. For a schema without an item, the numbers 0, 1, ... of the rows to score.
         at: timestamp of the ranking, ISO 8601 text or a number in the unit of the log's time column. Default now. Only
             earlier events are read.
         context: raw values of the impression's own event columns, null for a missing value.
@@ -38,8 +38,8 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         allow_unknown: accept a user, or items, that the log does not contain.
     """
 
-    user: Key
-    candidates: list[Key]
+    user: Key | None = None
+    candidates: list[Key] = []
     at: int | float | str | None = None
     context: dict[str, Any] = {}
     candidate_context: dict[str, list[Any] | None] = {}
@@ -127,14 +127,23 @@ _TYPE_NAMES = {
 }
 
 
-def decode_request(body: bytes) -> RankRequest:
+def decode_request(body: bytes, schema: Schema | None = None) -> RankRequest:
     """Decode a ranking request from JSON.
+
+    Args:
+        schema: schema of the bundle, which may have no user or no item. None: it has both.
 
     Raises:
         RequestError: 400 if the body is not JSON (NaN and Infinity are not JSON), 422 if a field is invalid, 413 if
             there are too many candidates.
     """
     request = _decode(_DECODER, body, FIELDS)
+    has_user, has_item = schema is None or schema.user is not None, schema is None or schema.item is not None
+    if has_user != (request.user is not None):
+        expected = "a value" if has_user else "no user: the schema has none"
+        raise RequestError("user", "nothing" if has_user else repr(request.user), expected, status=422)
+    if not has_item:
+        return _number_candidates(request)
     count = len(request.candidates)
     if not count:
         raise RequestError("candidates", "an empty list", f"1 to {MAX_CANDIDATES:,} items", status=422)
@@ -145,6 +154,20 @@ def decode_request(body: bytes) -> RankRequest:
     if len(set(request.candidates)) != count:
         raise _build_duplicate_error(request.candidates)
     return request
+
+
+def _number_candidates(request: RankRequest) -> RankRequest:
+    """Return a request to score rows without items, with the numbers of the rows as the keys of the candidates."""
+    if request.candidates:
+        do = "leave them out; each answer has the number of its row"
+        raise RequestError("candidates", f"{len(request.candidates):,} items", "none: the schema has no item", do, 422)
+    counts = [len(values) for values in request.candidate_context.values() if values is not None]
+    count = max(counts, default=1)
+    if not 1 <= count <= MAX_CANDIDATES:
+        raise RequestError(
+            "candidate_context", f"{count:,} rows", f"1 to {MAX_CANDIDATES:,}", "", 413 if count else 422
+        )
+    return msgspec.structs.replace(request, candidates=list(range(count)))
 
 
 def decode_recommend_request(body: bytes) -> RecommendRequest:

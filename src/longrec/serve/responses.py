@@ -25,7 +25,7 @@ class RankResponse:
     """
 
     model: str
-    user: Key
+    user: Key | None
     at: str | int | None
     pipeline_result: PipelineResult
     new_user: bool

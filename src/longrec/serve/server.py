@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -49,7 +50,7 @@ _OPTIONS: dict[str, Any] = {
 def serve(
     bundle: str | Path, host: str = HOST, port: int = PORT, workers: int = 1, settings: Settings | None = None
 ) -> None:
-    """Serve a bundle until SIGTERM or SIGINT. Running requests are finished first.
+    """Serve a bundle until SIGTERM. SIGINT raises KeyboardInterrupt at the end. Running requests are finished first.
 
     Args:
         bundle: folder of the bundle.
@@ -91,7 +92,10 @@ def serve(
         with _absorb_signals():
             config = uvicorn.Config("longrec.serve.app:create_worker_app", factory=True, workers=workers, **_OPTIONS)
             print(format_announcement(url), flush=True)
-            Multiprocess(config, sockets=[sock]).run()
+            supervisor = _Supervisor(config, sockets=[sock])
+            supervisor.run()
+    if supervisor.interrupted:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -112,7 +116,7 @@ def format_url(host: str, port: int) -> str:
 def _build_announcement(service: Service) -> Callable[[str], str]:
     """Return a function from the URL to the message that is printed when the server is ready."""
     example = service.example()
-    if service.route == RANK:
+    if service.route == RANK and "candidates" in example:
         example["candidates"] = example["candidates"][:3]
     body = orjson.dumps(example).decode().replace("'", "'\\''")
     head = f"{service.model} from {service.bundle.path}: {_READY}"
@@ -140,6 +144,44 @@ def _bind_socket(host: str, port: int) -> socket.socket:
     return sock
 
 
+class _Supervisor(Multiprocess):
+    """Supervisor of worker processes that leaves SIGINT to this process, which ends them.
+
+    A terminal sends it to every process. A worker that is importing modules then would print a trace and hang.
+
+    Attributes:
+        interrupted: True after SIGINT.
+    """
+
+    interrupted = False
+
+    def init_processes(self) -> None:
+        """Start the workers."""
+        with _hold_interrupts():
+            super().init_processes()
+
+    def keep_subprocess_alive(self) -> None:
+        """Replace workers that have died."""
+        with _hold_interrupts():
+            super().keep_subprocess_alive()
+
+    def handle_int(self) -> None:
+        """End the workers."""
+        self.interrupted = True
+        super().handle_int()
+
+
+@contextlib.contextmanager
+def _hold_interrupts() -> Iterator[None]:
+    """Deliver SIGINT at the end of the block. Processes that are started inside never receive it."""
+    resource_tracker.ensure_running()  # started with the first process, it would allow the signal again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Server(uvicorn.Server):
     """uvicorn server that prints its URL when it listens."""
 
@@ -156,17 +198,20 @@ class _Server(uvicorn.Server):
 
 @contextlib.contextmanager
 def _absorb_signals() -> Iterator[None]:
-    """Ignore the signal that uvicorn raises again after its shutdown."""
+    """Note the signal that uvicorn raises again after its shutdown. SIGTERM is an ordinary end."""
+    received: list[int] = []
 
-    def ignore(number: int, frame: FrameType | None) -> None:
-        return None
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
 
-    before = {number: signal.signal(number, ignore) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if signal.SIGINT in received:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -220,6 +265,8 @@ if __name__ == "__main__":
     try:
         worker_settings = msgspec.json.decode(sys.argv[4], type=Settings) if len(sys.argv) > 4 else None
         serve(sys.argv[1], port=int(sys.argv[2]), workers=int(sys.argv[3]), settings=worker_settings)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except LongRecError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

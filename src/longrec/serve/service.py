@@ -192,7 +192,7 @@ class Service:
         """Answer a JSON request to ``/rank`` or ``/recommend``."""
         self.get_pipeline(route)
         if route == RANK:
-            return self.rank(decode_request(body))
+            return self.rank(decode_request(body, self.bundle.fitted.schema))
         return self.recommend(decode_recommend_request(body))
 
     def answer(self, body: bytes, route: str = RANK) -> bytes:
@@ -272,7 +272,7 @@ def score_golden(service: Service, golden: Sequence[GoldenRequest]) -> list[NDAr
         ranked = service.decode_and_answer(service.route, orjson.dumps(one.request)).pipeline_result.candidates
         scores = dict(zip(ranked.keys.tolist(), ranked.score.tolist()))
         if service.route == RANK:
-            answers.append(np.array([scores[key] for key in one.request["candidates"]]))
+            answers.append(np.array([scores[key] for key in one.request.get("candidates", range(len(scores)))]))
             continue
         same = len(scores) == len(one.items)
         lowest = min(scores.values(), default=0.0)

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,15 +48,11 @@ def check_exported_program_agrees(case: Case) -> None:
 
 def program_agrees(case: Case, fields: Fields) -> None:
     """Check that the ONNX program of a model returns the same scores as the model, at all sizes."""
-    import onnxruntime
-
     model = case.frozen(fields)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         write_program(model, path)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 3
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = open_session(path)
     taken = {entry.name for entry in session.get_inputs()}
     for seed, (candidates, events) in enumerate(SHAPES):
         batch = shared(candidates, events, seed, fields)
@@ -63,6 +60,15 @@ def program_agrees(case: Case, fields: Fields) -> None:
         (actual,) = session.run(None, feed)
         where = f"the ONNX program, {candidates} candidates, {events} events, scores otherwise than the model"
         expect_close(torch.from_numpy(actual), scores(model, batch), where, atol=1e-4)
+
+
+def open_session(path: Path) -> Any:
+    """Return the onnxruntime session of a program, on one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 CHECKS: tuple[Callable[[Case], None], ...] = (check_exported_program_agrees,)

@@ -12,7 +12,18 @@ from longrec.features.fields import Fields
 from longrec.models.core.base import Model
 from longrec.models.core.kinds import Encoder, FittedRetriever, Ranker, Retriever, VectorRetriever
 from longrec.models.core.registry import find
-from longrec.testing import core, devices, encoders, inputs, programs, rankers, retrievers, texts, training
+from longrec.testing import (
+    core,
+    devices,
+    encoders,
+    inputs,
+    programs,
+    rankers,
+    retriever_programs,
+    retrievers,
+    texts,
+    training,
+)
 from longrec.testing.case import Case
 from longrec.testing.expect import ConformanceError
 
@@ -27,7 +38,12 @@ SCORERS: tuple[Check, ...] = (
     *texts.CHECKS,
 )
 """Checks of every ranker and every encoder."""
-RETRIEVERS: tuple[Check, ...] = (*retrievers.CHECKS, core.check_same_seed_same_weights, *texts.CHECKS)
+RETRIEVERS: tuple[Check, ...] = (
+    *retrievers.CHECKS,
+    *retriever_programs.CHECKS,
+    core.check_same_seed_same_weights,
+    *texts.CHECKS,
+)
 """Checks of every retriever."""
 BY_KIND: dict[type, tuple[Check, ...]] = {
     Ranker: (*SCORERS, *rankers.CHECKS),

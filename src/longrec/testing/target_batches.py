@@ -43,16 +43,26 @@ def with_targets(
     base, every = ragged(rows, seed, fields=fields), catalog(fields, seed)
     history = next(iter(fields.histories))
     count = int(base.histories[history].offsets[-1]) if per_position else rows
-    target_T = _draw(count, generator)
+    target_T, own_Tk = _draw(count, generator), None
     if sampling.scope == "all":
         candidates, item_T, negatives = torch.arange(2, ITEM.rows), target_T - 2, 0
     else:
         distinct, item_T = torch.unique(target_T, return_inverse=True)
-        drawn = _draw(count if sampling.scope == "own" else NEGATIVES, generator)
+        drawn = _draw(count * sampling.negatives if sampling.scope == "own" else NEGATIVES, generator)
+        if sampling.scope == "own":
+            drawn, own_Tk = torch.unique(drawn, return_inverse=True)
+            own_Tk = own_Tk.view(count, -1) + len(distinct)
         candidates, negatives = torch.cat([distinct, drawn]), len(drawn)
     log_q = torch.randn(negatives, generator=generator) - 3 if sampling.scope == "shared" else None
     targets = Targets(
-        torch.arange(count), item_T, candidates, negatives, ITEM.rows - 2, log_q=log_q, per_position=per_position
+        torch.arange(count),
+        item_T,
+        candidates,
+        negatives,
+        ITEM.rows - 2,
+        log_q=log_q,
+        own=own_Tk,
+        per_position=per_position,
     )
     columns = {name: pick(column, candidates) for name, column in every.items()}
     requests = {name: column for name, column in base.features.items() if name not in columns}

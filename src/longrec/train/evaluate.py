@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from longrec.errors import ConfigError, RunError
+from longrec.errors import ConfigError
 from longrec.metrics import Comparison
 from longrec.metrics.bootstrap import Resample
-from longrec.train.device import choose_run_device, prepare_torch
 from longrec.train.finished_run import Run, open_run
+from longrec.train.new_data import read_new_labels
 from longrec.train.objectives.objective import Evaluation
+from longrec.train.predict_run import predict_split
+from longrec.train.row_alignment import select_common_rows
+from longrec.train.same_rows import check_same_rows
 
 __all__ = ["Evaluation", "compare", "evaluate", "predict"]
 
@@ -75,11 +75,7 @@ def predict(
         ResourceError: ``cuda`` without a CUDA device.
     """
     run = run if isinstance(run, Run) else open_run(run)
-    fit, target = run.config.fit, choose_run_device(run.config.fit.device, device)
-    log, path = run.log(), Path(out) if out is not None else run.folder / "predictions" / f"{split}.parquet"
-    with prepare_torch(fit.threads, fit.seed, target):
-        run.objective.write_predictions(run.model().to(target), log, split, path, fit, run.config.evaluate, quiet=quiet)
-    return path
+    return predict_split(run, split, out, device=device, quiet=quiet)
 
 
 def compare(
@@ -90,14 +86,22 @@ def compare(
     n_resamples: int = 300,
     seed: int = 0,
     baseline: str | None = None,
+    common: bool = False,
+    log: Any = None,
+    device: str | None = None,
+    **entities: Any,
 ) -> Comparison:
     """Compare runs on the same rows, with paired intervals of every difference.
 
     Runs can be compared if their splits hold the same samples: same users, times and labels in the same order. Their
-    schemas and histories may differ. The log and the split may not.
+    schemas and histories may differ. The log and the split may not, unless the rows are ``common`` ones or those of a
+    new ``log``.
 
     Args:
         baseline: name of the run to compare the others with. Default: the first.
+        common: compare on the rows that the splits of all runs have, by user, item and timestamp.
+        log: new rows with labels that all runs score, in place of a split.
+        device, entities: as in ``predict_new``.
 
     Raises:
         ConfigError: fewer than two runs.
@@ -115,10 +119,21 @@ def compare(
     if len(kinds) > 1:
         faults = [f"needs runs of one objective, got {', '.join(sorted(kinds))}: their metrics do not compare"]
         raise ConfigError("compare", faults)
-    objective, tables = opened[0].objective, [_read_predictions(run, split) for run in opened]
+    objective, warnings = opened[0].objective, list[str]()
+    if log is not None:
+        tables, split = [read_new_labels(run, log, device=device, **entities) for run in opened], "new"
+    else:
+        tables = [_read_predictions(run, split) for run in opened]
+    if common and log is None:
+        counts = [len(table) for table in tables]
+        logs = {name: run.log() for name, run in zip(names, opened)}
+        tables = list(select_common_rows(dict(zip(names, tables)), logs).values())
+        shares = ", ".join(f"{count:,} of {name}" for name, count in zip(names, counts))
+        if counts != [len(tables[0])] * len(counts):
+            warnings.append(f"compared on {len(tables[0]):,} common rows, of {split} rows: {shares}")
     for name, table in zip(names[1:], tables[1:]):
-        _check_same_rows(objective.same_columns, split, names[0], tables[0], name, table)
-    return objective.compare(
+        check_same_rows(objective.same_columns, split, names[0], tables[0], name, table)
+    comparison = objective.compare(
         dict(zip(names, tables)),
         opened[0].config.evaluate,
         split,
@@ -127,35 +142,10 @@ def compare(
         n_resamples=n_resamples,
         seed=seed,
     )
+    return replace(comparison, warnings=(*warnings, *comparison.warnings))
 
 
 def _read_predictions(run: Run, split: str, device: str | None = None) -> pa.Table:
     if not (run.folder / "predictions" / f"{split}.parquet").exists():
         predict(run, split, device=device)
     return run.predictions(split)
-
-
-def _check_same_rows(
-    columns: Sequence[str], split: str, first: str, one: pa.Table, second: str, other: pa.Table
-) -> None:
-    do = "compare runs of one log and one split"
-    if len(one) != len(other):
-        raise RunError(f"{split} rows of {first} and {second}", f"{len(one):,} and {len(other):,}", "the same rows", do)
-    # The index of a user depends on the other users of the log. The last row of a user does not.
-    if ("weight" in one.column_names) != ("weight" in other.column_names):
-        description, expected = "one with sample weights and one without", "both with the same weights"
-        raise RunError(
-            f"{split} rows of {first} and {second}", description, expected, "set the same evaluate.sample_weight"
-        )
-    for name in (column for column in columns if column in one.column_names):
-        a, b = one[name].to_numpy(), other[name].to_numpy()
-        differ = _find_ends(a) != _find_ends(b) if name == "user" else a != b
-        if differ.any():
-            at = int(np.flatnonzero(differ)[0])
-            raise RunError(
-                f"{split} rows of {first} and {second}", f"another {name} in sample {at:,}", "the same rows", do
-            )
-
-
-def _find_ends(user: NDArray[Any]) -> NDArray[np.bool_]:
-    return np.diff(user) != 0

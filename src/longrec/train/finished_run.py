@@ -4,12 +4,14 @@ config.yaml        the resolved job              schema/        the fitted schem
 metrics.jsonl      losses and validations        log.json       which prepared log
 environment.json   versions, processor, git      checkpoints/   best (a saved model), last (to resume from)
 predictions/       valid.parquet, test.parquet   results.json   metrics with intervals; written last
+report.html        metrics, segments and samples, for people
 NOTES.md           differences from the configuration of another tool, for imported jobs
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +22,7 @@ import pyarrow.parquet as pq
 
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
+from longrec.data.splits import parse_cutoff
 from longrec.errors import DataError, RunError
 from longrec.features.fitted_schema import FittedSchema
 from longrec.metrics import Interval, rename_metric
@@ -86,6 +89,36 @@ class Run:
         """
         return open_log(self.folder, self.config)
 
+    def predict(
+        self,
+        data: Any = None,
+        *,
+        split: str = "test",
+        users: Any = None,
+        items: Any = None,
+        candidates: bool = False,
+        device: str | None = None,
+    ) -> pa.Table:
+        """Score new rows, or a split of the run's own log, and return the table of scores.
+
+        Args:
+            data: new rows: a path, several paths, a mapping as ``data.log`` of a config, or a frame (pandas, polars,
+                Arrow, DuckDB). None scores the split.
+            users, items, candidates, device: as in ``longrec.predict``.
+
+        Returns:
+            Of new rows, in their order: row, user, item, time, label (if they have it) and score, and for each further
+            task of the model also label.TASK and score.TASK. Of a split: see ``predictions``.
+        """
+        from longrec.train.new_data import predict_new  # imports torch
+        from longrec.train.predict_run import predict_split
+
+        if data is not None:
+            settings = {"users": users, "items": items, "candidates": candidates, "device": device}
+            return predict_new(self, data, **settings).table
+        predict_split(self, split, device=device)
+        return self.predictions(split)
+
     def predictions(self, split: str = "test") -> pa.Table:
         """Read the predictions of one split: of clicks the columns row, user, time, label, score.
 
@@ -104,6 +137,12 @@ class Run:
         if missing:
             raise RunError(str(path), f"no column {', '.join(sorted(missing))}", ", ".join(columns), "predict again")
         return table
+
+    def report(self, into: str | Path | None = None) -> Path:
+        """Write the HTML report of the run, and return its path. Default: ``report.html`` in the run folder."""
+        from longrec.train.run_report import write_report  # imports torch
+
+        return write_report([self], into)
 
 
 def open_run(path: str | Path) -> Run:
@@ -144,9 +183,29 @@ def require_run(folder: Path) -> None:
         raise RunError(str(folder), "no config.yaml", "the folder of a run", "name the folder that training printed")
 
 
-def read_log(job: Job) -> Log:
-    """Open the log of a job as training reads it, and prepare it if necessary."""
-    return Log.open(prepare(job.data, job.schema), job.schema, sample_weight=job.fit.sample_weight)
+def read_log(job: Job, on_prepared: Callable[[Path], None] | None = None) -> Log:
+    """Open the log of a job as training reads it, and prepare it if necessary (see ``prepare``)."""
+    return _open_log(prepare(job.data, job.schema, on_prepared), job)
+
+
+def _open_log(folder: str | Path, job: Job) -> Log:
+    """Open a prepared log with the schema of a job and the settings of ``fit`` that choose and weight its rows.
+
+    Raises:
+        DataError: ``fit.train_from`` of a log without timestamps, or after all training rows.
+    """
+    log = Log.open(folder, job.schema, sample_weight=job.fit.sample_weight)
+    first = job.fit.train_from
+    if first is None:
+        return log
+    where = f"fit.train_from: {first}"
+    if log.schema.time is None:
+        raise DataError(where, "a schema without a time column", "timestamps to compare with", "remove the key")
+    log.train_from = parse_cutoff(first, log.schema.time, "fit.train_from")
+    if not len(log.rows_of("train")):
+        do = "set an earlier timestamp, or check data.split"
+        raise DataError(where, "no training row at or after it", "rows to train on", do)
+    return log
 
 
 def open_log(folder: Path, job: Job) -> Log:
@@ -157,7 +216,7 @@ def open_log(folder: Path, job: Job) -> Log:
     """
     try:
         path = json.loads((folder / "log.json").read_text(encoding="utf-8"))["path"]
-        return Log.open(path, job.schema, sample_weight=job.fit.sample_weight)
+        return _open_log(path, job)
     except (OSError, ValueError, KeyError) as error:
         raise RunError(str(folder / "log.json"), f"not readable ({error})", "the path of a prepared log") from None
     except DataError as error:

@@ -29,7 +29,8 @@ from longrec.train.fitted import fit_model
 from longrec.train.folder import create_run_folder, lock_folder, record_resume, require_free, warm_start_warnings
 from longrec.train.job import Job, flatten, read_job
 from longrec.train.loop import Loop
-from longrec.train.memory import check_memory, estimate_fields
+from longrec.train.memory import check_memory
+from longrec.train.memory_bound import estimate_fields
 from longrec.train.objectives import Objective, objective_of
 from longrec.train.optimizers import build_optimizers
 from longrec.train.seen_labels import (
@@ -42,6 +43,8 @@ from longrec.train.seen_labels import (
 from longrec.train.tracking import trackers
 from longrec.train.warm_start import warm_start
 
+WARM_START = "warm_start.json"
+"""File of a run folder: what was carried of the run that training started from."""
 # Keys that may differ between a config and the run it resumes: names, paths and the device.
 _LOCATION_KEYS = ("name", "data.folder", "fit.runs", "fit.device")
 
@@ -54,6 +57,7 @@ def train(
     device: str | None = None,
     quiet: bool = False,
     notes: str = "",
+    on_prepared: Callable[[Path], None] | None = None,
 ) -> Run:
     """Prepare the log, train the model, keep the best weights, and evaluate them once on valid and test.
 
@@ -65,6 +69,7 @@ def train(
         device: replaces ``fit.device``, also of a resumed run.
         quiet: print no progress. Warnings are printed anyway.
         notes: differences from the configuration of another tool, kept in the run folder.
+        on_prepared: called with the folder of the prepared log if it was not prepared before.
 
     Returns:
         The finished run. Its folder is ``fit.runs``/name, or ``<model>-<n>`` without a name.
@@ -84,7 +89,7 @@ def train(
     target = choose_device(job.fit.device)
     require_free(job)
     check_memory(job.model, estimate_fields(job.schema), job.fit)
-    log = read_log(job)
+    log = read_log(job, on_prepared)
     objective = objective_of(models.find(str(job.model["name"])))
     objective.check_log(log, job.fit, job.evaluate)
     with prepare_torch(job.fit.threads, job.fit.seed, target):
@@ -155,10 +160,14 @@ def _run(folder: Path, job: Job, log: Log, model: Model, device: torch.device, q
             artifact.save(model, into)
 
     assert job.fit.monitor is not None
-    lower = objective.monitors(job.evaluate)[job.fit.monitor] == "min"
+    lower = objective.settings.monitors(job.evaluate)[job.fit.monitor] == "min"
+    settings = flatten({"model": job.model, "fit": job.fit.model_dump(mode="json")})
     if isinstance(model, FittedRetriever):
         _fit_statistics(model, log)
-        state = fit_model(model, folder, job.fit.monitor, validate if len(valid_rows) else None, lower, quiet)
+        with trackers(job.fit, folder, 0, settings) as others:
+            state = fit_model(
+                model, folder, job.fit.monitor, validate if len(valid_rows) else None, lower, quiet, others
+            )
         _measure(folder, job, log, objective, device, state, quiet)
         return
     with _watch_stop_signals() as stop:
@@ -180,10 +189,12 @@ def _run(folder: Path, job: Job, log: Log, model: Model, device: torch.device, q
             objective.start(model, log, loader)
         if job.fit.init_from is not None and not loop.state.step:
             _check_seen_labels(job, log, model)
-            warm_start(job.fit.init_from, model, loop.optimizers, job.fit, log.fitted)
+            carried = warm_start(job.fit.init_from, model, loop.optimizers, job.fit, log.fitted)
+            _write_text(folder / WARM_START, json.dumps(carried.to_dict(), indent=1))
+            if not quiet:
+                print(carried.describe(), file=sys.stderr)
         if not loop.state.step:
             _fit_statistics(model, log)
-        settings = flatten({"model": job.model, "fit": job.fit.model_dump(mode="json")})
         with trackers(job.fit, folder, loop.state.step, settings) as others:
             state = loop.run(others)
     _measure(folder, job, log, objective, device, state, quiet)
@@ -264,8 +275,8 @@ def _check_same_config(requested: Job, own: Job, folder: Path) -> None:
 
 
 @contextmanager
-def _watch_stop_signals() -> Iterator[Callable[[], bool]]:
-    """Provide a flag for interrupts and SIGTERM, after which the loop ends. A second signal ends at once."""
+def _watch_stop_signals() -> Iterator[Callable[[], int | None]]:
+    """Provide a function that returns SIGINT or SIGTERM once received. A second signal raises KeyboardInterrupt."""
     signals: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -274,11 +285,11 @@ def _watch_stop_signals() -> Iterator[Callable[[], bool]]:
         signals.append(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: None
         return
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(signals)
+        yield lambda: next(iter(signals), None)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

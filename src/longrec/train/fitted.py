@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from longrec.models.core import artifact
 from longrec.models.core.kinds import FittedRetriever
 from longrec.progress import Progress
 from longrec.train import checkpoint
-from longrec.train.tracking import MetricsFile
+from longrec.train.tracking import MetricsFile, Tracker
 
 
 def fit_model(
@@ -22,6 +22,7 @@ def fit_model(
     validate: Callable[[FittedRetriever], dict[str, float]] | None,
     lower_is_better: bool,
     quiet: bool,
+    trackers: Sequence[Tracker] = (),
 ) -> checkpoint.State:
     """Choose the settings of a fitted model and save it as the best one of a run folder.
 
@@ -32,6 +33,7 @@ def fit_model(
         model: after ``fit_statistics``.
         monitor: metric that chooses.
         validate: function that returns the metrics of a model.
+        trackers: further receivers of the metrics of each alternative.
     """
     began, state = time.perf_counter(), checkpoint.State(stopped="fitted")
     alternatives = list(model.alternatives())
@@ -50,6 +52,8 @@ def fit_model(
                     break
                 measures = validate(one)
                 metrics.write("valid", number, float(number), time.perf_counter() - began, measures)
+                for tracker in trackers:
+                    tracker.valid(number, measures)
                 value = measures[monitor]
                 if state.best is None or (value < state.best if lower_is_better else value > state.best):
                     state.best, state.best_step, chosen = value, number, one

@@ -15,7 +15,7 @@ from longrec.data.log import Log
 from longrec.errors import RunError
 from longrec.train.checkpoint import replace_file
 from longrec.train.job import Job
-from longrec.train.machine import describe_environment
+from longrec.train.machine import describe_environment, describe_start
 from longrec.train.seen_labels import KEY, SeenLabels
 
 try:
@@ -44,7 +44,8 @@ def create_run_folder(job: Job, log: Log, seen: SeenLabels, warnings: Sequence[s
     partial.mkdir()
     try:
         log.fitted.save(partial / "schema")
-        (partial / "environment.json").write_text(json.dumps(describe_environment(job.fit.threads), indent=1))
+        environment = {**describe_start(), **describe_environment(job.fit.threads)}
+        (partial / "environment.json").write_text(json.dumps(environment, indent=1))
         about = {"path": str(log.folder.absolute()), "digest": log.folder.name, "samples": log.sample_count}
         about |= {"left_out": log.excluded_counts, KEY: seen.to_dict(), "warnings": list(warnings)}
         (partial / "log.json").write_text(json.dumps(about, indent=1))

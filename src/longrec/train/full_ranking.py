@@ -80,6 +80,45 @@ def rank_targets(
     return ranks
 
 
+def rank_by_scores(
+    log: Log, rows: NDArray[np.int64], score_I: NDArray[np.float32], config: EvaluateConfig
+) -> NDArray[np.float32]:
+    """Return the rank of the item of each row by one score per item, as ``rank_targets`` does.
+
+    Args:
+        score_I: score of each item of the log, float32, without the unknown item.
+    """
+    exclude, ranks = Exclusions(log, config), np.empty(len(rows), np.float32)
+    scores, block = torch.from_numpy(score_I), max(1, min(_REQUESTS, _SCORES // len(score_I)))
+    for at in range(0, len(rows), block):
+        some = rows[at : at + block]
+        targets = log.events.columns["item"].take(some).astype(np.int64) - 1
+        ranks[at : at + block] = _rank_block(scores.repeat(len(some), 1), targets, exclude, some)
+    return ranks
+
+
+def recommend(
+    model: Retriever, log: Log, row: int, config: EvaluateConfig, count: int, *, bf16: bool = False
+) -> list[tuple[int, float]]:
+    """Return the items with the highest scores for the request of a row: rows of the item table, with scores.
+
+    Items are left out as in ``rank_targets``, the target included.
+    """
+    rows, device = np.array([row], np.int64), find_device(model)
+    catalog = _move(build_catalog(log, np.arange(1, len(log.items)), int(log.timestamps[row])), device)
+    exclude = Exclusions(log, config)
+    with torch.inference_mode(), precision(bf16, device):
+        score_rows = _prepare_scores(model, catalog)(transfer(gather(log, rows), device))
+        computed = score_rows(slice(0, 1)).float()[0]
+    scores = computed.clone()  # outside of inference mode, so that it may be masked in place
+    scores[torch.from_numpy(exclude.find_seen(rows)[1]).to(device)] = -torch.inf
+    if exclude.first is not None:
+        scores[torch.from_numpy(exclude.first >= log.timestamps[row]).to(device)] = -torch.inf
+    best = torch.topk(scores, min(count, len(scores)))
+    pairs = zip(best.indices.tolist(), best.values.tolist())
+    return [(item + 1, score) for item, score in pairs if score > -float("inf")]
+
+
 def _prepare_scores(model: Retriever, catalog: Mapping[str, Column]) -> Callable[[Batch], Callable[[slice], Tensor]]:
     """Return a function that encodes a batch and returns the scores ``[B, I]`` of a slice of its requests."""
     if isinstance(model, VectorRetriever):

@@ -20,9 +20,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from longrec.config import Strict, apply_overrides, parse, read_yaml, to_yaml, upgrade
-from longrec.data.settings import DataConfig, Source, Split, as_of_faults
+from longrec.data.settings import DataConfig, Source, Split, find_schema_faults
 from longrec.errors import ConfigError, nearest
 from longrec.features.schema import Schema
+from longrec.models.core.settings_schema import find_facts
+from longrec.train.memory_bound import estimate_fields, may_exceed_memory
+from longrec.train.objective_settings import ClickSettings, NextItemSettings, ObjectiveSettings
 from longrec.train.settings import EvaluateConfig, FitConfig
 
 SECTIONS = ("name", "data", "model", "fit", "evaluate")
@@ -121,7 +124,7 @@ def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str], *, s
         faults.append(f"name: must be a folder name of letters, digits, '.', '-' and '_', got {name!r}")
     data, schema = _read_data(content, where, base, schema_file, faults)
     if data is not None and schema is not None:
-        faults += [f"data.{fault}" for fault in as_of_faults(data, schema)]
+        faults += [f"data.{fault}" for fault in find_schema_faults(data, schema)]
     model = _read_model(content, where, schema, faults)
     fit = _parse(FitConfig, content.get("fit"), where, "fit", faults)
     evaluate = _parse(EvaluateConfig, content.get("evaluate"), where, "evaluate", faults)
@@ -265,26 +268,24 @@ def _read_model(
     if not isinstance(section, dict):
         faults.append(f"model: must be a mapping with a name, got {section!r}")
         return None
-    from longrec.models.core import registry as models  # imports torch, which nothing above needs
-
     try:
-        kind = models.find(str(section["name"]))
+        facts = find_facts(str(section["name"]))
     except ConfigError as error:
         faults += [f"model.name: {fault}" for fault in error.faults]
         return None
     own = {key: value for key, value in section.items() if key != "name"}
-    config = _parse(kind.Config, own, where, "model", faults)
-    if schema is not None and kind.reads_history and not kind.history_optional and not schema.histories:
+    config = _parse(facts.config, own, where, "model", faults)
+    if schema is not None and facts.reads_history and not facts.history_optional and not schema.histories:
         faults.append(f"model.name: {section['name']} reads histories, and the schema has none")
+    if schema is not None and schema.user is None and facts.is_encoder:
+        faults.append(f"model.name: {section['name']} writes tokens per user, and the schema has no user")
     return None if config is None else {"name": section["name"], **config.model_dump(mode="json")}
 
 
 def _complete_fit(model: Mapping[str, Any], fit: FitConfig, evaluate: EvaluateConfig, faults: list[str]) -> FitConfig:
     """Return the settings of training with the defaults of the model's objective, and check those that it reads."""
-    from longrec.models.core import registry as models
-    from longrec.train.objectives import objective_of
-
-    objective = objective_of(models.find(str(model["name"])))
+    is_retriever = find_facts(str(model["name"])).is_retriever
+    objective: ObjectiveSettings = NextItemSettings() if is_retriever else ClickSettings()
     faults += objective.find_faults(fit, evaluate)
     monitors = objective.monitors(evaluate)
     if fit.monitor is not None and fit.monitor not in monitors:
@@ -338,19 +339,15 @@ def _find_excess(
     if data is None or schema is None:
         return []
     from longrec.data.source_checks import find_source_faults
-    from longrec.train.memory import estimate_fields, estimate_memory, find_memory_fault
 
     every = [pattern for key in _SOURCES if (source := getattr(data, key)) for pattern in source.patterns()]
     faults = find_source_faults(data, schema) if all(glob.glob(pattern) for pattern in every) else []
-    memory_fault = (
-        None
-        if model is None or fit is None
-        else find_memory_fault(estimate_memory(model, estimate_fields(schema), fit))
-    )
-    if memory_fault is not None:
-        faults.append(
-            f"model: {memory_fault.where}: {memory_fault.found}; expected {memory_fault.expected}; {memory_fault.do}"
-        )
+    if model is not None and fit is not None and may_exceed_memory(model, schema, fit):
+        from longrec.train.memory import estimate_memory, find_memory_fault  # imports torch, for the exact number
+
+        fault = find_memory_fault(estimate_memory(model, estimate_fields(schema), fit))
+        if fault is not None:
+            faults.append(f"model: {fault.where}: {fault.found}; expected {fault.expected}; {fault.do}")
     return [_locate_in_file(fault, schema_file) for fault in faults]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from longrec.errors import RunError
+from longrec.errors import StoppedRun
 from longrec.features.batch import Batch, transfer
 from longrec.models.core.base import Model
 from longrec.progress import Progress
@@ -38,7 +38,8 @@ class Loop:
         validate: function that returns the metrics of a validation. None without rows to validate on.
         lower_is_better: direction of the metric ``config.monitor``.
         device: device to train on. The model is moved there.
-        stop: function called after every step. If it returns True, the loop writes a checkpoint and raises RunError.
+        stop: function called after every step. If it returns the number of a signal, the loop writes a checkpoint and
+            raises StoppedRun.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Loop:
         validate: Callable[[], dict[str, float]] | None = None,
         lower_is_better: bool = False,
         device: torch.device = CPU,
-        stop: Callable[[], bool] = lambda: False,
+        stop: Callable[[], int | None] = lambda: None,
         label: str = "train",
         quiet: bool = False,
     ) -> None:
@@ -114,13 +115,13 @@ class Loop:
             if state.step == self.steps and state.stopped is None:
                 state.stopped = "max_steps" if state.step == config.max_steps else "epochs"
             stopping = self.stop()
-            if checking or stopping or self._checkpoint_due():
+            if checking or stopping is not None or self._checkpoint_due():
                 self._checkpoint()
             progress.advance(note=note)
             if state.stopped is not None:
                 return
-            if stopping:
-                raise RunError(str(self.folder), f"stopped after step {state.step:,}", do="continue it with --resume")
+            if stopping is not None:
+                raise StoppedRun(str(self.folder), state.step, stopping)
 
     def _write_train_line(self) -> None:
         state = self.state

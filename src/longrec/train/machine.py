@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import datetime
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -46,6 +49,24 @@ def keep_large_blocks() -> bool:
     # glibc before 2.35 refuses more than 32 MiB.
     mapped = any(mallopt(_M_MMAP_THRESHOLD, size) == 1 for size in (_LARGE, _LARGEST_OLD_GLIBC))
     return mapped and mallopt(_M_TRIM_THRESHOLD, _LARGE) == 1
+
+
+def describe_start() -> dict[str, str]:
+    """Return the time and the command that started a run."""
+    started = datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", " UTC")
+    return {"started": started, "command": format_command(sys.argv)}
+
+
+def format_command(arguments: Sequence[str]) -> str:
+    """Return a command line. Arguments of other programs than ``longrec`` are left out.
+
+    >>> format_command(["longrec", "train", "a b.yaml"]), format_command(["fit.py", "--key", "secret"])
+    ("longrec train 'a b.yaml'", 'fit.py')
+    """
+    program = Path(arguments[0]).name if arguments else ""
+    if program in ("longrec", "__main__.py"):
+        return shlex.join(["longrec", *arguments[1:]])
+    return program
 
 
 def describe_environment(threads: int) -> dict[str, Any]:

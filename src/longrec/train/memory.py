@@ -8,23 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from longrec.errors import ResourceError
-from longrec.features.feature import Feature
-from longrec.features.feature_encoders import FIRST, Encoder
 from longrec.features.fields import Fields
-from longrec.features.fitted_schema import FittedSchema
-from longrec.features.schema import Schema
 from longrec.models.core import registry as models
 from longrec.resources import available_memory, format_bytes
+from longrec.train.memory_bound import NUMBER_BYTES, STATE_NUMBERS
 from longrec.train.settings import FitConfig
-
-_NUMBER = 4  # bytes of a float32
-_KEPT = {"adamw": 2, "adam": 2, "lazy_adam": 2, "rowwise_adam": 1, "adagrad": 1, "rowwise_adagrad": 0, "sgd": 0}
-"""State numbers that each optimizer keeps per parameter number. State per row is not counted."""
 
 
 @dataclass(frozen=True)
@@ -43,39 +36,6 @@ class MemoryEstimate:
     bytes: int
 
 
-def estimate_fields(schema: Schema) -> Fields:
-    """Return the fields of a schema with the table sizes that it fixes: hashes, listed vocabularies and edges.
-
-    A learned vocabulary counts as empty, and stores of other models are excluded.
-    """
-    rows = {name: cast(Encoder, _Rows(_estimate_rows(feature))) for name, feature in schema.features.items()}
-    rows |= {name: rows[one.share] for name, one in schema.features.items() if one.share}
-    fitted = FittedSchema(schema, rows)
-    features = [n for n, one in schema.features.items() if not one.feedback and one.kind != "embedding"]
-    own = {name: history.features for name, history in schema.histories.items() if history.source is None}
-    histories = {name: tuple(fitted.field(column) for column in of) for name, of in own.items()}
-    return Fields(tuple(map(fitted.field, features)), histories)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Replacement of an encoder that is not fitted yet."""
-
-    rows: int
-
-
-def _estimate_rows(feature: Feature) -> int:
-    if feature.form == "numeric":
-        return 0
-    if feature.hash is not None:
-        return FIRST + feature.hash
-    if isinstance(feature.vocab, tuple):
-        return FIRST + len(feature.vocab)
-    if feature.edges is not None:
-        return FIRST + len(feature.edges) + 1
-    return FIRST + (feature.quantiles or 0)
-
-
 def estimate_memory(model_config: Mapping[str, Any], fields: Fields, fit: FitConfig) -> MemoryEstimate | None:
     """Estimate the memory of training a model. None for a model that cannot be built on the meta device.
 
@@ -92,14 +52,16 @@ def estimate_memory(model_config: Mapping[str, Any], fields: Fields, fit: FitCon
     named = dict(model.named_parameters())
     for parameter in named.values():
         kind = fit.embedding_optimizer if id(parameter) in tables else fit.optimizer
-        kept = _KEPT[kind] + (kind == "sgd" and fit.momentum > 0)
-        weights += parameter.numel() * _NUMBER
-        optimizer += parameter.numel() * _NUMBER * (kept if parameter.requires_grad else 0)
+        kept = STATE_NUMBERS[kind] + (kind == "sgd" and fit.momentum > 0)
+        weights += parameter.numel() * NUMBER_BYTES
+        optimizer += parameter.numel() * NUMBER_BYTES * (kept if parameter.requires_grad else 0)
     if not named:
         return None
     largest = max(named, key=lambda name: named[name].numel())
     shape = tuple(named[largest].shape)
-    return MemoryEstimate(weights, optimizer, _describe_parameter(largest), shape, named[largest].numel() * _NUMBER)
+    return MemoryEstimate(
+        weights, optimizer, _describe_parameter(largest), shape, named[largest].numel() * NUMBER_BYTES
+    )
 
 
 def _describe_parameter(parameter: str) -> str:

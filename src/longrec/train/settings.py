@@ -9,6 +9,7 @@ from pydantic import Field as Setting
 from pydantic import model_validator
 
 from longrec.config import Strict
+from longrec.data.settings import TimestampT
 from longrec.train.schedules import Rate, Schedule
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -112,8 +113,16 @@ class FitConfig(Strict):
     init_from: str | None = Setting(
         None,
         min_length=1,
-        description="folder of a finished run whose last weights and optimizer state training begins with; keep_plug "
-        "may start from a run of its base",
+        description="folder of a finished run whose last weights and optimizer state training begins with; rows of "
+        "embedding tables are matched by value; keep_plug may start from a run of its base",
+    )
+    reset_optimizer: bool = Setting(
+        False, description="let init_from load the weights only, and start with a new optimizer state"
+    )
+    train_from: TimestampT = Setting(
+        None,
+        description="timestamp of the first row to train on; earlier rows are in histories and vocabularies only. With "
+        "init_from, the first moment of the new day",
     )
     allow_future_weights: bool = Setting(
         False,
@@ -140,8 +149,9 @@ class FitConfig(Strict):
             faults.append("bucket_by_length is given with group_requests, which batches rows by request; remove one")
         if self.check_val_every_n_epoch > 1 and self.val_checks_per_epoch > 1:
             faults.append("check_val_every_n_epoch is given with val_checks_per_epoch above 1; set that to 1")
-        if self.allow_future_weights and self.init_from is None:
-            faults.append("allow_future_weights is given without init_from")
+        for key in ("allow_future_weights", "reset_optimizer"):
+            if getattr(self, key) and self.init_from is None:
+                faults.append(f"{key} is given without init_from")
         if self.warmup_from is not None and self.warmup_from > self.lr:
             faults.append(f"warmup_from is {self.warmup_from:g}, but must not exceed lr {self.lr:g}")
         if faults:

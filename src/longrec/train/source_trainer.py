@@ -82,9 +82,10 @@ class SourceTrainer:
             raise RunError(name, description, "an encoder, such as iat", "train a source: model: {name: iat}")
         if trained is None:
             refuse_training_window(model, name)
-            if job.fit.init_from is not None:
-                description = f"fit.init_from: {job.fit.init_from}, of a source trained from scratch, block by block"
-                raise RunError(name, description, "a source that starts from no run", "remove fit.init_from")
+            for key, expected in (("init_from", "starts from no run"), ("train_from", "trains on all blocks")):
+                if (value := getattr(job.fit, key)) is not None:
+                    description = f"fit.{key}: {value}, of a source trained from scratch, block by block"
+                    raise RunError(name, description, f"a source that {expected}", f"remove fit.{key}")
             check_negative_rate(model, job.fit)
         return cls(model, log, job, name, trained is not None, device)
 

@@ -119,6 +119,13 @@ class SparseOptimizer(Optimizer, ABC):
                 table.index_copy_(0, rows_m, p_mD)
         return loss
 
+    def build_state(self, table: Tensor) -> dict[str, Any]:
+        """Return the state of a table before its first step, without the count of steps."""
+        group = next(one for one in self.param_groups if any(own is table for own in one["params"]))
+        state: dict[str, Any] = {}
+        self._init_state(group, table, state)
+        return state
+
     @abstractmethod
     def _init_state(self, group: dict[str, Any], table: Tensor, state: dict[str, Any]) -> None:
         """Create the state of a table."""

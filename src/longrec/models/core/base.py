@@ -80,6 +80,7 @@ class Model(nn.Module, ABC):
             with such labels defines ``logits``.
         needs_init_from: True if training has to start from the run of another model (``fit.init_from``).
         needs_training_window: True if it computes statistics of the training window first, see ``fit_statistics``.
+        statistics: names of the tensors that ``fit_statistics`` computes, which may have a row per id.
         variants: settings that the conformance suite runs besides the defaults.
         renamed_parameters: old name -> new name of parameters in weights of earlier versions, see ``core/renames.py``.
     """
@@ -93,6 +94,7 @@ class Model(nn.Module, ABC):
     targets: tuple[str, ...] = ()
     needs_init_from: bool = False
     needs_training_window: bool = False
+    statistics: tuple[str, ...] = ()
     variants: ClassVar[tuple[dict[str, Any], ...]] = ()
     renamed_parameters: ClassVar[dict[str, str]] = {}
 

@@ -1,39 +1,27 @@
 """Functions that find a model by name and build it from a config.
 
-The folder is the registry: ``din`` is ``models/din.py``. A dotted path is a module outside the package. A module
-defines exactly one concrete model with its own ``Config``.
+``finder.py`` maps names to classes.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Collection, Mapping, Sequence
-from inspect import isabstract, isclass
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
 from longrec.config import parse
-from longrec.errors import ConfigError, UnknownName, nearest
+from longrec.errors import ConfigError, nearest
 from longrec.features.fields import Fields
 from longrec.models.core.base import Model
-from longrec.models.core.catalog import names
+from longrec.models.core.finder import find
 from longrec.models.core.kinds import Ranker
+from longrec.models.core.settings_schema import validate_base_section
+
+__all__ = ["BaseSection", "build", "build_base", "find", "find_common_width", "find_unknown_names", "name_of"]
 
 
-def _base_section(section: dict[str, Any]) -> dict[str, Any]:
-    settings = dict(section)
-    name = settings.pop("name", None)
-    if not isinstance(name, str):
-        raise ValueError("name: is required, the name of a ranker")
-    try:
-        config = parse(find(name).Config, settings, name)
-    except ConfigError as error:
-        raise ValueError("; ".join(error.faults)) from None
-    return {"name": name, **config.model_dump(mode="json")}
-
-
-BaseSection = Annotated[dict[str, Any], AfterValidator(_base_section)]
+BaseSection = Annotated[dict[str, Any], AfterValidator(validate_base_section)]
 """Type of a setting that names another model, ``{name: deepfm, mlp: [64]}``: validated, with all defaults."""
 
 
@@ -60,33 +48,6 @@ def build_base(section: Mapping[str, Any], fields: Fields, where: str) -> Ranker
             "config", [f"{where}: {name} learns {targets} beside the label, which no loss would read; {do}"]
         )
     return model
-
-
-def find(name: str) -> type[Model]:
-    """Return the class of a model: ``din`` from this package, or ``my_team.models.din2`` from another one.
-
-    Raises:
-        UnknownName: if there is no such model.
-        ConfigError: if the module does not define exactly one concrete model.
-    """
-    if "." not in name and name not in names():
-        raise UnknownName("model", name, names())
-    path = name if "." in name else f"longrec.models.{name}"
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name and (path == error.name or path.startswith(error.name + ".")):
-            raise UnknownName("model", name, names()) from None
-        raise
-    here = [
-        value
-        for value in vars(module).values()
-        if isclass(value) and issubclass(value, Model) and value.__module__ == path and not isabstract(value)
-    ]
-    if len(here) != 1:
-        class_names = ", ".join(value.__name__ for value in here) or "none"
-        raise ConfigError(path, [f"must define exactly one concrete model, found {class_names}"])
-    return here[0]
 
 
 def name_of(model: Model) -> str:

@@ -5,8 +5,10 @@ negatives j:
 
     ``softmax``        -z_i + log(exp(z_i) + sum_j exp(z_j - log q_j))       sampled softmax with the correction log q
     ``cross_entropy``  -z_i + log(sum_j exp(z_j)) over the whole catalog
-    ``bce``            -log sigmoid(z_i) - log(1 - sigmoid(z_j)), one negative of its own per target (SASRec)
+    ``bce``            -log sigmoid(z_i) - log(1 - sigmoid(z_j)), one negative per target (SASRec)
     ``gbce``           -b log sigmoid(z_i) - sum_j log(1 - sigmoid(z_j)), with b < 1 (gSASRec)
+
+The targets of a batch share the negatives of ``softmax``. In ``bce`` and ``gbce`` each target has its own.
 
 log q_j is the logarithm of the expected number of draws of item j (Bengio and Senecal, 2008; Yi et al., RecSys 2019).
 Without it (``log_q: false``) an item that is drawn often is pushed down more often than others.
@@ -14,12 +16,9 @@ Without it (``log_q: false``) an item that is drawn often is pushed down more of
 gBCE (Petrov and Macdonald, RecSys 2023): with a = n / (I - 1), b = a (t (1 - 1 / a) + 1 / a). At t = 0 it is the sum of
 BCEs, at t = 1 its scores are calibrated to probabilities.
 
-The authors draw the negatives of gBCE for each target. Here a batch shares them, and on a catalog of twelve thousand
-items it then learned far more slowly than the other losses (``bench/results/next_item_*``): prefer ``softmax``.
-
 A target among the negatives of another is an ordinary negative there. A negative that is the target itself is masked.
 
-Shapes: T targets, C candidates, n negatives, I items of the catalog, D width.
+Shapes: T targets, C candidates, n negatives of a batch, k of a target, I items of the catalog, D width.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from torch import Tensor
 from longrec.config import Strict
 from longrec.features.batch import Targets
 from longrec.features.sampling import Draw, Sampling
-from longrec.nn.linear import linear
+from longrec.nn.own_negatives import score_own
 from longrec.nn.sampled_softmax import sampled_softmax
 
 Loss = Literal["softmax", "cross_entropy", "bce", "gbce"]
@@ -44,7 +43,7 @@ class RetrievalConfig(Strict):
     """Settings of the loss of a retriever."""
 
     loss: Loss = Field("softmax", description="loss of the next item; see models/core/retrieval.py")
-    negatives: int = Field(512, ge=1, description="negatives of softmax and gbce, shared by the targets of a batch")
+    negatives: int = Field(512, ge=1, description="negatives: of softmax per batch, of gbce per target")
     draw: Draw = Field("uniform", description="distribution of the negatives: uniform, or by popularity in training")
     log_q: bool = Field(True, description="correct softmax for how often a negative is drawn")
     gbce_t: float = Field(0.75, ge=0, le=1, description="calibration of gbce: 0 is the sum of bce")
@@ -56,7 +55,7 @@ class RetrievalConfig(Strict):
             return Sampling("all", 0)
         if self.loss == "bce":
             return Sampling("own", 1, self.draw, unseen=True)
-        return Sampling("shared", self.negatives, self.draw)
+        return Sampling("own" if self.loss == "gbce" else "shared", self.negatives, self.draw)
 
 
 def retrieval_loss(
@@ -72,19 +71,24 @@ def retrieval_loss(
     if config.loss == "cross_entropy":
         return _mean(F.cross_entropy(state_TD @ item_CD.t(), targets.item, reduction="none"), targets)
     positive_T = (state_TD * item_CD.index_select(0, targets.item)).sum(1)
-    negative_nD = item_CD[len(item_CD) - targets.negatives :]
-    if config.loss == "bce":
-        negative_T = (state_TD * negative_nD).sum(1)
-        return _mean(F.softplus(-positive_T) + F.softplus(negative_T), targets)
-    item_C = targets.rows.int()
-    target_T, drawn_n = item_C.index_select(0, targets.item), item_C[len(item_C) - targets.negatives :]
-    if config.loss == "gbce":
-        negative_Tn, same_Tn = linear(state_TD, negative_nD), drawn_n == target_T.unsqueeze(1)
-        share = targets.negatives / max(targets.catalog - 1, 1)
-        beta = share * (config.gbce_t * (1 - 1 / share) + 1 / share)
-        return _mean(beta * F.softplus(-positive_T) + F.softplus(negative_Tn).masked_fill(same_Tn, 0).sum(1), targets)
+    first = len(item_CD) - targets.negatives
+    negative_nD, item_C = item_CD[first:], targets.rows.int()
+    target_T = item_C.index_select(0, targets.item)
+    if targets.own is not None:
+        same_Tk = item_C.take(targets.own) == target_T.unsqueeze(1)
+        negative_Tk = F.softplus(score_own(state_TD, negative_nD, targets.own - first)).masked_fill(same_Tk, 0)
+        beta = _weigh_positive(targets, config) if config.loss == "gbce" else 1
+        return _mean(beta * F.softplus(-positive_T) + negative_Tk.sum(1), targets)
+    drawn_n = item_C[first:]
     bias_n = -targets.log_q if config.log_q and targets.log_q is not None else None
     return _mean(sampled_softmax(state_TD, negative_nD, positive_T, target_T, drawn_n, bias_n), targets)
+
+
+def _weigh_positive(targets: Targets, config: RetrievalConfig) -> float:
+    """Return b of gBCE."""
+    assert targets.own is not None
+    share = targets.own.shape[1] / max(targets.catalog - 1, 1)
+    return share * (config.gbce_t * (1 - 1 / share) + 1 / share)
 
 
 def _mean(loss_T: Tensor, targets: Targets) -> Tensor:

@@ -28,9 +28,10 @@ from longrec.train.base_rate import collect_bias_warnings, start_at_base_rates
 from longrec.train.checkpoint import replace_file
 from longrec.train.loaders import build_loader, collect_grouping_warnings
 from longrec.train.negative_correction import check_negative_rate, check_negatives_left, correct_output_bias
+from longrec.train.objective_settings import ClickSettings
 from longrec.train.objectives.objective import Evaluation, Loader, Objective
 from longrec.train.scoring import measure, score, score_tasks
-from longrec.train.settings import EvaluateConfig, FitConfig, find_set_keys
+from longrec.train.settings import EvaluateConfig, FitConfig
 
 _TASK_METRICS = ("auc", "log_loss", "normalized_entropy", "pcoc")
 
@@ -40,16 +41,7 @@ class Clicks(Objective):
 
     name = "clicks"
     columns = ("row", "user", "time", "label", "score")
-
-    def monitors(self, evaluate: EvaluateConfig) -> Mapping[str, Literal["max", "min"]]:
-        """Return log loss, AUC and GAUC."""
-        return {"log_loss": "min", "auc": "max", "gauc": "max"}
-
-    def find_faults(self, fit: FitConfig, evaluate: EvaluateConfig) -> list[str]:
-        """Return the settings of retrievers that are set."""
-        keys = find_set_keys(evaluate, ("k", "recall_k", "seen", "catalog"), "evaluate")
-        keys += find_set_keys(fit, ("windows", "ties"), "fit")
-        return [f"{key}: is for retrievers, which rank a catalog; remove it" for key in keys]
+    settings = ClickSettings()
 
     def rows_of(self, log: Log, split: str) -> NDArray[np.int64]:
         """Return the labeled rows of a split."""

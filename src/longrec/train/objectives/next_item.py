@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,10 +29,9 @@ from longrec.models.core.kinds import Retriever, VectorRetriever
 from longrec.progress import Progress
 from longrec.train.checkpoint import replace_file
 from longrec.train.full_ranking import rank_targets
+from longrec.train.objective_settings import NextItemSettings
 from longrec.train.objectives.objective import Evaluation, Loader, Objective
-from longrec.train.settings import EvaluateConfig, FitConfig, find_set_keys
-
-_RANKER_ONLY = ("negative_rate", "group_requests", "bucket_by_length")
+from longrec.train.settings import EvaluateConfig, FitConfig
 
 
 class NextItem(Objective):
@@ -41,30 +40,12 @@ class NextItem(Objective):
     name = "next_item"
     columns = ("row", "user", "time", "item", "rank")
     expected_warnings = (ONLY_POSITIVES,)
-    # A retriever learns for many epochs from a log that a ranker would overfit in three.
-    fit_defaults: ClassVar[Mapping[str, Any]] = {
-        "epochs": 100,
-        "val_checks_per_epoch": 1,
-        "check_val_every_n_epoch": 2,
-        "betas": (0.9, 0.98),
-        "l2": 0.0,
-    }
+    settings = NextItemSettings()
 
     @property
     def same_columns(self) -> Sequence[str]:
         """Time, user and row of the item table."""
         return ("time", "item", "user")
-
-    def monitors(self, evaluate: EvaluateConfig) -> Mapping[str, Literal["max", "min"]]:
-        """Return NDCG and HR at each cut, and MRR."""
-        names = [f"{metric}@{cut}" for metric in ("ndcg", "hr") for cut in evaluate.k]
-        return dict.fromkeys([*names, "mrr"], "max")
-
-    def find_faults(self, fit: FitConfig, evaluate: EvaluateConfig) -> list[str]:
-        """Return the settings of rankers that are set."""
-        keys = find_set_keys(fit, _RANKER_ONLY, "fit")
-        keys += find_set_keys(evaluate, ("sample_weight", "resample"), "evaluate")
-        return [f"{key}: is for rankers, and a retriever ranks a catalog; remove it" for key in keys]
 
     def rows_of(self, log: Log, split: str) -> NDArray[np.int64]:
         """Return the positive rows of a split."""

@@ -21,6 +21,7 @@ from longrec.data.log import Log
 from longrec.features.batch import Batch
 from longrec.metrics import Comparison, Interval
 from longrec.models.core.base import Model
+from longrec.train.objective_settings import ObjectiveSettings
 from longrec.train.settings import EvaluateConfig, FitConfig
 
 
@@ -81,21 +82,13 @@ class Objective(ABC):
         name: name in results.
         columns: columns of every file of predictions.
         expected_warnings: warnings of a log that do not concern this objective.
-        fit_defaults: defaults of ``fit`` that differ from those of rankers.
+        settings: what a config of the objective may set.
     """
 
     name: ClassVar[str]
     columns: ClassVar[tuple[str, ...]]
     expected_warnings: ClassVar[tuple[str, ...]] = ()
-    fit_defaults: ClassVar[Mapping[str, Any]] = {}
-
-    @abstractmethod
-    def monitors(self, evaluate: EvaluateConfig) -> Mapping[str, Literal["max", "min"]]:
-        """Return the metrics of a validation that can select the best model. The first is the default."""
-
-    @abstractmethod
-    def find_faults(self, fit: FitConfig, evaluate: EvaluateConfig) -> list[str]:
-        """Return one message per setting that this objective does not have."""
+    settings: ClassVar[ObjectiveSettings]
 
     @abstractmethod
     def check_log(self, log: Log, fit: FitConfig, evaluate: EvaluateConfig) -> None:

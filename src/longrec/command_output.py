@@ -1,0 +1,272 @@
+"""Output of the commands: each function calls a command with the options of the command line, and prints its result.
+
+Each imports what it needs, so that a listing does not wait for numpy and pydantic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from longrec.errors import ConfigError
+from longrec.new_row_options import read_new_rows
+from longrec.terminal_text import WIDTH, table, warning_lines
+
+DATASET_OPTIONS = ("users", "fields", "signal")
+"""Parameters of a synthetic dataset that have an option of their own."""
+
+
+def _write_result(args: argparse.Namespace, result: Any, text: str) -> None:
+    """Print a result as text, and write it as JSON with ``--json``, which alone is printed with ``--json -``."""
+    if args.json != "-":
+        print(text)
+    if args.json:
+        from longrec.report.tables import write_json
+
+        write_json(result, args.json)
+
+
+def _split_overrides(args: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """Return config and overrides. An argument with ``=`` in the position of the config is an override."""
+    if args.config is not None and "=" in args.config and not Path(args.config).exists():
+        return None, [args.config, *args.overrides]
+    return args.config, args.overrides
+
+
+def check(args: argparse.Namespace) -> None:
+    """Print what a config without faults has."""
+    from longrec import commands
+
+    summary = commands.check(args.config, args.overrides)
+    histories = [f"{name} ({', '.join(of)})" for name, of in summary["histories"].items()] or ["none"]
+    text = f"{args.config}: no faults\n  model      {summary['model']}\n  log        {summary['log']}\n"
+    text += f"{_format_list('features', summary['features'])}\n{_format_list('histories', histories)}"
+    _write_result(args, summary, "\n".join([text, *summary["notes"], *warning_lines(summary["warnings"])]))
+
+
+def _format_list(title: str, names: Sequence[str]) -> str:
+    """Return a list of names under a title, in lines of the terminal's width."""
+    return textwrap.fill(
+        ", ".join(names),
+        WIDTH,
+        initial_indent=f"  {title:<9}  ",
+        subsequent_indent=" " * 13,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Print the facts of a prepared log."""
+    from longrec import commands
+    from longrec.report import tables
+    from longrec.report.facts_table import facts_text
+
+    manifest = commands.prepare(args.config, args.overrides)
+    text = facts_text(manifest["facts"])
+    for name, share in manifest["hash_collisions"].items():
+        text += f"\nfeature {name}: about {share:.1%} of its values share a hash bucket with another value"
+    lines = [*manifest["notes"], *tables.left_out_lines(manifest["left_out"])]
+    lines += [*warning_lines(manifest["warnings"]), f"prepared in {manifest['seconds']} s"]
+    _write_result(args, manifest, "\n".join([text, *lines, manifest["folder"]]))
+
+
+def train(args: argparse.Namespace) -> None:
+    """Print the results of a run."""
+    from longrec import commands, imports
+    from longrec.report import tables
+
+    config, overrides = _split_overrides(args)
+    if config is not None:
+        # Before training, while it can still be stopped. The run keeps them too (NOTES.md).
+        for line in imports.read_job_source(config, overrides).notes:
+            print(line, file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
+    run = commands.train(config, overrides, resume=args.resume, device=args.device, quiet=args.quiet)
+    report = None if args.no_report else commands.try_report([run])
+    lines = [tables.results_table(run.name, run.results), *([f"report: {report}"] if report else []), str(run.folder)]
+    _write_result(args, {**run.results, "run": str(run.folder), "report": report}, "\n".join(lines))
+
+
+def report(args: argparse.Namespace) -> None:
+    """Print the path of a report."""
+    from longrec import commands
+
+    path = str(commands.report(args.runs, args.into))
+    _write_result(args, {"report": path}, path)
+
+
+def import_config(args: argparse.Namespace) -> None:
+    """Print the notes of an imported configuration."""
+    from longrec import imports
+
+    result = imports.import_config(args.config, args.into, user=args.user, item=args.item)
+    notes = [
+        f"{one['fate']}: {args.config}:{one['line']}:{one['column']}: {one['field']}: {one['words']}"
+        for one in result["notes"]
+    ]
+    _write_result(args, result, "\n".join([*notes, *result["choices"], "", *result["files"]]))
+
+
+def compress(args: argparse.Namespace) -> None:
+    """Print the versions of a token store."""
+    from longrec import commands
+
+    report = commands.compress(args.run, args.into, args.overrides, device=args.device, quiet=args.quiet)
+    warning = f"\nthese tokens leak: they were {report.leak}" if report.leak else ""
+    _write_report(args, report, "impressions", warning)
+
+
+def encode(args: argparse.Namespace) -> None:
+    """Print the versions of a knowledge folder."""
+    from longrec import commands
+
+    report = commands.encode(args.run, args.into, args.overrides, device=args.device, quiet=args.quiet)
+    _write_report(args, report, "vectors")
+
+
+def _write_report(args: argparse.Namespace, report: Any, rows_name: str, warning: str = "") -> None:
+    rows = [[one["version"], one["from"], one["rows"], one["auc"]] for one in report.versions]
+    text = table(["version", "writes from", rows_name, "AUC before learning"], rows)
+    text += f"\n{report.tokens:,} vectors in {report.into}\nread them in a schema: {report.hint}{warning}"
+    _write_result(args, vars(report), text)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Print the metrics of a run."""
+    from longrec import commands
+    from longrec.report import tables
+
+    evaluation = commands.evaluate(args.run, args.split, **read_new_rows(args), device=args.device)
+    _write_result(args, evaluation.to_dict(), tables.results_table(evaluation.run, evaluation.to_dict()))
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Print the file of predictions."""
+    from longrec import commands
+
+    new = read_new_rows(args)
+    if new:
+        path, scores = commands.predict_rows(args.run, into=args.into, device=args.device, **new)
+        text = "\n".join([*scores.describe(), str(path)])
+        _write_result(args, {"predictions": str(path), **scores.to_dict()}, text)
+        return
+    path = commands.predict(args.run, args.split, args.into, device=args.device)
+    _write_result(args, {"predictions": str(path)}, str(path))
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Print a comparison."""
+    from longrec import commands
+    from longrec.report import tables
+
+    rows = {**read_new_rows(args), "resample": args.resample, "n_resamples": args.n_resamples, "common": args.common}
+    result = commands.compare(args.runs, args.split, **rows).to_dict()
+    own_rows = args.log is None and not args.common and args.split == "test"  # those of the predictions of each run
+    report = commands.try_report(args.runs) if own_rows and not args.no_report else None
+    text = tables.comparison_table(result) + (f"\nreport: {report}" if report else "")
+    _write_result(args, {**result, "report": report}, text)
+
+
+def export(args: argparse.Namespace) -> None:
+    """Print the command that serves a new bundle."""
+    from longrec import commands
+
+    manifest = commands.export(args.run, args.bundle, overwrite=args.overwrite)
+    kinds = dict.fromkeys(("ranker", "retriever"), f"serve {args.bundle}")
+    kinds |= {"encoder": f"serve RANKER.bundle --events {args.bundle}"}
+    _write_result(args, manifest, f"{args.bundle}\nserve it with: longrec {kinds[manifest.kind]}")
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Serve a bundle."""
+    from longrec.serve.server import serve as run_server
+    from longrec.serve.settings import build_settings
+
+    faults = [
+        f"--tokens: {item!r} is not HISTORY=LOCATION" for item in args.tokens if not all(item.partition("=")[::2])
+    ]
+    if args.state is not None and args.events is None:
+        faults.append("--state: needs --events, the source that encodes tokens of events")
+    if faults:
+        raise ConfigError("longrec serve", faults)
+    tokens = dict(item.split("=", 1) for item in args.tokens)
+    settings = build_settings(tokens, args.events, args.state, args.recall)
+    run_server(args.bundle, host=args.host, port=args.port, workers=args.workers, settings=settings)
+
+
+def models(args: argparse.Namespace) -> None:
+    """Print the list of models."""
+    from longrec.models.core.catalog import describe, names
+
+    cards = [describe(name) for name in names()]
+    rows = [[card.name, card.kind, "yes" if card.reads_history else "no", _format_paper(card)] for card in cards]
+    _write_result(args, cards, table(["model", "kind", "histories", "paper"], rows))
+
+
+def _format_paper(card: Any) -> str:
+    """Return title and year in one line."""
+    return f"{card.title} ({card.year})" if card.year else card.title
+
+
+def explain(args: argparse.Namespace) -> None:
+    """Print the pages of a topic."""
+    from longrec import help_pages
+
+    if args.topic is None:
+        print(help_pages.format_topics())
+        return
+    print(help_pages.format_help(args.topic, args.list_parsers()))
+
+
+def cite(args: argparse.Namespace) -> None:
+    """Print BibTeX entries."""
+    from longrec import commands
+
+    bibliography = commands.cite(args.source, args.overrides)
+    # BibTeX ignores text between entries, so the whole output can be one file of BibTeX.
+    lines = [f"% {path}: {', '.join(names)}" for path, names in bibliography.models.items()]
+    lines += [f"% {path} is not cited: {reason}" for path, reason in bibliography.unread.items()]
+    _write_result(args, bibliography, "\n".join([*lines, *(f"\n{entry.bibtex}" for entry in bibliography.entries)]))
+
+
+def synthetic(args: argparse.Namespace) -> None:
+    """Print, or write, synthetic datasets."""
+    from longrec import commands
+
+    if args.name is None:
+        datasets = [commands.explain_synthetic(name) for name in commands.synthetic_datasets()]
+        text = "\n\n".join(f"{one['dataset']}\n{_wrap_text(one['story'])}" for one in datasets)
+        _write_result(args, datasets, text)
+        return
+    options = [f"{name}={value}" for name in DATASET_OPTIONS if (value := getattr(args, name)) is not None]
+    overrides = [*args.overrides, *options]
+    if args.into is None:
+        if overrides:
+            raise ConfigError("longrec synthetic", ["--into: is required with parameters: the folder of the dataset"])
+        dataset = commands.explain_synthetic(args.name)
+        rows = [[name, str(one["default"]), one["about"]] for name, one in dataset["parameters"].items()]
+        listing = table(["parameter", "default", "meaning"], rows)
+        _write_result(args, dataset, f"{_wrap_text(dataset['story'])}\n\n{listing}")
+        return
+    result = commands.make_synthetic(args.name, args.into, overrides, seed=args.seed)
+    text = f"{result['events']:,} events of {result['users']:,} users in {result['folder']}\n"
+    text += _wrap_text(", ".join(result["files"]))
+    head = f"true probability, on {result['test_rows']:,} test rows"
+    text += f"\n\n{table([head, 'AUC'], list(result['bayes_auc'].items()))}\n\ncontinue with"
+    jobs = [name for name in result["files"] if name.endswith(".yaml") and not name.endswith(".schema.yaml")]
+    _write_result(args, result, text + "".join(f"\n  longrec train {Path(args.into) / job}" for job in jobs))
+
+
+def _wrap_text(text: str) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent="  ", subsequent_indent="  ")
+
+
+def demo(args: argparse.Namespace) -> None:
+    """Run the demo."""
+    from longrec.demo import demo as run_demo
+
+    run_demo(args.folder)
