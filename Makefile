@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY = PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check slow golden docs schemas site bench setup
+.PHONY: help demo test check slow golden docs site schemas bench setup
 
 help:
 	@echo "make demo     get MovieLens-1M, train two models, compare, export, serve, rank (minutes)"
@@ -21,8 +21,8 @@ help:
 	@echo "make slow     the tests that take minutes"
 	@echo "make golden   did a reference number move?"
 	@echo "make docs     write the pages of the models and the reference anew"
-	@echo "make schemas  write the JSON schema of the models' settings anew, which check reads"
 	@echo "make site     build the documentation site into build/site"
+	@echo "make schemas  write the JSON schema of the models' settings anew, which check reads"
 	@echo "make bench    training against peers, data preparation, serving latency (needs an hour)"
 
 demo: setup

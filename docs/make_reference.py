@@ -22,7 +22,7 @@ SCHEMA_INTRO = """All keys of a schema, the YAML file that describes the columns
 log](../guide/schema.md)."""
 CONFIG_INTRO = """All keys of a training config (a *job*). It has five sections:
 
-- `name`: name of the run. Default: the name of the model, with a number if the folder exists.
+- `name`: name of the run. Without it, the run is named by its model and a free number, such as `din-1`.
 - `data`: the input, its [schema](schema.md) and its split. `data.schema` is the path of a schema, or the schema itself.
 - `model`: `name` selects the [model](../models.md). All other keys are settings of that model, listed on its page.
 - `fit`: training.

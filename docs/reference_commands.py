@@ -35,6 +35,7 @@ arguments of a command.
 | 1 | an error of LongRec itself. The message names the file with the full trace |
 | 2 | an error that you can repair. The message says how, see [Errors](errors.md) |
 | 130 | interrupted |
+| 143 | a training that SIGTERM stopped. Continue it with `longrec train --resume` |
 | 141 | the reader of the output has closed it |"""
 
 

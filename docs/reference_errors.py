@@ -42,6 +42,10 @@ def _open_run() -> object:
     return open_run("runs/dinn")
 
 
+def _stop() -> object:
+    raise errors.StoppedRun("runs/shop-din", 480, signal.SIGTERM)
+
+
 def _answer() -> object:
     from longrec.serve.request_json import decode_request
 
@@ -62,17 +66,13 @@ def _lack_space() -> object:
     raise error
 
 
-def _stop_run() -> object:
-    raise errors.StoppedRun("runs/din", 1_200, signal.SIGTERM)
-
-
 EXAMPLES: dict[str, Callable[[], object]] = {
     "ConfigError": lambda: parse(FitConfig, {"epoch": 2, "lr": -1}, "din.yaml", "fit"),
     "UnknownName": lambda: describe("dinn"),
     "DataError": _read_log,
     "StoreError": _open_store,
     "RunError": _open_run,
-    "StoppedRun": _stop_run,
+    "StoppedRun": _stop,
     "BundleError": _open_bundle,
     "ResourceError": _lack_space,
     "RequestError": _answer,
