@@ -171,15 +171,13 @@ def encode(
 def _open_encoder(source: Config | Run) -> tuple[Config | Run, str, bool]:
     """Return a run or a config, the name of its model, and True for a knowledge extractor."""
     from longrec.models.core.kinds import Extractor
-    from longrec.models.core.registry import find
     from longrec.train.finished_run import Run, open_run
     from longrec.train.job import read_job
 
     is_config = isinstance(source, Mapping) or (not isinstance(source, Run) and Path(source).is_file())
     opened = source if is_config or isinstance(source, Run) else open_run(source)  # type: ignore[arg-type]
     job = opened.config if isinstance(opened, Run) else read_job(opened)
-    name = str(job.model["name"])
-    return opened, name, issubclass(find(name), Extractor)
+    return opened, str(job.model["name"]), issubclass(job.model_class, Extractor)
 
 
 def _name_source(source: Config | Run) -> str:

@@ -1,4 +1,4 @@
-"""Inputs as DuckDB relations: Parquet, CSV or Arrow files or a query, checked before any processing."""
+"""Inputs as DuckDB relations: Parquet, CSV or Arrow files, a query or a frame, checked before any processing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ class Relation:
     Args:
         con: DuckDB connection.
         view: name of the view.
-        scratch: folder for the Parquet file to which an input with a declared row format is converted.
+        scratch: folder for the Parquet file to which an input with a declared row format, or the relation of another
+            connection, is converted.
         timestamps: names of timestamp columns. In text files they are read as text, so that DuckDB does not guess the
             order of day and month.
     """
@@ -72,6 +73,8 @@ class Relation:
         """Return SQL that reads the rows of an input, with ``SPLIT_COLUMN`` if it has splits."""
         if source.query is not None:
             return f"({query_rows(source.query)})"
+        if source.frame is not None:
+            return source.frame.scan(self.con, f"{self.view}_frame", scratch)
         files = group_files_by_split(source)
         reader = None if source.rows is None else FileReader(self.con, source.rows, self.where, files, SPLIT_COLUMN)
         target = scratch / f"{self.view}.parquet"

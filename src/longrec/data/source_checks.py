@@ -71,6 +71,8 @@ def columns_of(con: duckdb.DuckDBPyConnection, source: Source) -> list[str]:
             return [row[0] for row in con.execute(f"DESCRIBE SELECT * FROM ({query}\n)").fetchall()]
         except duckdb.Error as error:
             raise unreadable(str(source), error) from None
+    if source.frame is not None:
+        return list(source.frame.columns)
     files = [path for own in group_files_by_split(source).values() for path in own]
     if source.rows is not None and source.rows.columns is not None:
         if source.rows.header:
@@ -157,7 +159,7 @@ def _find_missing_columns(needs: list[Need], columns: list[str], named: str) -> 
 
 def _find_uneven_files(con: duckdb.DuckDBPyConnection, source: Source, needs: list[Need], location: str) -> list[str]:
     """Return an error message if some files lack a column that others have, or have it with another type."""
-    if source.query is not None or (source.rows is not None and source.rows.columns is not None):
+    if not source.patterns() or (source.rows is not None and source.rows.columns is not None):
         return []
     files = [path for own in group_files_by_split(source).values() for path in own]
     packed_columns = source.rows.list_packed_columns() if source.rows is not None else {}

@@ -33,7 +33,7 @@ _ALIASES = {"source": "from", "becomes": "as"}
 
 
 class Feature(Strict):
-    """One feature of an impression.
+    """One feature of an impression. The name of a kind alone (``user: id``) is a feature with its defaults.
 
     An ``embedding`` is a vector that a trained extractor wrote for the user or item (``from: knowledge/v1``). A
     ``cross`` combines the values of several raw columns of a row. A ``lookup`` reads one raw column, a map written as
@@ -94,6 +94,12 @@ class Feature(Strict):
     utc_offset: float = Setting(0.0, ge=-14, le=14)
     source: str | None = Setting(None, alias="from", min_length=1)
     allow_leak: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        """Return the name of a kind as a feature of that kind."""
+        return {"kind": value} if isinstance(value, str) else value
 
     @property
     def form(self) -> Form:

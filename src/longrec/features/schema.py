@@ -125,9 +125,15 @@ class History(Strict):
 
 
 class Schema(Strict):
-    """Meaning of the columns. See the guide for every key. Without a label, every event is a positive."""
+    """Meaning of the columns. See the guide for every key. Without a label, every event is a positive.
+
+    >>> schema = Schema(user="u", item="i", time="t", label="y", features={"u": "id", "i": {"kind": "id"}})
+    >>> schema.features["u"].kind
+    'id'
+    """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"label_known_after": "label_delay"}
+    next_fault: ClassVar[re.Pattern[str] | None] = re.compile(r"; (?=(?:features|histories|time)[.:]|item: )")
 
     user: str
     item: str

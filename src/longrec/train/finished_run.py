@@ -40,10 +40,12 @@ class Run:
     Attributes:
         folder: the run folder.
         results: contents of ``results.json``.
+        model_class: class of its model, given by the caller. None for the one that the name of the model imports.
     """
 
     folder: Path
     results: dict[str, Any]
+    model_class: type[Model] | None = None
 
     @property
     def name(self) -> str:
@@ -65,7 +67,7 @@ class Run:
     @cached_property
     def config(self) -> Job:
         """Job of the run with all defaults filled in."""
-        return read_job(self.folder / "config.yaml")
+        return read_job(self.folder / "config.yaml", model_class=self.model_class)
 
     @cached_property
     def fitted(self) -> FittedSchema:
@@ -76,7 +78,7 @@ class Run:
         """Load the model of the best validation, in eval mode."""
         from longrec.models.core import artifact  # imports torch
 
-        return artifact.load(self.folder / "checkpoints" / "best").eval()
+        return artifact.load(self.folder / "checkpoints" / "best", self.model_class).eval()
 
     def log(self) -> Log:
         """Open the prepared log it was trained on.
@@ -106,8 +108,11 @@ class Run:
         return table
 
 
-def open_run(path: str | Path) -> Run:
+def open_run(path: str | Path, model: type[Model] | None = None) -> Run:
     """Open the folder of a finished run.
+
+    Args:
+        model: class of its model, for one that was defined in a notebook or script of another process.
 
     Raises:
         RunError: no such folder, no run, no finished run, or results that cannot be read.
@@ -131,7 +136,7 @@ def open_run(path: str | Path) -> Run:
             raise KeyError("metrics")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(str(file), f"not readable ({error})", "results of a training", "train again") from None
-    return Run(folder, results)
+    return Run(folder, results, model)
 
 
 def require_run(folder: Path) -> None:

@@ -45,6 +45,11 @@ from longrec.train.warm_start import warm_start
 # Keys that may differ between a config and the run it resumes: names, paths and the device.
 _LOCATION_KEYS = ("name", "data.folder", "fit.runs", "fit.device")
 
+_OWN_WEIGHTS = (
+    "training started from weights that were set in Python, not from those of a seed; the run does not record which "
+    "labels they have seen, and the config alone does not repeat it"
+)
+
 
 def train(
     source: str | Path | Mapping[str, Any] | None = None,
@@ -77,43 +82,74 @@ def train(
             nothing to resume.
     """
     if resume is not None:
-        return _resume(Path(resume), source, overrides, device, quiet)
+        if source is None and overrides:
+            raise ConfigError("command line", ["a resumed run keeps its config; to change it, start a new run"])
+        requested = None if source is None else read_job(source, overrides)
+        return resume_run(Path(resume), requested, device=device, quiet=quiet)
     if source is None:
         raise ConfigError("train", ["needs a config, or a run to resume"])
-    job = _set_device(read_job(source, overrides), device)
+    return start(_set_device(read_job(source, overrides), device), quiet=quiet, notes=notes)
+
+
+def start(job: Job, *, built: Model | None = None, quiet: bool = False, notes: str = "") -> Run:
+    """Start the run of a job, and return it when it has finished.
+
+    Args:
+        built: model to train in place, of the settings of the job. None builds it.
+        quiet, notes: as in ``train``.
+
+    Raises:
+        ConfigError, ResourceError, DataError, RunError: as ``train``.
+    """
     target = choose_device(job.fit.device)
     require_free(job)
-    check_memory(job.model, estimate_fields(job.schema), job.fit)
+    if built is None:
+        check_memory(job.model, estimate_fields(job.schema), job.fit, job.model_class)
     log = read_log(job)
-    objective = objective_of(models.find(str(job.model["name"])))
+    objective = objective_of(job.model_class)
     objective.check_log(log, job.fit, job.evaluate)
     with prepare_torch(job.fit.threads, job.fit.seed, target):
-        model = _build_model(job, log)
+        model = _build_model(job, log) if built is None else _take_model(built, job, log)
         objective.check_model(model, log, job.fit)
         seen, warnings = _check_seen_labels(job, log, model)
+        if built is not None and (built.construction is None or not built.construction.matches(built)):
+            warnings = [*warnings, _OWN_WEIGHTS]
         if job.fit.init_from is not None:  # a misfit is reported before there is a folder
             warm_start(job.fit.init_from, model, build_optimizers(model, job.fit), job.fit, log.fitted)
         folder = create_run_folder(job, log, seen, warnings, notes)
+        if built is not None:
+            model.trained_by = str(folder)
         with lock_folder(folder):
             _run(folder, job, log, model, target, quiet)
-    return open_run(folder)
+    return open_run(folder, job.model_class)
 
 
-def _resume(
+def resume_run(
     folder: Path,
-    source: str | Path | Mapping[str, Any] | None,
-    overrides: Sequence[str],
-    device: str | None,
-    quiet: bool,
+    requested: Job | None = None,
+    *,
+    built: Model | None = None,
+    model_class: type[Model] | None = None,
+    device: str | None = None,
+    quiet: bool = False,
 ) -> Run:
+    """Continue an interrupted run from its last checkpoint. A finished run is returned unchanged.
+
+    Args:
+        requested: job that must have the config of the run.
+        built: model to train in place.
+        model_class: class of its model, if it cannot be imported by its name.
+        device, quiet: as in ``train``.
+
+    Raises:
+        RunError: no run, or one that another process trains.
+        ConfigError: a config that differs from that of the run.
+    """
     require_run(folder)
-    job = read_job(folder / "config.yaml")
-    if source is not None:
-        requested = read_job(source, overrides)
+    job = read_job(folder / "config.yaml", model_class=model_class)
+    if requested is not None:
         _check_same_config(requested, job, folder)
         device = device or requested.fit.device
-    elif overrides:
-        raise ConfigError("command line", ["a resumed run keeps its config; to change it, start a new run"])
     job = _set_device(job, device)
     with lock_folder(folder):
         if not (folder / "results.json").exists():
@@ -121,8 +157,9 @@ def _resume(
             log = open_log(folder, job)
             record_resume(folder, job)
             with prepare_torch(job.fit.threads, job.fit.seed, target):
-                _run(folder, job, log, _build_model(job, log), target, quiet)
-    return open_run(folder)
+                model = _build_model(job, log) if built is None else _take_model(built, job, log)
+                _run(folder, job, log, model, target, quiet)
+    return open_run(folder, model_class)
 
 
 def _set_device(job: Job, device: str | None) -> Job:
@@ -131,8 +168,26 @@ def _set_device(job: Job, device: str | None) -> Job:
 
 def _build_model(job: Job, log: Log) -> Model:
     fields = log.fields()
-    check_memory(job.model, fields, job.fit)
-    model = models.build(job.model, fields)
+    check_memory(job.model, fields, job.fit, job.model_class)
+    return _check_init_from(models.build(job.model, fields, model_class=job.model_class), job)
+
+
+def _take_model(model: Model, job: Job, log: Log) -> Model:
+    """Check that a model which was built in Python can be trained on a log, and continue its random numbers.
+
+    Raises:
+        ConfigError: a model of other fields.
+    """
+    if model.fields != log.fields():
+        fault = "model: was built for the fields of another log; build it again with log.fields() of this one"
+        raise ConfigError("fit", [fault])
+    construction = model.construction
+    if construction is not None and construction.seed == job.fit.seed:
+        torch.set_rng_state(construction.random_state)  # as if it had been built here
+    return _check_init_from(model, job)
+
+
+def _check_init_from(model: Model, job: Job) -> Model:
     if model.needs_init_from and job.fit.init_from is None:
         name = job.model["name"]
         fault = f"fit.init_from: is required; {name} learns from a trained model, whose weights it reads from a run"
@@ -220,7 +275,7 @@ def _measure(
     quiet: bool,
 ) -> None:
     """Predict valid and test once with the best model. results.json is written last and marks the end of the run."""
-    best = artifact.load(folder / "checkpoints" / "best").eval().to(device)
+    best = artifact.load(folder / "checkpoints" / "best", job.model_class).eval().to(device)
     measured = {}
     for split in ("valid", "test"):
         if len(objective.rows_of(log, split)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
@@ -37,7 +38,7 @@ def create_run_folder(job: Job, log: Log, seen: SeenLabels, warnings: Sequence[s
     """
     runs = Path(job.fit.runs)
     runs.mkdir(parents=True, exist_ok=True)
-    short = str(job.model["name"]).rpartition(".")[2]
+    short = re.split("[.:]", str(job.model["name"]))[-1].strip("_") or "model"
     partial = runs / f".partial-{os.getpid()}-{threading.get_ident()}"
     if partial.exists():
         shutil.rmtree(partial)
