@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from longrec.data.settings import Source, Split
     from longrec.features.schema import Condition, Feature, History, Label, Schema, TimeColumn
     from longrec.fitting import fit
+    from longrec.metrics.own import Metric
     from longrec.prepared_log import PreparedLog, prepare
     from longrec.serve.client import client
     from longrec.train.finished_run import Run, open_run
@@ -34,6 +35,7 @@ _MODULES = {
     "longrec.data.settings": ("Source", "Split"),
     "longrec.features.schema": ("Condition", "Feature", "History", "Label", "Schema", "TimeColumn"),
     "longrec.fitting": ("fit",),
+    "longrec.metrics.own": ("Metric",),
     "longrec.prepared_log": ("PreparedLog", "prepare"),
     "longrec.serve.client": ("client",),
     "longrec.train.finished_run": ("Run", "open_run"),
@@ -49,6 +51,7 @@ __all__ = [
     "FitConfig",
     "History",
     "Label",
+    "Metric",
     "PreparedLog",
     "Run",
     "Schema",

@@ -17,6 +17,7 @@ Device = Literal["auto", "cpu", "cuda"]
 if TYPE_CHECKING:
     from longrec.export.bundle import Manifest
     from longrec.metrics import Comparison
+    from longrec.metrics.own import MetricsLike
     from longrec.models.core.catalog import Card
     from longrec.train.bibliography import Bibliography
     from longrec.train.compress import EncodeReport
@@ -189,15 +190,18 @@ def _name_source(source: Config | Run) -> str:
     return "CONFIG" if isinstance(source, Mapping) else str(source)
 
 
-def evaluate(run: str | Path | Run, split: str = "test", *, device: Device | None = None) -> Evaluation:
+def evaluate(
+    run: str | Path | Run, split: str = "test", *, metrics: MetricsLike = (), device: Device | None = None
+) -> Evaluation:
     """Compute all metrics of a run on a split, with confidence intervals.
 
     Args:
+        metrics: metrics of one's own: functions of labels, scores and users, by name.
         device: device that scores. Default: that of the run, or the CPU where there is no GPU.
     """
     from longrec.train.evaluate import evaluate as measure
 
-    return measure(run, split, device=device)
+    return measure(run, split, metrics=metrics, device=device)
 
 
 def predict(
@@ -219,11 +223,16 @@ def compare(
     *,
     resample: Literal["user", "row"] = "user",
     n_resamples: int = 300,
+    metrics: MetricsLike = (),
 ) -> Comparison:
-    """Compare runs on the same rows. The first is the baseline."""
+    """Compare runs on the same rows. The first is the baseline.
+
+    Args:
+        metrics: metrics of one's own: functions of labels, scores and users, by name.
+    """
     from longrec.train.evaluate import compare as pair
 
-    return pair(runs, split, resample=resample, n_resamples=n_resamples)
+    return pair(runs, split, resample=resample, n_resamples=n_resamples, metrics=metrics)
 
 
 def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -> Manifest:

@@ -12,12 +12,14 @@ from longrec.signatures import show_settings
 from longrec.train.settings import EvaluateConfig, FitConfig
 
 if TYPE_CHECKING:
+    from longrec.metrics.own import MetricsLike
     from longrec.models.core.base import Model
     from longrec.train.finished_run import Run
+    from longrec.train.hooks import Hooks, OptimizerFunction
     from longrec.train.job import Job
 
 
-@show_settings(FitConfig)
+@show_settings(FitConfig, skip=("optimizer", "embedding_optimizer"))
 def fit(
     model: Model | type[Model] | str | Mapping[str, Any],
     log: PreparedLog,
@@ -25,6 +27,9 @@ def fit(
     name: str | None = None,
     evaluate: EvaluateConfig | Mapping[str, Any] | None = None,
     resume: str | Path | None = None,
+    optimizer: str | OptimizerFunction | None = None,
+    embedding_optimizer: str | OptimizerFunction | None = None,
+    metrics: MetricsLike = (),
     quiet: bool = False,
     **settings: Any,
 ) -> Run:
@@ -41,6 +46,14 @@ def fit(
         name: name of the run folder. Default: the name of the model, with a number.
         evaluate: settings of evaluation, such as ``{"resample": "row"}``.
         resume: folder of an interrupted run of the same call, which is continued from its last checkpoint.
+        optimizer: optimizer of the dense parameters: adamw (default), adam, adagrad or sgd, or a function of the
+            parameters that returns a ``torch.optim.Optimizer``, which has its own learning rate. Schedule and warm-up
+            multiply it.
+        embedding_optimizer: optimizer of the embedding tables: lazy_adam (default), rowwise_adam, adagrad,
+            rowwise_adagrad or sgd, or a function as above. The gradients are sparse.
+        metrics: metrics of one's own by name, or a list: functions of labels, scores and users that return a number, or
+            ``longrec.Metric``. They are computed in validations and on the splits, with intervals, and ``monitor`` may
+            name one.
         quiet: print no progress. Warnings are printed anyway.
 
     Returns:
@@ -55,15 +68,30 @@ def fit(
     from longrec.train import fit as training
 
     _check_log(log)
-    job, built = _build_job(model, log, name, evaluate, settings)
-    if resume is not None:
-        run = training.resume_run(Path(resume), job, built=built, model_class=job.model_class, quiet=quiet)
+    hooks = _read_hooks(optimizer, embedding_optimizer, metrics, settings)
+    job, built = _build_job(model, log, name, evaluate, settings, hooks)
+    if resume is None:
+        run = training.start(job, built=built, hooks=hooks, quiet=quiet)
     else:
-        run = training.start(job, built=built, quiet=quiet)
+        run = training.resume_run(Path(resume), job, built=built, model_class=job.model_class, hooks=hooks, quiet=quiet)
     if built is not None:
         built.load_state_dict(run.model().state_dict())
         built.eval().cpu()
     return run
+
+
+def _read_hooks(optimizer: Any, embedding_optimizer: Any, metrics: MetricsLike, settings: dict[str, Any]) -> Hooks:
+    """Return the functions of a call. The name of an optimizer is added to the settings."""
+    from longrec.metrics.own import read_metrics
+    from longrec.train.hooks import Hooks
+
+    functions = {}
+    for key, value in (("optimizer", optimizer), ("embedding_optimizer", embedding_optimizer)):
+        if callable(value):
+            functions[key] = value
+        elif value is not None:
+            settings[key] = value
+    return Hooks(read_metrics(metrics), **functions)
 
 
 def _check_log(log: Any) -> None:
@@ -73,7 +101,7 @@ def _check_log(log: Any) -> None:
 
 
 def _build_job(
-    model: Any, log: PreparedLog, name: str | None, evaluate: Any, settings: dict[str, Any]
+    model: Any, log: PreparedLog, name: str | None, evaluate: Any, settings: dict[str, Any], hooks: Hooks
 ) -> tuple[Job, Model | None]:
     """Return the job of a call, and the model to train in place, if there is one.
 
@@ -101,10 +129,21 @@ def _build_job(
     evaluate = evaluate.model_dump(exclude_unset=True) if isinstance(evaluate, EvaluateConfig) else evaluate or {}
     try:
         job = build_job(
-            log.data, log.schema, section, settings, evaluate, name=name, where="fit", model_class=model_class
+            log.data,
+            log.schema,
+            section,
+            settings,
+            evaluate,
+            name=name,
+            where="fit",
+            model_class=model_class,
+            own_monitors=hooks.monitors,
+            faults=hooks.find_faults(settings),
         )
     except ConfigError as error:  # settings of training are keywords here, not a section
         raise ConfigError("fit", [fault.removeprefix("fit.") for fault in error.faults]) from None
+    if faults := hooks.find_misfits(job):
+        raise ConfigError("fit", faults)
     return job, built
 
 

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from longrec.errors import ConfigError, RunError
 from longrec.metrics import Comparison
 from longrec.metrics.bootstrap import Resample
+from longrec.metrics.own import MetricsLike, read_metrics
 from longrec.train.device import choose_run_device, prepare_torch
 from longrec.train.finished_run import Run, open_run
+from longrec.train.hooks import add_differences, add_metrics
 from longrec.train.objectives.objective import Evaluation
 
 __all__ = ["Evaluation", "compare", "evaluate", "predict"]
@@ -28,6 +30,7 @@ def evaluate(
     resample: Resample | None = None,
     n_resamples: int | None = None,
     seed: int | None = None,
+    metrics: MetricsLike = (),
     device: str | None = None,
 ) -> Evaluation:
     """Compute the metrics of a run on a split with intervals. Missing predictions are computed first.
@@ -35,6 +38,7 @@ def evaluate(
     Args:
         split: ``test``, ``valid`` or ``train``.
         resample, n_resamples, seed: settings of the bootstrap. Default: those of the run's config.
+        metrics: metrics of one's own, functions of labels, scores and users, by name.
         device: device that scores, as in ``predict``.
 
     Raises:
@@ -47,7 +51,10 @@ def evaluate(
     config = run.config.evaluate.model_copy(
         update={key: value for key, value in arguments.items() if value is not None}
     )
-    evaluation = run.objective.measure(table, run.name, run.config.model["name"], split, config)
+    own = read_metrics(metrics)
+    evaluation = add_metrics(
+        run.objective.measure(table, run.name, run.config.model["name"], split, config), table, own, config
+    )
     return replace(evaluation, warnings=(*run.results.get("run_warnings", ()), *evaluation.warnings))
 
 
@@ -90,6 +97,7 @@ def compare(
     n_resamples: int = 300,
     seed: int = 0,
     baseline: str | None = None,
+    metrics: MetricsLike = (),
 ) -> Comparison:
     """Compare runs on the same rows, with paired intervals of every difference.
 
@@ -98,6 +106,7 @@ def compare(
 
     Args:
         baseline: name of the run to compare the others with. Default: the first.
+        metrics: metrics of one's own, functions of labels, scores and users, by name.
 
     Raises:
         ConfigError: fewer than two runs.
@@ -118,7 +127,7 @@ def compare(
     objective, tables = opened[0].objective, [_read_predictions(run, split) for run in opened]
     for name, table in zip(names[1:], tables[1:]):
         _check_same_rows(objective.same_columns, split, names[0], tables[0], name, table)
-    return objective.compare(
+    comparison = objective.compare(
         dict(zip(names, tables)),
         opened[0].config.evaluate,
         split,
@@ -127,6 +136,7 @@ def compare(
         n_resamples=n_resamples,
         seed=seed,
     )
+    return add_differences(comparison, dict(zip(names, tables)), read_metrics(metrics), seed)
 
 
 def _read_predictions(run: Run, split: str, device: str | None = None) -> pa.Table:

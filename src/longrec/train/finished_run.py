@@ -23,6 +23,7 @@ from longrec.data.prepare import prepare
 from longrec.errors import DataError, RunError
 from longrec.features.fitted_schema import FittedSchema
 from longrec.metrics import Interval, rename_metric
+from longrec.train.hook_record import read_monitors
 from longrec.train.job import Job, read_job
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ class Run:
     @cached_property
     def config(self) -> Job:
         """Job of the run with all defaults filled in."""
-        return read_job(self.folder / "config.yaml", model_class=self.model_class)
+        return read_job(
+            self.folder / "config.yaml", model_class=self.model_class, own_monitors=read_monitors(self.folder)
+        )
 
     @cached_property
     def fitted(self) -> FittedSchema:

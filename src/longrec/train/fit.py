@@ -27,6 +27,8 @@ from longrec.train.device import choose_device, prepare_torch
 from longrec.train.finished_run import Run, open_log, open_run, read_log, require_run
 from longrec.train.fitted import fit_model
 from longrec.train.folder import create_run_folder, lock_folder, record_resume, require_free, warm_start_warnings
+from longrec.train.hook_record import read_monitors
+from longrec.train.hooks import Hooks, add_metrics
 from longrec.train.job import Job, flatten, read_job
 from longrec.train.loop import Loop
 from longrec.train.memory import check_memory, estimate_fields
@@ -91,17 +93,20 @@ def train(
     return start(_set_device(read_job(source, overrides), device), quiet=quiet, notes=notes)
 
 
-def start(job: Job, *, built: Model | None = None, quiet: bool = False, notes: str = "") -> Run:
+def start(
+    job: Job, *, built: Model | None = None, hooks: Hooks | None = None, quiet: bool = False, notes: str = ""
+) -> Run:
     """Start the run of a job, and return it when it has finished.
 
     Args:
+        hooks: metrics and optimizers of one's own.
         built: model to train in place, of the settings of the job. None builds it.
         quiet, notes: as in ``train``.
 
     Raises:
         ConfigError, ResourceError, DataError, RunError: as ``train``.
     """
-    target = choose_device(job.fit.device)
+    hooks, target = hooks or Hooks(), choose_device(job.fit.device)
     require_free(job)
     if built is None:
         check_memory(job.model, estimate_fields(job.schema), job.fit, job.model_class)
@@ -114,13 +119,15 @@ def start(job: Job, *, built: Model | None = None, quiet: bool = False, notes: s
         seen, warnings = _check_seen_labels(job, log, model)
         if built is not None and (built.construction is None or not built.construction.matches(built)):
             warnings = [*warnings, _OWN_WEIGHTS]
-        if job.fit.init_from is not None:  # a misfit is reported before there is a folder
-            warm_start(job.fit.init_from, model, build_optimizers(model, job.fit), job.fit, log.fitted)
-        folder = create_run_folder(job, log, seen, warnings, notes)
+        if job.fit.init_from is not None or hooks.trains:  # a misfit is reported before there is a folder
+            optimizers = build_optimizers(model, job.fit, hooks)
+            if job.fit.init_from is not None:
+                warm_start(job.fit.init_from, model, optimizers, job.fit, log.fitted, hooks)
+        folder = create_run_folder(job, log, seen, warnings, notes, hooks.record())
         if built is not None:
             model.trained_by = str(folder)
         with lock_folder(folder):
-            _run(folder, job, log, model, target, quiet)
+            _run(folder, job, log, model, target, quiet, hooks)
     return open_run(folder, job.model_class)
 
 
@@ -130,6 +137,7 @@ def resume_run(
     *,
     built: Model | None = None,
     model_class: type[Model] | None = None,
+    hooks: Hooks | None = None,
     device: str | None = None,
     quiet: bool = False,
 ) -> Run:
@@ -139,6 +147,7 @@ def resume_run(
         requested: job that must have the config of the run.
         built: model to train in place.
         model_class: class of its model, if it cannot be imported by its name.
+        hooks: the metrics and optimizers of one's own that it was started with.
         device, quiet: as in ``train``.
 
     Raises:
@@ -146,19 +155,21 @@ def resume_run(
         ConfigError: a config that differs from that of the run.
     """
     require_run(folder)
-    job = read_job(folder / "config.yaml", model_class=model_class)
+    hooks = hooks or Hooks()
+    job = read_job(folder / "config.yaml", model_class=model_class, own_monitors=read_monitors(folder))
     if requested is not None:
         _check_same_config(requested, job, folder)
         device = device or requested.fit.device
     job = _set_device(job, device)
     with lock_folder(folder):
         if not (folder / "results.json").exists():
+            hooks.check_record(folder)
             target = choose_device(job.fit.device)
             log = open_log(folder, job)
             record_resume(folder, job)
             with prepare_torch(job.fit.threads, job.fit.seed, target):
                 model = _build_model(job, log) if built is None else _take_model(built, job, log)
-                _run(folder, job, log, model, target, quiet)
+                _run(folder, job, log, model, target, quiet, hooks)
     return open_run(folder, model_class)
 
 
@@ -195,7 +206,7 @@ def _check_init_from(model: Model, job: Job) -> Model:
     return model
 
 
-def _run(folder: Path, job: Job, log: Log, model: Model, device: torch.device, quiet: bool) -> None:
+def _run(folder: Path, job: Job, log: Log, model: Model, device: torch.device, quiet: bool, hooks: Hooks) -> None:
     objective = objective_of(type(model))
     for sentence in _collect_run_warnings(folder, log, objective):
         print(f"warning: {sentence}", file=sys.stderr)
@@ -203,18 +214,18 @@ def _run(folder: Path, job: Job, log: Log, model: Model, device: torch.device, q
 
     def validate(candidate: Model = model) -> dict[str, float]:
         with objective.correct(candidate, job.fit):
-            return objective.validate(candidate, log, valid_rows, job.fit, job.evaluate)
+            return objective.validate(candidate, log, valid_rows, job.fit, job.evaluate, hooks.metrics)
 
     def save_best(into: Path) -> None:
         with objective.correct(model, job.fit):
             artifact.save(model, into)
 
     assert job.fit.monitor is not None
-    lower = objective.monitors(job.evaluate)[job.fit.monitor] == "min"
+    lower = {**objective.monitors(job.evaluate), **hooks.monitors}[job.fit.monitor] == "min"
     if isinstance(model, FittedRetriever):
         _fit_statistics(model, log)
         state = fit_model(model, folder, job.fit.monitor, validate if len(valid_rows) else None, lower, quiet)
-        _measure(folder, job, log, objective, device, state, quiet)
+        _measure(folder, job, log, objective, device, state, quiet, hooks)
         return
     with _watch_stop_signals() as stop:
         loader = objective.build_loader(model, log, job.fit)
@@ -230,18 +241,19 @@ def _run(folder: Path, job: Job, log: Log, model: Model, device: torch.device, q
             stop=stop,
             label=f"train {folder.absolute().name}",
             quiet=quiet,
+            hooks=hooks,
         )
         if not loop.state.step:
             objective.start(model, log, loader)
         if job.fit.init_from is not None and not loop.state.step:
             _check_seen_labels(job, log, model)
-            warm_start(job.fit.init_from, model, loop.optimizers, job.fit, log.fitted)
+            warm_start(job.fit.init_from, model, loop.optimizers, job.fit, log.fitted, hooks)
         if not loop.state.step:
             _fit_statistics(model, log)
         settings = flatten({"model": job.model, "fit": job.fit.model_dump(mode="json")})
         with trackers(job.fit, folder, loop.state.step, settings) as others:
             state = loop.run(others)
-    _measure(folder, job, log, objective, device, state, quiet)
+    _measure(folder, job, log, objective, device, state, quiet, hooks)
 
 
 def _check_seen_labels(job: Job, log: Log, model: Model) -> tuple[SeenLabels, list[str]]:
@@ -273,6 +285,7 @@ def _measure(
     device: torch.device,
     state: checkpoint.State,
     quiet: bool,
+    hooks: Hooks,
 ) -> None:
     """Predict valid and test once with the best model. results.json is written last and marks the end of the run."""
     best = artifact.load(folder / "checkpoints" / "best", job.model_class).eval().to(device)
@@ -282,7 +295,7 @@ def _measure(
             path = folder / "predictions" / f"{split}.parquet"
             table = objective.write_predictions(best, log, split, path, job.fit, job.evaluate, quiet=quiet)
             evaluation = objective.measure(table, folder.absolute().name, job.model["name"], split, job.evaluate)
-            measured[split] = evaluation.to_dict()
+            measured[split] = add_metrics(evaluation, table, hooks.metrics, job.evaluate).to_dict()
     headline = measured["test"] if "test" in measured else measured["valid"]
     run_warnings = [*_collect_run_warnings(folder, log, objective), *objective.collect_warnings(best, log, job.fit)]
     results = {

@@ -13,16 +13,17 @@ working directory. All faults of all sections are reported together.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from longrec.config import Strict, apply_overrides, parse, read_yaml, split_faults, to_yaml
+from longrec.config import Strict, apply_overrides, parse, read_yaml, to_yaml
 from longrec.data.settings import DataConfig, Source, Split, as_of_faults
 from longrec.errors import ConfigError, nearest
 from longrec.features.schema import Schema
 from longrec.train.job_checks import SOURCES, SchemaFile, find_excess, find_missing_files
+from longrec.train.job_schema import read_schema, resolve_path
 from longrec.train.job_upgrade import is_of_run, upgrade_job
 from longrec.train.settings import EvaluateConfig, FitConfig
 
@@ -82,6 +83,7 @@ def read_job(
     overrides: Sequence[str] = (),
     *,
     model_class: type[Model] | None = None,
+    own_monitors: Collection[str] = (),
 ) -> Job:
     """Read a job from a YAML file, or from a mapping of the same form.
 
@@ -89,11 +91,12 @@ def read_job(
         overrides: settings such as ``fit.lr=3e-3``. They also apply to the schema, wherever it is written:
             ``data.schema.histories.clicks.max_length=100``.
         model_class: class of the model, if it cannot be imported by its name.
+        own_monitors: names of metrics of one's own, which ``fit.monitor`` may name.
 
     Raises:
         ConfigError: all faults of all sections, one line per fault.
     """
-    return _read(source, overrides, sources=False, model_class=model_class)
+    return _read(source, overrides, sources=False, model_class=model_class, own_monitors=own_monitors)
 
 
 def read_data(source: Mapping[str, Any], where: str) -> tuple[DataConfig, Schema]:
@@ -128,15 +131,20 @@ def build_job(
     name: str | None,
     where: str,
     model_class: type[Model] | None = None,
+    own_monitors: Collection[str] = (),
+    faults: Sequence[str] = (),
 ) -> Job:
     """Return the job of a checked data section, a schema, and further sections as plain values.
+
+    Args:
+        faults: faults of the caller, to be reported with the others.
 
     Raises:
         ConfigError: all faults of all sections, one line per fault.
     """
     content = {"model": model, "fit": fit, "evaluate": evaluate, **({} if name is None else {"name": name})}
-    faults: list[str] = _find_name_faults(content)
-    return _complete_job(content, where, data, schema, faults, model_class)
+    all_faults = [*faults, *_find_name_faults(content)]
+    return _complete_job(content, where, data, schema, all_faults, model_class, own_monitors)
 
 
 def check(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Job:
@@ -154,6 +162,7 @@ def _read(
     *,
     sources: bool,
     model_class: type[Model] | None = None,
+    own_monitors: Collection[str] = (),
 ) -> Job:
     where, base, content = "config", Path.cwd(), source
     if not isinstance(content, Mapping):
@@ -177,7 +186,8 @@ def _read(
     data, schema = _read_data(content, where, base, schema_file, faults)
     if data is not None and schema is not None:
         faults += [f"data.{fault}" for fault in as_of_faults(data, schema)]
-    return _complete_job(content, where, data, schema, faults, model_class, schema_file if sources else None)
+    checked_file = schema_file if sources else None
+    return _complete_job(content, where, data, schema, faults, model_class, own_monitors, checked_file)
 
 
 def _find_name_faults(content: Mapping[str, Any]) -> list[str]:
@@ -194,6 +204,7 @@ def _complete_job(
     schema: Schema | None,
     faults: list[str],
     model_class: type[Model] | None,
+    own_monitors: Collection[str],
     schema_file: SchemaFile | None = None,
 ) -> Job:
     """Read the sections besides ``data`` and return the job, or raise one error for all faults.
@@ -205,7 +216,7 @@ def _complete_job(
     fit = _parse(FitConfig, content.get("fit"), where, "fit", faults)
     evaluate = _parse(EvaluateConfig, content.get("evaluate"), where, "evaluate", faults)
     if model is not None and model_class is not None and fit is not None and evaluate is not None:
-        fit = _complete_fit(model["name"], model_class, fit, evaluate, faults)
+        fit = _complete_fit(model["name"], model_class, fit, evaluate, own_monitors, faults)
     if schema_file is not None:
         faults += find_missing_files(data, schema)
         faults += find_excess(data, schema, model, model_class, fit, schema_file)
@@ -247,7 +258,7 @@ def _inline_schema(content: dict[str, Any], base: Path, faults: list[str]) -> Sc
         path = str(path)
     if not isinstance(path, str):
         return SchemaFile(None, base)
-    file = Path(_resolve_path(base, path))
+    file = Path(resolve_path(base, path))
     try:
         data["schema"] = read_yaml(file)
     except ConfigError as error:
@@ -271,38 +282,14 @@ def _read_data(
         for key in SOURCES:
             source: Source | None = getattr(data, key)
             if source is not None:
-                update[key] = source.map_paths(lambda file: _resolve_path(base, file))
+                update[key] = source.map_paths(lambda file: resolve_path(base, file))
         data = data.model_copy(update=update)
     if schema_file.broken:
         return data, None
     if section.get("schema") is None:
         faults.append("data.schema: is required: the path of a schema, or the schema itself")
         return data, None
-    return data, _read_schema(section["schema"], where, schema_file, faults)
-
-
-def _read_schema(content: Any, where: str, schema_file: SchemaFile, faults: list[str]) -> Schema | None:
-    try:
-        schema = parse(Schema, content, where, prefix="data.schema")
-    except ConfigError as error:
-        for line in split_faults(Schema, error.faults, "data.schema"):
-            faults.append(
-                line if schema_file.file is None else f"{schema_file.file}: {line.removeprefix('data.schema.')}"
-            )
-        return None
-    features = {}
-    for name, feature in schema.features.items():
-        if isinstance(feature.vocab, str):
-            feature = feature.model_copy(update={"vocab": _resolve_path(schema_file.folder, feature.vocab)})
-        features[name] = _resolve_source(feature)
-    histories = {name: _resolve_source(history) for name, history in schema.histories.items()}
-    return schema.model_copy(update={"features": features, "histories": histories})
-
-
-def _resolve_source(config: StrictT) -> StrictT:
-    """Return a feature or history with the absolute path of its store, which is relative to the working directory."""
-    source = getattr(config, "source", None)
-    return config if source is None else config.model_copy(update={"source": _resolve_path(Path.cwd(), source)})
+    return data, read_schema(section["schema"], where, schema_file, faults)
 
 
 def _read_model(
@@ -338,7 +325,12 @@ def _read_model(
 
 
 def _complete_fit(
-    name: str, model_class: type[Model], fit: FitConfig, evaluate: EvaluateConfig, faults: list[str]
+    name: str,
+    model_class: type[Model],
+    fit: FitConfig,
+    evaluate: EvaluateConfig,
+    own_monitors: Collection[str],
+    faults: list[str],
 ) -> FitConfig:
     """Return the settings of training with the defaults of the model's objective, and check those that it reads."""
     from longrec.train.objectives import objective_of
@@ -346,7 +338,7 @@ def _complete_fit(
     objective = objective_of(model_class)
     faults += objective.find_faults(fit, evaluate)
     monitors = objective.monitors(evaluate)
-    if fit.monitor is not None and fit.monitor not in monitors:
+    if fit.monitor is not None and fit.monitor not in (*monitors, *own_monitors):
         near = nearest(fit.monitor, monitors)
         hint = f"did you mean {near!r}?" if near else f"{name} has {', '.join(monitors)}"
         faults.append(f"fit.monitor: {fit.monitor!r} is no metric of its validations; {hint}")
@@ -365,11 +357,6 @@ def _parse(cls: type[StrictT], content: Any, where: str, prefix: str, faults: li
     except ConfigError as error:
         faults += error.faults
         return None
-
-
-def _resolve_path(folder: Path, path: str) -> str:
-    """Return a path relative to ``folder``. Addresses such as s3://... are unchanged."""
-    return path if "://" in path else str(folder / Path(path).expanduser())
 
 
 def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,13 +17,20 @@ from longrec.models.core.base import Model
 from longrec.models.core.registry import name_of
 from longrec.train import checkpoint
 from longrec.train.finished_run import open_run
+from longrec.train.hook_record import read_record
+from longrec.train.hooks import Hooks
 from longrec.train.negative_correction import move_rate
 from longrec.train.optimizers import build_optimizers
 from longrec.train.settings import FitConfig
 
 
 def warm_start(
-    run_path: str | Path, model: Model, optimizers: Mapping[str, Optimizer], config: FitConfig, fitted: FittedSchema
+    run_path: str | Path,
+    model: Model,
+    optimizers: Mapping[str, Optimizer],
+    config: FitConfig,
+    fitted: FittedSchema,
+    hooks: Hooks | None = None,
 ) -> None:
     """Load the last weights and optimizer state of a finished run into a model and its optimizers.
 
@@ -33,6 +40,7 @@ def warm_start(
 
     Args:
         fitted: encoders of the log of the new training. Ids must have the same meaning as in the run.
+        hooks: optimizers of one's own. The run must have been trained with functions of the same names.
 
     Raises:
         RunError: no finished run, weights that do not fit, another optimizer, or other vocabularies.
@@ -40,7 +48,8 @@ def warm_start(
     run = open_run(run_path)
     with torch.random.fork_rng(devices=[]):  # the random generator of the run is not restored
         old = run.model()
-        before = build_optimizers(old, run.config.fit)
+        _check_own_optimizers(f"fit.init_from: {run_path}", run.folder, hooks or Hooks())
+        before = build_optimizers(old, run.config.fit, hooks or Hooks())
         state = checkpoint.load(run.folder / "checkpoints" / "last", old, before)
     where = f"fit.init_from: {run_path}"
     if state is None:
@@ -92,6 +101,15 @@ def move_optimizer_state(
                 continue
             for key, value in state.items():
                 checkpoint.set_state(optimizers[kind], target, key, value)
+
+
+def _check_own_optimizers(where: str, folder: Path, hooks: Hooks) -> None:
+    """Refuse the state of an optimizer of one's own for another optimizer."""
+    before, now = read_record(folder), hooks.record()
+    for key in ("optimizer", "embedding_optimizer"):
+        if before.get(key) != now.get(key):
+            one, other = before.get(key) or f"fit.{key}", now.get(key) or f"fit.{key}"
+            raise RunError(where, f"state of {one}", f"that of {other}", f"give the same {key} to longrec.fit")
 
 
 def _check_same_optimizers(where: str, before: FitConfig, now: FitConfig) -> None:

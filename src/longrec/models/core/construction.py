@@ -50,7 +50,7 @@ class ModelType(ABCMeta):
 
     def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> None:
         super().__init__(name, bases, namespace, **options)
-        if not inspect.isabstract(cls) and isinstance(getattr(cls, "Config", None), type):
+        if not inspect.isabstract(cls) and _takes_config(cls):
             text = inspect.cleandoc(namespace.get("__doc__") or f"Model {name}.")
             cls.__doc__ = "\n".join([text, "", *_describe_arguments(cls)])
 
@@ -60,7 +60,8 @@ class ModelType(ABCMeta):
         Raises:
             ConfigError: settings that cannot be used, all together, or no fields.
         """
-        if len(arguments) > 1 and (isinstance(arguments[0], Strict) or isinstance(arguments[1], Fields)):
+        of_config = len(arguments) > 1 and (isinstance(arguments[0], Strict) or isinstance(arguments[1], Fields))
+        if of_config or not _takes_config(cls):
             return super().__call__(*arguments, **settings)
         fields, *more = arguments or (settings.pop("fields", None),)
         if not isinstance(fields, Fields) or more:
@@ -80,14 +81,20 @@ class ModelType(ABCMeta):
     @property
     def __signature__(cls) -> inspect.Signature:
         """The fields, the seed and every setting of the model."""
-        config = getattr(cls, "Config", None)
-        if not isinstance(config, type):
+        if not _takes_config(cls):
             raise AttributeError("__signature__")
         positional, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
         parameters = [inspect.Parameter("fields", positional, annotation=Fields)]
-        parameters += list_parameters(config)
+        parameters += list_parameters(cls.Config)  # type: ignore[attr-defined]
         parameters.append(inspect.Parameter("seed", named, default=0, annotation=int))
         return inspect.Signature(parameters)
+
+
+def _takes_config(cls: Any) -> bool:
+    """Return True for a model class with settings, whose constructor takes them and the fields."""
+    if not isinstance(getattr(cls, "Config", None), type):
+        return False
+    return list(inspect.signature(cls.__init__).parameters)[1:3] == ["config", "fields"]
 
 
 def _describe_arguments(cls: Any) -> Iterator[str]:

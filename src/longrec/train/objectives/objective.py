@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from longrec.data.log import Log
 from longrec.features.batch import Batch
 from longrec.metrics import Comparison, Interval
+from longrec.metrics.own import Metric
 from longrec.models.core.base import Model
 from longrec.train.settings import EvaluateConfig, FitConfig
 
@@ -123,9 +124,19 @@ class Objective(ABC):
 
     @abstractmethod
     def validate(
-        self, model: Model, log: Log, rows: NDArray[np.int64], fit: FitConfig, evaluate: EvaluateConfig
+        self,
+        model: Model,
+        log: Log,
+        rows: NDArray[np.int64],
+        fit: FitConfig,
+        evaluate: EvaluateConfig,
+        own: Sequence[Metric] = (),
     ) -> dict[str, float]:
-        """Return the metrics of a validation on some rows."""
+        """Return the metrics of a validation on some rows.
+
+        Args:
+            own: further metrics, of an objective with labels and scores.
+        """
 
     def correct(self, model: Model, fit: FitConfig) -> AbstractContextManager[None]:
         """Return the context in which the weights are those that predict, also where training samples its rows."""
