@@ -6,7 +6,7 @@ A fenced block says by its language and first line what is checked:
   job, which finds its schema among the files of its page. Without a name it is a part of a schema.
 - ``python`` with a first line ``# NAME.py`` is a file of its page, and so is ``text`` with ``# NAME.config``.
 - ``console``: every ``longrec COMMAND`` must exist. ``console run`` and ``python run`` are run, in order, in one folder
-  per page, which holds the files of the page.
+  per page, which holds the files of the page. The Python of a page is one session.
 """
 
 from __future__ import annotations
@@ -173,12 +173,13 @@ def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_runnable_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_files(page, tmp_path)
     monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "__main__"}  # of the page, as a reader goes through it in one session
     for block in blocks(page):
         if "run" not in block.arguments:
             continue
         assert block.language in ("python", "console"), f"{block}: only python and console can run"
         if block.language == "python":
-            exec(compile(block.text, str(block), "exec"), {"__name__": "__main__"})
+            exec(compile(block.text, str(block), "exec"), namespace)
             continue
         for line in block.text.splitlines():
             if line.startswith("$ "):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from longrec.errors import ConfigError, DataError, RunError, UnknownName
 from longrec.features.batch import Batch
 from longrec.models.core.catalog import names
 from longrec.models.core.registry import find
+from longrec.tabular import Tabular
 
 sys.path.insert(0, str(Path(__file__).parent))  # for python_api, which test modules share
 from python_api import SMALL, events, items, schema
@@ -287,6 +289,74 @@ def test_a_class_of_a_script_is_in_that_process_only(shared: lr.PreparedLog, mon
     monkeypatch.setattr(main, "OfMain", Batch, raising=False)
     with pytest.raises(ConfigError, match="is no concrete model"):
         lr.load_model("runs/mine")
+
+
+# ---- results -----------------------------------------------------------------------------------------------------
+
+
+def test_results_are_objects_and_frames(shared: lr.PreparedLog, run: lr.Run) -> None:
+    evaluation, other = lr.evaluate(run), lr.fit("lr", shared, name="two", epochs=1, quiet=True)
+    comparison = lr.compare([run, other])
+    for result, rows in ((run, 6), (evaluation, 6), (comparison, 12)):
+        frame, table = result.to_pandas(), result.to_arrow()
+        assert len(frame) == len(table) == rows
+        assert pl.DataFrame(result).shape == frame.shape
+        assert "auc" in repr(result)
+        assert result._repr_html_().count("<tr>") == 7
+    auc = run.metrics["auc"]
+    assert run.to_pandas().set_index("metric").loc["auc", "value"] == auc.value == float(auc)
+    assert f"{auc:.3f}" == f"{auc.value:.3f}"
+    second = comparison.to_pandas().set_index(["run", "metric"]).loc[("two", "auc")]
+    assert second["difference"] == comparison.differences["two"]["auc"].interval.value
+    assert second["verdict"] == comparison.differences["two"]["auc"].verdict
+    assert comparison.to_pandas()["difference"].isna().sum() == 6  # of the baseline
+    assert f"Run {run.folder}: din, best at step {run.results['best_step']}, measured on test" in repr(run)
+    assert "one (din) on test: 120 rows of" in repr(evaluation)
+    assert "two - one" in repr(comparison)
+
+
+def test_the_history_of_a_run_is_a_table(run: lr.Run) -> None:
+    frame = run.history.to_pandas()
+    assert frame["split"].unique().tolist() == ["train", "valid"]
+    assert frame["step"].is_monotonic_increasing
+    train, valid = (frame[frame["split"] == name] for name in ("train", "valid"))
+    assert train["loss"].notna().all()
+    assert valid["auc"].notna().all()
+    assert valid["loss"].isna().all()
+    assert len(run.history) == len(frame) == len(train) + len(valid)
+
+
+def test_what_a_table_shows_is_escaped() -> None:
+    class Own(Tabular):
+        def to_columns(self) -> dict[str, list[Any]]:
+            return {"<a>": ["<script>", None], "n": [1_000, 0.5]}
+
+    html = Own()._repr_html_()
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+    assert repr(Own()) == "Own\n<a>            n\n<script>   1,000\n          0.5000"
+
+
+# ---- the package -------------------------------------------------------------------------------------------------
+
+
+def test_every_name_of_the_package_is_what_it_says() -> None:
+    assert set(lr.__all__) <= set(dir(lr))
+    for name in lr.__all__:
+        assert getattr(lr, name) is not None
+    for name in ("prepare", "fit", "compare", "evaluate", "predict", "open_run", "load_model", "check"):
+        function = getattr(lr, name)
+        assert inspect.isfunction(function), name
+        assert inspect.getdoc(function), name
+    with pytest.raises(AttributeError, match="module 'longrec' has no attribute 'fitt'"):
+        lr.fitt  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_the_signature_of_fit_has_every_setting_of_training() -> None:
+    parameters = inspect.signature(lr.fit).parameters
+    assert set(lr.FitConfig.model_fields) <= set(parameters)
+    assert parameters["epochs"].default == 2
+    assert "epochs: int = 2\n        epochs over the training rows" in (inspect.getdoc(lr.fit) or "")
 
 
 # ---- models ------------------------------------------------------------------------------------------------------

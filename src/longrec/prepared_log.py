@@ -11,7 +11,7 @@ from longrec.data.settings import DataConfig, Split
 from longrec.errors import ConfigError
 from longrec.features.schema import Schema
 from longrec.imports import Config, read_job_source
-from longrec.tabular import Columns, Tabular, format_cell
+from longrec.tabular import Columns, Tabular, format_cell, format_path
 
 if TYPE_CHECKING:
     from longrec.data.log import Log
@@ -127,7 +127,11 @@ class PreparedLog(Tabular):
     def shown(self) -> tuple[str, Columns]:
         """Return the size of the log with its warnings, and its splits."""
         counts = f"{self.rows:,} events of {self.users:,} users on {self.items:,} items"
-        lines = [f"Prepared log {self.folder}", counts, *(f"warning: {warning}" for warning in self.warnings)]
+        lines = [
+            f"Prepared log {format_path(self.folder)}",
+            counts,
+            *(f"warning: {warning}" for warning in self.warnings),
+        ]
         return "\n".join(lines), {name: list(map(format_cell, own)) for name, own in self.to_columns().items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 Columns = Mapping[str, Sequence[Any]]
@@ -42,6 +43,12 @@ class Tabular(ABC):
 
     def _repr_html_(self) -> str:
         return format_html(*self.shown())
+
+
+def format_path(path: Path) -> str:
+    """Return a path, relative to the working directory if it is inside."""
+    path, here = path.absolute(), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def format_cell(value: Any) -> str:

@@ -23,6 +23,9 @@ from longrec.data.prepare import prepare
 from longrec.errors import DataError, RunError
 from longrec.features.fitted_schema import FittedSchema
 from longrec.metrics import Interval, rename_metric
+from longrec.metrics.interval import list_intervals, show_intervals
+from longrec.tabular import Columns, Tabular, format_path
+from longrec.train.history import History, read_history
 from longrec.train.hook_record import read_monitors
 from longrec.train.job import Job, read_job
 
@@ -34,8 +37,8 @@ OBJECTIVE_NAMES = ("clicks", "next_item")
 """Names of ``train/objectives``, which a run may have."""
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(Tabular):
     """Run that has ended.
 
     Attributes:
@@ -57,6 +60,22 @@ class Run:
     def metrics(self) -> dict[str, Interval]:
         """Metrics on test with their intervals (on valid if the split has no test rows)."""
         return {key: Interval.from_dict(value) for key, value in self.results["metrics"].items()}
+
+    @cached_property
+    def history(self) -> History:
+        """Training losses and validations by step."""
+        return read_history(self.folder)
+
+    def to_columns(self) -> Columns:
+        """Return one row per metric, with its interval."""
+        return list_intervals(self.metrics)
+
+    def shown(self) -> tuple[str, Columns]:
+        """Return the folder with the warnings, and one line per metric."""
+        facts = f"{self.results.get('model', 'model')}, best at step {self.results.get('best_step', 0):,}"
+        lines = [f"Run {format_path(self.folder)}: {facts}, measured on {self.results.get('split', 'test')}"]
+        lines += [f"warning: {warning}" for warning in self.results.get("warnings", ())]
+        return "\n".join(lines), show_intervals(self.metrics)
 
     @cached_property
     def objective(self) -> Objective:
