@@ -21,6 +21,7 @@ from longrec.data.frames import Frame
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
 from longrec.data.settings import DataConfig, Source
+from longrec.data.sql import hide_progress
 from longrec.errors import ConfigError, DataError
 from longrec.features.schema import Schema
 
@@ -228,3 +229,23 @@ def test_paths_may_be_path_objects(tmp_path: Path) -> None:
     source = config(tmp_path, [tmp_path / "a.parquet", tmp_path / "b.parquet"]).log
     assert source == Source(files=[str(tmp_path / "a.parquet"), tmp_path / "b.parquet"])
     assert config(tmp_path, tmp_path / "a.parquet").log.files == (str(tmp_path / "a.parquet"),)
+
+
+class OfNotebook:
+    """A connection as in a notebook without ipywidgets: its progress bar is off, and cannot be set."""
+
+    def execute(self, sql: str) -> OfNotebook:
+        if "SET" in sql:
+            raise duckdb.InvalidInputException("required package 'ipywidgets' is missing")
+        return self
+
+    def fetchone(self) -> tuple[bool]:
+        return (False,)
+
+
+def test_the_progress_bar_is_off_everywhere() -> None:
+    hide_progress(OfNotebook())  # type: ignore[arg-type]
+    with duckdb.connect() as con:
+        con.execute("SET enable_progress_bar=true")
+        hide_progress(con)
+        assert con.execute("SELECT current_setting('enable_progress_bar')").fetchone() == (False,)

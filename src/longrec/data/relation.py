@@ -15,7 +15,7 @@ import pyarrow.dataset as pads
 from longrec.data.file_reader import FileReader
 from longrec.data.headers import TEXT, Header, check_alike, read_header
 from longrec.data.settings import DataConfig, Source
-from longrec.data.sql import literal, name, unreadable
+from longrec.data.sql import hide_progress, literal, name, unreadable
 from longrec.errors import DataError, nearest
 
 __all__ = ["SPLIT_COLUMN", "Relation", "connect", "literal", "name", "paths", "query_rows", "unreadable"]
@@ -29,9 +29,8 @@ INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT",
 def connect(config: DataConfig, scratch: Path) -> duckdb.DuckDBPyConnection:
     """Return a DuckDB connection that spills to ``scratch`` and shows no progress bar."""
     con = duckdb.connect()
-    con.execute(
-        f"SET memory_limit={literal(config.memory)}; SET threads={config.threads}; SET enable_progress_bar=false"
-    )
+    hide_progress(con)
+    con.execute(f"SET memory_limit={literal(config.memory)}; SET threads={config.threads}")
     con.execute(f"SET temp_directory={literal(str(scratch))}; SET TimeZone='UTC'")
     return con
 

@@ -12,7 +12,7 @@ import duckdb
 from longrec.data.headers import check_alike, read_header
 from longrec.data.relation import group_files_by_split
 from longrec.data.settings import DataConfig, Source
-from longrec.data.sql import unreadable
+from longrec.data.sql import hide_progress, unreadable
 from longrec.data.text_rows import check_header
 from longrec.errors import DataError, LongRecError, nearest
 from longrec.features.schema import Schema
@@ -33,7 +33,8 @@ def find_source_faults(config: DataConfig, schema: Schema) -> list[str]:
     faults: list[str] = []
     needs = {"log": [*row_needs(schema), *_config_needs(config, config.log)]}
     with duckdb.connect() as con:
-        con.execute("SET threads=1; SET enable_progress_bar=false")
+        con.execute("SET threads=1")
+        hide_progress(con)
         columns: dict[str, list[str]] = {}
         for role, source in sources(config):
             try:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
+from longrec.data.source_checks import sources
 from longrec.errors import DataError, RunError
 from longrec.features.fitted_schema import FittedSchema
 from longrec.metrics import Interval, rename_metric
@@ -192,5 +193,12 @@ def open_log(folder: Path, job: Job) -> Log:
             str(folder),
             f"its prepared log cannot be opened ({error.where}: {error.found})",
             "the log it was trained on",
-            f"prepare it again: longrec prepare {folder / 'config.yaml'}",
+            _advise_to_prepare(folder, job),
         ) from None
+
+
+def _advise_to_prepare(folder: Path, job: Job) -> str:
+    """Return how the log of a run is prepared again."""
+    if any(source.frame is not None for _, source in sources(job.data)):
+        return f"prepare it again in Python with the same frames: longrec.prepare(..., folder={job.data.folder!r})"
+    return f"prepare it again: longrec prepare {folder / 'config.yaml'}"
