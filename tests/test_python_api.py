@@ -227,6 +227,47 @@ def test_an_interrupted_fit_continues_with_the_same_call(
     assert half.predictions().equals(whole.predictions())
 
 
+def test_an_interrupted_model_continues_in_place(shared: lr.PreparedLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    call: dict[str, Any] = {**FIT, "checkpoint_steps": 1}
+    whole, model = (Liking(shared.fields(), seed=3) for _ in range(2))
+    lr.fit(whole, shared, name="whole", **call)
+
+    def stop(*arguments: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("longrec.train.objectives.clicks.Clicks.validate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            lr.fit(model, shared, name="half", **call)
+    with pytest.raises(ConfigError, match="was trained already"):
+        lr.fit(model, shared, name="again", **call)
+    lr.fit(model, shared, name="half", resume="runs/half", **call)
+    assert same_weights(model, whole)
+
+
+def test_a_run_of_an_own_class_is_a_start_for_the_next(shared: lr.PreparedLog) -> None:
+    class Local(Liking):
+        """A class that no import finds."""
+
+    first = lr.fit(Local, shared, name="first", epochs=1, quiet=True)
+    second = lr.fit(Local, shared, name="second", epochs=1, init_from=first, allow_future_weights=True, quiet=True)
+    assert second.config.fit.init_from == str(first.folder)
+    assert not same_weights(second.model(), first.model())
+
+
+@pytest.mark.parametrize("name", ["sasrec", "covisit", "esmm"])
+def test_models_of_every_kind_are_fitted(name: str, here: Path) -> None:
+    features = {"user": "id", "item": "id", "opened": {"kind": "id", "feedback": True}}
+    frame = events(900).assign(opened=lambda frame: frame.click | (frame.index % 3 == 0))
+    log = lr.prepare(frame, schema=schema(features=features, histories={"all": {"features": ["item"]}}))
+    settings: dict[str, Any] = {"esmm": {"click": "opened"}}.get(name, {})
+    model = find(name)(log.fields(), **settings)
+    run = lr.fit(model, log, epochs=1, batch_size=256, quiet=True)
+    of_name = lr.fit({"name": name, **settings}, log, epochs=1, batch_size=256, quiet=True)
+    assert run.results["metrics"] == of_name.results["metrics"]
+    assert same_weights(model, of_name.model())
+
+
 # ---- a model of one's own ----------------------------------------------------------------------------------------
 
 

@@ -70,6 +70,8 @@ def fit(
     _check_log(log)
     hooks = _read_hooks(optimizer, embedding_optimizer, metrics, settings)
     job, built = _build_job(model, log, name, evaluate, settings, hooks)
+    if built is not None:
+        _check_untrained(built, resume)
     if resume is None:
         run = training.start(job, built=built, hooks=hooks, quiet=quiet)
     else:
@@ -116,7 +118,6 @@ def _build_job(
     if isinstance(model, type) and issubclass(model, Model):
         model_class, section = model, {"name": name_of_class(model)}
     elif isinstance(model, Model):
-        _check_untrained(model)
         built, model_class = model, type(model)
         section = {"name": name_of_class(model_class), **model.config.model_dump(mode="json")}
         settings = {**settings, "seed": _choose_seed(model, settings.get("seed"))}
@@ -147,8 +148,10 @@ def _build_job(
     return job, built
 
 
-def _check_untrained(model: Model) -> None:
-    if model.trained_by is not None:
+def _check_untrained(model: Model, resume: str | Path | None) -> None:
+    """Refuse a model that another run has trained. The run that is resumed has its weights in a checkpoint."""
+    resumed = None if resume is None else str(Path(resume).absolute())
+    if model.trained_by is not None and model.trained_by != resumed:
         fault = f"model: was trained already, by {model.trained_by}"
         do = f"build a new one, give its class, or go on from these weights with init_from={model.trained_by!r}"
         raise ConfigError("fit", [f"{fault}; {do}"])

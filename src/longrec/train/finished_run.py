@@ -10,7 +10,7 @@ NOTES.md           differences from the configuration of another tool, for impor
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,6 +160,18 @@ def open_run(path: str | Path, model: type[Model] | None = None) -> Run:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(str(file), f"not readable ({error})", "results of a training", "train again") from None
     return Run(folder, results, model)
+
+
+def open_earlier_run(path: str | Path, model: Model) -> Run:
+    """Open the run that the training of a model starts from. If it has a model of the same name, it has its class.
+
+    Raises:
+        RunError: as ``open_run``.
+    """
+    from longrec.models.core.registry import name_of  # imports torch
+
+    run = open_run(path)
+    return replace(run, model_class=type(model)) if run.results.get("model") == name_of(model) else run
 
 
 def require_run(folder: Path) -> None:

@@ -24,7 +24,7 @@ from longrec.models.core.base import Model
 from longrec.models.core.kinds import FittedRetriever
 from longrec.train import checkpoint
 from longrec.train.device import choose_device, prepare_torch
-from longrec.train.finished_run import Run, open_log, open_run, read_log, require_run
+from longrec.train.finished_run import Run, open_earlier_run, open_log, open_run, read_log, require_run
 from longrec.train.fitted import fit_model
 from longrec.train.folder import create_run_folder, lock_folder, record_resume, require_free, warm_start_warnings
 from longrec.train.hook_record import read_monitors
@@ -125,7 +125,7 @@ def start(
                 warm_start(job.fit.init_from, model, optimizers, job.fit, log.fitted, hooks)
         folder = create_run_folder(job, log, seen, warnings, notes, hooks.record())
         if built is not None:
-            model.trained_by = str(folder)
+            model.trained_by = str(folder.absolute())
         with lock_folder(folder):
             _run(folder, job, log, model, target, quiet, hooks)
     return open_run(folder, job.model_class)
@@ -265,7 +265,7 @@ def _check_seen_labels(job: Job, log: Log, model: Model) -> tuple[SeenLabels, li
     seen = compute_seen_labels(log, model.targets)
     if job.fit.init_from is None:
         return seen, []
-    before = read_seen_labels(open_run(job.fit.init_from))
+    before = read_seen_labels(open_earlier_run(job.fit.init_from, model))
     warnings = check_warm_start(before, log, f"fit.init_from: {job.fit.init_from}", job.fit.allow_future_weights)
     return seen.merge(before.with_delays(collect_delays(log.schema))), warnings
 

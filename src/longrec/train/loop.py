@@ -24,6 +24,7 @@ from longrec.train.running_loss import RunningLoss
 from longrec.train.settings import FitConfig
 from longrec.train.tracking import MetricsFile, Tracker
 
+_CONTINUE = "continue it with --resume, or in Python with the same call of longrec.fit and resume=folder"
 _SHARE = 20  # checkpoints by the clock may take at most 1 / _SHARE of the time
 
 
@@ -123,7 +124,7 @@ class Loop:
             if state.stopped is not None:
                 return
             if stopping:
-                raise RunError(str(self.folder), f"stopped after step {state.step:,}", do="continue it with --resume")
+                raise RunError(str(self.folder), f"stopped after step {state.step:,}", do=_CONTINUE)
 
     def _write_train_line(self) -> None:
         state = self.state

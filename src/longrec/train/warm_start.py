@@ -16,7 +16,7 @@ from longrec.features.fitted_schema import FittedSchema
 from longrec.models.core.base import Model
 from longrec.models.core.registry import name_of
 from longrec.train import checkpoint
-from longrec.train.finished_run import open_run
+from longrec.train.finished_run import open_earlier_run
 from longrec.train.hook_record import read_record
 from longrec.train.hooks import Hooks
 from longrec.train.negative_correction import move_rate
@@ -45,7 +45,7 @@ def warm_start(
     Raises:
         RunError: no finished run, weights that do not fit, another optimizer, or other vocabularies.
     """
-    run = open_run(run_path)
+    run = open_earlier_run(run_path, model)
     with torch.random.fork_rng(devices=[]):  # the random generator of the run is not restored
         old = run.model()
         _check_own_optimizers(f"fit.init_from: {run_path}", run.folder, hooks or Hooks())
