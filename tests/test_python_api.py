@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import longrec as lr
+from longrec.cli import main
 from longrec.errors import ConfigError, DataError, RunError, UnknownName
 from longrec.features.batch import Batch
 from longrec.models.core.catalog import names
@@ -137,6 +139,25 @@ def test_a_bad_value_of_a_frame_names_the_frame() -> None:
     frame = events().assign(click=lambda frame: frame.click.where(frame.index != 5, 7))
     with pytest.raises(DataError, match=r"log \(pandas.DataFrame\).*click"):
         lr.prepare(frame, items=items(), schema=schema())
+
+
+def test_a_run_of_a_frame_is_used_after_the_process_has_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its config has the record of the frame, which finds the prepared log."""
+    log = lr.prepare(events(), items=items(), schema=schema())
+    first = lr.fit("lr", log, name="first", epochs=1, quiet=True)
+    assert lr.prepare(lr.open_run("runs/first")).folder == log.folder
+    assert main(["train", "runs/first/config.yaml", "name=second", "--quiet"]) == 0
+    assert lr.open_run("runs/second").predictions().equals(first.predictions())
+    assert main(["compare", "runs/first", "runs/second"]) == 0
+    shutil.rmtree("prepared")
+    capsys.readouterr()
+    assert main(["train", "runs/first/config.yaml", "name=third", "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert "log (pandas.DataFrame): 1,200 rows that were in the memory of another process" in said
+    with pytest.raises(RunError, match="prepare it again in Python with the same frames"):
+        first.log()
+    lr.prepare(events(), items=items(), schema=schema())
+    assert first.log().folder == log.folder
 
 
 # ---- fit ---------------------------------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ def prepare(
     Args:
         source: the events: a data frame (pandas, polars, Arrow: any object with ``__arrow_c_stream__``), a DuckDB
             relation, the path of a file or a pattern, a list of paths, or a ``longrec.Source``. Or, without ``schema``,
-            a config: its path or a mapping, whose data section is prepared.
+            a config, its path or a mapping, whose data section is prepared, or a run, whose log is.
         schema: meaning of the columns: a ``longrec.Schema``, a mapping, or the path of one in YAML.
         users, items: table of the users and of the items, in any of the forms of the events.
         split: rule that splits the rows into train, valid and test. Default: the last 20 % in time, in halves.
@@ -195,11 +195,12 @@ def prepare(
 def _read_config(
     source: Any, overrides: Sequence[str], used: Sequence[str], folder: str | Path
 ) -> tuple[DataConfig, Schema]:
-    """Return the data section and the schema of a config."""
+    """Return the data section and the schema of a config or of a run."""
+    from longrec.train.finished_run import Run
     from longrec.train.job import read_job
 
     is_file = isinstance(source, (str, Path)) and str(source).endswith(_CONFIG_ENDINGS)
-    if not is_file and not isinstance(source, Mapping):
+    if not is_file and not isinstance(source, Mapping | Run):
         fault = (
             "schema: is required for a log; give longrec.Schema(user=..., item=..., time=..., label=..., features=...)"
         )
@@ -208,6 +209,8 @@ def _read_config(
         names = ", ".join([*used, *(["folder"] if str(folder) != "prepared" else [])])
         fault = f"{names}: the config of a job has these; set its data section, or use overrides=['data.KEY=VALUE']"
         raise ConfigError("prepare", [fault])
+    if isinstance(source, Run):
+        return source.config.data, source.config.schema
     config: Config = source
     job_source = read_job_source(config, overrides)
     with job_source.error_context:
