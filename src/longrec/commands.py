@@ -17,6 +17,7 @@ Device = Literal["auto", "cpu", "cuda"]
 if TYPE_CHECKING:
     from longrec.export.bundle import Manifest
     from longrec.metrics import Comparison
+    from longrec.metrics.own import MetricsLike
     from longrec.models.core.catalog import Card
     from longrec.train.bibliography import Bibliography
     from longrec.train.compress import EncodeReport
@@ -192,15 +193,13 @@ def encode(
 def _open_encoder(source: Config | Run) -> tuple[Config | Run, str, bool]:
     """Return a run or a config, the name of its model, and True for a knowledge extractor."""
     from longrec.models.core.kinds import Extractor
-    from longrec.models.core.registry import find
     from longrec.train.finished_run import Run, open_run
     from longrec.train.job import read_job
 
     is_config = isinstance(source, Mapping) or (not isinstance(source, Run) and Path(source).is_file())
     opened = source if is_config or isinstance(source, Run) else open_run(source)  # type: ignore[arg-type]
     job = opened.config if isinstance(opened, Run) else read_job(opened)
-    name = str(job.model["name"])
-    return opened, name, issubclass(find(name), Extractor)
+    return opened, str(job.model["name"]), issubclass(job.model_class, Extractor)
 
 
 def _name_source(source: Config | Run) -> str:
@@ -219,21 +218,23 @@ def evaluate(
     log: Any = None,
     users: Any = None,
     items: Any = None,
+    metrics: MetricsLike = (),
     device: Device | None = None,
 ) -> Evaluation:
     """Compute all metrics of a run on a split, or on new rows with labels, with confidence intervals.
 
     Args:
         log, users, items: new rows and their tables, as in ``predict``. They replace the split.
+        metrics: metrics of one's own: functions of labels, scores and users, by name.
         device: device that scores. Default: that of the run, or the CPU where there is no GPU.
     """
     if log is not None:
         from longrec.train.new_data import evaluate_new
 
-        return evaluate_new(_open(run), log, users=users, items=items, device=device)
+        return evaluate_new(_open(run), log, users=users, items=items, metrics=metrics, device=device)
     from longrec.train.evaluate import evaluate as measure
 
-    return measure(run, split, device=device)
+    return measure(run, split, metrics=metrics, device=device)
 
 
 def predict(
@@ -302,16 +303,18 @@ def compare(
     users: Any = None,
     items: Any = None,
     device: Device | None = None,
+    metrics: MetricsLike = (),
 ) -> Comparison:
     """Compare runs on the same rows. The first is the baseline.
 
     Args:
         common: compare on the rows that the splits of all runs have, by user, item and timestamp.
         log, users, items: new rows with labels and their tables, as in ``predict``. They replace the split.
+        metrics: metrics of one's own: functions of labels, scores and users, by name.
     """
     from longrec.train.evaluate import compare as pair
 
-    settings: dict[str, Any] = {"resample": resample, "n_resamples": n_resamples}
+    settings: dict[str, Any] = {"resample": resample, "n_resamples": n_resamples, "metrics": metrics}
     if log is not None:
         settings |= {"log": log, "users": users, "items": items, "device": device}
     return pair(runs, split, common=common, **settings)

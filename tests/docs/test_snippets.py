@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -65,13 +66,14 @@ class Shell:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.monkeypatch, self.printed = monkeypatch, ""
+        self.namespace: dict[str, Any] = {"__name__": "__main__"}  # of the page: its Python is one session
         self.server: LocalClient | None = None
 
     def run(self, block: Block) -> None:
         assert block.language in ("python", "console"), f"{block}: only python and console can run"
         with contextlib.redirect_stdout(io.StringIO()) as stream:
             if block.language == "python":
-                exec(compile(block.text, str(block), "exec"), {"__name__": "__main__"})
+                exec(compile(block.text, str(block), "exec"), self.namespace)
             for line in block.text.splitlines() if block.language == "console" else ():
                 if line.startswith("$ "):
                     self.run_line(line[2:])
