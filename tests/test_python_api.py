@@ -154,7 +154,7 @@ def test_a_run_of_a_frame_is_used_after_the_process_has_ended(capsys: pytest.Cap
     assert main(["train", "runs/first/config.yaml", "name=third", "--quiet"]) == 2
     said = capsys.readouterr().err
     assert "log (pandas.DataFrame): 1,200 rows that were in the memory of another process" in said
-    with pytest.raises(RunError, match="prepare it again in Python with the same frames"):
+    with pytest.raises(RunError, match="Prepare it again in Python with the same frames"):
         first.log()
     lr.prepare(events(), items=items(), schema=schema())
     assert first.log().folder == log.folder
