@@ -115,7 +115,7 @@ print(code, *imported)
     ("overrides", "end", "says"),
     [
         ((), "0", "no faults"),
-        (("model=sasrec", "fit.epoch=3", "model.layrs=2"), "2", "did you mean 'layers'?"),
+        (("model={name: sasrec, layrs: 2}", "fit.epoch=3"), "2", "did you mean 'layers'?"),
         # Only a model that may exceed the memory is built.
         (("data.schema.features.user.hash=2000000000", "model.embedding_dim=4000"), "2 torch", "numbers take"),
     ],

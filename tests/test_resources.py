@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import re
 import resource
@@ -258,3 +259,17 @@ def test_a_limit_of_a_container(tmp_path: Path, version: int) -> None:
     assert resources._container_free(tmp_path, own) == 500 - 300 + 50
     own.write_text("0::/elsewhere\n" if version == 2 else "4:memory:/elsewhere\n")  # a container has its own root
     assert resources._container_free(tmp_path, own) == 9000 - 300 + 50
+
+
+def test_the_collector_is_paused_and_left_as_it_was() -> None:
+    with pytest.raises(KeyError), resources.pause_collector():
+        assert not gc.isenabled()
+        raise KeyError
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with resources.pause_collector():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longrec.commands import check, compare, compress, encode, evaluate, export, predict, prepare, train
+    from longrec.commands import check, compare, compress, encode, evaluate, export, predict, prepare, report, train
     from longrec.demo import demo
     from longrec.serve.client import client
     from longrec.train.finished_run import open_run
@@ -34,6 +34,7 @@ __all__ = [
     "open_run",
     "predict",
     "prepare",
+    "report",
     "train",
 ]
 

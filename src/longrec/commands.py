@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from longrec.config import apply_overrides
 from longrec.errors import ConfigError, DataError, RunError
 from longrec.imports import Config, read_job_source
+from longrec.resources import pause_collector
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -360,13 +361,14 @@ def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -
         RunError: if the run is one of a source model of tokens. Its tokens are exported instead.
         BundleError: if the folder exists, the model cannot be traced, or scores differ.
     """
-    from longrec.exports import export_run, export_source
-    from longrec.train.finished_run import Run, open_run
-    from longrec.train.token_source import find_source
+    with pause_collector():
+        from longrec.exports import export_run, export_source
+        from longrec.train.finished_run import Run, open_run
+        from longrec.train.token_source import find_source
 
-    if not isinstance(run, Run) and (folder := find_source(run)) is not None:
-        return export_source(folder, Path(out), overwrite)
-    return export_run(run if isinstance(run, Run) else open_run(run), Path(out), overwrite)
+        if not isinstance(run, Run) and (folder := find_source(run)) is not None:
+            return export_source(folder, Path(out), overwrite)
+        return export_run(run if isinstance(run, Run) else open_run(run), Path(out), overwrite)
 
 
 def models() -> list[Card]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import re
 import resource
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from longrec.errors import LongRecError, ResourceError
@@ -131,6 +132,18 @@ def _find_number(error: BaseException) -> int | None:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:1])[:200] or type(error).__name__
+
+
+@contextlib.contextmanager
+def pause_collector() -> Iterator[None]:
+    """Keep Python's garbage collector from running: for imports and tracing, which build many objects that stay."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def available_memory() -> int | None:

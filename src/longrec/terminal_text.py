@@ -172,8 +172,8 @@ _ALIGNED = re.compile(r"\S {2,}\S")
 def wrap_docstring(text: str, indent: str = "") -> list[str]:
     """Return the lines of a docstring for a terminal. Paragraphs and list items are wrapped, and formulas stay.
 
-    >>> wrap_docstring("DIN: attention.\\n\\n    v = sum_j a_j e_j         (eq. 3)", "  ")
-    ['  DIN: attention.', '', '      v = sum_j a_j e_j         (eq. 3)']
+    >>> wrap_docstring("DIN: attention.\\n\\n    The pool:\\n        v = sum_j a_j e_j         (eq. 3)", "  ")
+    ['  DIN: attention.', '', '  The pool:', '      v = sum_j a_j e_j         (eq. 3)']
     """
     first, _, rest = text.partition("\n")
     lines: list[str] = []

@@ -103,6 +103,19 @@ REFUSED: dict[str, tuple[Maker, str]] = {
         parquet({"casts": {"page": "int"}}, page=[[1]] * 6),
         r"values of type BIGINT\[\]; expected values that can be cast to int",
     ),
+    "prices in lists": (parquet(price=[[1.5]] * 6), r"'price': values of type DOUBLE\[\].*\n  Set width"),
+    "dates as prices": (
+        parquet(price=DAYS),
+        r"'price': values of type DATE; .*\n  Convert it with a query.*epoch\(price\)",
+    ),
+    "words as labels": (
+        text(click=["Yes", "No"] * 3),
+        r"'click': text, first 'Yes'.*\n  Set label: \{column: click, equals",
+    ),
+    "a line of three megabytes": (
+        raw("user,item\n1," + "x" * 3_000_000),
+        r"line 2: a line of more than 2,000,000 bytes.*\n  .*Parquet",
+    ),
     # ---- times
     "YYMMDDHH": (
         parquet(t=[int(one) for one in times("%y%m%d%H")]),

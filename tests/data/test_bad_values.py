@@ -118,9 +118,12 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     ),
     "dates as numbers": (
         parquet_log(price=pa.array(np.arange(N).astype("datetime64[D]"))),
-        r"column 'price': values of type date32\[day\]; expected numbers",
+        r"column 'price': values of type DATE; expected numbers\n  Convert it with a query",
     ),
-    "lists as numbers": (parquet_log(price=[[1.0]] * N), r"column 'price': values of type list<.*>; expected numbers"),
+    "lists as numbers": (
+        parquet_log(price=[[1.0]] * N),
+        r"column 'price': values of type DOUBLE\[\]; expected numbers\n  Set width",
+    ),
     # ---- labels
     "a label of one class": (
         parquet_log(click=[0] * N),

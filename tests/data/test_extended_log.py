@@ -23,6 +23,8 @@ from longrec.data.settings import DataConfig, Source
 from longrec.errors import DataError
 from longrec.features.batch import Jagged
 from longrec.features.schema import Schema
+from longrec.store.knowledge_store import KnowledgeInfo, KnowledgeStore, SideVectors
+from longrec.store.token_store import TokenInfo, TokenStore, Version
 
 START = 1_600_000_000
 PAGES = ["home", "search", "cart"]
@@ -380,3 +382,39 @@ def test_sparse_reads_of_a_hashed_key_are_unseen_as_in_serving(logs: Logs) -> No
     extended, at = logs.extend(log, config, new)
     ids: dict[int, int] = dict(zip(new["user"].to_pylist(), gather(extended, at).features["user"].tolist()))
     assert {user for user, value in ids.items() if value == 1} == {4, 5}
+
+
+def test_tokens_and_knowledge_are_those_of_the_stores(logs: Logs) -> None:
+    random, n = np.random.default_rng(5), 200
+    user, at = random.integers(0, 6, n), (START + np.sort(random.integers(0, 60, n)) * 10) * 1_000
+    vectors = random.normal(size=(n, 3)).astype(np.float32)
+    tokens = str(logs.folder / "tokens")
+    info = TokenInfo(width=3, sides={"label": 3}, unit="ms", versions=(Version(0),), standardized=True)
+    with TokenStore.create(tokens, info) as store:
+        columns: dict[str, Any] = {"instance": np.arange(n), "visible": at, "version": np.zeros(n, np.int64)}
+        sides = {"sides": {"label": np.arange(n) % 3}, "available_at": {"label": at + 40_000}}
+        store.append(user, at, vectors=vectors, **columns, **sides)
+    knowledge = str(logs.folder / "knowledge")
+    keys = np.arange(6)
+    with KnowledgeStore.create(
+        knowledge, KnowledgeInfo({"user": 2, "item": 2}, "ms", {"user": "int64", "item": "int64"})
+    ) as vectors_store:
+        for published in (START * 1_000 + 100_000, START * 1_000 + 300_000):
+            numbers = random.normal(size=(6, 2)).astype(np.float32)
+            vectors_store.publish(published, published, SideVectors(keys, numbers), SideVectors(keys, -numbers))
+    schema = {
+        **with_features(who={"kind": "embedding", "from": knowledge, "side": "user"}),
+        "histories": {
+            "all": {"features": ["item"], "max_length": 4},
+            "tokens": {"from": tokens, "features": ["token", "label", "time_gap"], "max_length": 5},
+        },
+    }
+    old = make_rows(1, 60, 0, 20, 4, 5)
+    new = drop_common(make_rows(2, 60, 10, 60, 8, 9), old)
+    log, config = logs.prepare(old, schema)
+    extended, rows = logs.extend(log, config, new)
+    whole, _ = logs.prepare(pa.concat_tables([old, new]), schema)
+    same_batches(extended, rows, whole, find_rows(whole, new))
+    batch = gather(extended, rows)
+    assert np.diff(batch.histories["tokens"].offsets).max() == 5
+    assert batch.features["who"][:, 0].unique().tolist() == [0.0, 1.0]

@@ -63,8 +63,8 @@ def test_a_report_of_one_run_has_every_section(din: Run, log: Log) -> None:
     text = read_text(path)
     heads = ["Data", "Metrics on test", "Segments of test", "Learning", "Calibration", "Where scores come from",
              "How it was trained"]  # fmt: skip
-    places = [text.index(head) for head in heads]
-    assert places == sorted(places)
+    positions = [text.index(head) for head in heads]
+    assert positions == sorted(positions)
     assert "6,000 events, " in text
     assert f"{din.metrics['auc'].value:.4f}" in text
     assert "din against item rate :" in text
@@ -208,7 +208,7 @@ def test_a_failed_report_keeps_the_run(
     assert f"warning: no report (ValueError: odd rows); write it with: longrec report {result['run']}" in said.err
 
 
-def test_train_and_compare_write_reports_unless_told_otherwise(
+def test_train_and_compare_write_reports_by_default(
     shop: Path, runs: Callable[..., list[str]], din: Run, lr: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [str(shop), *runs("fit.max_steps=2", "model={name: lr}", *QUICK), "--quiet"]

@@ -95,6 +95,19 @@ def describe_fix(column: str, kind: str) -> str:
     return f"set casts: {{{column}: text}} in the schema" if castable else "cast the column with a query"
 
 
+def describe_number_fix(column: str, kind: str) -> str | None:
+    """Return advice on a column of a type that has no numbers, or None if it has numbers."""
+    if kind in INTEGERS | WIDE_INTEGERS or is_real(kind) or kind == '"NULL"':
+        return None
+    if kind.startswith(("STRUCT", "MAP", "UNION")):
+        return describe_fix(column, kind)
+    if kind.endswith("]"):
+        return "set width, the count of the numbers of a feature, or select one number with a query"
+    if kind.startswith(("DATE", "TIME")):
+        return f"convert it with a query, such as SELECT *, epoch({column}) AS {column}_seconds FROM 'log.parquet'"
+    return "convert it to numbers with a query"
+
+
 def describe_null_text(value: str, source: str) -> str | None:
     """Return advice if a text is a usual name of a missing value."""
     usual = {"na", "n/a", "nan", "null", "none", "nil", "-", "--", "?", "\\n", "<na>", "#n/a", "(null)", "missing"}

@@ -17,7 +17,8 @@ def check_values(log: Relation, schema: Schema) -> None:
         DataError: invalid values. The message gives the column and the first row.
     """
     if schema.label is not None and schema.label.equals is None:
-        log.numeric(schema.label.column)
+        column = schema.label.column
+        log.numeric(column, f"set label: {{column: {column}, equals: VALUE}} with the value of a positive")
     for feature_name, feature in schema.features.items():
         if not schema.in_row(feature_name):
             continue

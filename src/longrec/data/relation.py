@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -14,21 +14,15 @@ from longrec.data import casts as casting
 from longrec.data.casts import INTEGERS, WIDE_INTEGERS, ColumnTypes, is_real, is_text
 from longrec.data.file_reader import FileReader
 from longrec.data.headers import Header, check_alike, check_distinct, read_header
-from longrec.data.input_files import ARROW, JSON, TEXT, find_partition_types, get_kind, group_files_by_split
+from longrec.data.input_files import ARROW, JSON, TEXT, group_files_by_split
 from longrec.data.json_files import write_json_files
 from longrec.data.settings import DataConfig, Source
 from longrec.data.sql import literal, name, unreadable
 from longrec.data.text_files import write_text_files
+from longrec.data.typed_files import SPLIT_COLUMN, get_shared_kind, read_arrow, read_parquet
 from longrec.errors import DataError, nearest
 
-if TYPE_CHECKING:
-    import pyarrow.dataset as pads
-
 __all__ = ["INTEGERS", "SPLIT_COLUMN", "Relation", "connect", "literal", "name", "query_rows", "unreadable"]
-
-SPLIT_COLUMN = "_part"
-"""Column with the split of each row, train, valid or test, of an input with files per split."""
-_FILE = "_file"
 
 
 def connect(config: DataConfig, scratch: Path) -> duckdb.DuckDBPyConnection:
@@ -86,7 +80,7 @@ class Relation:
         target = scratch / f"{self.view}.parquet"
         if reader is not None and reader.row_format.columns is not None:
             return reader.write(None, target)
-        kind = _get_shared_kind(source, files)
+        kind = get_shared_kind(source, files)
         every = [path for own in files.values() for path in own]
         self._headers = [read_header(self.con, path) for path in every] if kind != JSON or len(every) > 1 else []
         self._packed_columns = {} if source.rows is None else source.rows.list_packed_columns()
@@ -113,7 +107,7 @@ class Relation:
                 self.con, self.where, files, target, as_text=as_text, split_column=SPLIT_COLUMN
             )
             return rows
-        return _read_arrow(self.con, self.view, source, files) if kind == ARROW else _read_parquet(source, files)
+        return read_arrow(self.con, self.view, source, files) if kind == ARROW else read_parquet(source, files)
 
     def _define_view(self) -> None:
         rows = casting.select_columns(self._source_rows, self._replaced)
@@ -268,14 +262,21 @@ class Relation:
             return self.key_type(column)
         return "VARCHAR" if is_text(kind[:-2]) or kind.startswith("ENUM") else "BIGINT"
 
-    def numeric(self, column: str) -> None:
-        """Raise an error if a column of numbers has text. The message gives the first invalid value."""
+    def numeric(self, column: str, do: str = "clean the column, or declare the feature kind id") -> None:
+        """Raise an error if a column of numbers has text. The message gives the first invalid value.
+
+        Args:
+            do: advice if the text is none of the usual mistakes.
+        """
         if not is_text(self.types[column]):
+            fix = casting.describe_number_fix(column, self.types[column])
+            if fix is not None:
+                raise DataError(self._locate(column), f"values of type {self.types[column]}", "numbers", fix)
             return
         bad_row = self._find_row(column, "v IS NOT NULL AND try_cast(v AS DOUBLE) IS NULL")
-        do = f"set casts: {{{column}: float}} in the schema"
-        if bad_row is not None:
-            do = "clean the column, or declare the feature kind id"
+        if bad_row is None:
+            do = f"set casts: {{{column}: float}} in the schema"
+        else:
             if re.fullmatch(r"\s*[-+]?[0-9.]*,[0-9]+\s*", bad_row[1]):
                 do = "write decimal points instead of commas, or convert the column with a query: "
                 do += f"replace({column}, ',', '.')::DOUBLE AS {column}"
@@ -326,66 +327,6 @@ class Relation:
             return self.con.sql(sql).to_arrow_table()
         except duckdb.Error as error:
             raise unreadable(self.where, error) from None
-
-
-def _get_shared_kind(source: Source, files: Mapping[str | None, list[Path]]) -> str:
-    """Return the kind of all files.
-
-    Raises:
-        DataError: files of several kinds, or of an unknown one.
-    """
-    every = [path for own in files.values() for path in own]
-    kinds = {get_kind(path): path.suffix.lower() for path in every}
-    if len(kinds) > 1:
-        raise DataError(str(source), f"files of the kinds {', '.join(sorted(kinds.values()))}", "one kind of file")
-    return next(iter(kinds))
-
-
-def _read_parquet(source: Source, files: Mapping[str | None, list[Path]]) -> str:
-    """Return SQL that reads Parquet files, with the columns that their folders name."""
-    every = [path for own in files.values() for path in own]
-    listed = "[" + ", ".join(literal(str(path)) for path in every) + "]"
-    types = find_partition_types(every)
-    partitions = ", ".join(f"{literal(column)}: {kind}" for column, kind in types.items())
-    more = f", hive_partitioning=true, hive_types={{{partitions}}}" if types else ", hive_partitioning=false"
-    more += f", filename={literal(_FILE)}" if source.splits is not None else ""
-    rows = f"read_parquet({listed}, union_by_name=true{more})"
-    return rows if source.splits is None else _with_split(rows, files)
-
-
-def _read_arrow(
-    con: duckdb.DuckDBPyConnection, view: str, source: Source, files: Mapping[str | None, list[Path]]
-) -> str:
-    tables = []
-    for number, (split, own) in enumerate(files.items()):
-        table = f"{view}_arrow_{number}"
-        try:
-            con.register(table, _open_dataset(own))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(str(source), f"cannot be read: {error}", "a complete Arrow file") from None
-        tables.append(f"SELECT *{'' if split is None else f', {literal(split)} AS {SPLIT_COLUMN}'} FROM {table}")
-    return f"({' UNION ALL BY NAME '.join(tables)})"
-
-
-def _open_dataset(files: list[Path]) -> pads.Dataset:
-    """Return Arrow files as one dataset with the union of their columns, in the same way as for Parquet and CSV."""
-    import pyarrow.dataset as pads  # imports pandas where it is installed
-
-    datasets = [pads.dataset(str(path), format="ipc") for path in files]
-    try:
-        schema = pa.unify_schemas([one.schema for one in datasets], promote_options="permissive")
-    except pa.ArrowException:  # incompatible types of a column, reported where it is used
-        schema = pa.unify_schemas([datasets[0].schema])
-    return pads.dataset([str(path) for path in files], format="ipc", schema=schema)
-
-
-def _with_split(rows: str, files: Mapping[str | None, list[Path]]) -> str:
-    """Return SQL that adds a column with the split of each row, derived from its file."""
-    cases = []
-    for split, own in files.items():
-        among = ", ".join(literal(str(path)) for path in own)
-        cases.append(f"WHEN {_FILE} IN ({among}) THEN {literal(str(split))}")
-    return f"(SELECT * EXCLUDE ({_FILE}), CASE {' '.join(cases)} END AS {SPLIT_COLUMN} FROM {rows})"
 
 
 def query_rows(text: str) -> str:

@@ -131,7 +131,9 @@ class Source(Strict):
     renamed_keys: ClassVar[Mapping[str, str]] = {"parts": "splits"}
 
     files: Annotated[tuple[str, ...] | None, BeforeValidator(_files)] = Setting(
-        None, min_length=1, description="files or globs (Parquet, CSV, Arrow); a path or a list alone is short for it"
+        None,
+        min_length=1,
+        description="files, globs or folders (Parquet, CSV, JSON lines, Arrow); a path or a list alone is short for it",
     )
     splits: SplitFiles | None = Setting(
         None, description="instead of files: files per split, with data.split {by: files}"

@@ -149,6 +149,8 @@ class _TableWriter:
                 check_width(self.get_source(column), column, feature)
             elif feature.kind in ("numeric", "bucketized"):
                 self.get_source(column).numeric(column)
+            elif feature.kind == "id":
+                self.get_source(column).check_id_type(column)
             if feature.weights:
                 self._check_column(feature.weights, feature_name, columns)
         return columns

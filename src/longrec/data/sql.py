@@ -28,6 +28,6 @@ def unreadable(where: str, error: duckdb.Error) -> LongRecError:
     return DataError(
         where,
         f"cannot be read: {text[:400]}",
-        "a complete Parquet, CSV or Arrow file, or a valid query",
+        "a complete Parquet, CSV, JSON or Arrow file, or a valid query",
         "write the file again, or correct the query",
     )

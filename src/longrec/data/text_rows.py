@@ -129,7 +129,14 @@ def _line_fault(
     shown = repr(text if len(text) <= 80 else text[:77] + "...")
     count = len(row_format.columns or ())
     cells = f"{count} cell{'s' if count != 1 else ''}"
-    what, do = f"{' '.join(str(message).split())} The line is {shown}", "correct the line, or set rows.quote"
+    what, do = (
+        f"{' '.join(str(message).split())} The line is {shown}",
+        (
+            "correct the line, or set rows.quote"
+            if columns == "rows.columns"
+            else "correct the line, or declare separator, quote and cells with rows"
+        ),
+    )
     if kind == "MISSING COLUMNS":
         held = re.search(r"Found: (\d+)", message)
         what = f"{f'{held[1]} of {cells}' if held else f'fewer than {cells}'} in {shown}"
@@ -138,6 +145,8 @@ def _line_fault(
             f"more than {cells} in {shown}",
             "correct the line; a cell that contains the separator must be quoted",
         )
+    elif kind == "LINE SIZE OVER MAXIMUM":
+        what, do = f"a line of more than 2,000,000 bytes, {shown}", "write the file as Parquet, which has no such bound"
     elif kind == "INVALID ENCODING":
         what, do = f"bytes that are not UTF-8 in {shown}", "write the file as UTF-8"
     expected = f"{cells} between separators {row_format.separator!r}, one per column of {columns}"

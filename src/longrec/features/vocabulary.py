@@ -57,7 +57,9 @@ def cast_keys(array: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
             "64-bit integers or strings (floats merge whole numbers above 2**53)",
             "write the column as integers (nullable ones if it has nulls); use kind bucketized or numeric for amounts",
         )
-    raise DataError(where, f"ids of type {kind}", "64-bit integers or strings", "cast the column")
+    raise DataError(
+        where, f"ids of type {kind}", "64-bit integers or strings", "convert the values to integers or text"
+    )
 
 
 def _cast_whole_numbers(array: pa.Array) -> pa.Array | None:

@@ -151,13 +151,14 @@ def format_intervals(runs: Sequence[RunView], comparison: Mapping[str, Any] | No
 def format_learning(runs: Sequence[RunView]) -> str:
     """Return charts of training loss and a metric of validation over the epochs, with all runs in one chart."""
     cards = []
+    fitted = all(run.progress.get("stopped") == "fitted" for run in runs)  # one validation per setting, no epochs
     headline = next((run.headline for run in runs), "auc")
     for split, measure, name, best in (
         ("train", "loss", "training loss", ""),
         ("valid", headline, f"validation {format_metric_name(headline)}", "highest"),
     ):
         series = [plots.Series(run.name, slot, run.curves.get((split, measure), [])) for slot, run in enumerate(runs)]
-        chart = plots.draw_line_chart(series, "epoch", name, best)
+        chart = plots.draw_line_chart(series, "setting" if fitted else "epoch", name, best)
         note = (
             "On rows the model never learns from. Ring: the highest point."
             if best

@@ -114,8 +114,8 @@ def _format_events(events: Sequence[Mapping[str, Any]], scale: tuple[float, floa
 def format_age(ago: int, step: bool = False) -> str:
     """Format milliseconds, or steps, as text.
 
-    >>> format_age(3 * 86_400_000), format_age(90_000), format_age(7, step=True)
-    ('3 days', '90 s', '7 steps')
+    >>> format_age(3 * 86_400_000), format_age(45_000), format_age(7, step=True)
+    ('3 days', '45 s', '7 steps')
     """
     if step:
         return f"{ago:,} step{'' if ago == 1 else 's'}"

@@ -231,4 +231,4 @@ def _describe(collected: Sequence[_Collected]) -> dict[str, str]:
     source = first.run.config.data
     tiles["Log"] = str(source.log)
     tiles["Split"] = source.split.by
-    return tiles
+    return tiles | {name.capitalize(): text for name, text in results.get("protocol", {}).items()}

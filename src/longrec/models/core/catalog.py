@@ -229,7 +229,8 @@ def _settings(tree: ast.Module, config: str, prefix: str = "") -> Iterator[Setti
     node = _class(tree, config)
     for name, (module, line) in (_lines(tree, node) if node else {}).items():
         key = prefix + name
-        kind = ast.unparse(line.annotation)
+        annotation = _strip_validators(line.annotation)
+        kind = ast.unparse(annotation)
         default, meaning = line.value, ""
         if isinstance(default, ast.Call) and ast.unparse(default.func).endswith("Field"):
             options = {word.arg: word.value for word in default.keywords}
@@ -237,10 +238,18 @@ def _settings(tree: ast.Module, config: str, prefix: str = "") -> Iterator[Setti
             meaning = str(description.value) if isinstance(description, ast.Constant) else ""
             default = default.args[0] if default.args else options.get("default")
         default_text = "" if default is None or ast.unparse(default) == "..." else ast.unparse(default)
-        yield Setting(key, _type(module, line.annotation), default_text, meaning)
+        yield Setting(key, _type(module, annotation), default_text, meaning)
         inner = re.fullmatch(r"(dict\[str, )?(\w+)\]?(?: \| None)?", kind)
         if inner and _class(module, inner[2]):
             yield from _settings(module, inner[2], f"{key}.NAME." if inner[1] else f"{key}.")
+
+
+def _strip_validators(annotation: ast.expr) -> ast.expr:
+    """Return the type inside ``Annotated[X, ...]``."""
+    if not (isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value).endswith("Annotated")):
+        return annotation
+    inner = annotation.slice
+    return inner.elts[0] if isinstance(inner, ast.Tuple) else inner
 
 
 def _lines(tree: ast.Module, node: ast.ClassDef) -> dict[str, tuple[ast.Module, ast.AnnAssign]]:
@@ -276,9 +285,6 @@ def _alias(tree: ast.Module, name: str) -> str:
             if isinstance(line, ast.ImportFrom) and (line.module or "").startswith("longrec."):
                 source = _source(line.module or "") if any(name == (a.asname or a.name) for a in line.names) else None
                 value = value or (_assigned(_parse(source).body, name) if source else None)
-    if isinstance(value, ast.Subscript) and ast.unparse(value.value).endswith("Annotated"):
-        inner = value.slice
-        value = inner.elts[0] if isinstance(inner, ast.Tuple) else inner
-    text = ast.unparse(value) if value is not None else ""
+    text = ast.unparse(_strip_validators(value)) if value is not None else ""
     choices = re.fullmatch(r"(?:typing\.)?Literal\[(.*)\]", text)
     return choices[1].replace("'", "").replace(", ", " | ") if choices else text
