@@ -10,9 +10,10 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
-from reference_settings import to_markdown
+from reference_settings import CONFIG, SCHEMA, TOKENS, to_markdown
 
 import longrec
+from longrec.config import Strict
 
 INTRO = """The names of the package `longrec`. A name is imported on first use, so `import longrec` costs nothing.
 `help(longrec.NAME)` prints the same text."""
@@ -27,7 +28,8 @@ FURTHER = (
     "longrec.serve.interface.RecordedEvent",
 )
 """Classes that the names of the package return."""
-TITLES = ("Args", "Returns", "Raises", "Attributes", "Yields")
+PAGES = {"schema.md": SCHEMA, "config.md": CONFIG, "tokens.md": TOKENS}
+TITLES = ("Args", "Settings", "Returns", "Raises", "Attributes", "Yields")
 SECTION = re.compile(rf"^({'|'.join(TITLES)}):$", re.M)
 
 
@@ -57,6 +59,8 @@ def _import(path: str) -> Any:
 
 
 def _format_value(path: str, value: Any) -> list[str]:
+    if inspect.isclass(value) and issubclass(value, Strict):
+        return [format_google(value.__doc__ or ""), "", f"Its settings are [these keys]({_find_keys(value)}).", ""]
     if inspect.isclass(value):
         members = [(name, _unwrap(member)) for name, member in vars(value).items() if not name.startswith("_")]
         attributes = [_format_attribute(name, one) for name, (one, attribute) in members if one and attribute]
@@ -66,6 +70,15 @@ def _format_value(path: str, value: Any) -> list[str]:
     if callable(value):
         return [_format_code(path, value), "", format_google(value.__doc__ or ""), ""]
     return [format_google(value.__doc__ or ""), ""]
+
+
+def _find_keys(cls: type[Strict]) -> str:
+    """Return the link to the reference of the keys of a settings class."""
+    for page, sections in PAGES.items():
+        for section in sections:
+            if section.cls is cls:
+                return f"{page}#{section.heading.lower()}"
+    raise ValueError(f"no reference of the keys of {cls.__name__}")
 
 
 def _unwrap(member: Any) -> tuple[Any, bool]:
@@ -143,6 +156,8 @@ def _format_entries(title: str, block: str) -> list[str]:
     lines = []
     for entry in entries:
         name, colon, text = " ".join(entry.split()).partition(": ")
+        if title == "Settings":  # "name: type = default", and the meaning below
+            text = " ".join(entry.partition("\n")[2].split())
         lines.append(f"- `{name}`: {to_markdown(text)}" if colon else f"- {to_markdown(entry)}")
     return lines
 

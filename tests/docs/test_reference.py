@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import reference_commands
 import reference_errors
+import reference_python
 from doc_pages import ROOT
 from pydantic import Field as Setting
 from reference_settings import SECTIONS, Section, format_section, list_keys, mark_code
 from reference_types import format_default, format_type
 
 from longrec.config import Strict
-from longrec.data.settings import DataConfig
+from longrec.data.settings import DataConfig, Split
 from longrec.features.schema import Feature, Schema
 from longrec.train.compress_settings import CompressConfig, ExtractConfig
 from longrec.train.settings import EvaluateConfig, FitConfig
@@ -69,6 +70,36 @@ def test_the_costs_of_models_are_those_of_the_list() -> None:
     assert len(shown) >= 5
     costs = {model: [cells[0], *cells[-2:]] for model, cells in listed.items()}
     assert {model: cells[1:] for model, cells in shown.items()} == {model: costs[model] for model in shown}
+
+
+def test_a_settings_class_in_python_links_its_keys() -> None:
+    text = "\n".join(reference_python._format_value("longrec.Split", Split))
+    assert "[these keys](config.md#split)" in text
+    assert "Rule that splits rows" in text
+
+
+def test_a_docstring_becomes_markdown() -> None:
+    text = reference_python.format_google(
+        """Return ``x``.
+
+        Args:
+            name: of the thing, with
+                a second line.
+
+        Raises:
+            ConfigError: if it is wrong.
+
+        Settings:
+            epochs: int = 2
+                epochs over the rows
+
+        >>> 1 + 1
+        2
+        """
+    )
+    assert text.startswith("Return `x`.\n\n**Arguments**\n\n- `name`: of the thing, with a second line.\n\n**Raises**")
+    assert "- `epochs`: epochs over the rows\n" in text
+    assert text.endswith("```pycon\n>>> 1 + 1\n2\n```")
 
 
 class Example(Strict):

@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from shop import JOB, SCHEMA
 
-from conftest import JOB, SCHEMA
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
 from longrec.errors import ConfigError, DataError, RunError
