@@ -60,10 +60,10 @@ def _format(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
         return _format_list(arguments)
     if origin is dict:
         return f"mapping from a name to {_format(arguments[1])}"
-    if isinstance(annotation, type) and issubclass(annotation, Strict):
-        return f"[{annotation.__name__}](#{annotation.__name__})"  # replaced by the heading of the class
     if annotation is Frame or annotation is FrameRecord:
         return "frame, in Python only"
+    if isinstance(annotation, type) and issubclass(annotation, Strict):
+        return f"[{annotation.__name__}](#{annotation.__name__})"  # replaced by the heading of the class
     if annotation not in SCALARS:
         raise TypeError(f"no words for the type {annotation!r}")
     return ", ".join([SCALARS[annotation], *_format_bounds(metadata)])

@@ -17,9 +17,9 @@ import yaml
 
 from longrec.train.extract import ExtractReport, extract
 
-sys.path.insert(0, str(Path(__file__).parent))  # for domains and shop, which test modules share
+sys.path.insert(0, str(Path(__file__).parent))  # for domains and shop_job, which test modules share
 import domains
-from shop import JOB, SCHEMA
+from shop_job import JOB, SCHEMA
 
 
 def write_shop(folder: Path, users: int = 60, items: int = 80, events: int = 3_000, seed: int = 0) -> Path:

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from shop import JOB, SCHEMA
+from shop_job import JOB, SCHEMA
 
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
