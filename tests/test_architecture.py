@@ -19,10 +19,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "longrec"
 
-BASE = {"errors", "config", "progress", "resources", "terminal_text"}
+BASE = {"errors", "config", "progress", "resources", "signatures", "tabular", "terminal_text"}
 TOP = {
-    "__init__", "__main__", "cli", "command_output", "commands", "demo", "entry", "exports", "former_names",
-    "help_pages", "imports", "new_row_options", "settings_text",
+    "__init__", "__main__", "cli", "command_output", "commands", "demo", "entry", "exports", "fitting", "former_names",
+    "help_pages", "imports", "listings", "new_row_options", "prepared_log", "settings_text",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     "features": set(),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from longrec import __version__, commands
+from longrec import __version__, listings
 from longrec.cli import main
 from longrec.errors import ConfigError
 from longrec.models.core import artifact
@@ -218,11 +218,11 @@ def test_a_config_cites_its_model_and_the_models_inside(shop: Path, capsys: pyte
 
 def test_tokens_cite_who_wrote_them(shop: Path) -> None:
     tokens = ["data.schema.histories.tokens={from: tokens/v1}"]
-    bibliography = commands.cite("reader.yaml", tokens)
+    bibliography = listings.cite("reader.yaml", tokens)
     assert "histories.tokens" not in bibliography.models
     assert "it holds no source" in bibliography.unread["histories.tokens"]
     source(shop / "tokens" / "v1")
-    bibliography = commands.cite("reader.yaml", tokens)
+    bibliography = listings.cite("reader.yaml", tokens)
     assert (bibliography.models["histories.tokens"], bibliography.unread) == (["iat", "deepfm"], {})
     assert [entry.models for entry in bibliography.entries] == [
         ("iat_reader", "iat"),
@@ -230,10 +230,10 @@ def test_tokens_cite_who_wrote_them(shop: Path) -> None:
         ("deepfm",),
         ("longrec",),
     ]
-    assert commands.cite("tokens/v1").models == {"source": ["iat", "deepfm"]}
+    assert listings.cite("tokens/v1").models == {"source": ["iat", "deepfm"]}
     (shop / "tokens" / "v1" / "source" / "model" / "model.json").write_text("[]")
-    assert "not readable" in commands.cite("reader.yaml", tokens).unread["histories.tokens"]
-    (away,) = commands.cite("reader.yaml", ["data.schema.histories.tokens={from: 'redis://h/1'}"]).unread.values()
+    assert "not readable" in listings.cite("reader.yaml", tokens).unread["histories.tokens"]
+    (away,) = listings.cite("reader.yaml", ["data.schema.histories.tokens={from: 'redis://h/1'}"]).unread.values()
     assert away.startswith("redis://h/1: it holds no source")
 
 
@@ -242,8 +242,8 @@ def test_a_run_is_cited_by_its_config(shop: Path) -> None:
     (shop / "runs" / "one" / "config.yaml").write_text(
         (shop / "reader.yaml").read_text().replace("shop.s", "../../shop.s")
     )
-    assert commands.cite("runs/one").models == {"model": ["iat_reader"], "model.base": ["din"]}
-    assert commands.cite(shop / "runs" / "one").models["model.base"] == ["din"]
+    assert listings.cite("runs/one").models == {"model": ["iat_reader"], "model.base": ["din"]}
+    assert listings.cite(shop / "runs" / "one").models["model.base"] == ["din"]
 
 
 def test_an_easyrec_config_is_cited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,16 +253,16 @@ def test_an_easyrec_config_is_cited(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_model_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (Path(commands.__file__).parent / "models" / "lr.py").read_text()
+    text = (Path(listings.__file__).parent / "models" / "lr.py").read_text()
     (tmp_path / "my_lr.py").write_text(text)
     (tmp_path / "your_lr.py").write_text(text.replace("Richardson, Dominowska, Ragno, WWW 2007", "We, here"))
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "lr.py").write_text(text)
-    assert commands.cite("mine.lr").entries[0].key == "richardson2007lr"
+    assert listings.cite("mine.lr").entries[0].key == "richardson2007lr"
     (tmp_path / "mine" / "yours.py").write_text(text.replace("Richardson, Dominowska, Ragno, WWW 2007", "We, here"))
     with pytest.raises(ConfigError, match=r"model mine\.yours: 1 fault\n .* names no year: 'We, here'"):
-        commands.cite("mine.yours")
+        listings.cite("mine.yours")
 
 
 def test_what_cannot_be_cited(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -262,9 +262,13 @@ def test_a_limit_of_a_container(tmp_path: Path, version: int) -> None:
 
 
 def test_the_collector_is_paused_and_left_as_it_was() -> None:
-    with pytest.raises(KeyError), resources.pause_collector():
-        assert not gc.isenabled()
-        raise KeyError
+    def fail() -> None:
+        with resources.pause_collector():
+            assert not gc.isenabled()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert gc.isenabled()
     gc.disable()
     try:

@@ -13,40 +13,80 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longrec.commands import check, compare, compress, encode, evaluate, export, predict, prepare, report, train
-    from longrec.demo import demo
+    from longrec import errors, metrics, models
+    from longrec.commands import check, compare, compress, encode, evaluate, export, predict, report, train
+    from longrec.data.settings import Source, Split
+    from longrec.features.schema import Condition, Feature, History, Label, Schema, TimeColumn
+    from longrec.fitting import fit
+    from longrec.metrics.own import Metric
+    from longrec.prepared_log import PreparedLog, prepare
     from longrec.serve.client import client
-    from longrec.train.finished_run import open_run
+    from longrec.train.finished_run import Run, open_run
+    from longrec.train.saved_model import load_model, save_model
+    from longrec.train.settings import EvaluateConfig, FitConfig
 
 # Threads that spin at a barrier cost up to 25-fold on a busy machine. This must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.7.0"
+
+_MODULES = {
+    "longrec.commands": ("check", "compare", "compress", "encode", "evaluate", "export", "predict", "report", "train"),
+    "longrec.data.settings": ("Source", "Split"),
+    "longrec.features.schema": ("Condition", "Feature", "History", "Label", "Schema", "TimeColumn"),
+    "longrec.fitting": ("fit",),
+    "longrec.metrics.own": ("Metric",),
+    "longrec.prepared_log": ("PreparedLog", "prepare"),
+    "longrec.serve.client": ("client",),
+    "longrec.train.finished_run": ("Run", "open_run"),
+    "longrec.train.saved_model": ("load_model", "save_model"),
+    "longrec.train.settings": ("EvaluateConfig", "FitConfig"),
+}
+_SUBPACKAGES = ("errors", "metrics", "models")
+_NAMES = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
+    "Condition",
+    "EvaluateConfig",
+    "Feature",
+    "FitConfig",
+    "History",
+    "Label",
+    "Metric",
+    "PreparedLog",
+    "Run",
+    "Schema",
+    "Source",
+    "Split",
+    "TimeColumn",
     "check",
     "client",
     "compare",
     "compress",
-    "demo",
     "encode",
+    "errors",
     "evaluate",
     "export",
+    "fit",
+    "load_model",
+    "metrics",
+    "models",
     "open_run",
     "predict",
     "prepare",
     "report",
+    "save_model",
     "train",
 ]
 
-_OTHER_MODULES = {"client": "longrec.serve.client", "demo": "longrec.demo", "open_run": "longrec.train.finished_run"}
-
 
 def _import_name(name: str) -> Any:
-    return getattr(importlib.import_module(_OTHER_MODULES.get(name, "longrec.commands")), name)
+    return getattr(importlib.import_module(_NAMES[name]), name)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"longrec.{name}")
+    if name not in _NAMES:
         raise AttributeError(f"module 'longrec' has no attribute {name!r}")
     return _import_name(name)
 
@@ -66,7 +106,7 @@ class _Package(ModuleType):
     """The package ``longrec``. The import system binds each subpackage to it, which must not hide a command."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in __all__ and isinstance(value, ModuleType):
+        if name in _NAMES and isinstance(value, ModuleType):
             value.__class__ = _CallableModule
         super().__setattr__(name, value)
 

@@ -224,9 +224,9 @@ def explain(args: argparse.Namespace) -> None:
 
 def cite(args: argparse.Namespace) -> None:
     """Print BibTeX entries."""
-    from longrec import commands
+    from longrec import listings
 
-    bibliography = commands.cite(args.source, args.overrides)
+    bibliography = listings.cite(args.source, args.overrides)
     # BibTeX ignores text between entries, so the whole output can be one file of BibTeX.
     lines = [f"% {path}: {', '.join(names)}" for path, names in bibliography.models.items()]
     lines += [f"% {path} is not cited: {reason}" for path, reason in bibliography.unread.items()]
@@ -235,10 +235,10 @@ def cite(args: argparse.Namespace) -> None:
 
 def synthetic(args: argparse.Namespace) -> None:
     """Print, or write, synthetic datasets."""
-    from longrec import commands
+    from longrec import listings
 
     if args.name is None:
-        datasets = [commands.explain_synthetic(name) for name in commands.synthetic_datasets()]
+        datasets = [listings.explain_synthetic(name) for name in listings.synthetic_datasets()]
         text = "\n\n".join(f"{one['dataset']}\n{_wrap_text(one['story'])}" for one in datasets)
         _write_result(args, datasets, text)
         return
@@ -247,12 +247,12 @@ def synthetic(args: argparse.Namespace) -> None:
     if args.into is None:
         if overrides:
             raise ConfigError("longrec synthetic", ["--into: is required with parameters: the folder of the dataset"])
-        dataset = commands.explain_synthetic(args.name)
+        dataset = listings.explain_synthetic(args.name)
         rows = [[name, str(one["default"]), one["about"]] for name, one in dataset["parameters"].items()]
         listing = table(["parameter", "default", "meaning"], rows)
         _write_result(args, dataset, f"{_wrap_text(dataset['story'])}\n\n{listing}")
         return
-    result = commands.make_synthetic(args.name, args.into, overrides, seed=args.seed)
+    result = listings.make_synthetic(args.name, args.into, overrides, seed=args.seed)
     text = f"{result['events']:,} events of {result['users']:,} users in {result['folder']}\n"
     text += _wrap_text(", ".join(result["files"]))
     head = f"true probability, on {result['test_rows']:,} test rows"

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from longrec.config import apply_overrides
-from longrec.errors import ConfigError, DataError, RunError
+from longrec.errors import ConfigError, RunError
 from longrec.imports import Config, read_job_source
 from longrec.resources import pause_collector
 
@@ -17,8 +16,7 @@ Device = Literal["auto", "cpu", "cuda"]
 if TYPE_CHECKING:
     from longrec.export.bundle import Manifest
     from longrec.metrics import Comparison
-    from longrec.models.core.catalog import Card
-    from longrec.train.bibliography import Bibliography
+    from longrec.metrics.own import MetricsLike
     from longrec.train.compress import EncodeReport
     from longrec.train.evaluate import Evaluation
     from longrec.train.extract import ExtractReport
@@ -192,15 +190,13 @@ def encode(
 def _open_encoder(source: Config | Run) -> tuple[Config | Run, str, bool]:
     """Return a run or a config, the name of its model, and True for a knowledge extractor."""
     from longrec.models.core.kinds import Extractor
-    from longrec.models.core.registry import find
     from longrec.train.finished_run import Run, open_run
     from longrec.train.job import read_job
 
     is_config = isinstance(source, Mapping) or (not isinstance(source, Run) and Path(source).is_file())
     opened = source if is_config or isinstance(source, Run) else open_run(source)  # type: ignore[arg-type]
     job = opened.config if isinstance(opened, Run) else read_job(opened)
-    name = str(job.model["name"])
-    return opened, name, issubclass(find(name), Extractor)
+    return opened, str(job.model["name"]), issubclass(job.model_class, Extractor)
 
 
 def _name_source(source: Config | Run) -> str:
@@ -219,21 +215,23 @@ def evaluate(
     log: Any = None,
     users: Any = None,
     items: Any = None,
+    metrics: MetricsLike = (),
     device: Device | None = None,
 ) -> Evaluation:
     """Compute all metrics of a run on a split, or on new rows with labels, with confidence intervals.
 
     Args:
         log, users, items: new rows and their tables, as in ``predict``. They replace the split.
+        metrics: metrics of one's own: functions of labels, scores and users, by name.
         device: device that scores. Default: that of the run, or the CPU where there is no GPU.
     """
     if log is not None:
         from longrec.train.new_data import evaluate_new
 
-        return evaluate_new(_open(run), log, users=users, items=items, device=device)
+        return evaluate_new(_open(run), log, users=users, items=items, metrics=metrics, device=device)
     from longrec.train.evaluate import evaluate as measure
 
-    return measure(run, split, device=device)
+    return measure(run, split, metrics=metrics, device=device)
 
 
 def predict(
@@ -302,16 +300,18 @@ def compare(
     users: Any = None,
     items: Any = None,
     device: Device | None = None,
+    metrics: MetricsLike = (),
 ) -> Comparison:
     """Compare runs on the same rows. The first is the baseline.
 
     Args:
         common: compare on the rows that the splits of all runs have, by user, item and timestamp.
         log, users, items: new rows with labels and their tables, as in ``predict``. They replace the split.
+        metrics: metrics of one's own: functions of labels, scores and users, by name.
     """
     from longrec.train.evaluate import compare as pair
 
-    settings: dict[str, Any] = {"resample": resample, "n_resamples": n_resamples}
+    settings: dict[str, Any] = {"resample": resample, "n_resamples": n_resamples, "metrics": metrics}
     if log is not None:
         settings |= {"log": log, "users": users, "items": items, "device": device}
     return pair(runs, split, common=common, **settings)
@@ -369,80 +369,3 @@ def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -
         if not isinstance(run, Run) and (folder := find_source(run)) is not None:
             return export_source(folder, Path(out), overwrite)
         return export_run(run if isinstance(run, Run) else open_run(run), Path(out), overwrite)
-
-
-def models() -> list[Card]:
-    """Return name, kind, paper and use of histories of all models, without importing them."""
-    from longrec.models.core.catalog import describe, names
-
-    return [describe(name) for name in names()]
-
-
-def cite(source: Config, overrides: Sequence[str] = ()) -> Bibliography:
-    """Return the BibTeX of a model, or of all models used by a config, a run or a token store, and of LongRec."""
-    from longrec.train.bibliography import collect_citations
-
-    job_source = read_job_source(source, overrides)
-    with job_source.error_context:
-        return collect_citations(job_source.config, overrides).bibliography()
-
-
-def synthetic_datasets() -> list[str]:
-    """Return the names of the synthetic datasets."""
-    from longrec.data.synthetic import list_names
-
-    return list_names()
-
-
-def explain_synthetic(name: str) -> dict[str, Any]:
-    """Return the ``story`` of a synthetic dataset and its ``parameters``, each with its default and its meaning.
-
-    Raises:
-        UnknownName: if there is no synthetic dataset of that name.
-    """
-    from longrec.data.synthetic import find_recipe
-
-    fields = find_recipe(name).settings.model_fields
-    parameters = {key: {"default": field.default, "about": field.description} for key, field in fields.items()}
-    return {"dataset": name, "story": find_recipe(name).story, "parameters": parameters}
-
-
-def make_synthetic(name: str, into: str | Path, overrides: Sequence[str] = (), *, seed: int = 0) -> dict[str, Any]:
-    """Write a synthetic dataset into a folder, with the jobs that read it.
-
-    Args:
-        overrides: parameters of the dataset, such as ``users=5000``.
-
-    Returns:
-        Files and sizes of the dataset, and ``bayes_auc``: the AUC on its test rows of each true probability.
-
-    Raises:
-        UnknownName: if there is no synthetic dataset of that name.
-        ConfigError: if a parameter is unknown, or cannot have its value.
-        DataError: if the folder contains another log.
-    """
-    import numpy as np
-
-    from longrec.data import synthetic
-    from longrec.data.splits import TEST
-    from longrec.metrics import auc
-
-    dataset, into = synthetic.generate_dataset(name, **{"seed": seed, **apply_overrides({}, overrides)}), Path(into)
-    if (into / "log.parquet").exists() and not (into / f"{name}.schema.yaml").exists():
-        expected = f"a new folder, or the synthetic dataset {name} to replace"
-        raise DataError(str(into), "a log.parquet of something else", expected)
-    synthetic.write(dataset, into)
-    label = dataset.log[dataset.schema["label"]].to_numpy(zero_copy_only=False)
-    rows = np.flatnonzero((synthetic.compute_splits(dataset) == TEST) & ~np.isnan(dataset.true_probability))
-    both = 0 < label[rows].sum() < len(rows)  # the rows of a few users may all have one class
-    probabilities = dataset.true_probabilities()
-    bayes_auc = {key: float(auc(label[rows], p[rows])) if both else None for key, p in probabilities.items()}
-    return {
-        "dataset": name,
-        "folder": str(into),
-        "files": synthetic.list_files(dataset),
-        "events": len(dataset.log),
-        "users": len(np.unique(dataset.log[dataset.schema["user"]].to_numpy())),
-        "test_rows": len(rows),
-        "bayes_auc": bayes_auc,
-    }

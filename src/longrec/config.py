@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -26,11 +26,13 @@ class Strict(BaseModel):
         renamed_keys: former name of a key -> its name. A former name is refused with a message that gives the new one.
         renamed_values: name of a key -> former value -> value. They also hold for the items of a list.
         rules: functions from a config to the faults of keys that do not fit each other.
+        next_fault: separator between the faults of a whole section, in the message of its own check. None for one.
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {}
     renamed_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {}
     rules: ClassVar[Sequence[Callable[[Any], list[str]]]] = ()
+    next_fault: ClassVar[re.Pattern[str] | None] = None
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -40,6 +42,19 @@ class Strict(BaseModel):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def __init__(self, /, **settings: Any) -> None:
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise ConfigError(type(self).__name__, split_faults(type(self), faults(error, type(self)))) from None
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Return the keys that were set. All others have their defaults."""
+        return ((key, value) for key, value in super().__repr_args__() if key in self.model_fields_set)
+
+    # Sections inside a section are then validated without this constructor, so that all faults stay in one error.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 StrictT = TypeVar("StrictT", bound=Strict)
@@ -188,6 +203,18 @@ def faults(error: ValidationError, cls: type[BaseModel], prefix: str = "") -> li
     return [_format_fault(detail, cls, prefix) for detail in error.errors()]
 
 
+def split_faults(cls: type[Strict], lines: Sequence[str], prefix: str = "") -> list[str]:
+    """Return faults with each fault of the whole section on a line of its own, at its own location."""
+    whole, result = f"{prefix or 'config'}: ", list[str]()
+    for line in lines:
+        if cls.next_fault is None or not line.startswith(whole):
+            result.append(line)
+        else:
+            own = cls.next_fault.split(line.removeprefix(whole))
+            result += [f"{prefix}.{fault}" if prefix else fault for fault in own]
+    return result
+
+
 _MESSAGES = {
     "int_parsing": "must be a whole number",
     "int_type": "must be a whole number",
@@ -208,11 +235,12 @@ _MESSAGES = {
 def _format_fault(detail: Any, cls: type[BaseModel], prefix: str) -> str:
     location = tuple(key for key in detail["loc"] if not (isinstance(key, str) and "[" in key))
     path = ".".join([prefix, *map(str, location)] if prefix else list(map(str, location))) or "config"
-    kind, got = detail["type"], repr(detail["input"])
+    kind = detail["type"]
+    if kind == "missing":  # its input is the whole section, which may hold data frames
+        return f"{path}: is required"
+    got = repr(detail["input"])
     if len(got) > 80:
         got = got[:77] + "..."
-    if kind == "missing":
-        return f"{path}: is required"
     owner, key = _find_class(cls, location[:-1]), str(location[-1]) if location else ""
     if kind == "extra_forbidden":
         if (new := _renamed_keys(owner).get(key)) is not None:

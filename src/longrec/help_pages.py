@@ -6,6 +6,7 @@ A topic is the name of a command, a section of a config, a key with its path (``
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -180,7 +181,7 @@ def _format_page(page: _Page) -> str:
     from longrec.settings_text import describe_settings
 
     if page.key is None:
-        lines = [_format_title(page), *wrap_docstring(page.cls.__doc__ or "", "  "), ""]
+        lines = [_format_title(page), *wrap_docstring(inspect.cleandoc(page.cls.__doc__ or ""), "  "), ""]
         return "\n".join([*lines, *(line for one in describe_settings(page.cls) for line in _format_key(one, page))])
     lines = [line[2:] for line in _format_key(page.key, page, page.path)]
     return "\n".join([*lines, f"    on the command line: {page.written}=VALUE"])

@@ -170,14 +170,13 @@ _ALIGNED = re.compile(r"\S {2,}\S")
 
 
 def wrap_docstring(text: str, indent: str = "") -> list[str]:
-    """Return the lines of a docstring for a terminal. Paragraphs and list items are wrapped, and formulas stay.
+    """Return the lines of a clean docstring for a terminal. Paragraphs and list items are wrapped, formulas stay.
 
     >>> wrap_docstring("DIN: attention.\\n\\n    The pool:\\n        v = sum_j a_j e_j         (eq. 3)", "  ")
     ['  DIN: attention.', '', '  The pool:', '      v = sum_j a_j e_j         (eq. 3)']
     """
-    first, _, rest = text.partition("\n")
     lines: list[str] = []
-    for block in re.split(r"\n\s*\n", f"{first.strip()}\n{textwrap.dedent(rest)}".strip()):
+    for block in re.split(r"\n\s*\n", text.strip()):
         lines += [""] if lines else []
         for paragraph in _split_paragraphs(block.splitlines()):
             lines += _wrap_paragraph(paragraph, indent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from conftest import Prepared
 from longrec.data import fact_counts
 from longrec.data.facts import LogFacts, read_facts
+from longrec.data.log import Log
 from longrec.errors import DataError
+
+Prepared = Callable[..., Log]
 
 SCHEMA: dict[str, Any] = {
     "user": "user",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 
 from longrec.config import parse
@@ -61,12 +59,3 @@ def test_faults(content: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError) as raised:
         parse(DataConfig, content, "job.yaml")
     assert any(fault.startswith(says) for fault in raised.value.faults), raised.value.faults
-
-
-def test_a_table_in_memory_is_refused_without_its_rows() -> None:
-    table = pa.table({"user": [12345, 6]})
-    for value, kind in ((table, "pyarrow.Table"), (np.arange(12345), "numpy.ndarray")):
-        with pytest.raises(ConfigError) as raised:
-            parse(DataConfig, {"log": value}, "job.yaml")
-        assert f"log: is a {kind} in memory; expected files or a query: write it to a Parquet file" in str(raised.value)
-        assert "12345" not in str(raised.value)

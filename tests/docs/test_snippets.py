@@ -67,6 +67,7 @@ class Shell:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.monkeypatch, self.printed = monkeypatch, ""
+        self.namespace: dict[str, Any] = {"__name__": "__main__"}  # of the page: its Python is one session
         self.server: LocalClient | None = None
         self.namespace: dict[str, Any] = {"__name__": "__main__"}
 

@@ -82,3 +82,10 @@ def test_a_log_without_timestamps(facts: dict[str, Any]) -> None:
     assert text.splitlines()[0] == "1,000,000 events, 100,000 users, 5,000 items"
     assert "from" not in text
     assert "history" not in text
+
+
+def test_owners_that_rows_do_not_share_are_left_out(facts: dict[str, Any]) -> None:
+    text = facts_text(facts | {"items": 0, "users": facts["events"]})
+    assert text.startswith("1,000,000 events, 2026-01-01")
+    assert "users" not in text
+    assert "items" not in text

@@ -74,6 +74,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def make_shop() -> Callable[..., Path]:
+    """Function that writes a shop of other sizes, as ``write_shop``."""
+    return write_shop
+
+
+@pytest.fixture(scope="session")
 def domain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExtractReport]:
     """Folder of the two domains (domains.py), and the report of the extractor of the wide one, one version per day."""
     folder = domains.write(tmp_path_factory.mktemp("domains"))

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import write_shop
 from longrec import commands, metrics
 from longrec.cli import main
 from longrec.data.log import Log
@@ -31,9 +30,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shop(folder: Path) -> Path:
+def shop(folder: Path, make_shop: Callable[..., Path]) -> Path:
     """Config of a shop with new users and items in test, and histories of all lengths."""
-    return write_shop(folder / "shop", users=1_500, items=1_000, events=6_000)
+    return make_shop(folder / "shop", users=1_000, items=700, events=4_000)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +64,7 @@ def test_a_report_of_one_run_has_every_section(din: Run, log: Log) -> None:
              "How it was trained"]  # fmt: skip
     positions = [text.index(head) for head in heads]
     assert positions == sorted(positions)
-    assert "6,000 events, " in text
+    assert "4,000 events, " in text
     assert f"{din.metrics['auc'].value:.4f}" in text
     assert "din against item rate :" in text
     assert "Length of history seen" in text

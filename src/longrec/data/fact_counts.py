@@ -107,8 +107,8 @@ def _describe_split(
     return SplitFacts(
         rows=len(rows),
         positives=int(np.count_nonzero(log.labels.take(rows) > 0.5)),
-        users=int(np.count_nonzero(counts.users)),
-        items=int(np.count_nonzero(counts.items)),
+        users=int(np.count_nonzero(counts.users[1:])),
+        items=int(np.count_nonzero(counts.items[1:])),
         new_users=count_new(counts.users, train.users),
         new_items=count_new(counts.items, train.items),
         first=None if span is None else span[0],

@@ -1,4 +1,5 @@
-"""Fingerprint of the inputs of a prepared log: one digest of the contents of files and the results of queries.
+"""Fingerprint of the inputs of a prepared log: one digest of the contents of files and frames, and of the
+results of queries.
 
 The content of a file is hashed once. Its digest is stored next to the prepared logs, with size, times and inode
 of the file, and the file is hashed again only if these changed. So the prepared log is reused if a file is rewritten
@@ -29,7 +30,8 @@ _RACY = 2_000_000_000
 
 
 def fingerprint(config: DataConfig, connect: Callable[[], duckdb.DuckDBPyConnection], files: ContentIndex) -> str:
-    """Return a digest of the inputs: path, content, split and format of every file, and the result of each query.
+    """Return a digest of the inputs: path, content, split and format of every file, the result of each query, and the
+    contents of each frame.
 
     Args:
         connect: returns a connection. It is called for queries only.
@@ -47,6 +49,8 @@ def fingerprint(config: DataConfig, connect: Callable[[], duckdb.DuckDBPyConnect
             except duckdb.Error as error:
                 raise unreadable(str(source), error) from None
             sections.append(f"{query} {columns} {rows}")
+        elif source.frame is not None:
+            sections.append(f"frame {source.frame.digest}")
         else:
             for split, paths in group_files_by_split(source).items():
                 if split is not None:

@@ -68,8 +68,7 @@ class Log:
         self.users, self.items = EntityTable.load(folder / "users"), EntityTable.load(folder / "items")
         self.events = Segment.open(folder / "events")
         self.labels, self.splits = open_array(folder / "label.npy"), open_array(folder / "split.npy")
-        has_request_times = (folder / "moment.npy").exists()
-        self.timestamps = open_array(folder / "moment.npy") if has_request_times else self.events.times
+        self.timestamps = open_array(folder / "moment.npy") if (folder / "moment.npy").exists() else self.events.times
         self.lists = load_lists(folder / "lists")
         self.available: NDArray[np.int64] | None = self.events.columns.get(AVAILABLE)
         self.order = EventOrder.open(folder)
@@ -122,11 +121,10 @@ class Log:
         for name, history in self.schema.histories.items():
             if history.source is not None:
                 self.read_tokens(name, TokenStore.open(history.source))
-        opened: dict[str, KnowledgeStore] = {}
+        sources = {feature.source for feature in self.schema.features.values() if feature.source is not None}
+        opened = {source: KnowledgeStore.open(source) for source in sorted(sources)}
         for name, feature in self.schema.features.items():
             if feature.source is not None:
-                if feature.source not in opened:
-                    opened[feature.source] = KnowledgeStore.open(feature.source)
                 self.read_knowledge(name, opened[feature.source])
 
     def _warn_of_early_copies(self, names: Sequence[str]) -> list[str]:
@@ -206,9 +204,7 @@ class Log:
     def _find_late_rows(self, split: str) -> ExcludedRows:
         ends = self.training_window.train if split == "train" else self.training_window.valid
         # A label without delay is available before a cutoff if its row is, unless a request crosses the cutoff.
-        early = (
-            bool(self.manifest.get("lines")) and not self.has_delayed_labels and self.timestamps is self.events.times
-        )
+        early = self.manifest.get("lines") and not self.has_delayed_labels and self.timestamps is self.events.times
         if early or (ends == NEVER).all():
             return ExcludedRows(np.zeros(0, np.int64))
         excluded, late_labels, late_rows = [np.zeros(0, np.int64)], 0, 0

@@ -1,4 +1,4 @@
-"""Inputs as DuckDB relations: Parquet, CSV, JSON or Arrow files or a query, checked before any processing."""
+"""Inputs as DuckDB relations: Parquet, CSV, JSON or Arrow files, a query or a frame, checked before any processing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from longrec.data.headers import Header, check_alike, check_distinct, read_heade
 from longrec.data.input_files import ARROW, JSON, TEXT, group_files_by_split
 from longrec.data.json_files import write_json_files
 from longrec.data.settings import DataConfig, Source
-from longrec.data.sql import literal, name, unreadable
+from longrec.data.sql import hide_progress, literal, name, unreadable
 from longrec.data.text_files import write_text_files
 from longrec.data.typed_files import SPLIT_COLUMN, get_shared_kind, read_arrow, read_parquet
 from longrec.errors import DataError, nearest
@@ -28,9 +28,8 @@ __all__ = ["INTEGERS", "SPLIT_COLUMN", "Relation", "connect", "literal", "name",
 def connect(config: DataConfig, scratch: Path) -> duckdb.DuckDBPyConnection:
     """Return a DuckDB connection that spills to ``scratch`` and shows no progress bar."""
     con = duckdb.connect()
-    con.execute(
-        f"SET memory_limit={literal(config.memory)}; SET threads={config.threads}; SET enable_progress_bar=false"
-    )
+    hide_progress(con)
+    con.execute(f"SET memory_limit={literal(config.memory)}; SET threads={config.threads}")
     con.execute(f"SET temp_directory={literal(str(scratch))}; SET TimeZone='UTC'")
     return con
 
@@ -41,7 +40,8 @@ class Relation:
     Args:
         con: DuckDB connection.
         view: name of the view.
-        scratch: folder for the Parquet file to which text, JSON and inputs with a declared row format are converted.
+        scratch: folder for the Parquet file to which text, JSON, inputs with a declared row format, and the relation of
+            another connection are converted.
         declared: declared types. Columns of other inputs are ignored.
     """
 
@@ -73,6 +73,8 @@ class Relation:
         """Return SQL that reads the rows of an input, with ``SPLIT_COLUMN`` if it has splits."""
         if source.query is not None:
             return f"({query_rows(source.query)})"
+        if source.frame is not None:
+            return source.frame.scan(self.con, f"{self.view}_frame", scratch)
         files = group_files_by_split(source)
         reader = None
         if source.rows is not None:

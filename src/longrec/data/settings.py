@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, ConfigDict, PlainSerializer, ValidationInfo, model_validator
 from pydantic import Field as Setting
 
 from longrec.config import Strict
 from longrec.data.file_format import FileFormat
+from longrec.data.frames import Frame, FrameRecord, is_frame, read_frame
 from longrec.features.schema import Schema
 
 
@@ -86,7 +88,10 @@ class Split(Strict):
 
 
 def _files(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    """Return one path or several as a list of text."""
+    if isinstance(value, (str, Path)):
+        return [str(value)]
+    return [str(path) if isinstance(path, Path) else path for path in value] if isinstance(value, list) else value
 
 
 FilesT = Annotated[tuple[str, ...], BeforeValidator(_files), Setting(min_length=1)]
@@ -120,15 +125,31 @@ def _check_null_texts(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class Source(Strict):
-    """Input of rows: files (Parquet, CSV, Arrow, globs), files per split, or a DuckDB query.
+def _frame(value: Any) -> Any:
+    return value if value is None or isinstance(value, (Mapping, Frame, FrameRecord)) else read_frame(value)
 
+
+def _dump_frame(value: Frame | FrameRecord | None) -> dict[str, Any] | None:
+    record = value.record() if isinstance(value, Frame) else value
+    return None if record is None else record.model_dump(mode="json")
+
+
+FrameT = Annotated[Frame | FrameRecord | None, BeforeValidator(_frame), PlainSerializer(_dump_frame)]
+
+
+class Source(Strict):
+    """Input of rows: files (Parquet, CSV, JSON, Arrow, globs), files per split, a DuckDB query, or a frame.
+
+    ``frame`` is a table in memory, in Python only: a pandas or polars data frame, an Arrow table, any other object with
+    ``__arrow_c_stream__``, or a DuckDB relation.
     ``rows`` is the row format of the files. Without it, the first line of text files is the column names.
     ``nulls`` lists texts that mean a missing value, in every column of text.
     ``as_of`` is the column of a user or item table with the timestamp from which each row (version) is valid.
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"parts": "splits"}
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     files: Annotated[tuple[str, ...] | None, BeforeValidator(_files)] = Setting(
         None,
@@ -139,6 +160,7 @@ class Source(Strict):
         None, description="instead of files: files per split, with data.split {by: files}"
     )
     query: str | None = Setting(None, description="instead of files: a query that DuckDB runs")
+    frame: FrameT = Setting(None, description="instead of files: a table in memory, in Python only")
     rows: FileFormat | None = Setting(
         None, description="format of the rows of the files; default: files name their columns"
     )
@@ -151,14 +173,16 @@ class Source(Strict):
 
     @model_validator(mode="after")
     def _one(self) -> Source:
-        if sum(source is not None for source in (self.files, self.splits, self.query)) != 1:
-            raise ValueError("needs exactly one of files, splits, query")
+        if sum(source is not None for source in (self.files, self.splits, self.query, self.frame)) != 1:
+            raise ValueError("needs exactly one of files, splits, query, frame")
         if self.rows is not None and self.query is not None:
             raise ValueError("rows is for files; a query returns typed columns")
+        if self.rows is not None and self.frame is not None:
+            raise ValueError("rows is for files; a frame has typed columns")
         return self
 
     def patterns(self) -> tuple[str, ...]:
-        """Return all files and globs in the order of the splits. A query has none."""
+        """Return all files and globs in the order of the splits. A query and a frame have none."""
         return sum(self.splits.each().values(), ()) if self.splits is not None else self.files or ()
 
     def map_paths(self, map_path: Callable[[str], str]) -> Source:
@@ -171,26 +195,24 @@ class Source(Strict):
     def __str__(self) -> str:
         if self.splits is not None:
             return "; ".join(f"{split}: {', '.join(files)}" for split, files in self.splits.each().items())
+        if self.frame is not None:
+            return str(self.frame)
         return ", ".join(self.files) if self.files else f"query {self.query!r}"
 
 
-def _source(value: Any) -> Any:
-    if isinstance(value, str):
-        return {"files": [value]}
-    if type(value).__module__.partition(".")[0] in (
-        "pyarrow",
-        "pandas",
-        "polars",
-        "numpy",
-        "duckdb",
-        "_duckdb",
-        "pyspark",
-    ):
-        kind = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
-        raise ValueError(
-            f"is a {kind} in memory; expected files or a query: write it to a Parquet file, and set its path"
-        )
-    return {"files": value} if isinstance(value, list) else value
+def _source(value: Any, info: ValidationInfo) -> Any:
+    """Return an input as a mapping, or as it is: paths are files, and a table in memory is a frame."""
+    role = info.field_name or "log"
+    if isinstance(value, (str, Path, list)):
+        return {"files": value}
+    if isinstance(value, Source):
+        return value if value.frame is None else value.model_copy(update={"frame": value.frame.rename(role)})
+    if isinstance(value, Mapping):
+        frame = value.get("frame")
+        return {**value, "frame": read_frame(frame, role)} if frame is not None and is_frame(frame) else value
+    if value is None or isinstance(value, (int, float)):
+        return value
+    return {"frame": read_frame(value, role)}
 
 
 SourceT = Annotated[Source, BeforeValidator(_source)]

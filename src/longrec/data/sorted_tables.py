@@ -217,7 +217,8 @@ class _TableWriter:
     def _name_table(self) -> str | None:
         if self.source is None:
             return None
-        return ", ".join(map(_short_name, self.source.files or ())) or f"the query of {self.role}s"
+        kind = "query" if self.source.frame is None else "frame"
+        return ", ".join(map(_short_name, self.source.files or ())) or f"the {kind} of {self.role}s"
 
 
 def _short_name(file: str) -> str:

@@ -12,7 +12,7 @@ import duckdb
 from longrec.data.headers import check_alike, check_distinct, read_header
 from longrec.data.input_files import group_files_by_split
 from longrec.data.settings import DataConfig, Source
-from longrec.data.sql import unreadable
+from longrec.data.sql import hide_progress, unreadable
 from longrec.data.text_rows import check_header
 from longrec.errors import DataError, LongRecError, nearest
 from longrec.features.schema import Schema
@@ -33,7 +33,8 @@ def find_source_faults(config: DataConfig, schema: Schema) -> list[str]:
     faults: list[str] = []
     needs = {"log": [*row_needs(schema), *_config_needs(config, config.log)]}
     with duckdb.connect() as con:
-        con.execute("SET threads=1; SET enable_progress_bar=false")
+        con.execute("SET threads=1")
+        hide_progress(con)
         columns: dict[str, list[str]] = {}
         partial: set[str] = set()
         for role, source in sources(config):
@@ -86,6 +87,8 @@ def columns_of(con: duckdb.DuckDBPyConnection, source: Source) -> tuple[list[str
             return [row[0] for row in con.execute(f"DESCRIBE SELECT * FROM ({query}\n)").fetchall()], False
         except duckdb.Error as error:
             raise unreadable(str(source), error) from None
+    if source.frame is not None:
+        return list(source.frame.columns), False
     files, is_partial = [path for own in group_files_by_split(source).values() for path in own], False
     if source.rows is not None and source.rows.columns is not None:
         if source.rows.header:
@@ -175,7 +178,7 @@ def _find_missing_columns(needs: list[Need], columns: list[str], named: str) -> 
 
 def _find_uneven_files(con: duckdb.DuckDBPyConnection, source: Source, needs: list[Need], location: str) -> list[str]:
     """Return an error message if some files lack a column that others have, or have it with another type."""
-    if source.query is not None or (source.rows is not None and source.rows.columns is not None):
+    if not source.patterns() or (source.rows is not None and source.rows.columns is not None):
         return []
     files = [path for own in group_files_by_split(source).values() for path in own]
     packed_columns = source.rows.list_packed_columns() if source.rows is not None else {}

@@ -31,3 +31,13 @@ def unreadable(where: str, error: duckdb.Error) -> LongRecError:
         "a complete Parquet, CSV, JSON or Arrow file, or a valid query",
         "write the file again, or correct the query",
     )
+
+
+def hide_progress(con: duckdb.DuckDBPyConnection) -> None:
+    """Turn off the progress bar of a connection, unless it is off.
+
+    In a notebook without ipywidgets it is off, and DuckDB refuses to change any of its settings.
+    """
+    row = con.execute("SELECT current_setting('enable_progress_bar')").fetchone()
+    if row is not None and row[0]:
+        con.execute("SET enable_progress_bar=false")

@@ -43,7 +43,7 @@ def list_kinds(key: str) -> list[str]:
 
 
 class Feature(Strict):
-    """One feature of an impression.
+    """One feature of an impression. The name of a kind alone (``user: id``) is a feature with its defaults.
 
     An ``embedding`` is a vector that a trained extractor wrote for the user or item (``from: knowledge/v1``). A
     ``cross`` combines the values of several raw columns of a row. A ``lookup`` reads one raw column, a map written as
@@ -166,6 +166,12 @@ class Feature(Strict):
     allow_leak: bool = Setting(
         False, description="accept vectors that disclose values before they are available; the results report it"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        """Return the name of a kind as a feature of that kind."""
+        return {"kind": value} if isinstance(value, str) else value
 
     @property
     def form(self) -> Form:

@@ -36,9 +36,14 @@ class Schema(Strict):
     """Meaning of the columns. See the guide for every key. Without a label, every event is a positive.
 
     A schema without stored histories may leave out ``time``, ``item`` and ``user``. Without a user, every row is one.
+
+    >>> schema = Schema(user="u", item="i", time="t", label="y", features={"u": "id", "i": {"kind": "id"}})
+    >>> schema.features["u"].kind
+    'id'
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"label_known_after": "label_delay"}
+    next_fault: ClassVar[re.Pattern[str] | None] = re.compile(r"; (?=(?:features|histories|time)[.:]|item: )")
 
     user: str | None = Setting(
         None, description="column of the user: 64-bit integers or text, never null; without it, every row is a user"

@@ -14,6 +14,7 @@ from longrec.metrics.bootstrap import METRICS, Draws, Resample, bootstrap
 from longrec.metrics.bounds import metric_warnings
 from longrec.metrics.columns import Floats
 from longrec.metrics.interval import LEVEL, Interval
+from longrec.tabular import Columns, Tabular
 
 # The better direction. PCOC is best at 1, so a difference in it is neither better nor worse.
 BETTER: dict[str, Literal["higher", "lower", "one"]] = {
@@ -46,8 +47,8 @@ class Difference:
         return {**self.interval.to_dict(), "real": self.real, "verdict": self.verdict}
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Tabular):
     """Metrics of runs on the same rows, and the differences to a baseline.
 
     Attributes:
@@ -77,6 +78,33 @@ class Comparison:
     warnings: tuple[str, ...] = ()
     sample_weight: str | None = None
     objective: str = "clicks"
+
+    def to_columns(self) -> Columns:
+        """Return one row per run and metric: the interval, and the difference to the baseline with its interval."""
+        rows = [(run, key, one) for run, own in self.runs.items() for key, one in own.items()]
+        differences = [self.differences.get(run, {}).get(key) for run, key, _ in rows]
+        return {
+            "run": [run for run, _, _ in rows],
+            "metric": [key for _, key, _ in rows],
+            "value": [one.value for _, _, one in rows],
+            "low": [one.low for _, _, one in rows],
+            "high": [one.high for _, _, one in rows],
+            "difference": [None if one is None else one.interval.value for one in differences],
+            "difference_low": [None if one is None else one.interval.low for one in differences],
+            "difference_high": [None if one is None else one.interval.high for one in differences],
+            "verdict": [None if one is None else one.verdict for one in differences],
+        }
+
+    def shown(self) -> tuple[str, Columns]:
+        """Return one line per metric: the baseline, then each other run with its difference."""
+        lines = [f"{self.split or 'rows'}: {self.rows:,} rows of {self.users:,} users; baseline {self.baseline}"]
+        lines += [f"warning: {warning}" for warning in self.warnings]
+        keys = list(self.runs[self.baseline])
+        columns = {"metric": keys, self.baseline: [str(self.runs[self.baseline][key]) for key in keys]}
+        for run, own in self.differences.items():
+            columns[run] = [str(self.runs[run][key]) for key in keys]
+            columns[f"{run} - {self.baseline}"] = [f"{own[key].interval} {own[key].verdict}" for key in keys]
+        return "\n".join(lines), columns
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts and numbers, ready for JSON."""

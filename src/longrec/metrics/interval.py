@@ -27,12 +27,31 @@ def rename_metric(key: str) -> str:
     return _FORMER_NAMES.get(name, name) + dot + task
 
 
+def list_intervals(metrics: Mapping[str, Interval]) -> dict[str, list[Any]]:
+    """Return the columns metric, value, low and high, one row per metric."""
+    return {
+        "metric": list(metrics),
+        "value": [one.value for one in metrics.values()],
+        "low": [one.low for one in metrics.values()],
+        "high": [one.high for one in metrics.values()],
+    }
+
+
+def show_intervals(metrics: Mapping[str, Interval]) -> dict[str, list[str]]:
+    """Return the columns metric, value and 95 % interval as text, one row per metric."""
+    intervals = [f"[{one.low:.4f}, {one.high:.4f}]" if one.defined else "undefined" for one in metrics.values()]
+    values = [f"{one.value:.4f}" if one.defined else "" for one in metrics.values()]
+    return {"metric": list(metrics), "value": values, "95 % interval": intervals}
+
+
 @dataclass(frozen=True)
 class Interval:
     """An estimate and the 95 % interval around it. All three are NaN when the metric is undefined on the rows.
 
     >>> print(Interval(0.6312, 0.629, 0.6335))
     0.6312 [0.6290, 0.6335]
+    >>> f"{Interval(0.6312, 0.629, 0.6335):.2f}"
+    '0.63'
     >>> Interval.from_dict(Interval(0.5, 0.25, 0.75).to_dict())
     Interval(value=0.5, low=0.25, high=0.75)
     """
@@ -76,6 +95,12 @@ class Interval:
         """Return ``{"value", "low", "high"}``, null where undefined (JSON has no NaN)."""
         values = {"value": self.value, "low": self.low, "high": self.high}
         return {key: number if math.isfinite(number) else None for key, number in values.items()}
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __format__(self, spec: str) -> str:
+        return format(self.value, spec) if spec else str(self)
 
     def __str__(self) -> str:
         return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]" if self.defined else "undefined"

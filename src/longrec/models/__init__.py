@@ -1,1 +1,165 @@
-"""Models, one paper per file. The folder is the registry. ``models/core`` contains shared code."""
+"""Models, one paper per file, as classes that are imported on first use: ``longrec.models.DIN``.
+
+The folder is the registry: ``din`` in a config is ``models/din.py``. ``models/core`` contains shared code and the base
+classes of your own models: ``Ranker``, ``TopRanker`` with ``TopConfig``, ``VectorRetriever`` and others.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from longrec.models.atrank import ATRank
+    from longrec.models.bst import BST
+    from longrec.models.can import CAN
+    from longrec.models.core.base import Model
+    from longrec.models.core.kinds import Encoder, Extractor, FittedRetriever, Ranker, Retriever, VectorRetriever
+    from longrec.models.core.top import EmbeddingConfig, TopConfig, TopRanker
+    from longrec.models.covisit import CoVisit
+    from longrec.models.dcn import DCN
+    from longrec.models.dcn_v2 import DCNV2
+    from longrec.models.deepfm import DeepFM
+    from longrec.models.dfn import DFN
+    from longrec.models.dhan import DHAN
+    from longrec.models.dien import DIEN
+    from longrec.models.din import DIN
+    from longrec.models.distillation import Distillation
+    from longrec.models.dmt import DMT
+    from longrec.models.dsin import DSIN
+    from longrec.models.dstn import DSTN
+    from longrec.models.dupn import DUPN
+    from longrec.models.esmm import ESMM
+    from longrec.models.fm import FM
+    from longrec.models.fnn import FNN
+    from longrec.models.hup import HUP
+    from longrec.models.iat import IAT
+    from longrec.models.iat_reader import IATReader
+    from longrec.models.keep import KEEP
+    from longrec.models.keep_plug import KEEPPlug
+    from longrec.models.kfatt import KFAtt
+    from longrec.models.lr import LR
+    from longrec.models.mmoe import MMoE
+    from longrec.models.multi_tower import MultiTower
+    from longrec.models.ple import PLE
+    from longrec.models.pnn import PNN
+    from longrec.models.pooling import Pooling
+    from longrec.models.res_embedding import ResEmbedding
+    from longrec.models.rocket_launching import RocketLaunching
+    from longrec.models.sasrec import SASRec
+    from longrec.models.search_user import SearchUser
+    from longrec.models.shared_bottom import SharedBottom
+    from longrec.models.tissa import TiSSA
+    from longrec.models.wide_deep import WideDeep
+
+_MODULES = {
+    "ATRank": "atrank",
+    "BST": "bst",
+    "CAN": "can",
+    "CoVisit": "covisit",
+    "DCN": "dcn",
+    "DCNV2": "dcn_v2",
+    "DFN": "dfn",
+    "DHAN": "dhan",
+    "DIEN": "dien",
+    "DIN": "din",
+    "DMT": "dmt",
+    "DSIN": "dsin",
+    "DSTN": "dstn",
+    "DUPN": "dupn",
+    "DeepFM": "deepfm",
+    "Distillation": "distillation",
+    "ESMM": "esmm",
+    "EmbeddingConfig": "core.top",
+    "Encoder": "core.kinds",
+    "Extractor": "core.kinds",
+    "FM": "fm",
+    "FNN": "fnn",
+    "FittedRetriever": "core.kinds",
+    "HUP": "hup",
+    "IAT": "iat",
+    "IATReader": "iat_reader",
+    "KEEP": "keep",
+    "KEEPPlug": "keep_plug",
+    "KFAtt": "kfatt",
+    "LR": "lr",
+    "MMoE": "mmoe",
+    "Model": "core.base",
+    "MultiTower": "multi_tower",
+    "PLE": "ple",
+    "PNN": "pnn",
+    "Pooling": "pooling",
+    "Ranker": "core.kinds",
+    "ResEmbedding": "res_embedding",
+    "Retriever": "core.kinds",
+    "RocketLaunching": "rocket_launching",
+    "SASRec": "sasrec",
+    "SearchUser": "search_user",
+    "SharedBottom": "shared_bottom",
+    "TiSSA": "tissa",
+    "TopConfig": "core.top",
+    "TopRanker": "core.top",
+    "VectorRetriever": "core.kinds",
+    "WideDeep": "wide_deep",
+}
+"""Class -> module, relative to this package."""
+__all__ = [
+    "BST",
+    "CAN",
+    "DCN",
+    "DCNV2",
+    "DFN",
+    "DHAN",
+    "DIEN",
+    "DIN",
+    "DMT",
+    "DSIN",
+    "DSTN",
+    "DUPN",
+    "ESMM",
+    "FM",
+    "FNN",
+    "HUP",
+    "IAT",
+    "KEEP",
+    "LR",
+    "PLE",
+    "PNN",
+    "ATRank",
+    "CoVisit",
+    "DeepFM",
+    "Distillation",
+    "EmbeddingConfig",
+    "Encoder",
+    "Extractor",
+    "FittedRetriever",
+    "IATReader",
+    "KEEPPlug",
+    "KFAtt",
+    "MMoE",
+    "Model",
+    "MultiTower",
+    "Pooling",
+    "Ranker",
+    "ResEmbedding",
+    "Retriever",
+    "RocketLaunching",
+    "SASRec",
+    "SearchUser",
+    "SharedBottom",
+    "TiSSA",
+    "TopConfig",
+    "TopRanker",
+    "VectorRetriever",
+    "WideDeep",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'longrec.models' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"longrec.models.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

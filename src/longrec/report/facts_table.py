@@ -38,8 +38,8 @@ def _fit(build: Callable[[int], Grid]) -> str:
 def describe_log(facts: Mapping[str, Any]) -> list[str]:
     """Return the size of the log, and its ties and repeated rows, in one line each."""
     span = f", {_format_time(facts['first'], True)} to {_format_time(facts['last'], True)}"
-    counts = f"{facts['events']:,} events, {facts['users']:,} users, {facts['items']:,} items"
-    lines = [counts + (span if facts["first"] is not None else "")]
+    counts = [f"{facts['events']:,} events", *(f"{facts[key]:,} {key}" for key in _list_owners(facts))]
+    lines = [", ".join(counts) + (span if facts["first"] is not None else "")]
     if facts["tied"] is not None:
         lines.append(f"{format_share(facts['tied'])} of the events have the timestamp of another event of their user")
         lines.append(f"{facts['repeated']:,} events repeat the user, item and timestamp of an earlier row")
@@ -49,15 +49,15 @@ def describe_log(facts: Mapping[str, Any]) -> list[str]:
 def build_splits(facts: Mapping[str, Any], most: int = _LONGEST[0]) -> Grid:
     """Return one row per split with samples. Timestamps are cut to days where ``most`` is small."""
     timed, minutes = facts["first"] is not None, most == _LONGEST[0]
-    head = ["split", "samples", "positive", "users", "items", "new users", "new items"]
+    owners = _list_owners(facts)
+    head = ["split", "samples", "positive", *owners, *(f"new {owner}" for owner in owners)]
     rows = [
         [
             name,
             f"{one['rows']:,}",
             format_share(one["positives"] / one["rows"]),
-            f"{one['users']:,}",
-            f"{one['items']:,}",
-            *("" if name == "train" else format_share(one[key]) for key in ("new_users", "new_items")),
+            *(f"{one[owner]:,}" for owner in owners),
+            *("" if name == "train" else format_share(one[f"new_{owner}"]) for owner in owners),
             *((_format_time(one["first"], minutes), _format_time(one["last"], minutes)) * timed),
         ]
         for name, one in facts["splits"].items()
@@ -111,6 +111,12 @@ def format_share(share: float) -> str:
     if share in (0, 1):
         return f"{share:.0%}"
     return "<0.1%" if share < 0.0005 else ">99.9%" if share > 0.9995 else f"{share:.1%}"
+
+
+def _list_owners(facts: Mapping[str, Any]) -> list[str]:
+    """Return ``users`` and ``items``, without users of one row each and without items where rows have none."""
+    each_row = facts["users"] == facts["events"]
+    return ([] if each_row else ["users"]) + (["items"] if facts["items"] else [])
 
 
 def _list_splits(facts: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from longrec.errors import ConfigError, UnknownName
 from longrec.features.fields import Fields
 from longrec.models.core.base import Model
 from longrec.models.core.kinds import Encoder, FittedRetriever, Ranker, Retriever, VectorRetriever
-from longrec.models.core.registry import find
+from longrec.models.core.registry import find, name_of_class
 from longrec.testing import (
     core,
     devices,
@@ -158,9 +158,8 @@ def _report(subject: str, failures: Mapping[str, Exception]) -> ConformanceError
 
 
 def _name_of_class(cls: type[Model]) -> str:
-    module = cls.__module__
-    name = module.removeprefix("longrec.models.")
-    if module != "__main__" and "." in module and find(name) is cls:
-        return name
-    do = "move it to a module of its own, such as my_team/models/din2.py, and import it from there"
-    raise ConfigError(f"class {cls.__name__}", [f"is in module {module}, where LongRec finds no model; {do}"])
+    name = name_of_class(cls)
+    if find(name) is not cls:
+        do = "check the class that the module holds now"
+        raise ConfigError(f"class {cls.__name__}", [f"is not the one that {name} names; {do}"])
+    return name

@@ -66,6 +66,7 @@ class State:
 def save(folder: Path, model: nn.Module, optimizers: Mapping[str, Optimizer], state: State) -> None:
     """Write a checkpoint and replace the previous one."""
     tensors, numbers = _collect_optimizer_state(optimizers)
+    groups = _collect_groups(optimizers)
     tensors[_RANDOM] = torch.get_rng_state()
     device = find_device(model)
     if device.type == "cuda":
@@ -74,7 +75,7 @@ def save(folder: Path, model: nn.Module, optimizers: Mapping[str, Optimizer], st
     def fill(into: Path) -> None:
         save_file(_separate_tensors(model.state_dict()), into / "weights.safetensors")
         save_file(_separate_tensors(tensors), into / "optimizer.safetensors")
-        content = {"format": FORMAT, **asdict(state), "optimizers": numbers}
+        content = {"format": FORMAT, **asdict(state), "optimizers": numbers, "groups": groups}
         (into / "state.json").write_text(json.dumps(content, indent=1))
 
     replace_folder(folder, fill)
@@ -94,6 +95,7 @@ def load(folder: Path, model: nn.Module, optimizers: Mapping[str, Optimizer]) ->
         if content.pop("format") != FORMAT:
             raise RunError(str(folder), "a checkpoint of another version", FORMAT, "resume with that version")
         numbers = content.pop("optimizers" if "optimizers" in content else _FORMER_KEY)
+        groups = content.pop("groups", {})  # versions up to 0.7 wrote none
         state = State(**content)
         weights = load_file(folder / "weights.safetensors")
         tensors = load_file(_optimizer_file(folder))
@@ -107,6 +109,9 @@ def load(folder: Path, model: nn.Module, optimizers: Mapping[str, Optimizer]) ->
     if cuda is not None and device.type == "cuda":
         torch.cuda.set_rng_state(cuda.clone(), device)
     _restore_optimizers(optimizers, tensors, numbers)
+    for name, optimizer in optimizers.items():
+        for group, own in zip(optimizer.param_groups, groups.get(name, ())):
+            group.update(own)
     return state
 
 
@@ -128,8 +133,30 @@ def _collect_optimizer_state(optimizers: Mapping[str, Optimizer]) -> tuple[dict[
     for name, optimizer in optimizers.items():
         for index, parameter in enumerate(_parameters(optimizer)):
             for key, value in optimizer.state.get(parameter, {}).items():
-                (tensors if isinstance(value, Tensor) else numbers)[f"{name}.{index}.{key}"] = value
+                if not isinstance(value, Tensor | int | float | str | None):
+                    raise RunError(
+                        f"optimizer {type(optimizer).__name__}",
+                        f"the state {key!r} is a {type(value).__name__}",
+                        "tensors and numbers, which a checkpoint can hold",
+                        "train with another optimizer",
+                    )
+                path = f"{name}.{index}.{key}"
+                if isinstance(value, Tensor):
+                    tensors[path] = value
+                else:
+                    numbers[path] = value
     return tensors, numbers
+
+
+def _collect_groups(optimizers: Mapping[str, Optimizer]) -> dict[str, list[dict[str, Any]]]:
+    """Return the numbers of the parameter groups of every optimizer, some of which count steps in them."""
+    return {
+        name: [
+            {key: value for key, value in group.items() if isinstance(value, int | float)}
+            for group in optimizer.param_groups
+        ]
+        for name, optimizer in optimizers.items()
+    }
 
 
 def _restore_optimizers(

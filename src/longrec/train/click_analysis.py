@@ -48,10 +48,11 @@ class ClickAnalysis(Analysis):
             at = table.column_names.index(column)
             constant = constant.set_column(at, column, pa.array(np.full(len(table), rate, np.float32)))
             by_item = by_item.set_column(at, column, pa.array(rates.take(own_items).astype(np.float32)))
-        return [
-            Reference("base rate", "the share of positives in train", constant),
-            Reference("item rate", f"that of the item, smoothed with {PRIOR_ROWS} rows at the base rate", by_item),
-        ]
+        references = [Reference("base rate", "the share of positives in train", constant)]
+        if len(log.items) > 1:
+            about = f"that of the item, smoothed with {PRIOR_ROWS} rows at the base rate"
+            references.append(Reference("item rate", about, by_item))
+        return references
 
     def measure_segment(self, table: pa.Table, evaluate: EvaluateConfig) -> dict[str, Interval]:
         """Return AUC and PCOC, or nothing where a class has fewer than 20 rows."""
@@ -83,7 +84,9 @@ class ClickAnalysis(Analysis):
         explained = explain_rows(log, model, list(chosen.values()), bf16=job.fit.bf16)
         samples = []
         for title, one in zip(chosen, explained):
-            facts = {"User": one["user"], "Candidate": one["item"], "Score": f"{one['score']:.4f}"}
+            keys = {"User": one["user"], "Candidate": one["item"]}
+            facts = {name: key for name, key in keys.items() if key is not None}
+            facts["Score"] = f"{one['score']:.4f}"
             if log.schema.time is not None:
                 facts["At"] = format_timestamp_of(log, one["timestamp"])
             samples.append(

@@ -12,7 +12,9 @@ import pyarrow as pa
 from longrec.errors import ConfigError
 from longrec.metrics import Comparison
 from longrec.metrics.bootstrap import Resample
+from longrec.metrics.own import MetricsLike, read_metrics
 from longrec.train.finished_run import Run, open_run
+from longrec.train.hooks import add_differences, add_metrics
 from longrec.train.new_data import read_new_labels
 from longrec.train.objectives.objective import Evaluation
 from longrec.train.predict_run import predict_split
@@ -29,6 +31,7 @@ def evaluate(
     resample: Resample | None = None,
     n_resamples: int | None = None,
     seed: int | None = None,
+    metrics: MetricsLike = (),
     device: str | None = None,
 ) -> Evaluation:
     """Compute the metrics of a run on a split with intervals. Missing predictions are computed first.
@@ -36,6 +39,7 @@ def evaluate(
     Args:
         split: ``test``, ``valid`` or ``train``.
         resample, n_resamples, seed: settings of the bootstrap. Default: those of the run's config.
+        metrics: metrics of one's own, functions of labels, scores and users, by name.
         device: device that scores, as in ``predict``.
 
     Raises:
@@ -48,7 +52,10 @@ def evaluate(
     config = run.config.evaluate.model_copy(
         update={key: value for key, value in arguments.items() if value is not None}
     )
-    evaluation = run.objective.measure(table, run.name, run.config.model["name"], split, config)
+    own = read_metrics(metrics)
+    evaluation = add_metrics(
+        run.objective.measure(table, run.name, run.config.model["name"], split, config), table, own, config
+    )
     return replace(evaluation, warnings=(*run.results.get("run_warnings", ()), *evaluation.warnings))
 
 
@@ -87,6 +94,7 @@ def compare(
     n_resamples: int = 300,
     seed: int = 0,
     baseline: str | None = None,
+    metrics: MetricsLike = (),
     common: bool = False,
     log: Any = None,
     device: str | None = None,
@@ -103,6 +111,7 @@ def compare(
         common: compare on the rows that the splits of all runs have, by user, item and timestamp.
         log: new rows with labels that all runs score, in place of a split.
         device, entities: as in ``predict_new``.
+        metrics: metrics of one's own, functions of labels, scores and users, by name.
 
     Raises:
         ConfigError: fewer than two runs.
@@ -143,6 +152,7 @@ def compare(
         n_resamples=n_resamples,
         seed=seed,
     )
+    comparison = add_differences(comparison, dict(zip(names, tables)), read_metrics(metrics), seed)
     return replace(comparison, warnings=(*warnings, *comparison.warnings))
 
 

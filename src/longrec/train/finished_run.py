@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +22,15 @@ import pyarrow.parquet as pq
 
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
+from longrec.data.source_checks import sources
 from longrec.data.splits import parse_cutoff
 from longrec.errors import DataError, RunError
 from longrec.features.fitted_schema import FittedSchema
 from longrec.metrics import Interval, rename_metric
+from longrec.metrics.interval import list_intervals, show_intervals
+from longrec.tabular import Columns, Tabular, format_path
+from longrec.train.history import History, read_history
+from longrec.train.hook_record import read_monitors
 from longrec.train.job import Job, read_job
 
 if TYPE_CHECKING:
@@ -36,17 +41,19 @@ OBJECTIVE_NAMES = ("clicks", "next_item")
 """Names of ``train/objectives``, which a run may have."""
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(Tabular):
     """Run that has ended.
 
     Attributes:
         folder: the run folder.
         results: contents of ``results.json``.
+        model_class: class of its model, given by the caller. None for the one that the name of the model imports.
     """
 
     folder: Path
     results: dict[str, Any]
+    model_class: type[Model] | None = None
 
     @property
     def name(self) -> str:
@@ -59,6 +66,22 @@ class Run:
         return {key: Interval.from_dict(value) for key, value in self.results["metrics"].items()}
 
     @cached_property
+    def history(self) -> History:
+        """Training losses and validations by step."""
+        return read_history(self.folder)
+
+    def to_columns(self) -> Columns:
+        """Return one row per metric, with its interval."""
+        return list_intervals(self.metrics)
+
+    def shown(self) -> tuple[str, Columns]:
+        """Return the folder with the warnings, and one line per metric."""
+        facts = f"{self.results.get('model', 'model')}, best at step {self.results.get('best_step', 0):,}"
+        lines = [f"Run {format_path(self.folder)}: {facts}, measured on {self.results.get('split', 'test')}"]
+        lines += [f"warning: {warning}" for warning in self.results.get("warnings", ())]
+        return "\n".join(lines), show_intervals(self.metrics)
+
+    @cached_property
     def objective(self) -> Objective:
         """Objective of the run. Results of earlier versions are of clicks."""
         from longrec.train.objectives import OBJECTIVES  # imports torch
@@ -68,7 +91,9 @@ class Run:
     @cached_property
     def config(self) -> Job:
         """Job of the run with all defaults filled in."""
-        return read_job(self.folder / "config.yaml")
+        return read_job(
+            self.folder / "config.yaml", model_class=self.model_class, own_monitors=read_monitors(self.folder)
+        )
 
     @cached_property
     def fitted(self) -> FittedSchema:
@@ -79,7 +104,7 @@ class Run:
         """Load the model of the best validation, in eval mode."""
         from longrec.models.core import artifact  # imports torch
 
-        return artifact.load(self.folder / "checkpoints" / "best").eval()
+        return artifact.load(self.folder / "checkpoints" / "best", self.model_class).eval()
 
     def log(self) -> Log:
         """Open the prepared log it was trained on.
@@ -145,8 +170,11 @@ class Run:
         return write_report([self], into)
 
 
-def open_run(path: str | Path) -> Run:
+def open_run(path: str | Path, model: type[Model] | None = None) -> Run:
     """Open the folder of a finished run.
+
+    Args:
+        model: class of its model, for one that was defined in a notebook or script of another process.
 
     Raises:
         RunError: no such folder, no run, no finished run, or results that cannot be read.
@@ -170,7 +198,19 @@ def open_run(path: str | Path) -> Run:
             raise KeyError("metrics")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(str(file), f"not readable ({error})", "results of a training", "train again") from None
-    return Run(folder, results)
+    return Run(folder, results, model)
+
+
+def open_earlier_run(path: str | Path, model: Model) -> Run:
+    """Open the run that the training of a model starts from. If it has a model of the same name, it has its class.
+
+    Raises:
+        RunError: as ``open_run``.
+    """
+    from longrec.models.core.registry import name_of  # imports torch
+
+    run = open_run(path)
+    return replace(run, model_class=type(model)) if run.results.get("model") == name_of(model) else run
 
 
 def require_run(folder: Path) -> None:
@@ -224,5 +264,12 @@ def open_log(folder: Path, job: Job) -> Log:
             str(folder),
             f"its prepared log cannot be opened ({error.where}: {error.found})",
             "the log it was trained on",
-            f"prepare it again: longrec prepare {folder / 'config.yaml'}",
+            _advise_to_prepare(folder, job),
         ) from None
+
+
+def _advise_to_prepare(folder: Path, job: Job) -> str:
+    """Return how the log of a run is prepared again."""
+    if any(source.frame is not None for _, source in sources(job.data)):
+        return f"prepare it again in Python with the same frames: longrec.prepare(..., folder={job.data.folder!r})"
+    return f"prepare it again: longrec prepare {folder / 'config.yaml'}"

@@ -24,9 +24,11 @@ from longrec.models.core.base import Model
 from longrec.models.core.kinds import FittedRetriever
 from longrec.train import checkpoint
 from longrec.train.device import choose_device, prepare_torch
-from longrec.train.finished_run import Run, open_log, open_run, read_log, require_run
+from longrec.train.finished_run import Run, open_earlier_run, open_log, open_run, read_log, require_run
 from longrec.train.fitted import fit_model
 from longrec.train.folder import create_run_folder, lock_folder, record_resume, require_free, warm_start_warnings
+from longrec.train.hook_record import read_monitors
+from longrec.train.hooks import Hooks, add_metrics
 from longrec.train.job import Job, flatten, read_job
 from longrec.train.loop import Loop
 from longrec.train.memory import check_memory
@@ -47,6 +49,11 @@ WARM_START = "warm_start.json"
 """File of a run folder: what was carried of the run that training started from."""
 # Keys that may differ between a config and the run it resumes: names, paths and the device.
 _LOCATION_KEYS = ("name", "data.folder", "fit.runs", "fit.device")
+
+_OWN_WEIGHTS = (
+    "training started from weights that were set in Python, not from those of a seed; the run does not record which "
+    "labels they have seen, and the config alone does not repeat it"
+)
 
 
 def train(
@@ -82,52 +89,100 @@ def train(
             nothing to resume.
     """
     if resume is not None:
-        return _resume(Path(resume), source, overrides, device, quiet)
+        if source is None and overrides:
+            raise ConfigError("command line", ["a resumed run keeps its config; to change it, start a new run"])
+        requested = None if source is None else read_job(source, overrides)
+        return resume_run(Path(resume), requested, device=device, quiet=quiet)
     if source is None:
         raise ConfigError("train", ["needs a config, or a run to resume"])
     job = _set_device(read_job(source, overrides), device)
-    target = choose_device(job.fit.device)
+    return start(job, quiet=quiet, notes=notes, on_prepared=on_prepared)
+
+
+def start(
+    job: Job,
+    *,
+    built: Model | None = None,
+    hooks: Hooks | None = None,
+    quiet: bool = False,
+    notes: str = "",
+    on_prepared: Callable[[Path], None] | None = None,
+) -> Run:
+    """Start the run of a job, and return it when it has finished.
+
+    Args:
+        hooks: metrics and optimizers of one's own.
+        built: model to train in place, of the settings of the job. None builds it.
+        quiet, notes, on_prepared: as in ``train``.
+
+    Raises:
+        ConfigError, ResourceError, DataError, RunError: as ``train``.
+    """
+    hooks, target = hooks or Hooks(), choose_device(job.fit.device)
     require_free(job)
-    check_memory(job.model, estimate_fields(job.schema), job.fit)
+    if built is None:
+        check_memory(job.model, estimate_fields(job.schema), job.fit, job.model_class)
     log = read_log(job, on_prepared)
-    objective = objective_of(models.find(str(job.model["name"])))
+    objective = objective_of(job.model_class)
     objective.check_log(log, job.fit, job.evaluate)
     with prepare_torch(job.fit.threads, job.fit.seed, target):
-        model = _build_model(job, log)
+        model = _build_model(job, log) if built is None else _take_model(built, job, log)
         objective.check_model(model, log, job.fit)
         seen, warnings = _check_seen_labels(job, log, model)
-        if job.fit.init_from is not None:  # a misfit is reported before there is a folder
-            warm_start(job.fit.init_from, model, build_optimizers(model, job.fit), job.fit, log.fitted)
-        folder = create_run_folder(job, log, seen, warnings, notes)
+        if built is not None and (built.construction is None or not built.construction.matches(built)):
+            warnings = [*warnings, _OWN_WEIGHTS]
+        if job.fit.init_from is not None or hooks.trains:  # a misfit is reported before there is a folder
+            optimizers = build_optimizers(model, job.fit, hooks)
+            if job.fit.init_from is not None:
+                warm_start(job.fit.init_from, model, optimizers, job.fit, log.fitted, hooks)
+        folder = create_run_folder(job, log, seen, warnings, notes, hooks.record())
+        if built is not None:
+            model.trained_by = str(folder.absolute())
         with lock_folder(folder):
-            _run(folder, job, log, model, target, quiet)
-    return open_run(folder)
+            _run(folder, job, log, model, target, quiet, hooks)
+    return open_run(folder, job.model_class)
 
 
-def _resume(
+def resume_run(
     folder: Path,
-    source: str | Path | Mapping[str, Any] | None,
-    overrides: Sequence[str],
-    device: str | None,
-    quiet: bool,
+    requested: Job | None = None,
+    *,
+    built: Model | None = None,
+    model_class: type[Model] | None = None,
+    hooks: Hooks | None = None,
+    device: str | None = None,
+    quiet: bool = False,
 ) -> Run:
+    """Continue an interrupted run from its last checkpoint. A finished run is returned unchanged.
+
+    Args:
+        requested: job that must have the config of the run.
+        built: model to train in place.
+        model_class: class of its model, if it cannot be imported by its name.
+        hooks: the metrics and optimizers of one's own that it was started with.
+        device, quiet: as in ``train``.
+
+    Raises:
+        RunError: no run, or one that another process trains.
+        ConfigError: a config that differs from that of the run.
+    """
     require_run(folder)
-    job = read_job(folder / "config.yaml")
-    if source is not None:
-        requested = read_job(source, overrides)
+    hooks = hooks or Hooks()
+    job = read_job(folder / "config.yaml", model_class=model_class, own_monitors=read_monitors(folder))
+    if requested is not None:
         _check_same_config(requested, job, folder)
         device = device or requested.fit.device
-    elif overrides:
-        raise ConfigError("command line", ["a resumed run keeps its config; to change it, start a new run"])
     job = _set_device(job, device)
     with lock_folder(folder):
         if not (folder / "results.json").exists():
+            hooks.check_record(folder)
             target = choose_device(job.fit.device)
             log = open_log(folder, job)
             record_resume(folder, job)
             with prepare_torch(job.fit.threads, job.fit.seed, target):
-                _run(folder, job, log, _build_model(job, log), target, quiet)
-    return open_run(folder)
+                model = _build_model(job, log) if built is None else _take_model(built, job, log)
+                _run(folder, job, log, model, target, quiet, hooks)
+    return open_run(folder, model_class)
 
 
 def _set_device(job: Job, device: str | None) -> Job:
@@ -136,8 +191,26 @@ def _set_device(job: Job, device: str | None) -> Job:
 
 def _build_model(job: Job, log: Log) -> Model:
     fields = log.fields()
-    check_memory(job.model, fields, job.fit)
-    model = models.build(job.model, fields)
+    check_memory(job.model, fields, job.fit, job.model_class)
+    return _check_init_from(models.build(job.model, fields, model_class=job.model_class), job)
+
+
+def _take_model(model: Model, job: Job, log: Log) -> Model:
+    """Check that a model which was built in Python can be trained on a log, and continue its random numbers.
+
+    Raises:
+        ConfigError: a model of other fields.
+    """
+    if model.fields != log.fields():
+        fault = "model: was built for the fields of another log; build it again with log.fields() of this one"
+        raise ConfigError("fit", [fault])
+    construction = model.construction
+    if construction is not None and construction.seed == job.fit.seed:
+        torch.set_rng_state(construction.random_state)  # as if it had been built here
+    return _check_init_from(model, job)
+
+
+def _check_init_from(model: Model, job: Job) -> Model:
     if model.needs_init_from and job.fit.init_from is None:
         name = job.model["name"]
         fault = f"fit.init_from: is required; {name} learns from a trained model, whose weights it reads from a run"
@@ -145,7 +218,7 @@ def _build_model(job: Job, log: Log) -> Model:
     return model
 
 
-def _run(folder: Path, job: Job, log: Log, model: Model, device: torch.device, quiet: bool) -> None:
+def _run(folder: Path, job: Job, log: Log, model: Model, device: torch.device, quiet: bool, hooks: Hooks) -> None:
     objective = objective_of(type(model))
     for sentence in _collect_run_warnings(folder, log, objective):
         print(f"warning: {sentence}", file=sys.stderr)
@@ -153,14 +226,14 @@ def _run(folder: Path, job: Job, log: Log, model: Model, device: torch.device, q
 
     def validate(candidate: Model = model) -> dict[str, float]:
         with objective.correct(candidate, job.fit):
-            return objective.validate(candidate, log, valid_rows, job.fit, job.evaluate)
+            return objective.validate(candidate, log, valid_rows, job.fit, job.evaluate, hooks.metrics)
 
     def save_best(into: Path) -> None:
         with objective.correct(model, job.fit):
             artifact.save(model, into)
 
     assert job.fit.monitor is not None
-    lower = objective.settings.monitors(job.evaluate)[job.fit.monitor] == "min"
+    lower = {**objective.settings.monitors(job.evaluate), **hooks.monitors}[job.fit.monitor] == "min"
     settings = flatten({"model": job.model, "fit": job.fit.model_dump(mode="json")})
     if isinstance(model, FittedRetriever):
         _fit_statistics(model, log)
@@ -168,7 +241,7 @@ def _run(folder: Path, job: Job, log: Log, model: Model, device: torch.device, q
             state = fit_model(
                 model, folder, job.fit.monitor, validate if len(valid_rows) else None, lower, quiet, others
             )
-        _measure(folder, job, log, objective, device, state, quiet)
+        _measure(folder, job, log, objective, device, state, quiet, hooks)
         return
     with _watch_stop_signals() as stop:
         loader = objective.build_loader(model, log, job.fit)
@@ -184,12 +257,13 @@ def _run(folder: Path, job: Job, log: Log, model: Model, device: torch.device, q
             stop=stop,
             label=f"train {folder.absolute().name}",
             quiet=quiet,
+            hooks=hooks,
         )
         if not loop.state.step:
             objective.start(model, log, loader)
         if job.fit.init_from is not None and not loop.state.step:
             _check_seen_labels(job, log, model)
-            carried = warm_start(job.fit.init_from, model, loop.optimizers, job.fit, log.fitted)
+            carried = warm_start(job.fit.init_from, model, loop.optimizers, job.fit, log.fitted, hooks)
             _write_text(folder / WARM_START, json.dumps(carried.to_dict(), indent=1))
             if not quiet:
                 print(carried.describe(), file=sys.stderr)
@@ -197,7 +271,7 @@ def _run(folder: Path, job: Job, log: Log, model: Model, device: torch.device, q
             _fit_statistics(model, log)
         with trackers(job.fit, folder, loop.state.step, settings) as others:
             state = loop.run(others)
-    _measure(folder, job, log, objective, device, state, quiet)
+    _measure(folder, job, log, objective, device, state, quiet, hooks)
 
 
 def _check_seen_labels(job: Job, log: Log, model: Model) -> tuple[SeenLabels, list[str]]:
@@ -209,7 +283,7 @@ def _check_seen_labels(job: Job, log: Log, model: Model) -> tuple[SeenLabels, li
     seen = compute_seen_labels(log, model.targets)
     if job.fit.init_from is None:
         return seen, []
-    before = read_seen_labels(open_run(job.fit.init_from))
+    before = read_seen_labels(open_earlier_run(job.fit.init_from, model))
     warnings = check_warm_start(before, log, f"fit.init_from: {job.fit.init_from}", job.fit.allow_future_weights)
     return seen.merge(before.with_delays(collect_delays(log.schema))), warnings
 
@@ -229,16 +303,17 @@ def _measure(
     device: torch.device,
     state: checkpoint.State,
     quiet: bool,
+    hooks: Hooks,
 ) -> None:
     """Predict valid and test once with the best model. results.json is written last and marks the end of the run."""
-    best = artifact.load(folder / "checkpoints" / "best").eval().to(device)
+    best = artifact.load(folder / "checkpoints" / "best", job.model_class).eval().to(device)
     measured = {}
     for split in ("valid", "test"):
         if len(objective.rows_of(log, split)):
             path = folder / "predictions" / f"{split}.parquet"
             table = objective.write_predictions(best, log, split, path, job.fit, job.evaluate, quiet=quiet)
             evaluation = objective.measure(table, folder.absolute().name, job.model["name"], split, job.evaluate)
-            measured[split] = evaluation.to_dict()
+            measured[split] = add_metrics(evaluation, table, hooks.metrics, job.evaluate).to_dict()
     headline = measured["test"] if "test" in measured else measured["valid"]
     run_warnings = [*_collect_run_warnings(folder, log, objective), *objective.collect_warnings(best, log, job.fit)]
     results = {

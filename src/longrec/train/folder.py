@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from longrec.data.log import Log
 from longrec.errors import RunError
 from longrec.train.checkpoint import replace_file
+from longrec.train.hook_record import HOOKS
 from longrec.train.job import Job
 from longrec.train.machine import describe_environment, describe_start
 from longrec.train.seen_labels import KEY, SeenLabels
@@ -24,20 +27,28 @@ except ImportError:  # Windows: runs are not locked there
     fcntl = None  # type: ignore[assignment]
 
 
-def create_run_folder(job: Job, log: Log, seen: SeenLabels, warnings: Sequence[str] = (), notes: str = "") -> Path:
+def create_run_folder(
+    job: Job,
+    log: Log,
+    seen: SeenLabels,
+    warnings: Sequence[str] = (),
+    notes: str = "",
+    hooks: Mapping[str, Any] | None = None,
+) -> Path:
     """Create a run folder atomically, with all facts that precede training.
 
     Args:
         seen: labels that the run is trained and validated on.
         warnings: sentences about the run that it starts from.
         notes: differences from the configuration of another tool, kept as ``NOTES.md``.
+        hooks: names of the functions of one's own, kept as ``hooks.json`` if there are any.
 
     Raises:
         RunError: the folder of the job exists already.
     """
     runs = Path(job.fit.runs)
     runs.mkdir(parents=True, exist_ok=True)
-    short = str(job.model["name"]).rpartition(".")[2]
+    short = re.split("[.:]", str(job.model["name"]))[-1].strip("_") or "model"
     partial = runs / f".partial-{os.getpid()}-{threading.get_ident()}"
     if partial.exists():
         shutil.rmtree(partial)
@@ -49,6 +60,8 @@ def create_run_folder(job: Job, log: Log, seen: SeenLabels, warnings: Sequence[s
         about = {"path": str(log.folder.absolute()), "digest": log.folder.name, "samples": log.sample_count}
         about |= {"left_out": log.excluded_counts, KEY: seen.to_dict(), "warnings": list(warnings)}
         (partial / "log.json").write_text(json.dumps(about, indent=1))
+        if hooks:
+            (partial / HOOKS).write_text(json.dumps(hooks, indent=1), encoding="utf-8")
         if notes:
             (partial / "NOTES.md").write_text(notes, encoding="utf-8")
         for number in range(1, 1_000_000):

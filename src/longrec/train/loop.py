@@ -17,12 +17,14 @@ from longrec.models.core.base import Model
 from longrec.progress import Progress
 from longrec.train import checkpoint
 from longrec.train.device import CPU, find_device, precision
+from longrec.train.hooks import Hooks
 from longrec.train.objectives.objective import Loader
 from longrec.train.optimizers import build_optimizers, clip, set_learning_rates
 from longrec.train.running_loss import RunningLoss
 from longrec.train.settings import FitConfig
 from longrec.train.tracking import MetricsFile, Tracker
 
+_CONTINUE = "continue it with --resume, or in Python with the same call of longrec.fit and resume=folder"
 _SHARE = 20  # checkpoints by the clock may take at most 1 / _SHARE of the time
 
 
@@ -38,6 +40,7 @@ class Loop:
         validate: function that returns the metrics of a validation. None without rows to validate on.
         lower_is_better: direction of the metric ``config.monitor``.
         device: device to train on. The model is moved there.
+        hooks: optimizers of one's own.
         stop: function called after every step. If it returns the number of a signal, the loop writes a checkpoint and
             raises StoppedRun.
     """
@@ -56,11 +59,12 @@ class Loop:
         stop: Callable[[], int | None] = lambda: None,
         label: str = "train",
         quiet: bool = False,
+        hooks: Hooks | None = None,
     ) -> None:
         self.model, self.loader, self.config, self.folder = model, loader, config, folder
         self.save_best, self.validate, self.lower_is_better = save_best, validate, lower_is_better
         self.stop, self.label, self.quiet = stop, label, quiet
-        self.optimizers = build_optimizers(model.to(device), config)
+        self.optimizers = build_optimizers(model.to(device), config, hooks or Hooks())
         self.checkpoints = folder / "checkpoints"
         checkpoint.recover_folder(self.checkpoints / "best")
         self.state = checkpoint.load(self.checkpoints / "last", model, self.optimizers) or checkpoint.State()

@@ -15,6 +15,7 @@ import torch
 from longrec.errors import ResourceError
 from longrec.features.fields import Fields
 from longrec.models.core import registry as models
+from longrec.models.core.base import Model
 from longrec.resources import available_memory, format_bytes
 from longrec.train.memory_bound import NUMBER_BYTES, STATE_NUMBERS
 from longrec.train.settings import FitConfig
@@ -36,15 +37,18 @@ class MemoryEstimate:
     bytes: int
 
 
-def estimate_memory(model_config: Mapping[str, Any], fields: Fields, fit: FitConfig) -> MemoryEstimate | None:
+def estimate_memory(
+    model_config: Mapping[str, Any], fields: Fields, fit: FitConfig, model_class: type[Model] | None = None
+) -> MemoryEstimate | None:
     """Estimate the memory of training a model. None for a model that cannot be built on the meta device.
 
     Args:
         model_config: the ``model`` section of a job.
+        model_class: class of the model. Default: that of its name.
     """
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            model = models.build(model_config, fields)
+            model = models.build(model_config, fields, model_class=model_class)
     except Exception:  # noqa: BLE001 - an error in building a model is reported when it is really built
         return None
     tables = {id(table) for table in model.embedding_parameters()}
@@ -92,8 +96,10 @@ def find_memory_fault(estimate: MemoryEstimate | None) -> ResourceError | None:
     )
 
 
-def check_memory(model_config: Mapping[str, Any], fields: Fields, fit: FitConfig) -> None:
+def check_memory(
+    model_config: Mapping[str, Any], fields: Fields, fit: FitConfig, model_class: type[Model] | None = None
+) -> None:
     """Raise a ResourceError if a training cannot fit into the available memory, before any allocation."""
-    error = find_memory_fault(estimate_memory(model_config, fields, fit))
+    error = find_memory_fault(estimate_memory(model_config, fields, fit, model_class))
     if error is not None:
         raise error

@@ -7,6 +7,7 @@ every model.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -50,7 +51,7 @@ def bound_numbers(model: Mapping[str, Any], schema: Schema) -> int | None:
     most as many rows and columns as there are inputs and units in all layers together.
     """
     sections = list(_iterate_sections(model))
-    if any("." in str(section["name"]) for section in sections):
+    if any(re.search("[.:]", str(section["name"])) for section in sections):
         return None
     sizes = _Sizes()
     for section in sections:

@@ -8,27 +8,58 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from longrec.errors import ConfigError
 from longrec.models.core.base import Model
+from longrec.train.hooks import Hooks, OptimizerFunction
 from longrec.train.schedules import warmup
 from longrec.train.settings import FitConfig
 from longrec.train.sparse_optimizers import LazyAdagrad, LazyAdam, LazySGD, RowwiseAdagrad, sum_by_row
 
+_NO_HOOKS = Hooks()
+_OWN_RATE = "own_lr"
+"""Key of a group with the learning rate that an optimizer of one's own was built with."""
 
-def build_optimizers(model: Model, config: FitConfig) -> dict[str, Optimizer]:
-    """Return the optimizers ``dense`` and ``tables``, each only if the model has such parameters."""
+
+def build_optimizers(model: Model, config: FitConfig, hooks: Hooks = _NO_HOOKS) -> dict[str, Optimizer]:
+    """Return the optimizers ``dense`` and ``tables``, each only if the model has such parameters.
+
+    Raises:
+        ConfigError: an optimizer of one's own that does not train exactly the parameters it is given.
+    """
     tables = list(model.embedding_parameters())
     own = {id(table) for table in tables}
     dense = [parameter for parameter in model.parameters() if id(parameter) not in own and parameter.requires_grad]
     optimizers: dict[str, Optimizer] = {}
-    if dense:
+    if dense and hooks.optimizer is not None:
+        optimizers["dense"] = _build_own(hooks.optimizer, dense, "optimizer")
+    elif dense:
         groups = [
             {"params": [p for p in dense if p.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in dense if p.ndim <= 1], "weight_decay": 0.0},
         ]
         optimizers["dense"] = _build_dense([group for group in groups if group["params"]], config)
-    if tables:
+    if tables and hooks.embedding_optimizer is not None:
+        optimizers["tables"] = _build_own(hooks.embedding_optimizer, tables, "embedding_optimizer")
+    elif tables:
         optimizers["tables"] = _build_embedding(tables, config)
     return optimizers
+
+
+def _build_own(build: OptimizerFunction, parameters: list[nn.Parameter], setting: str) -> Optimizer:
+    """Return the optimizer of one's own function. The learning rate that it sets is that of every step, see below."""
+    optimizer: Any = build(parameters)
+    if not isinstance(optimizer, Optimizer):
+        fault = f"{setting}: must return a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        raise ConfigError("fit", [fault])
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if trained != {id(parameter) for parameter in parameters}:
+        fault = (
+            f"{setting}: trains {len(trained)} parameters, and was given {len(parameters)}; it must train all of them"
+        )
+        raise ConfigError("fit", [fault])
+    for group in optimizer.param_groups:
+        group[_OWN_RATE] = group.get("lr")
+    return optimizer
 
 
 def _build_dense(groups: list[dict[str, Any]], config: FitConfig) -> Optimizer:
@@ -59,7 +90,7 @@ def _build_embedding(tables: list[nn.Parameter], config: FitConfig) -> Optimizer
 def set_learning_rates(optimizers: dict[str, Optimizer], config: FitConfig, step: int) -> None:
     """Set the learning rates of a step: schedule x warm-up factor.
 
-    The learning rate of the embedding tables is multiplied by the same factors.
+    The learning rates of the embedding tables and of optimizers of one's own are multiplied by the same factors.
 
     Args:
         step: number of steps done before.
@@ -69,7 +100,9 @@ def set_learning_rates(optimizers: dict[str, Optimizer], config: FitConfig, step
     for name, optimizer in optimizers.items():
         rate = config.lr if name == "dense" else config.embedding_lr or config.lr
         for group in optimizer.param_groups:
-            group["lr"] = rate * factor
+            own = group.get(_OWN_RATE, rate)
+            if own is not None:
+                group["lr"] = own * factor
 
 
 @torch.no_grad()

@@ -76,7 +76,7 @@ class SourceTrainer:
         Raises:
             RunError: the model is no encoder, needs the training window, or starts from another run.
         """
-        model = models.build(job.model, log.fields()) if trained is None else trained
+        model = models.build(job.model, log.fields(), model_class=job.model_class) if trained is None else trained
         if not isinstance(model, Encoder):
             description = f"a {type(model).__mro__[1].__name__.lower()}, {job.model['name']}"
             raise RunError(name, description, "an encoder, such as iat", "train a source: model: {name: iat}")

@@ -16,7 +16,9 @@ from longrec.models.core.base import Model
 from longrec.models.core.registry import name_of
 from longrec.nn.embedding import Embeddings
 from longrec.train import checkpoint
-from longrec.train.finished_run import open_run
+from longrec.train.finished_run import open_earlier_run
+from longrec.train.hook_record import read_record
+from longrec.train.hooks import Hooks
 from longrec.train.negative_correction import move_rate
 from longrec.train.optimizers import build_optimizers
 from longrec.train.row_matches import (
@@ -35,7 +37,12 @@ _SHOWN = 12
 
 
 def warm_start(
-    run_path: str | Path, model: Model, optimizers: Mapping[str, Optimizer], config: FitConfig, fitted: FittedSchema
+    run_path: str | Path,
+    model: Model,
+    optimizers: Mapping[str, Optimizer],
+    config: FitConfig,
+    fitted: FittedSchema,
+    hooks: Hooks | None = None,
 ) -> CarryReport:
     """Load the last weights and optimizer state of a finished run into a model and its optimizers.
 
@@ -47,14 +54,16 @@ def warm_start(
     Args:
         config: with ``reset_optimizer``, the optimizers keep their initial state.
         fitted: encoders of the log of the new training.
+        hooks: optimizers of one's own. The run must have been trained with functions of the same names.
 
     Raises:
         RunError: no finished run, weights or encodings that do not fit, or another optimizer.
     """
-    run = open_run(run_path)
+    run = open_earlier_run(run_path, model)
     with torch.random.fork_rng(devices=[]):  # the random generator of the run is not restored
         old = run.model()
-        before = build_optimizers(old, run.config.fit)
+        _check_own_optimizers(f"fit.init_from: {run_path}", run.folder, hooks or Hooks())
+        before = build_optimizers(old, run.config.fit, hooks or Hooks())
         state = checkpoint.load(run.folder / "checkpoints" / "last", old, before)
     where = f"fit.init_from: {run_path}"
     if state is None:
@@ -182,6 +191,15 @@ def _list_statistics(model: Model) -> set[str]:
         if isinstance(module, Model):
             names |= {f"{path}.{name}" if path else name for name in module.statistics}
     return names
+
+
+def _check_own_optimizers(where: str, folder: Path, hooks: Hooks) -> None:
+    """Refuse the state of an optimizer of one's own for another optimizer."""
+    before, now = read_record(folder), hooks.record()
+    for key in ("optimizer", "embedding_optimizer"):
+        if before.get(key) != now.get(key):
+            one, other = before.get(key) or f"fit.{key}", now.get(key) or f"fit.{key}"
+            raise RunError(where, f"state of {one}", f"that of {other}", f"give the same {key} to longrec.fit")
 
 
 def _check_same_optimizers(where: str, before: FitConfig, now: FitConfig) -> None:

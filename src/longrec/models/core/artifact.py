@@ -42,8 +42,11 @@ def save(model: Model, folder: str | Path) -> None:
         os.replace(partial, folder / name)
 
 
-def load(folder: str | Path) -> Model:
+def load(folder: str | Path, model_class: type[Model] | None = None) -> Model:
     """Load the model of a folder, in training mode like a new one.
+
+    Args:
+        model_class: its class. Default: the one that its name imports.
 
     Raises:
         RunError: if a file is missing or unreadable, has another format, or the weights do not fit the model.
@@ -56,7 +59,7 @@ def load(folder: str | Path) -> Model:
         raise RunError(
             str(folder / "model.json"), version, f"format {FORMAT}", "load it with the version that wrote it"
         )
-    cls = find(str(about.get("name")))
+    cls = model_class or find(str(about.get("name")))
     settings = upgrade_settings(cls, about.get("config") or {})
     config = parse(cls.Config, settings, str(folder / "model.json"), prefix="config")
     try:

@@ -6,7 +6,7 @@ Shapes: B rows, C candidates (rows), K labels, N instances, W width of an encode
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from longrec.config import Strict
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Fields
+from longrec.models.core.construction import Construction, ModelType
 from longrec.nn.embedding import Embeddings
 
 
@@ -65,8 +66,11 @@ class ContextInstances:
         return replace(self, **moved, host_offsets=self.offsets.cpu().numpy())
 
 
-class Model(nn.Module, ABC):
+class Model(nn.Module, metaclass=ModelType):
     """Base class of all models: maps a ``Batch`` to tensors. It opens no file and runs no training loop.
+
+    A model is built from fields and keyword settings, ``DIN(log.fields(), attention=(80, 40), seed=0)``, or from its
+    config object and fields.
 
     Attributes:
         Config: class of its settings, each with a default and a description.
@@ -82,6 +86,8 @@ class Model(nn.Module, ABC):
         needs_training_window: True if it computes statistics of the training window first, see ``fit_statistics``.
         statistics: names of the tensors that ``fit_statistics`` computes, which may have a row per id.
         variants: settings that the conformance suite runs besides the defaults.
+        construction: how its weights were drawn, of a model built from fields and keyword settings.
+        trained_by: the run that trained it in this process. None for any other.
         renamed_parameters: old name -> new name of parameters in weights of earlier versions, see ``core/renames.py``.
     """
 
@@ -97,6 +103,8 @@ class Model(nn.Module, ABC):
     statistics: tuple[str, ...] = ()
     variants: ClassVar[tuple[dict[str, Any], ...]] = ()
     renamed_parameters: ClassVar[dict[str, str]] = {}
+    construction: Construction | None = None
+    trained_by: str | None = None
 
     def __init__(self, config: Any, fields: Fields) -> None:
         super().__init__()

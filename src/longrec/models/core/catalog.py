@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import longrec.models
 from longrec.errors import ConfigError, UnknownName
+
+_FOLDER = Path(__file__).parent.parent
 
 KINDS = ("Ranker", "Encoder", "Extractor", "Retriever", "FittedRetriever", "VectorRetriever", "Model")
 """Classes of ``models/core/kinds.py`` that models derive from."""
@@ -61,7 +62,7 @@ class Setting:
 
 def names() -> list[str]:
     """Return the models that ship with the package, in alphabetical order."""
-    modules = (module.name for module in pkgutil.iter_modules(longrec.models.__path__) if not module.ispkg)
+    modules = (module.name for module in pkgutil.iter_modules([str(_FOLDER)]) if not module.ispkg)
     return sorted(name for name in modules if not name.startswith("_"))
 
 
@@ -139,7 +140,7 @@ def _path(name: str) -> Path:
     if "." not in name:
         if name not in names():
             raise UnknownName("model", name, names())
-        return Path(next(iter(longrec.models.__path__))) / f"{name}.py"
+        return _FOLDER / f"{name}.py"
     path = _source(name)
     if path is None:
         raise UnknownName("model", name, names())

@@ -14,11 +14,20 @@ from longrec.config import parse
 from longrec.errors import ConfigError, nearest
 from longrec.features.fields import Fields
 from longrec.models.core.base import Model
-from longrec.models.core.finder import find
+from longrec.models.core.finder import find, name_of_class
 from longrec.models.core.kinds import Ranker
 from longrec.models.core.settings_schema import validate_base_section
 
-__all__ = ["BaseSection", "build", "build_base", "find", "find_common_width", "find_unknown_names", "name_of"]
+__all__ = [
+    "BaseSection",
+    "build",
+    "build_base",
+    "find",
+    "find_common_width",
+    "find_unknown_names",
+    "name_of",
+    "name_of_class",
+]
 
 
 BaseSection = Annotated[dict[str, Any], AfterValidator(validate_base_section)]
@@ -52,15 +61,22 @@ def build_base(section: Mapping[str, Any], fields: Fields, where: str) -> Ranker
 
 def name_of(model: Model) -> str:
     """Return the name under which ``find`` returns the class of ``model``."""
-    return type(model).__module__.removeprefix("longrec.models.")
+    return name_of_class(type(model))
 
 
-def build(section: Mapping[str, Any], fields: Fields, where: str = "config", prefix: str = "model") -> Model:
+def build(
+    section: Mapping[str, Any],
+    fields: Fields,
+    where: str = "config",
+    prefix: str = "model",
+    model_class: type[Model] | None = None,
+) -> Model:
     """Build a model from its section of a config: ``{name: din, attention: [80, 40]}``.
 
     Args:
         where: file named in messages.
         prefix: path of the section inside the file.
+        model_class: class of the model. Default: that of its name.
 
     Raises:
         ConfigError: if the name or keys are unknown, settings are wrong (all are listed), or do not fit the fields.
@@ -69,7 +85,7 @@ def build(section: Mapping[str, Any], fields: Fields, where: str = "config", pre
     name = settings.pop("name", None)
     if not isinstance(name, str):
         raise ConfigError(where, [f"{prefix}.name: is required, the name of a model"])
-    cls = find(name)
+    cls = model_class or find(name)
     return cls(parse(cls.Config, settings, where, prefix=prefix), fields)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def find_facts(name: str) -> ModelFacts:
         UnknownName: if there is no such model.
         ConfigError: if the module of another package does not define exactly one concrete model.
     """
-    if "." not in name and name not in names():
+    if not re.search("[.:]", name) and name not in names():
         raise UnknownName("model", name, names())
     return build_facts(name) or read_facts(find(name))
 

@@ -22,6 +22,7 @@ from longrec.data.splits import SPLITS
 from longrec.data.targets import check_targets, compute_target
 from longrec.errors import DataError, RunError, UnknownName
 from longrec.metrics import Comparison, Interval
+from longrec.metrics.own import Metric
 from longrec.models.core.base import Model
 from longrec.progress import Progress
 from longrec.train.base_rate import collect_bias_warnings, start_at_base_rates
@@ -79,13 +80,23 @@ class Clicks(Objective):
         return correct_output_bias(model, fit.negative_rate)
 
     def validate(
-        self, model: Model, log: Log, rows: NDArray[np.int64], fit: FitConfig, evaluate: EvaluateConfig
+        self,
+        model: Model,
+        log: Log,
+        rows: NDArray[np.int64],
+        fit: FitConfig,
+        evaluate: EvaluateConfig,
+        own: Sequence[Metric] = (),
     ) -> dict[str, float]:
         """Return AUC, GAUC, log loss, normalized entropy and PCOC."""
         scores = score(model, log, rows, evaluate.batch_size, bf16=fit.bf16)
         column = evaluate.sample_weight
         weight = None if column is None else log.weight_of(column).take(rows)
-        return measure(log.labels.take(rows), scores, log.user(rows), weight)
+        labels, users = log.labels.take(rows), log.user(rows)
+        measures = measure(labels, scores, users, weight)
+        for metric in own:
+            measures[metric.name] = metric(labels.astype(np.float64), scores.astype(np.float64), users)
+        return measures
 
     def collect_warnings(self, model: Model, log: Log, fit: FitConfig) -> list[str]:
         """Return warnings about the output bias and about grouping without a gain."""

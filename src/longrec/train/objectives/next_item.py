@@ -24,6 +24,7 @@ from longrec.data.splits import SPLITS
 from longrec.errors import ConfigError, DataError, RunError, UnknownName
 from longrec.metrics import Comparison
 from longrec.metrics.next_item import compare_ranks, next_item_metrics, summarize_ranks
+from longrec.metrics.own import Metric
 from longrec.models.core.base import Model
 from longrec.models.core.kinds import Retriever, VectorRetriever
 from longrec.progress import Progress
@@ -90,7 +91,13 @@ class NextItem(Objective):
         """Do nothing: scores have no unit."""
 
     def validate(
-        self, model: Model, log: Log, rows: NDArray[np.int64], fit: FitConfig, evaluate: EvaluateConfig
+        self,
+        model: Model,
+        log: Log,
+        rows: NDArray[np.int64],
+        fit: FitConfig,
+        evaluate: EvaluateConfig,
+        own: Sequence[Metric] = (),
     ) -> dict[str, float]:
         """Return HR, NDCG, MRR and recall of the rows, or of ``evaluate.valid_rows`` of them."""
         assert isinstance(model, Retriever)

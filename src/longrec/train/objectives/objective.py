@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 from longrec.data.log import Log
 from longrec.features.batch import Batch
 from longrec.metrics import Comparison, Interval
+from longrec.metrics.interval import list_intervals, show_intervals
+from longrec.metrics.own import Metric
 from longrec.models.core.base import Model
+from longrec.tabular import Columns, Tabular
 from longrec.train.objective_settings import ObjectiveSettings
 from longrec.train.settings import EvaluateConfig, FitConfig
 
@@ -39,8 +42,8 @@ class Loader(Protocol):
         """Yield the batches of an epoch, from batch ``start`` on."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Tabular):
     """Metrics of one run on one split.
 
     Attributes:
@@ -68,6 +71,17 @@ class Evaluation:
     sample_weight: str | None = None
     objective: str = "clicks"
     protocol: Mapping[str, str] = field(default_factory=dict)
+
+    def to_columns(self) -> Columns:
+        """Return one row per metric, with its interval."""
+        return list_intervals(self.metrics)
+
+    def shown(self) -> tuple[str, Columns]:
+        """Return the rows with the warnings, and one line per metric."""
+        counts = f"{self.rows:,} rows of {self.users:,} users, {self.positives:,} positive"
+        lines = [f"{self.run} ({self.model}) on {self.split}: {counts}"]
+        lines += [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join(lines), show_intervals(self.metrics)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts and numbers for JSON."""
@@ -116,9 +130,19 @@ class Objective(ABC):
 
     @abstractmethod
     def validate(
-        self, model: Model, log: Log, rows: NDArray[np.int64], fit: FitConfig, evaluate: EvaluateConfig
+        self,
+        model: Model,
+        log: Log,
+        rows: NDArray[np.int64],
+        fit: FitConfig,
+        evaluate: EvaluateConfig,
+        own: Sequence[Metric] = (),
     ) -> dict[str, float]:
-        """Return the metrics of a validation on some rows."""
+        """Return the metrics of a validation on some rows.
+
+        Args:
+            own: further metrics, of an objective with labels and scores.
+        """
 
     def correct(self, model: Model, fit: FitConfig) -> AbstractContextManager[None]:
         """Return the context in which the weights are those that predict, also where training samples its rows."""
