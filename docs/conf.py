@@ -46,9 +46,9 @@ INCLUDED = {
     "CONTRIBUTING.md": "project/contributing.md",
     "examples/instance_tokens/README.md": "project/instance-tokens-study.md",
     "examples/movielens/README.md": "project/movielens.md",
+    "examples/notebook/README.md": "project/notebook.md",
 }
 MODEL_PAGES = "\n\n```{toctree}\n:hidden:\n:glob:\n\nmodels/*\n```\n"
-OPTIONAL = re.compile(r"^(guide/[\w-]+\*)\n", re.M)  # entries of index.md for pages that are not written yet
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 
 
@@ -62,7 +62,6 @@ def read_page(app: Any, name: str, source: list[str]) -> None:
     source[0] = LINK.sub(lambda match: f"]({_find_page(page, match[1], app, name)}{match[2] or ''})", source[0])
     if name == "models":
         source[0] += MODEL_PAGES
-    source[0] = OPTIONAL.sub(lambda match: match[0] if any(Path(app.srcdir).glob(f"{match[1]}.md")) else "", source[0])
 
 
 def _find_page(page: Path, target: str, app: Any, name: str) -> str:

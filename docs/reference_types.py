@@ -17,7 +17,13 @@ from longrec.data import settings as data_settings
 from longrec.data.frames import Frame, FrameRecord
 from longrec.features.duration import Duration
 
-SCALARS = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`", Any: "any value"}
+SCALARS = {
+    int: "whole number",
+    float: "number",
+    str: "text",
+    bool: "`true` or `false`",
+    Any: "any value",
+}
 BOUNDS = {
     annotated_types.Ge: ("ge", "at least"),
     annotated_types.Gt: ("gt", "above"),
@@ -35,6 +41,7 @@ VALIDATED: Mapping[Any, str] = {
     _read_validator(data_settings.TimestampT): "timestamp",
     _read_validator(data_settings.FilesT): "path or glob, or a list of them",
     _read_validator(data_settings.SourceT): "path or glob, a list of them, or a mapping",
+    _read_validator(data_settings.FrameT): "data frame",
     data_settings._size: "size, such as `500MB` or `2GB`",
 }
 """Types that a validator makes from the text of a config."""

@@ -31,7 +31,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 __version__ = "0.7.0"
 
 _MODULES = {
-    "longrec.commands": ("check", "compare", "compress", "encode", "evaluate", "export", "predict", "train"),
+    "longrec.commands": ("check", "compare", "compress", "encode", "evaluate", "export", "predict", "report", "train"),
     "longrec.data.settings": ("Source", "Split"),
     "longrec.features.schema": ("Condition", "Feature", "History", "Label", "Schema", "TimeColumn"),
     "longrec.fitting": ("fit",),
