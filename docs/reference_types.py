@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from longrec.config import Strict, to_yaml
 from longrec.data import settings as data_settings
+from longrec.data.frames import Frame, FrameRecord
 from longrec.features.duration import Duration
 
 SCALARS = {
@@ -66,6 +67,8 @@ def _format(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
         return _format_list(arguments)
     if origin is dict:
         return f"mapping from a name to {_format(arguments[1])}"
+    if annotation is Frame or annotation is FrameRecord:
+        return "frame, in Python only"
     if isinstance(annotation, type) and issubclass(annotation, Strict):
         return f"[{annotation.__name__}](#{annotation.__name__})"  # replaced by the heading of the class
     if annotation not in SCALARS:

@@ -248,7 +248,7 @@ def test_an_interrupted_fit_continues_with_the_same_call(
     assert half.predictions().equals(whole.predictions())
 
 
-def test_an_interrupted_model_continues_in_place(shared: lr.PreparedLog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_model_is_trained_to_the_end(shared: lr.PreparedLog, monkeypatch: pytest.MonkeyPatch) -> None:
     call: dict[str, Any] = {**FIT, "checkpoint_steps": 1}
     whole, model = (Liking(shared.fields(), seed=3) for _ in range(2))
     lr.fit(whole, shared, name="whole", **call)
@@ -496,6 +496,7 @@ def test_batches_are_those_of_training(shared: lr.PreparedLog) -> None:
     assert [batch.rows.tolist() for batch in again.epoch(0)] == [rows.tolist() for rows in first]
     ordered = torch.cat([batch.rows for batch in shared.batches("test")])
     assert ordered.tolist() == shared.log.rows_of("test").tolist()
+    assert shared.labels("test").tolist() == torch.cat([batch.label for batch in shared.batches("test")]).tolist()
     assert repr(batches) == "Batches(960 rows in 10 batches)"
     with pytest.raises(UnknownName):
         shared.batches("tset")

@@ -173,8 +173,8 @@ def main() -> None:
     spent = ", ".join(f"{arm} {seconds:,.0f}" for arm, seconds in totals.items())
     about = (
         f"{__doc__.split(chr(10) * 2, 2)[2].strip()}\n\nMeans of {args.seeds} seeds. Day 1 is 25 April 2022, China "
-        "time. On the first day all trained arms are the same run, and until day 8 the frozen model is the run from scratch. "
-        f"CPU seconds of all days: {spent}."
+        "time. On the first day all trained arms are the same run, and until day 8 the frozen model is the run from "
+        f"scratch. CPU seconds of all days: {spent}."
     )
     pairs = machine.format_table(["difference", "days", "AUC", "log loss", "days with the higher AUC"], lines)
     text = f"# Daily training on KuaiRand-Pure\n\n{about}\n\n{machine.format_table(head, rows)}\n\n"

@@ -132,8 +132,7 @@ for batch in log.batches("train", batch_size=256, seed=0):
 
 with torch.inference_mode():
     scores = torch.cat([torch.sigmoid(model.eval()(batch)) for batch in log.batches("test")])
-labels = log.log.labels[log.log.rows_of("test")]
-print(f"AUC on test after one pass: {lr.metrics.auc(labels, scores.numpy()):.3f}")
+print(f"AUC on test after one pass: {lr.metrics.auc(log.labels('test'), scores.numpy()):.3f}")
 
 # %% [markdown]
 # ## A metric of one's own, with an interval

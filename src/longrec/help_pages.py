@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 GROUPS: Mapping[str, Sequence[str]] = {
     "data": ("check", "prepare", "import", "synthetic"),
-    "models": ("train", "evaluate", "predict", "compare", "models", "cite"),
+    "models": ("train", "evaluate", "predict", "compare", "report", "models", "cite"),
     "two stages": ("compress", "encode"),
     "serving": ("export", "serve"),
     "learning": ("help", "demo"),

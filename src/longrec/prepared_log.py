@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from longrec.data.settings import DataConfig, Split
 from longrec.errors import ConfigError
 from longrec.features.schema import Schema
@@ -80,6 +83,14 @@ class PreparedLog(Tabular):
     def fields(self) -> Fields:
         """Return the inputs of a model: ``longrec.models.DIN(log.fields())``."""
         return self.log.fields()
+
+    def labels(self, split: str) -> NDArray[np.float32]:
+        """Return the label of every sample of a split, float32, in the order of its batches that are not shuffled.
+
+        Raises:
+            UnknownName: no such split.
+        """
+        return self.log.labels.take(self.log.rows_of(split))
 
     def batches(
         self,

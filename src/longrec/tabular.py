@@ -82,4 +82,5 @@ def format_html(caption: str, columns: Columns) -> str:
         "<tr>" + "".join(f"<td>{escape(str(value))}</td>" for value in row) + "</tr>" for row in zip(*columns.values())
     )
     lines = escape(caption).replace("\n", "<br>")
-    return f"<div><p>{lines}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    wide = "<div style='overflow-x: auto'>"
+    return f"{wide}<p>{lines}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"

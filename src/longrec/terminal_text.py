@@ -13,6 +13,8 @@ WIDTH = 100
 _GAP = 2
 _LEAST = 8
 """Least width of a column of text that is wrapped."""
+_HEADER = 32
+"""Largest width of a header over numbers. A longer one is wrapped."""
 _NUMBER = re.compile(r"[-+<>]?[\d,]*\.?\d+(e[-+]?\d+)?\s?(%|[a-zA-Z/]{1,4})?( \[.*\])?|-|undefined", re.ASCII)
 _PIECES = re.compile(r"\s+|[^\s/_.,-]*[/_.,-]+|[^\s/_.,-]+")
 """Pieces of a cell between which a line may end: after blanks, and after marks inside names and paths."""
@@ -45,7 +47,10 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], width: int =
             raise ValueError(f"a row of {len(row)} cells under {len(headers)} headers: {row}")
     columns = list(zip(*cells)) if cells else [()] * len(headers)
     right = [bool(column) and all(_NUMBER.fullmatch(cell) or not cell for cell in column) for column in columns]
-    natural = [max(map(measure_width, (header, *column))) for header, column in zip(headers, columns)]
+    natural = [
+        max([min(measure_width(header), _HEADER if is_number else width), *map(measure_width, column)])
+        for header, column, is_number in zip(headers, columns, right)
+    ]
     # A column of numbers can only be wrapped in its header.
     least = [
         max([*map(measure_width, column), min(_LEAST, wide)]) if is_number else min(_LEAST, wide)

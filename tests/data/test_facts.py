@@ -14,6 +14,7 @@ import pytest
 from longrec.data import fact_counts
 from longrec.data.facts import LogFacts, read_facts
 from longrec.data.log import Log
+from longrec.data.row_counts import sample_rows
 from longrec.errors import DataError
 
 Prepared = Callable[..., Log]
@@ -165,6 +166,7 @@ def test_chunks_of_users_change_nothing(prepared: Prepared, monkeypatch: pytest.
     whole = fact_counts.compute_facts(log, {})
     monkeypatch.setattr(fact_counts, "_ROWS", 1)
     monkeypatch.setattr("longrec.data.feature_facts._ROWS", 1)
+    monkeypatch.setattr("longrec.data.row_counts._ROWS", 3)
     assert fact_counts.compute_facts(log, {}) == whole
 
 
@@ -209,3 +211,13 @@ def test_ordinary_logs_are_not_warned_of(prepared: Prepared) -> None:
     schema = SCHEMA | {"features": {"user": {"kind": "id"}, "item": {"kind": "id"}}}
     for split in ({"by": "time"}, {"by": "user", "test": 0.2}, {"by": "leave_one_out"}):
         assert read_facts(prepared(pa.table(log), schema, split=split).folder).warnings == ()
+
+
+def test_sampled_rows_are_evenly_spaced_over_all_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = np.array([0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 1], np.int8)
+    rows = np.flatnonzero(codes == 0)
+    for chunk in (1, 3, 100):
+        monkeypatch.setattr("longrec.data.row_counts._ROWS", chunk)
+        assert sample_rows(codes, 0, 8, 8).tolist() == rows.tolist()
+        assert sample_rows(codes, 0, 8, 3).tolist() == rows[::3].tolist()
+        assert sample_rows(codes, 2, 0, 3).tolist() == []

@@ -205,3 +205,12 @@ def test_a_folder_is_read_as_its_files(tmp_path: Path) -> None:
     (folder / "old").mkdir()
     with pytest.raises(DataError, match="the folder 'old' in it; expected a folder of files of one kind"):
         prepare(config(tmp_path, log=str(folder)), SCHEMA)
+
+
+def test_other_null_texts_and_casts_are_another_prepared_log(tmp_path: Path) -> None:
+    pq.write_table(rows(), tmp_path / "log.parquet")
+    path = str(tmp_path / "log.parquet")
+    plain = prepare(config(tmp_path, log=path), SCHEMA)
+    assert prepare(config(tmp_path, log={"files": path, "nulls": ["none"]}), SCHEMA) != plain
+    assert prepare(config(tmp_path, log=path), SCHEMA.model_copy(update={"casts": {"user": "text"}})) != plain
+    assert prepare(config(tmp_path, log=path), SCHEMA) == plain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_logs import SCHEMA, log
 
+from longrec.data import headers
 from longrec.errors import ConfigError, ResourceError
 from longrec.train.fit import train
 from longrec.train.job import check
@@ -186,3 +188,29 @@ def test_the_column_that_dates_a_table_is_looked_for(tmp_path: Path) -> None:
     (fault,) = faults({"log": str(tmp_path / "log.parquet"), "items": dated}, WHOLE)
     assert fault.startswith("data.items.as_of: no column 'sinc' in the table of items")
     assert fault.endswith("did you mean 'since'?")
+
+
+def test_keys_of_a_large_json_file_are_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{key: value for key, value in row.items() if key != "page"} for row in log().to_pylist()]
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (fault_line,) = faults({"log": str(path)}, WHOLE)
+    assert "no column 'page' in the log" in fault_line
+    monkeypatch.setattr(headers, "_SMALL", 10)  # the rows after the first ones may have the key
+    check({"data": {"log": str(path), "schema": WHOLE}, "model": "din"})
+
+
+def test_a_cast_of_no_column_and_a_repeated_column(tmp_path: Path) -> None:
+    data = {"log": SOURCES["parquet"](tmp_path)}
+    (fault_line,) = faults(data, WHOLE | {"casts": {"pages": "text", "price": "float"}})
+    assert fault_line == "data.schema.casts.pages: no column 'pages' in any input; did you mean 'page'?"
+    pq.write_table(log(PAGE=["x"] * 40), tmp_path / "twice.parquet")
+    (fault_line,) = faults({"log": str(tmp_path / "twice.parquet")}, WHOLE)
+    assert "columns 'page' and 'PAGE'; expected distinct names" in fault_line
+
+
+def test_null_texts_must_be_texts(tmp_path: Path) -> None:
+    path = SOURCES["parquet"](tmp_path)
+    for nulls, says in (([None], "got a null"), ([0], "got 0: write it in quotes")):
+        (fault_line,) = faults({"log": {"files": path, "nulls": nulls}}, WHOLE)
+        assert says in fault_line

@@ -90,7 +90,7 @@ def test_the_bundle_has_no_users_and_scores_as_offline(log: Log, model: Ranker, 
     assert (answer["user"], answer["unknown"]) == (None, {"user": False, "candidates": []})
 
 
-def ask(service: Service, **request: Any) -> list[dict[str, Any]]:
+def rank_rows(service: Service, **request: Any) -> list[dict[str, Any]]:
     body = {"context": CONTEXT, "candidate_context": {"banner": ["00000001"]}, **request}
     items: list[dict[str, Any]] = orjson.loads(service.answer(orjson.dumps(body)))["items"]
     return items
@@ -106,10 +106,10 @@ def ask(service: Service, **request: Any) -> list[dict[str, Any]]:
     ],
 )
 def test_a_request_has_only_columns(service: Service, request_keys: dict[str, Any], where: str, expected: str) -> None:
-    assert [item["id"] for item in ask(service)] == [0]
-    assert [item["id"] for item in ask(service, candidate_context={"banner": None})] == [0]
+    assert [item["id"] for item in rank_rows(service)] == [0]
+    assert [item["id"] for item in rank_rows(service, candidate_context={"banner": None})] == [0]
     with pytest.raises(RequestError) as raised:
-        ask(service, **request_keys)
+        rank_rows(service, **request_keys)
     assert (raised.value.where, raised.value.expected) == (where, expected)
 
 

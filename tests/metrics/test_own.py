@@ -22,17 +22,17 @@ def own_auc(label: Any, score: Any, user: Any) -> float:
     return auc(label, score)
 
 
-def own_loss(label: Any, score: Any, user: Any) -> float:
+def own_log_loss(label: Any, score: Any, user: Any) -> float:
     return log_loss(label, score)
 
 
 @pytest.mark.parametrize("resample", ["user", "row"])
 def test_intervals_are_those_of_the_built_in_metrics(resample: Any) -> None:
     """Both draw the same units in the same order."""
-    metrics = read_metrics([own_auc, Metric(own_loss, better="lower")])
+    metrics = read_metrics([own_auc, Metric(own_log_loss, better="lower")])
     drawn = bootstrap_metrics(metrics, LABEL, {"a": SCORE}, USER, n_resamples=40, seed=3, resample=resample)
     built_in = summary(LABEL, SCORE, USER, n_resamples=40, seed=3, resample=resample)
-    for name, reference in (("own_auc", "auc"), ("own_loss", "log_loss")):
+    for name, reference in (("own_auc", "auc"), ("own_log_loss", "log_loss")):
         own = summarize(drawn["a"])[name]
         assert [own.value, own.low, own.high] == pytest.approx(
             [built_in[reference].value, built_in[reference].low, built_in[reference].high], abs=1e-12
@@ -54,7 +54,7 @@ def test_a_user_drawn_twice_is_two_users() -> None:
 
 
 def test_differences_are_paired_and_have_a_direction() -> None:
-    metrics = read_metrics({"rank": own_auc, "loss": Metric(own_loss, better="lower")})
+    metrics = read_metrics({"rank": own_auc, "loss": Metric(own_log_loss, better="lower")})
     worse = np.clip(SCORE[::-1], 0.01, 0.99)
     drawn = bootstrap_metrics(metrics, LABEL, {"a": worse, "b": SCORE, "c": worse}, USER, n_resamples=40)
     difference = subtract(metrics, drawn["b"], drawn["a"])

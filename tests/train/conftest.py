@@ -17,35 +17,9 @@ import yaml
 
 from longrec.train.extract import ExtractReport, extract
 
-sys.path.insert(0, str(Path(__file__).parent))  # for domains, which test modules share
+sys.path.insert(0, str(Path(__file__).parent))  # for domains and shop_job, which test modules share
 import domains
-
-SCHEMA: dict[str, Any] = {
-    "user": "user_id",
-    "item": "item_id",
-    "time": {"column": "at", "unit": "s"},
-    "label": {"column": "stars", "at_least": 4},
-    "features": {
-        "user_id": {"kind": "id"},
-        "item_id": {"kind": "id"},
-        "genre": {"kind": "id", "side": "item"},
-        "stars": {"kind": "bucketized", "edges": [2, 3, 4, 5], "feedback": True},
-    },
-    "histories": {"seen": {"features": ["item_id", "genre", "stars", "time_gap"], "max_length": 10}},
-}
-JOB: dict[str, Any] = {
-    "data": {"log": "events.parquet", "items": "items.parquet", "schema": "shop.schema.yaml"},
-    "model": {
-        "name": "din",
-        "embedding_dim": 4,
-        "attention": [8],
-        "activation": "dice",
-        "mlp": [16],
-        "dropout": 0.2,
-    },
-    "fit": {"batch_size": 100, "lr": 0.01, "tensorboard": "off", "mlflow": "off", "log_steps": 5},
-    "evaluate": {"n_resamples": 20},
-}
+from shop_job import JOB, SCHEMA
 
 
 def write_shop(folder: Path, users: int = 60, items: int = 80, events: int = 3_000, seed: int = 0) -> Path:

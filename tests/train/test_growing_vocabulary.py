@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from shop_job import JOB, SCHEMA
 
-from conftest import JOB, SCHEMA
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
 from longrec.errors import ConfigError, DataError, RunError
@@ -322,3 +322,20 @@ def test_a_day_is_trained_on_alone_and_says_what_it_carried(
         train(job, [f"fit.runs={tmp_path}", *until(9), "fit.train_from=2030-01-01"], quiet=True)
     with pytest.raises(DataError, match="the timestamp 'yesterday'"):
         train(job, [f"fit.runs={tmp_path}", *until(9), "fit.train_from=yesterday"], quiet=True)
+
+
+def test_statistics_of_the_training_window_are_computed_anew(job: Path, tmp_path: Path) -> None:
+    """The neighbors of ``res_embedding`` have a row per item, and are those of the new log."""
+    model = {"name": "res_embedding", "base": {"name": "pooling", "embedding_dim": 4, "mlp": [8], "batch_norm": False}}
+    settings = [f"fit.runs={tmp_path}", "fit.max_steps=2", f"model={json.dumps(model)}"]
+    first = train(job, ["name=first", *until(9), *settings], quiet=True)
+    run = train(job, ["name=second", *until(13), *settings, f"fit.init_from={first.folder}", "fit.lr=1e-9"], quiet=True)
+    alone = train(job, ["name=alone", *until(13), *settings], quiet=True)
+    names = ("graph.slots", "graph.strength")
+    states = [one.model().state_dict() for one in (first, run, alone)]
+    for name in names:
+        assert len(states[0][name]) < len(states[1][name])
+        assert torch.equal(states[1][name], states[2][name])
+    carried = json.loads((run.folder / "warm_start.json").read_text())
+    tables = {table["table"]: table for table in carried["tables"]}
+    assert tables["graph.centers.table_item_id"]["new"] == tables["base.embeddings.table_item_id"]["new"] > 0

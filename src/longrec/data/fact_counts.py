@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from longrec.data.availability import expand_ranges
 from longrec.data.fact_warnings import collect_fact_warnings
-from longrec.data.feature_facts import EntityCounts, FeatureReader
+from longrec.data.feature_facts import FeatureReader
 from longrec.data.log import Log
 from longrec.data.log_facts import HistoryFacts, LogFacts, SplitFacts
 from longrec.data.null_counts import UNLABELED, NullCounts, compute_states
+from longrec.data.row_counts import RowCounts, sample_rows
 from longrec.data.splits import SPLITS
 from longrec.features.timestamp_grammar import format_timestamp
 
@@ -32,12 +33,11 @@ def compute_facts(log: Log, spans: Mapping[str, Any], nulls: NullCounts | None =
         nulls: nulls of numeric features. None if they were not counted.
     """
     states = compute_states(log.labels, log.splits)
-    samples = {name: np.flatnonzero(states == code) for name, code in SPLITS.items()}
-    counts = {name: EntityCounts.of(log, rows) for name, rows in samples.items()}
-    train = counts["train"]
-    if (states == SPLITS["train"] + UNLABELED).any():
-        train = EntityCounts.of(log, np.flatnonzero(np.asarray(log.splits) == SPLITS["train"]))
-    rows = {name: own[:: max(-(-len(own) // _SAMPLE), 1)] for name, own in samples.items()}
+    counts = {name: RowCounts.of(log, states, (code,)) for name, code in SPLITS.items()}
+    train, code = counts["train"], SPLITS["train"]
+    if (states == code + UNLABELED).any():
+        train = RowCounts.of(log, states, (code, code + UNLABELED))
+    rows = {name: sample_rows(states, code, counts[name].rows, _SAMPLE) for name, code in SPLITS.items()}
     timed, times = log.schema.time is not None, log.events.times
     tied, repeated = _count_ties(log) if timed else (0, 0)
     facts = LogFacts(
@@ -48,7 +48,7 @@ def compute_facts(log: Log, spans: Mapping[str, Any], nulls: NullCounts | None =
         last=_format_time(log, int(times.max())) if timed else None,
         tied=tied / len(log) if timed else None,
         repeated=repeated if timed else None,
-        splits={name: _describe_split(log, own, counts[name], train, spans.get(name)) for name, own in samples.items()},
+        splits={name: _describe_split(own, train, spans.get(name)) for name, own in counts.items()},
         histories={
             name: _describe_history(log, name, rows)
             for name, history in log.schema.histories.items()
@@ -94,19 +94,13 @@ def _count_ties(log: Log) -> tuple[int, int]:
     return tied, repeated
 
 
-def _describe_split(
-    log: Log,
-    rows: NDArray[np.int64],
-    counts: EntityCounts,
-    train: EntityCounts,
-    span: tuple[str, str] | tuple[int, int] | None,
-) -> SplitFacts:
+def _describe_split(counts: RowCounts, train: RowCounts, span: tuple[str, str] | tuple[int, int] | None) -> SplitFacts:
     def count_new(own: NDArray[np.int64], before: NDArray[np.int64]) -> float:
-        return float(own[before == 0].sum() / len(rows)) if len(rows) else 0.0
+        return float(own[before == 0].sum() / max(counts.rows, 1))
 
     return SplitFacts(
-        rows=len(rows),
-        positives=int(np.count_nonzero(log.labels.take(rows) > 0.5)),
+        rows=counts.rows,
+        positives=counts.positives,
         users=int(np.count_nonzero(counts.users[1:])),
         items=int(np.count_nonzero(counts.items[1:])),
         new_users=count_new(counts.users, train.users),

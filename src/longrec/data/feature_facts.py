@@ -7,7 +7,6 @@ rows and versions of entities are measured on a sample.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from longrec.data.log import Log
 from longrec.data.log_facts import FeatureFacts
 from longrec.data.null_counts import STATES, NullCounts
+from longrec.data.row_counts import RowCounts
 from longrec.data.splits import SPLITS
 from longrec.features.decode import decode_value
 from longrec.features.entity_table import EntityTable
@@ -38,20 +38,6 @@ _ROWS = 1 << 17
 Shares = dict[str, float]
 
 
-@dataclass(frozen=True)
-class EntityCounts:
-    """Number of some rows per user and per item, int64, one entry per row of the table."""
-
-    users: NDArray[np.int64]
-    items: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, log: Log, rows: NDArray[np.int64]) -> EntityCounts:
-        """Count ascending rows."""
-        users = np.diff(np.searchsorted(rows, log.events.offsets))
-        return cls(users, np.bincount(log.events.columns["item"].take(rows), minlength=len(log.items)))
-
-
 class FeatureReader:
     """Reader of the values of features by split.
 
@@ -67,7 +53,7 @@ class FeatureReader:
         log: Log,
         states: NDArray[np.int8],
         rows: Mapping[str, NDArray[np.int64]],
-        counts: Mapping[str, EntityCounts],
+        counts: Mapping[str, RowCounts],
         nulls: NullCounts,
     ) -> None:
         self.log, self.states, self.nulls = log, states, nulls

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -10,28 +10,37 @@ from longrec.progress import duration
 from longrec.report.markup import format_grid
 from longrec.report.run import RunView
 
+_SIDE_BY_SIDE = 3
 _VERSIONS = ("longrec", "torch", "numpy", "pyarrow", "duckdb")
 
 
 def format_origin(runs: Sequence[RunView]) -> str:
-    """Return a table of the origins, and the settings of each run, folded."""
+    """Return the origins of runs side by side, and the settings of each, folded. Those of many runs are folded too."""
     described = [_describe(run) for run in runs]
-    keys = [
-        key for key in dict.fromkeys(key for one in described for key in one) if any(one.get(key) for one in described)
-    ]
-    cells = [[_format_value(key, one.get(key, "")) for one in described] for key in keys]
-    names = [run.name for run in runs]
-    heads = [f"{escape(run.name)}{_format_model(run)}" for run in runs]
-    grid = format_grid("", names, heads, [escape(key) for key in keys], cells, "dense") if keys else ""
-    folded = "".join(
-        f"<details><summary>{escape(run.name)}{_format_model(run)}</summary><pre>{escape(run.config)}</pre></details>"
-        for run in runs
-        if run.config
-    )
+    is_wide = len(runs) > _SIDE_BY_SIDE
+    table = "" if is_wide else _format_table(runs, described)
+    folded = ""
+    for run, own in zip(runs, described):
+        content = _format_table([run], [own]) if is_wide else ""
+        content += f"<pre>{escape(run.config)}</pre>" if run.config else ""
+        if content:
+            folded += (
+                f"<details><summary>{escape(run.name)}{_format_model(run)}</summary><div>{content}</div></details>"
+            )
     if folded:
         folded = f'<p class="soft small">Settings, with every default written out:</p>{folded}'
-    table = f'<div class="scroll">{grid}</div>' if grid else ""
-    return f"<section><h2>How it was trained</h2>{table}{folded}</section>" if grid or folded else ""
+    return f"<section><h2>How it was trained</h2>{table}{folded}</section>" if table or folded else ""
+
+
+def _format_table(runs: Sequence[RunView], described: Sequence[Mapping[str, str]]) -> str:
+    """Return a table with one column per run. Empty without any value."""
+    keys = [key for key in described[0] if any(one[key] for one in described)]
+    if not keys:
+        return ""
+    cells = [[_format_value(key, one[key]) for one in described] for key in keys]
+    heads = [f"{escape(run.name)}{_format_model(run)}" for run in runs]
+    grid = format_grid("", [run.name for run in runs], heads, [escape(key) for key in keys], cells, "dense")
+    return f'<div class="scroll">{grid}</div>'
 
 
 def _describe(run: RunView) -> dict[str, str]:

@@ -46,7 +46,7 @@ tbody th { font-weight: 600; }
 .many thead th { white-space: normal; } .many .verdict { padding: 0 7px; font-size: 12px; white-space: normal; }
 .few thead .hint { white-space: normal; min-width: 130px; }
 .dense { font-size: 14px; margin: 12px 0; } .dense th, .dense td { padding: 5px 16px 5px 0; }
-.dense tbody th { font-weight: 500; overflow-wrap: anywhere; } .dense .range { font-size: 12px; }
+.dense tbody th { font-weight: 500; overflow-wrap: anywhere; min-width: 110px; } .dense .range { font-size: 12px; }
 .dense thead th { white-space: normal; } .even th:first-child { width: 26%; } .dense code { overflow-wrap: anywhere; }
 .features b { font-weight: 550; } details > div > .facts { margin: 4px 0 12px; }
 .change { display: block; font-size: 14px; margin-top: 3px; }
@@ -86,8 +86,8 @@ svg text.name { fill: var(--ink); font-weight: 600; }
 .weight b { text-align: right; font-weight: 600; }
 details { border: 1px solid var(--rule); border-radius: 10px; margin: 10px 0; background: var(--card); }
 summary { cursor: pointer; padding: 10px 14px; font-weight: 550; }
-details > div, details > pre { padding: 0 14px 14px; margin: 0; }
-pre { overflow-x: auto; font-size: 13px; line-height: 1.5; }
+details > div { padding: 0 14px 14px; margin: 0; }
+pre { margin: 0; overflow-x: auto; font-size: 13px; line-height: 1.5; }
 code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 code { background: var(--flat-back); border-radius: 5px; padding: 1px 6px; font-size: .88em; overflow-wrap: anywhere; }
 ol.next { padding-left: 22px; } ol.next li { margin: 8px 0; }

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from longrec.errors import LongRecError
 from longrec.metrics import Interval
-from longrec.terminal_text import table, warning_lines
+from longrec.terminal_text import measure_width, table, warning_lines
 
 __all__ = [
     "comparison_table", "describe_metric", "format_counts", "format_metric_name", "format_signed", "format_verdict",
@@ -39,6 +39,10 @@ RANK_LABELS: dict[str, tuple[str, str]] = {
     "recall": ("Recall", "share of targets in a longer list; higher is better"),
 }
 """Metrics of ranks, whose keys end in their cut, such as ``hr@10``."""
+
+
+_LONGEST_NAME = 24
+"""Columns that the name of a run may take up in a comparison."""
 
 
 def metrics_table(runs: Mapping[str, Mapping[str, Interval]], split: str = "") -> str:
@@ -90,10 +94,11 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
     """Format ``Comparison.to_dict()``: each metric of each run, and its difference to the baseline."""
     runs, baseline = comparison["runs"], comparison["baseline"]
     ordered = [baseline, *(run for run in runs if run != baseline)]
+    names = _shorten_names(ordered)
     rows = []
     for key in list_metric_keys(runs.values()):
         for index, run in enumerate(ordered):
-            row = ["" if index else format_metric_name(key), run, str(Interval.from_dict(runs[run][key]))]
+            row = ["" if index else format_metric_name(key), names[run], str(Interval.from_dict(runs[run][key]))]
             if run == baseline:
                 row += ["", "baseline"]
             else:
@@ -104,8 +109,16 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
     counts = format_counts(comparison)
     counts += _format_weighting(comparison)
     head = [f"on {split}: {counts}" if split else counts]
-    shown = table([_format_metric_head(split), "run", "value", f"minus {baseline}", "verdict"], rows)
+    head += [f"{name}: {run}" for run, name in names.items() if name != run]
+    shown = table([_format_metric_head(split), "run", "value", f"minus {names[baseline]}", "verdict"], rows)
     return "\n".join([*head, shown, *warning_lines(comparison.get("warnings", ()))])
+
+
+def _shorten_names(runs: Sequence[str]) -> dict[str, str]:
+    """Return the name of each run in a table: a number for each if one of the names is too long for a column."""
+    if max(map(measure_width, runs)) <= _LONGEST_NAME:
+        return {run: run for run in runs}
+    return {run: f"run {number}" for number, run in enumerate(runs, 1)}
 
 
 def _format_weighting(content: Mapping[str, Any]) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.data.feature_facts import EntityCounts
 from longrec.data.log import Log
+from longrec.data.row_counts import RowCounts
 from longrec.data.splits import SPLITS
 
 _EDGES = (1, 10, 100, 1_000, 10_000)
@@ -32,7 +32,7 @@ class RowGroups:
 
 def group_rows(log: Log, rows: NDArray[np.int64]) -> list[RowGroups]:
     """Return the divisions of rows that have two groups or more with rows."""
-    train = EntityCounts.of(log, np.flatnonzero(np.asarray(log.splits) == SPLITS["train"]))
+    train = RowCounts.of(log, log.splits, (SPLITS["train"],))
     user, item = train.users.take(log.user(rows)), train.items.take(log.events.columns["item"].take(rows))
     groups = [
         RowGroups("User", ("new: no event in train", "known"), (user > 0).astype(np.int64)),
