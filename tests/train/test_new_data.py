@@ -115,6 +115,16 @@ def test_rows_without_labels_are_scored_and_not_evaluated(run: Run) -> None:
     assert evaluation.metrics["auc"].value == pytest.approx(auc_of(run.predict(some.set_column(3, "stars", labels))))
 
 
+def test_metrics_of_ones_own_are_computed_on_new_rows(run: Run) -> None:
+    def share_of_positives(label, score, user):
+        return label.mean()
+
+    evaluation = commands.evaluate(run, log=new_rows(), metrics=[share_of_positives])
+    own = evaluation.metrics["share_of_positives"]
+    assert own.value == pytest.approx(evaluation.positives / evaluation.rows)
+    assert own.low <= own.value <= own.high
+
+
 def auc_of(table: pa.Table) -> float:
     table = table.filter(table["label"].is_valid())
     label, score = (table[name].to_numpy() for name in ("label", "score"))
