@@ -11,7 +11,7 @@ from longrec.data.settings import DataConfig, Split
 from longrec.features.schema import Schema
 
 FORMAT = "longrec-log-1"
-_RULES = 3
+_RULES = 4
 """Version of the preparation. A log prepared by another version is prepared again."""
 
 
