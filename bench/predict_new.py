@@ -68,7 +68,7 @@ def build_job(log: Path, model: str, work: Path, rows: int, old: int) -> dict[st
 
 
 def call(run: Path, into: Path, **settings: Any) -> dict[str, float]:
-    """Run one call in a process of its own, and return its seconds, its CPU seconds and its peak memory in MB."""
+    """Run one call in a process of its own, and return its seconds, its CPU seconds and its peak memory in MiB."""
     arguments = {"run": str(run), "into": str(into), **settings}
     usage = machine.measure([sys.executable, "-c", CALL, json.dumps(arguments)])
     result: dict[str, float] = json.loads(usage.output.strip().splitlines()[-1])
@@ -137,7 +137,7 @@ def main() -> None:
         lines.append([model, *speeds, f"{split['cpu'] / fresh['cpu']:.2f}", *others, f"{worst:.1e}"])
         print(lines[-1], flush=True)
     head = ["model", "split, rows per CPU-s", "new, rows per CPU-s", "new over split", "split, wall s", "new, wall s"]
-    head += ["split, peak MB", "new, peak MB", "largest difference to a served score"]
+    head += ["split, peak MiB", "new, peak MiB", "largest difference to a served score"]
     about = (
         f"{args.rows:,} new rows of a log, after {args.rows * args.old:,} rows of the run, of 50,000 users and 100,000 "
         "items. The split has as many rows. Histories of 50 events. The time of the new rows includes reading them "
