@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from longrec.data.log import Log
@@ -22,8 +23,6 @@ from longrec.train.settings import EvaluateConfig, FitConfig
 
 SEGMENT_RESAMPLES = 50
 """Bootstrap draws per interval of a segment: enough for its width, at a sixth of the cost of the main metrics."""
-SAMPLES = 3
-"""Number of explained samples."""
 
 
 class FinishedRun(Protocol):
@@ -136,3 +135,11 @@ def format_value(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(format_value, value))
     return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def format_timestamp_of(log: Log, timestamp: int) -> str:
+    """Return a timestamp of a log as text."""
+    assert log.schema.time is not None
+    if log.schema.time.unit == "step":
+        return f"step {timestamp:,}"
+    return np.datetime_as_string(np.datetime64(timestamp, "ms"), unit="s").replace("T", " ") + " UTC"

@@ -13,7 +13,14 @@ from longrec.data.targets import compute_targets
 from longrec.metrics import Interval
 from longrec.metrics.bootstrap import METRICS, bootstrap
 from longrec.models.core.base import Model
-from longrec.train.analysis import SEGMENT_RESAMPLES, Analysis, Reference, format_events, format_value
+from longrec.train.analysis import (
+    SEGMENT_RESAMPLES,
+    Analysis,
+    Reference,
+    format_events,
+    format_timestamp_of,
+    format_value,
+)
 from longrec.train.base_rate import base_rate
 from longrec.train.explained_rows import explain_rows
 from longrec.train.job import Job
@@ -143,11 +150,3 @@ def choose_rows(log: Log, table: pa.Table) -> dict[str, int]:
             if row not in chosen.values():
                 chosen[title] = row
     return chosen
-
-
-def format_timestamp_of(log: Log, timestamp: int) -> str:
-    """Return a timestamp of a log as text."""
-    assert log.schema.time is not None
-    if log.schema.time.unit == "step":
-        return f"step {timestamp:,}"
-    return np.datetime_as_string(np.datetime64(timestamp, "ms"), unit="s").replace("T", " ") + " UTC"

@@ -60,13 +60,14 @@ def describe_start() -> dict[str, str]:
 def format_command(arguments: Sequence[str]) -> str:
     """Return a command line. Arguments of other programs than ``longrec`` are left out.
 
-    >>> format_command(["longrec", "train", "a b.yaml"]), format_command(["fit.py", "--key", "secret"])
-    ("longrec train 'a b.yaml'", 'fit.py')
+    >>> format_command(["longrec", "train", "a b.yaml"]), format_command(["longrec/__main__.py", "check", "a.yaml"])
+    ("longrec train 'a b.yaml'", 'longrec check a.yaml')
+    >>> format_command(["fit.py", "--key", "secret"]), format_command(["pytest/__main__.py", "-x"])
+    ('fit.py', 'pytest')
     """
-    program = Path(arguments[0]).name if arguments else ""
-    if program in ("longrec", "__main__.py"):
-        return shlex.join(["longrec", *arguments[1:]])
-    return program
+    path = Path(arguments[0] if arguments else "")
+    program = path.parent.name if path.name == "__main__.py" else path.name
+    return shlex.join([program, *arguments[1:]]) if program == "longrec" else program
 
 
 def describe_environment(threads: int) -> dict[str, Any]:

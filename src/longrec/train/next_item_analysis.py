@@ -14,8 +14,7 @@ from longrec.metrics import Interval
 from longrec.metrics.next_item import summarize_ranks
 from longrec.models.core.base import Model
 from longrec.models.core.kinds import Retriever
-from longrec.train.analysis import SEGMENT_RESAMPLES, Analysis, Reference, format_events
-from longrec.train.click_analysis import format_timestamp_of
+from longrec.train.analysis import SEGMENT_RESAMPLES, Analysis, Reference, format_events, format_timestamp_of
 from longrec.train.explained_rows import explain_history
 from longrec.train.full_ranking import rank_by_scores, recommend
 from longrec.train.job import Job
