@@ -49,7 +49,7 @@ class Job:
         model: ``name`` and all settings of the model.
         fit: settings of training.
         evaluate: settings of evaluation.
-        given_class: class of the model, if it cannot be imported by its name.
+        explicit_class: class of the model, if it cannot be imported by its name.
     """
 
     name: str | None
@@ -58,13 +58,13 @@ class Job:
     model: Mapping[str, Any]
     fit: FitConfig
     evaluate: EvaluateConfig
-    given_class: type[Model] | None = field(default=None, compare=False)
+    explicit_class: type[Model] | None = field(default=None, compare=False)
 
     @cached_property
     def model_class(self) -> type[Model]:
         """Class of the model."""
-        if self.given_class is not None:
-            return self.given_class
+        if self.explicit_class is not None:
+            return self.explicit_class
         from longrec.models.core.finder import find
 
         return find(str(self.model["name"]))
