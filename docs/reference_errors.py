@@ -16,7 +16,7 @@ from longrec.config import parse
 from longrec.errors import LongRecError
 from longrec.models.core.catalog import describe
 from longrec.resources import resource_error
-from longrec.train.settings import FitConfig
+from longrec.training.settings import FitConfig
 
 INTRO = """LongRec raises these errors on purpose, all of them from the module `longrec.errors`. A message has up to
 four fields: where, what was found, what was expected, and what to do. They are attributes of the error too: `where`,
@@ -25,7 +25,7 @@ longrec.errors.LongRecError` catches all of them."""
 
 
 def _open_bundle() -> object:
-    from longrec.export.bundle import Bundle
+    from longrec.exporting.bundle import Bundle
 
     return Bundle.open("shop.bundle")
 
@@ -37,7 +37,7 @@ def _open_store() -> object:
 
 
 def _open_run() -> object:
-    from longrec.train.finished_run import open_run
+    from longrec.training.finished_run import open_run
 
     return open_run("runs/dinn")
 

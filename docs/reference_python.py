@@ -18,8 +18,8 @@ from longrec.config import Strict
 INTRO = """The names of the package `longrec`. A name is imported on first use, so `import longrec` costs nothing.
 `help(longrec.NAME)` prints the same text."""
 FURTHER = (
-    "longrec.train.finished_run.Run",
-    "longrec.train.evaluate.Evaluation",
+    "longrec.training.finished_run.Run",
+    "longrec.training.evaluate.Evaluation",
     "longrec.metrics.Interval",
     "longrec.metrics.Comparison",
     "longrec.serve.interface.Client",

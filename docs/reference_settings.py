@@ -16,10 +16,10 @@ from longrec.data.file_format import FileFormat, PackedCells
 from longrec.data.settings import DataConfig, Source, Split, SplitFiles
 from longrec.features.feature import list_kinds
 from longrec.features.schema import Condition, Feature, History, Label, Schema, TimeColumn
-from longrec.train.compress_settings import CompressConfig, ExtractConfig
-from longrec.train.objective_settings import NextItemSettings
-from longrec.train.schedules import Schedule
-from longrec.train.settings import EvaluateConfig, FitConfig
+from longrec.training.compress_settings import CompressConfig, ExtractConfig
+from longrec.training.objective_settings import NextItemSettings
+from longrec.training.schedules import Schedule
+from longrec.training.settings import EvaluateConfig, FitConfig
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from doc_pages import PAGES, ROOT, Block, blocks, link_faults, list_commands_use
 
 from longrec.config import parse, read_yaml
 from longrec.features.schema import Schema
-from longrec.train.job import read_job
+from longrec.training.job import read_job
 
 JOBS = sorted((ROOT / "examples").rglob("*.yaml"))
 BASE: dict[str, Any] = {

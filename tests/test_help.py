@@ -18,9 +18,9 @@ from longrec.features.schema import Condition, History, Label, Schema, TimeColum
 from longrec.models.core.catalog import names
 from longrec.models.core.settings_schema import find_facts
 from longrec.settings_text import describe_settings
-from longrec.train.compress_settings import CompressConfig, ExtractConfig
-from longrec.train.schedules import Schedule
-from longrec.train.settings import EvaluateConfig, FitConfig
+from longrec.training.compress_settings import CompressConfig, ExtractConfig
+from longrec.training.schedules import Schedule
+from longrec.training.settings import EvaluateConfig, FitConfig
 
 CLASSES: list[type[Strict]] = [
     DataConfig, Source, SplitFiles, Split, FileFormat, PackedCells, Schema, TimeColumn, Label, Feature, History,

@@ -10,7 +10,7 @@ import pytest
 
 from longrec.cli import main
 from longrec.metrics import Interval
-from longrec.report.tables import comparison_table, metrics_table, results_table
+from longrec.reporting.tables import comparison_table, metrics_table, results_table
 from longrec.terminal_text import WIDTH, measure_width, table, wrap_docstring, wrap_text
 
 RUN = "shop-din-attention-80-40-embedding-32-" + "x" * 70

@@ -25,7 +25,7 @@ def _write_result(args: argparse.Namespace, result: Any, text: str) -> None:
     if args.json != "-":
         print(text)
     if args.json:
-        from longrec.report.tables import write_json
+        from longrec.reporting.tables import write_json
 
         write_json(result, args.json)
 
@@ -63,8 +63,8 @@ def _format_list(title: str, names: Sequence[str]) -> str:
 def prepare(args: argparse.Namespace) -> None:
     """Print the facts of a prepared log."""
     from longrec import commands
-    from longrec.report import tables
-    from longrec.report.facts_table import facts_text
+    from longrec.reporting import tables
+    from longrec.reporting.facts_table import facts_text
 
     manifest = commands.prepare(args.config, args.overrides)
     text = facts_text(manifest["facts"])
@@ -78,7 +78,7 @@ def prepare(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     """Print the results of a run."""
     from longrec import commands, imports
-    from longrec.report import tables
+    from longrec.reporting import tables
 
     config, overrides = _split_overrides(args)
     if config is not None:
@@ -138,7 +138,7 @@ def _write_report(args: argparse.Namespace, report: Any, rows_name: str, warning
 def evaluate(args: argparse.Namespace) -> None:
     """Print the metrics of a run."""
     from longrec import commands
-    from longrec.report import tables
+    from longrec.reporting import tables
 
     evaluation = commands.evaluate(args.run, args.split, **read_new_rows(args), device=args.device)
     _write_result(args, evaluation.to_dict(), tables.results_table(evaluation.run, evaluation.to_dict()))
@@ -161,7 +161,7 @@ def predict(args: argparse.Namespace) -> None:
 def compare(args: argparse.Namespace) -> None:
     """Print a comparison."""
     from longrec import commands
-    from longrec.report import tables
+    from longrec.reporting import tables
 
     rows = {**read_new_rows(args), "resample": args.resample, "n_resamples": args.n_resamples, "common": args.common}
     result = commands.compare(args.runs, args.split, **rows).to_dict()

@@ -14,14 +14,14 @@ from longrec.resources import pause_collector
 Device = Literal["auto", "cpu", "cuda"]
 
 if TYPE_CHECKING:
-    from longrec.export.bundle import Manifest
+    from longrec.exporting.bundle import Manifest
     from longrec.metrics import Comparison
     from longrec.metrics.own import MetricsLike
-    from longrec.train.compress import EncodeReport
-    from longrec.train.evaluate import Evaluation
-    from longrec.train.extract import ExtractReport
-    from longrec.train.finished_run import Run
-    from longrec.train.new_data import NewScores
+    from longrec.training.compress import EncodeReport
+    from longrec.training.evaluate import Evaluation
+    from longrec.training.extract import ExtractReport
+    from longrec.training.finished_run import Run
+    from longrec.training.new_data import NewScores
 
 
 def check(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def check(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
         ConfigError: if the config has faults. All are listed.
     """
     from longrec.data.splits import warn_of_missing_validation
-    from longrec.train import job
+    from longrec.training import job
 
     job_source = read_job_source(source, overrides)
     with job_source.error_context:
@@ -57,7 +57,7 @@ def prepare(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
     from longrec.data.label_checks import check_window, window_warnings
     from longrec.data.log import Log
     from longrec.data.prepare import prepare as prepare_log
-    from longrec.train.job import read_job
+    from longrec.training.job import read_job
 
     job_source = read_job_source(source, overrides)
     with job_source.error_context:
@@ -95,8 +95,8 @@ def train(
         device: replaces ``fit.device``, also of a resumed run.
         quiet: print no progress.
     """
-    from longrec.train.fit import train as fit
-    from longrec.train.job import read_job
+    from longrec.training.fit import train as fit
+    from longrec.training.job import read_job
 
     if source is None:
         return fit(source, overrides, resume=resume, device=device, quiet=quiet)
@@ -118,7 +118,7 @@ def train(
 
 def _print_facts(folder: Path) -> None:
     from longrec.data.facts import read_facts
-    from longrec.report.facts_table import facts_text
+    from longrec.reporting.facts_table import facts_text
 
     print(f"{facts_text(read_facts(folder).to_dict())}\n", file=sys.stderr)
 
@@ -142,7 +142,7 @@ def compress(
     Raises:
         RunError: if the model is a knowledge extractor, which ``encode`` takes.
     """
-    from longrec.train.compress import compress as write_tokens
+    from longrec.training.compress import compress as write_tokens
 
     opened, name, is_extractor = _open_encoder(source)
     if is_extractor:
@@ -174,7 +174,7 @@ def encode(
     Raises:
         RunError: if the model is not an extractor. ``compress`` takes source models of tokens.
     """
-    from longrec.train.extract import extract
+    from longrec.training.extract import extract
 
     opened, name, is_extractor = _open_encoder(source)
     if not is_extractor:
@@ -190,8 +190,8 @@ def encode(
 def _open_encoder(source: Config | Run) -> tuple[Config | Run, str, bool]:
     """Return a run or a config, the name of its model, and True for a knowledge extractor."""
     from longrec.models.core.kinds import Extractor
-    from longrec.train.finished_run import Run, open_run
-    from longrec.train.job import read_job
+    from longrec.training.finished_run import Run, open_run
+    from longrec.training.job import read_job
 
     is_config = isinstance(source, Mapping) or (not isinstance(source, Run) and Path(source).is_file())
     opened = source if is_config or isinstance(source, Run) else open_run(source)  # type: ignore[arg-type]
@@ -201,7 +201,7 @@ def _open_encoder(source: Config | Run) -> tuple[Config | Run, str, bool]:
 
 def _name_source(source: Config | Run) -> str:
     """Return what a command line takes as the source model."""
-    from longrec.train.finished_run import Run
+    from longrec.training.finished_run import Run
 
     if isinstance(source, Run):
         return str(source.folder)
@@ -226,10 +226,10 @@ def evaluate(
         device: device that scores. Default: that of the run, or the CPU where there is no GPU.
     """
     if log is not None:
-        from longrec.train.new_data import evaluate_new
+        from longrec.training.new_data import evaluate_new
 
         return evaluate_new(_open(run), log, users=users, items=items, metrics=metrics, device=device)
-    from longrec.train.evaluate import evaluate as measure
+    from longrec.training.evaluate import evaluate as measure
 
     return measure(run, split, metrics=metrics, device=device)
 
@@ -261,14 +261,14 @@ def predict(
         return predict_rows(run, log, into, users=users, items=items, candidates=candidates, device=device)[0]
     if users is not None or items is not None or candidates:
         raise ConfigError("predict", ["users, items and candidates are for new rows; name them with log"])
-    from longrec.train.evaluate import predict as score
+    from longrec.training.evaluate import predict as score
 
     return score(run, split, into, device=device)
 
 
 def _open(run: str | Path | Run) -> Run:
     """Return a run, opened if it is a path."""
-    from longrec.train.finished_run import Run, open_run
+    from longrec.training.finished_run import Run, open_run
 
     return run if isinstance(run, Run) else open_run(run)
 
@@ -284,7 +284,7 @@ def predict_rows(
     device: Device | None = None,
 ) -> tuple[Path, NewScores]:
     """Score all rows of a new log, as ``predict`` does, and return the file with the scores and the scores."""
-    from longrec.train.new_data import write_new_scores
+    from longrec.training.new_data import write_new_scores
 
     return write_new_scores(_open(run), log, into, users=users, items=items, candidates=candidates, device=device)
 
@@ -309,7 +309,7 @@ def compare(
         log, users, items: new rows with labels and their tables, as in ``predict``. They replace the split.
         metrics: metrics of one's own: functions of labels, scores and users, by name.
     """
-    from longrec.train.evaluate import compare as pair
+    from longrec.training.evaluate import compare as pair
 
     settings: dict[str, Any] = {"resample": resample, "n_resamples": n_resamples, "metrics": metrics}
     if log is not None:
@@ -328,8 +328,8 @@ def report(runs: str | Path | Run | Sequence[str | Path | Run], into: str | Path
         ConfigError: no run, the same run twice, or runs of different objectives.
         RunError: a run that is not finished.
     """
-    from longrec.train.finished_run import Run, open_run
-    from longrec.train.run_report import write_report
+    from longrec.training.finished_run import Run, open_run
+    from longrec.training.run_report import write_report
 
     several = [runs] if isinstance(runs, (str, Path, Run)) else runs
     return write_report([run if isinstance(run, Run) else open_run(run) for run in several], into)
@@ -363,8 +363,8 @@ def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -
     """
     with pause_collector():
         from longrec.exports import export_run, export_source
-        from longrec.train.finished_run import Run, open_run
-        from longrec.train.token_source import find_source
+        from longrec.training.finished_run import Run, open_run
+        from longrec.training.token_source import find_source
 
         if not isinstance(run, Run) and (folder := find_source(run)) is not None:
             return export_source(folder, Path(out), overwrite)

@@ -48,7 +48,7 @@ def demo(folder: str | Path = "longrec-demo", say: Callable[[str], None] = print
         say(f"{name}: test AUC {runs[name].metrics['auc']}, trained in {duration(runs[name].results['seconds'])}")
 
     step("Compare them on the same test rows")
-    from longrec.report.tables import comparison_table, format_metric_name, write_json
+    from longrec.reporting.tables import comparison_table, format_metric_name, write_json
 
     comparison = commands.compare([runs[name] for name in _RUNS])
     say(comparison_table(comparison.to_dict()))
@@ -168,7 +168,7 @@ def _choose_row(log: Any) -> int:
 
 
 def _write_report(folder: Path, runs: dict[str, Any], recall: str) -> Path:
-    from longrec.train.run_report import write_report
+    from longrec.training.run_report import write_report
 
     notes = {
         "Label": "rating 4 or better",

@@ -125,9 +125,9 @@ def _list_keys() -> list[_Page]:
     """Return the pages of all sections and keys, in the order of the sections. A repeated class is listed once."""
     from longrec.data.settings import DataConfig
     from longrec.features.schema import Schema
-    from longrec.train.compress_settings import CompressConfig, ExtractConfig
-    from longrec.train.objective_settings import NextItemSettings
-    from longrec.train.settings import EvaluateConfig, FitConfig
+    from longrec.training.compress_settings import CompressConfig, ExtractConfig
+    from longrec.training.objective_settings import NextItemSettings
+    from longrec.training.settings import EvaluateConfig, FitConfig
 
     roots: dict[str, type[Strict]] = {
         "data": DataConfig, "schema": Schema, "fit": FitConfig, "evaluate": EvaluateConfig, "compress": CompressConfig,

@@ -89,7 +89,7 @@ def import_config(
     """
     from longrec.interop import easyrec, easyrec_folder, fg, fg_folder
     from longrec.interop.easyrec_suffixes import SUFFIXES, is_easyrec
-    from longrec.train.job import read_job
+    from longrec.training.job import read_job
 
     if fg.is_generator(source):
         rules = fg.read(source, user=user, item=item)

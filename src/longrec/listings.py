@@ -14,7 +14,7 @@ from longrec.imports import Config, read_job_source
 
 if TYPE_CHECKING:
     from longrec.models.core.catalog import Card
-    from longrec.train.bibliography import Bibliography
+    from longrec.training.bibliography import Bibliography
 
 
 def models() -> list[Card]:
@@ -26,7 +26,7 @@ def models() -> list[Card]:
 
 def cite(source: Config, overrides: Sequence[str] = ()) -> Bibliography:
     """Return the BibTeX of a model, or of all models used by a config, a run or a token store, and of LongRec."""
-    from longrec.train.bibliography import collect_citations
+    from longrec.training.bibliography import collect_citations
 
     job_source = read_job_source(source, overrides)
     with job_source.error_context:

@@ -23,9 +23,9 @@ from longrec.features.schema import Feature, History, Label, TimeColumn
 from longrec.models.core.catalog import names
 from longrec.models.core.registry import find
 from longrec.serve.request_json import EventRequest, RankRequest, RecommendRequest
-from longrec.train.objective_settings import NextItemSettings
-from longrec.train.objectives import OBJECTIVES
-from longrec.train.settings import EvaluateConfig, FitConfig
+from longrec.training.objective_settings import NextItemSettings
+from longrec.training.objectives import OBJECTIVES
+from longrec.training.settings import EvaluateConfig, FitConfig
 
 PAGES = sorted([ROOT / "README.md", ROOT / "docs" / "index.md", *GUIDE.glob("*.md")])
 CONFIG: Mapping[str, type[Strict]] = {

@@ -20,8 +20,8 @@ from longrec.config import Strict
 from longrec.data.frames import FrameRecord
 from longrec.data.settings import DataConfig, Split
 from longrec.features.schema import Feature, Schema
-from longrec.train.compress_settings import CompressConfig, ExtractConfig
-from longrec.train.settings import EvaluateConfig, FitConfig
+from longrec.training.compress_settings import CompressConfig, ExtractConfig
+from longrec.training.settings import EvaluateConfig, FitConfig
 
 REFERENCE = ROOT / "docs" / "reference"
 ROOTS = (Schema, DataConfig, FitConfig, EvaluateConfig, CompressConfig, ExtractConfig)
