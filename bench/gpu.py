@@ -156,7 +156,7 @@ class Stopwatch:
         """Time the steps of the training loop."""
         import torch
 
-        from longrec.train import loop
+        from longrec.training import loop
 
         step = loop.update
 
@@ -225,13 +225,13 @@ def training(
     """Provide a function that does the next step of a new model, and one that waits for the device."""
     import torch
 
-    from longrec.train.device import choose_device, prepare_torch
-    from longrec.train.finished_run import read_log
-    from longrec.train.job import read_job
-    from longrec.train.loaders import build_loader
-    from longrec.train.loop import update
-    from longrec.train.optimizers import build_optimizers
-    from longrec.train.running_loss import RunningLoss
+    from longrec.training.device import choose_device, prepare_torch
+    from longrec.training.finished_run import read_log
+    from longrec.training.job import read_job
+    from longrec.training.loaders import build_loader
+    from longrec.training.loop import update
+    from longrec.training.optimizers import build_optimizers
+    from longrec.training.running_loss import RunningLoss
 
     described = read_job(job(model, folder, Path("runs"), device, threads, 1))
     log, target = read_log(described), choose_device(device)
@@ -279,8 +279,8 @@ def step_here(model: Any, batch: Any, device: str) -> tuple[Any, Counter[str]]:
 
     from longrec.features.batch import transfer
     from longrec.testing.case import backpropagate
-    from longrec.train.optimizers import build_optimizers
-    from longrec.train.settings import FitConfig
+    from longrec.training.optimizers import build_optimizers
+    from longrec.training.settings import FitConfig
 
     target = torch.device(device)
     optimizers, batch = build_optimizers(model.to(target), FitConfig()), transfer(batch, target)

@@ -29,12 +29,12 @@ from longrec.data.gather import gather
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
 from longrec.models.core import registry
-from longrec.train.job import read_job
-from longrec.train.loaders import build_loader
-from longrec.train.loop import update
-from longrec.train.optimizers import build_optimizers
-from longrec.train.running_loss import RunningLoss
-from longrec.train.settings import FitConfig
+from longrec.training.job import read_job
+from longrec.training.loaders import build_loader
+from longrec.training.loop import update
+from longrec.training.optimizers import build_optimizers
+from longrec.training.running_loss import RunningLoss
+from longrec.training.settings import FitConfig
 
 MODELS: tuple[dict[str, Any], ...] = (
     {"name": "din", "embedding_dim": 32},

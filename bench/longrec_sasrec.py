@@ -16,14 +16,14 @@ import next_item
 import next_item_logs
 
 from longrec.models.core.registry import build
-from longrec.train.device import CPU, prepare_torch
-from longrec.train.finished_run import read_log
-from longrec.train.full_ranking import rank_targets
-from longrec.train.job import read_job
-from longrec.train.loop import update
-from longrec.train.objectives import objective_of
-from longrec.train.optimizers import build_optimizers
-from longrec.train.running_loss import RunningLoss
+from longrec.training.device import CPU, prepare_torch
+from longrec.training.finished_run import read_log
+from longrec.training.full_ranking import rank_targets
+from longrec.training.job import read_job
+from longrec.training.loop import update
+from longrec.training.objectives import objective_of
+from longrec.training.optimizers import build_optimizers
+from longrec.training.running_loss import RunningLoss
 
 NAME = "LongRec, 512 shared negatives"
 

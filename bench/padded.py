@@ -33,9 +33,9 @@ from longrec.features.batch import Batch
 from longrec.models.core.kinds import Ranker
 from longrec.models.core.losses import bce_loss
 from longrec.models.core.registry import build
-from longrec.train.job import read_job
-from longrec.train.loaders import build_loader
-from longrec.train.optimizers import build_optimizers
+from longrec.training.job import read_job
+from longrec.training.loaders import build_loader
+from longrec.training.optimizers import build_optimizers
 
 BATCH = 1024
 MODELS: dict[str, tuple[str, dict[str, Any], Any]] = {

@@ -40,14 +40,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from longrec import commands
 from longrec.data.log import Log
 from longrec.data.training_histories import iterate_training_histories
-from longrec.export.inputs import list_inputs, make_random_tensors
-from longrec.export.program import build_shared_batch, trace
+from longrec.exporting.inputs import list_inputs, make_random_tensors
+from longrec.exporting.program import build_shared_batch, trace
 from longrec.features.batch import Batch, Layout
 from longrec.features.fields import Fields
 from longrec.models.core.base import Model
 from longrec.models.core.kinds import Ranker
 from longrec.models.core.registry import build
-from longrec.train.loaders import build_loader
+from longrec.training.loaders import build_loader
 
 LAST, BATCH, CANDIDATES = 100, 1024, 100
 

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from longrec.config import Strict
-from longrec.export.inputs import list_inputs
-from longrec.export.program import trace_module
-from longrec.export.programs import build_programs
-from longrec.export.runtime import Program
-from longrec.export.weights import WEIGHTS, write_program, write_programs
+from longrec.exporting.inputs import list_inputs
+from longrec.exporting.program import trace_module
+from longrec.exporting.programs import build_programs
+from longrec.exporting.runtime import Program
+from longrec.exporting.weights import WEIGHTS, write_program, write_programs
 from longrec.features.batch import Batch, Column
 from longrec.features.fields import Field, Fields
 from longrec.models.core.kinds import VectorRetriever

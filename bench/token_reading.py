@@ -25,10 +25,10 @@ from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import TIME_GAP, TIME_GAP_ROWS, Field, Fields
 from longrec.models.core.registry import build
 from longrec.nn import gemm
-from longrec.train.loop import update
-from longrec.train.optimizers import build_optimizers
-from longrec.train.running_loss import RunningLoss
-from longrec.train.settings import FitConfig
+from longrec.training.loop import update
+from longrec.training.optimizers import build_optimizers
+from longrec.training.running_loss import RunningLoss
+from longrec.training.settings import FitConfig
 
 TOKENS, WIDTH, EVENTS = 256, 64, 50
 ITEM = Field("item", "id", 20_000, side="item")

@@ -41,10 +41,10 @@ from longrec.models.core.base import ContextInstances
 from longrec.models.core.kinds import Encoder
 from longrec.models.core.registry import build
 from longrec.nn.timeline import Timeline
-from longrec.train.loop import update
-from longrec.train.optimizers import build_optimizers
-from longrec.train.running_loss import RunningLoss
-from longrec.train.settings import FitConfig
+from longrec.training.loop import update
+from longrec.training.optimizers import build_optimizers
+from longrec.training.running_loss import RunningLoss
+from longrec.training.settings import FitConfig
 
 FIELDS = 12
 LONGEST = 256

@@ -57,9 +57,9 @@ def test_every_command_and_option_that_is_named_exists() -> None:
     for path in sorted(PACKAGE.rglob("*.py")):
         where = path.relative_to(PACKAGE).as_posix()
         if where in (
-            "report/style.py",
+            "reporting/style.py",
             "data/public_datasets.py",
-            "train/machine.py",
+            "training/machine.py",
         ):  # style sheets, options of pip and git
             continue
         for line, text in list_texts(path):
@@ -73,8 +73,8 @@ def test_every_command_and_option_that_is_named_exists() -> None:
     ("where", "text", "says"),
     [
         ("data/x.py", "prepare it again: longrec preprae RUN", "no command preprae"),
-        ("train/x.py", "go on with longrec train --resumee X", "longrec train takes no --resumee"),
-        ("train/x.py", "longrec check X --item COLUMN", "longrec check takes no --item"),
+        ("training/x.py", "go on with longrec train --resumee X", "longrec train takes no --resumee"),
+        ("training/x.py", "longrec check X --item COLUMN", "longrec check takes no --item"),
         ("serve/x.py", "give it with --into", "no option --into"),
         ("data/x.py", "say --nothing", "no option --nothing"),
     ],

@@ -32,11 +32,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"features", "nn"},
     "data": {"features", "store"},
     "pipeline": {"features", "store", "models"},
-    "train": {"features", "metrics", "nn", "store", "data", "models", "pipeline"},
-    "export": {"features", "store", "models", "pipeline"},
-    "serve": {"features", "store", "pipeline", "export"},
-    "report": {"metrics"},
-    "testing": {"features", "nn", "models", "train"},
+    "training": {"features", "metrics", "nn", "store", "data", "models", "pipeline"},
+    "exporting": {"features", "store", "models", "pipeline"},
+    "serve": {"features", "store", "pipeline", "exporting"},
+    "reporting": {"metrics"},
+    "testing": {"features", "nn", "models", "training"},
 }
 LINES = 400
 VAGUE = re.compile(r"(^|_)(utils?|commons?|helpers?|misc)(_|$)")
@@ -46,7 +46,7 @@ UNSAFE_CALLS = {
     "yaml.unsafe_load", "yaml.full_load", "yaml.unsafe_load_all", "yaml.full_load_all",
 }  # fmt: skip
 MACHINE_PATH = re.compile(r"(?<![\w/:.~-])/(?:work|home|root|Users|opt|tmp|mnt)/\w")
-TORCH_FREE = ("features.schema", "features.feature_encoders", "data.prepare", "metrics", "report", "serve.service")
+TORCH_FREE = ("features.schema", "features.feature_encoders", "data.prepare", "metrics", "reporting", "serve.service")
 
 
 def files(package: Path) -> list[Path]:
@@ -296,7 +296,7 @@ def plant(folder: Path, tree: dict[str, str]) -> Path:
 CLEAN = {
     "__init__.py": "",
     "errors.py": "class LongRecError(Exception):\n    pass\n",
-    "cli.py": "from longrec.train import fit\n",
+    "cli.py": "from longrec.training import fit\n",
     "features/__init__.py": "",
     "features/batch.py": "from longrec.errors import LongRecError\n",
     "nn/__init__.py": "",
@@ -306,8 +306,8 @@ CLEAN = {
     "models/core/base.py": "class Ranker:\n    pass\n",
     "models/fm.py": "from longrec.models.core.base import Ranker\nclass FM(Ranker):\n    pass\n",
     "data/__init__.py": "",
-    "train/__init__.py": "",
-    "train/fit.py": "def fit():\n    from longrec.data import log\n",
+    "training/__init__.py": "",
+    "training/fit.py": "def fit():\n    from longrec.data import log\n",
     "data/log.py": "import yaml\nclass Own(yaml.SafeLoader):\n    pass\nx = lambda t: yaml.load(t, Own)\n",
 }
 
@@ -322,9 +322,9 @@ PLANTED = [
     (import_faults, "models/x.py", "import longrec.data.log", "models may not import data.log"),
     (import_faults, "models/x.py", "def f():\n    from longrec.store import segment", "models may not import store"),
     (import_faults, "nn/x.py", "from ..data import log", "nn may not import data.log"),
-    (import_faults, "data/x.py", "i.import_module('longrec.train.fit')", "data may not import train.fit"),
-    (import_faults, "train/x.py", "from longrec import cli", "train may not import cli"),
-    (import_faults, "train/x.py", "from longrec import train_it", "train may not import __init__"),
+    (import_faults, "data/x.py", "i.import_module('longrec.training.fit')", "data may not import training.fit"),
+    (import_faults, "training/x.py", "from longrec import cli", "training may not import cli"),
+    (import_faults, "training/x.py", "from longrec import training_it", "training may not import __init__"),
     (import_faults, "errors.py", "from longrec.features import batch", "errors may not import features.batch"),
     (import_faults, "kitchen/x.py", "", "kitchen is no package"),
     (cycle_faults, "nn/other.py", "from longrec.nn import fm", "cycle: nn.fm -> nn.other -> nn.fm"),

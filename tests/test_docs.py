@@ -26,10 +26,10 @@ from longrec.config import Strict, parse, read_yaml
 from longrec.data.file_format import FileFormat, PackedCells
 from longrec.data.settings import DataConfig, Source, Split
 from longrec.features.schema import Condition, Feature, History, Label, Schema, TimeColumn
-from longrec.train.compress_settings import CompressConfig
-from longrec.train.extract import ExtractConfig
-from longrec.train.job import read_job
-from longrec.train.settings import EvaluateConfig, FitConfig
+from longrec.training.compress_settings import CompressConfig
+from longrec.training.extract import ExtractConfig
+from longrec.training.job import read_job
+from longrec.training.settings import EvaluateConfig, FitConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])

@@ -238,7 +238,7 @@ def test_an_interrupted_fit_continues_with_the_same_call(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("longrec.train.objectives.clicks.Clicks.validate", stop)
+        patch.setattr("longrec.training.objectives.clicks.Clicks.validate", stop)
         with pytest.raises(KeyboardInterrupt):
             lr.fit(Liking, shared, **call)
     with pytest.raises(ConfigError, match="fit.lr: 0.001 in the run, 0.01 now"):
@@ -257,7 +257,7 @@ def test_an_interrupted_model_is_trained_to_the_end(shared: lr.PreparedLog, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("longrec.train.objectives.clicks.Clicks.validate", stop)
+        patch.setattr("longrec.training.objectives.clicks.Clicks.validate", stop)
         with pytest.raises(KeyboardInterrupt):
             lr.fit(model, shared, name="half", **call)
     with pytest.raises(ConfigError, match="was trained already"):
@@ -406,12 +406,21 @@ def test_every_name_of_the_package_is_what_it_says() -> None:
     assert set(lr.__all__) <= set(dir(lr))
     for name in lr.__all__:
         assert getattr(lr, name) is not None
-    for name in ("prepare", "fit", "compare", "evaluate", "predict", "open_run", "load_model", "check"):
+    functions = "prepare fit train export compare evaluate predict open_run load_model save_model check compress encode"
+    for name in functions.split():
         function = getattr(lr, name)
         assert inspect.isfunction(function), name
         assert inspect.getdoc(function), name
     with pytest.raises(AttributeError, match="module 'longrec' has no attribute 'fitt'"):
         lr.fitt  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_no_package_has_the_name_of_a_function() -> None:
+    folders = {path.name for path in Path(lr.__file__).parent.iterdir() if path.is_dir()}
+    functions = {name for name in lr.__all__ if inspect.isfunction(getattr(lr, name))}
+    assert not folders & functions
+    assert list(inspect.signature(lr.train).parameters)[:2] == ["source", "overrides"]
+    assert list(inspect.signature(lr.export).parameters)[:2] == ["run", "out"]
 
 
 def test_the_signature_of_fit_has_every_setting_of_training() -> None:

@@ -12,9 +12,9 @@ from longrec.errors import ConfigError
 from longrec.features.schema import Schema
 from longrec.models.core.catalog import names
 from longrec.models.core.registry import find
-from longrec.train.compress_settings import CompressConfig
-from longrec.train.extract import ExtractConfig
-from longrec.train.job import read_job
+from longrec.training.compress_settings import CompressConfig
+from longrec.training.extract import ExtractConfig
+from longrec.training.job import read_job
 
 OLD = """
 data:

@@ -33,11 +33,11 @@ from longrec.data.public_datasets import fetch_movielens_1m
 from longrec.interop import atomic
 from longrec.models.core import artifact
 from longrec.models.core import registry as models
-from longrec.report.tables import table
-from longrec.train.job import read_job
-from longrec.train.loop import Loop
-from longrec.train.objectives import objective_of
-from longrec.train.scoring import score
+from longrec.reporting.tables import table
+from longrec.training.job import read_job
+from longrec.training.loop import Loop
+from longrec.training.objectives import objective_of
+from longrec.training.scoring import score
 
 MODELS = ("lr", "deepfm", "din")
 EPOCHS = 4
@@ -154,7 +154,7 @@ def record(log_name: str, model_name: str, seed: int, arm: str, data: Path, work
     began = time.process_time()
     model = models.build(job.model, log.fields())
     if arm != "before":
-        from longrec.train.base_rate import start_at_base_rates
+        from longrec.training.base_rate import start_at_base_rates
 
         start_at_base_rates(model, log, log.rows_of("train"))
     recorder = Recorder(model, log)

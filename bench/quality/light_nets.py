@@ -23,8 +23,8 @@ import ranking_tables
 from ranking_logs import TASKS, Task
 
 import longrec
-from longrec.export import bundle
-from longrec.export.inputs import list_inputs, make_random_tensors
+from longrec.exporting import bundle
+from longrec.exporting.inputs import list_inputs, make_random_tensors
 
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 import machine

@@ -9,8 +9,8 @@ import numpy as np
 
 from longrec.data.log import Log
 from longrec.metrics import auc, compare
-from longrec.report.run import read_predictions
-from longrec.report.tables import table
+from longrec.reporting.run import read_predictions
+from longrec.reporting.tables import table
 
 
 def score_by_counts(

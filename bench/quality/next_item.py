@@ -30,8 +30,8 @@ import longrec
 from longrec.config import Strict
 from longrec.metrics.next_item import next_item_metrics
 from longrec.models.core.kinds import Retriever
-from longrec.train.finished_run import Run, open_run, read_log
-from longrec.train.full_ranking import rank_targets
+from longrec.training.finished_run import Run, open_run, read_log
+from longrec.training.full_ranking import rank_targets
 
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 import machine
@@ -107,7 +107,7 @@ def measure_elsewhere(trained: Run, name: str, data: Path) -> NDArray[np.float32
 
 def _open_task(name: str, data: Path) -> tuple[Any, Any, dict[str, NDArray[np.int64]]]:
     """Return job, log and rows by split of a task."""
-    from longrec.train.job import read_job
+    from longrec.training.job import read_job
 
     task = next_item_logs.build_task(name, data, WORK)
     job = read_job(

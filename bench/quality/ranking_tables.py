@@ -29,7 +29,7 @@ import machine
 from rankers import APART, WANTS
 
 from longrec.metrics import bootstrap
-from longrec.report.run import read_predictions
+from longrec.reporting.run import read_predictions
 
 Arm = tuple[str, str]
 """Model and mode."""

@@ -21,7 +21,7 @@ import rankers
 from ranking_logs import TASKS, Task
 
 from longrec.metrics import auc
-from longrec.report.run import read_predictions
+from longrec.reporting.run import read_predictions
 
 
 def draw_labels(task: Task) -> Task:

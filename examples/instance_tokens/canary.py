@@ -15,7 +15,7 @@ from study import TOKEN_COLUMNS
 from tables import write_tables
 
 from longrec.metrics import summary
-from longrec.report.tables import table
+from longrec.reporting.tables import table
 
 ARMS = {"base": Arm(), "T-IAT": Arm("t"), "U-IAT": Arm("u"), "leaky export": Arm("leaky")}
 

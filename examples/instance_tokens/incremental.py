@@ -33,20 +33,20 @@ from longrec.models.core.base import Model
 from longrec.models.core.kinds import Ranker
 from longrec.models.keep_plug import KEEPPlug, plug, without
 from longrec.progress import Progress
-from longrec.train.base_rate import start_at_base_rates
-from longrec.train.blocks import Block, refuse_training_window, split_into_blocks
-from longrec.train.compress_settings import CompressConfig
-from longrec.train.finished_run import read_log
-from longrec.train.instances import Instances
-from longrec.train.job import Job, read_job
-from longrec.train.loaders import build_loader
-from longrec.train.loop import update
-from longrec.train.machine import keep_large_blocks, torch_threads
-from longrec.train.negative_correction import check_negative_rate
-from longrec.train.optimizers import build_optimizers
-from longrec.train.running_loss import RunningLoss
-from longrec.train.scoring import score
-from longrec.train.warm_start import move_optimizer_state
+from longrec.training.base_rate import start_at_base_rates
+from longrec.training.blocks import Block, refuse_training_window, split_into_blocks
+from longrec.training.compress_settings import CompressConfig
+from longrec.training.finished_run import read_log
+from longrec.training.instances import Instances
+from longrec.training.job import Job, read_job
+from longrec.training.loaders import build_loader
+from longrec.training.loop import update
+from longrec.training.machine import keep_large_blocks, torch_threads
+from longrec.training.negative_correction import check_negative_rate
+from longrec.training.optimizers import build_optimizers
+from longrec.training.running_loss import RunningLoss
+from longrec.training.scoring import score
+from longrec.training.warm_start import move_optimizer_state
 
 ARMS = ("base", "keep", "shuffled", "random", "concat")
 

@@ -21,7 +21,7 @@ from runner import FIT
 from tables import format_arms, write_tables
 
 import longrec
-from longrec.report.tables import table
+from longrec.reporting.tables import table
 
 HISTORY = {"shown": {"features": ["video_id", "author_id", "is_click", "long_view", "time_gap"], "max_length": 30}}
 VECTORS = ("about_user", "about_item")

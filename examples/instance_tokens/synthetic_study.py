@@ -19,9 +19,9 @@ from tables import format_arms, write_tables
 
 from longrec.data import synthetic
 from longrec.metrics import auc
-from longrec.report.plots import Series, draw_line_chart, draw_swatch
-from longrec.report.style import CSS
-from longrec.report.tables import table
+from longrec.reporting.plots import Series, draw_line_chart, draw_swatch
+from longrec.reporting.style import CSS
+from longrec.reporting.tables import table
 
 BASE = {"name": "deepfm", "mlp": [128, 64], "batch_norm": True, "dropout": 0.0}
 STORES = {

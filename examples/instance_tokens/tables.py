@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from longrec.metrics import auc, grouped_auc
 from longrec.metrics.bootstrap import METRICS, Draws, bootstrap
-from longrec.report.tables import table
+from longrec.reporting.tables import table
 
 MANY = 10
 """Minimum number of test rows of a user in the within-user AUC. The user needs both labels."""

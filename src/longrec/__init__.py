@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,9 +19,9 @@ if TYPE_CHECKING:
     from longrec.metrics.own import Metric
     from longrec.prepared_log import PreparedLog, prepare
     from longrec.serve.client import client
-    from longrec.train.finished_run import Run, open_run
-    from longrec.train.saved_model import load_model, save_model
-    from longrec.train.settings import EvaluateConfig, FitConfig
+    from longrec.training.finished_run import Run, open_run
+    from longrec.training.saved_model import load_model, save_model
+    from longrec.training.settings import EvaluateConfig, FitConfig
 
 # Threads that spin at a barrier cost up to 25-fold on a busy machine. This must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -38,9 +36,9 @@ _MODULES = {
     "longrec.metrics.own": ("Metric",),
     "longrec.prepared_log": ("PreparedLog", "prepare"),
     "longrec.serve.client": ("client",),
-    "longrec.train.finished_run": ("Run", "open_run"),
-    "longrec.train.saved_model": ("load_model", "save_model"),
-    "longrec.train.settings": ("EvaluateConfig", "FitConfig"),
+    "longrec.training.finished_run": ("Run", "open_run"),
+    "longrec.training.saved_model": ("load_model", "save_model"),
+    "longrec.training.settings": ("EvaluateConfig", "FitConfig"),
 }
 _SUBPACKAGES = ("errors", "metrics", "models")
 _NAMES = {name: module for module, names in _MODULES.items() for name in names}
@@ -92,22 +90,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
-
-
-class _CallableModule(ModuleType):
-    """Package with the name of a command: ``longrec.train`` is a package and can be called."""
-
-    def __call__(self, *args: Any, **settings: Any) -> Any:
-        return _import_name(self.__name__.rpartition(".")[2])(*args, **settings)
-
-
-class _Package(ModuleType):
-    """The package ``longrec``. The import system binds each subpackage to it, which must not hide a command."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _NAMES and isinstance(value, ModuleType):
-            value.__class__ = _CallableModule
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

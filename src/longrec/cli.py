@@ -21,7 +21,7 @@ from typing import Any
 from longrec import __version__, commands, imports
 from longrec.errors import ConfigError, LongRecError
 from longrec.former_names import refuse_former_names
-from longrec.report import tables
+from longrec.reporting import tables
 from longrec.resources import resource_error
 
 # Names that versions up to 0.4 had: commands, and the options of each command.

@@ -15,15 +15,15 @@ from longrec.imports import Config, read_job_source
 Device = Literal["auto", "cpu", "cuda"]
 
 if TYPE_CHECKING:
-    from longrec.export.bundle import Manifest
+    from longrec.exporting.bundle import Manifest
     from longrec.metrics import Comparison
     from longrec.metrics.own import MetricsLike
     from longrec.models.core.catalog import Card
-    from longrec.train.bibliography import Bibliography
-    from longrec.train.compress import EncodeReport
-    from longrec.train.evaluate import Evaluation
-    from longrec.train.extract import ExtractReport
-    from longrec.train.finished_run import Run
+    from longrec.training.bibliography import Bibliography
+    from longrec.training.compress import EncodeReport
+    from longrec.training.evaluate import Evaluation
+    from longrec.training.extract import ExtractReport
+    from longrec.training.finished_run import Run
 
 
 def check(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def check(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
         ConfigError: if the config has faults. All are listed.
     """
     from longrec.data.splits import warn_of_missing_validation
-    from longrec.train import job
+    from longrec.training import job
 
     job_source = read_job_source(source, overrides)
     with job_source.error_context:
@@ -58,7 +58,7 @@ def prepare(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
     from longrec.data.label_checks import check_window, window_warnings
     from longrec.data.log import Log
     from longrec.data.prepare import prepare as prepare_log
-    from longrec.train.job import read_job
+    from longrec.training.job import read_job
 
     job_source = read_job_source(source, overrides)
     with job_source.error_context:
@@ -93,8 +93,8 @@ def train(
         device: replaces ``fit.device``, also of a resumed run.
         quiet: print no progress.
     """
-    from longrec.train.fit import train as fit
-    from longrec.train.job import read_job
+    from longrec.training.fit import train as fit
+    from longrec.training.job import read_job
 
     if source is None:
         return fit(source, overrides, resume=resume, device=device, quiet=quiet)
@@ -124,7 +124,7 @@ def compress(
     Raises:
         RunError: if the model is a knowledge extractor, which ``encode`` takes.
     """
-    from longrec.train.compress import compress as write_tokens
+    from longrec.training.compress import compress as write_tokens
 
     opened, name, is_extractor = _open_encoder(source)
     if is_extractor:
@@ -156,7 +156,7 @@ def encode(
     Raises:
         RunError: if the model is not an extractor. ``compress`` takes source models of tokens.
     """
-    from longrec.train.extract import extract
+    from longrec.training.extract import extract
 
     opened, name, is_extractor = _open_encoder(source)
     if not is_extractor:
@@ -172,8 +172,8 @@ def encode(
 def _open_encoder(source: Config | Run) -> tuple[Config | Run, str, bool]:
     """Return a run or a config, the name of its model, and True for a knowledge extractor."""
     from longrec.models.core.kinds import Extractor
-    from longrec.train.finished_run import Run, open_run
-    from longrec.train.job import read_job
+    from longrec.training.finished_run import Run, open_run
+    from longrec.training.job import read_job
 
     is_config = isinstance(source, Mapping) or (not isinstance(source, Run) and Path(source).is_file())
     opened = source if is_config or isinstance(source, Run) else open_run(source)  # type: ignore[arg-type]
@@ -183,7 +183,7 @@ def _open_encoder(source: Config | Run) -> tuple[Config | Run, str, bool]:
 
 def _name_source(source: Config | Run) -> str:
     """Return what a command line takes as the source model."""
-    from longrec.train.finished_run import Run
+    from longrec.training.finished_run import Run
 
     if isinstance(source, Run):
         return str(source.folder)
@@ -199,7 +199,7 @@ def evaluate(
         metrics: metrics of one's own: functions of labels, scores and users, by name.
         device: device that scores. Default: that of the run, or the CPU where there is no GPU.
     """
-    from longrec.train.evaluate import evaluate as measure
+    from longrec.training.evaluate import evaluate as measure
 
     return measure(run, split, metrics=metrics, device=device)
 
@@ -212,7 +212,7 @@ def predict(
     Args:
         device: device that scores. Default: that of the run, or the CPU where there is no GPU.
     """
-    from longrec.train.evaluate import predict as score
+    from longrec.training.evaluate import predict as score
 
     return score(run, split, into, device=device)
 
@@ -230,7 +230,7 @@ def compare(
     Args:
         metrics: metrics of one's own: functions of labels, scores and users, by name.
     """
-    from longrec.train.evaluate import compare as pair
+    from longrec.training.evaluate import compare as pair
 
     return pair(runs, split, resample=resample, n_resamples=n_resamples, metrics=metrics)
 
@@ -247,8 +247,8 @@ def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -
         BundleError: if the folder exists, the model cannot be traced, or scores differ.
     """
     from longrec.exports import export_run, export_source
-    from longrec.train.finished_run import Run, open_run
-    from longrec.train.token_source import find_source
+    from longrec.training.finished_run import Run, open_run
+    from longrec.training.token_source import find_source
 
     if not isinstance(run, Run) and (folder := find_source(run)) is not None:
         return export_source(folder, Path(out), overwrite)
@@ -271,7 +271,7 @@ def explain_model(name: str) -> str:
 
 def cite(source: Config, overrides: Sequence[str] = ()) -> Bibliography:
     """Return the BibTeX of a model, or of all models used by a config, a run or a token store, and of LongRec."""
-    from longrec.train.bibliography import collect_citations
+    from longrec.training.bibliography import collect_citations
 
     job_source = read_job_source(source, overrides)
     with job_source.error_context:

@@ -48,7 +48,7 @@ def demo(folder: str | Path = "longrec-demo", say: Callable[[str], None] = print
         say(f"{name}: test AUC {runs[name].metrics['auc']}, trained in {duration(runs[name].results['seconds'])}")
 
     step("Compare them on the same test rows")
-    from longrec.report.tables import comparison_table, format_metric_name, write_json
+    from longrec.reporting.tables import comparison_table, format_metric_name, write_json
 
     comparison = commands.compare([runs[name] for name in _RUNS])
     say(comparison_table(comparison.to_dict()))
@@ -171,9 +171,9 @@ def _choose_row(log: Any) -> int:
 def _write_report(
     folder: Path, runs: dict[str, Any], comparison: Any, manifest: dict[str, Any], ranked: dict[str, Any], recall: str
 ) -> Path:
-    from longrec.report.page import write_page
-    from longrec.report.run import read_run
-    from longrec.train.explain import explain
+    from longrec.reporting.page import write_page
+    from longrec.reporting.run import read_run
+    from longrec.training.explain import explain
 
     counts = manifest["parts"]
     facts = {

@@ -11,23 +11,23 @@ from numpy.typing import NDArray
 
 from longrec.data.requests import build_impression
 from longrec.errors import RunError
-from longrec.export.bundle import EncoderFacts, Manifest
-from longrec.export.golden import GoldenRequest, Sample
-from longrec.export.offline import build_golden_request, build_golden_retrieval, build_golden_tokens
-from longrec.export.scale import Scale
-from longrec.export.write import ExternalStores
-from longrec.export.write import export as write
+from longrec.exporting.bundle import EncoderFacts, Manifest
+from longrec.exporting.golden import GoldenRequest, Sample
+from longrec.exporting.offline import build_golden_request, build_golden_retrieval, build_golden_tokens
+from longrec.exporting.scale import Scale
+from longrec.exporting.write import ExternalStores
+from longrec.exporting.write import export as write
 from longrec.features.entity_versions import find_first_from
 from longrec.features.fields import AVAILABLE
 from longrec.models.core.kinds import Ranker, Retriever
 from longrec.models.core.registry import name_of
 from longrec.serve import online_source, service
-from longrec.train.token_source import open_source
+from longrec.training.token_source import open_source
 
 if TYPE_CHECKING:
     from longrec.data.log import Log
     from longrec.models.core.base import Model
-    from longrec.train.finished_run import Run
+    from longrec.training.finished_run import Run
 
 
 _RETRIEVED = 20

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from longrec.errors import ConfigError
 from longrec.prepared_log import PreparedLog
 from longrec.signatures import show_settings
-from longrec.train.settings import EvaluateConfig, FitConfig
+from longrec.training.settings import EvaluateConfig, FitConfig
 
 if TYPE_CHECKING:
     from longrec.metrics.own import MetricsLike
     from longrec.models.core.base import Model
-    from longrec.train.finished_run import Run
-    from longrec.train.hooks import Hooks, OptimizerFunction
-    from longrec.train.job import Job
+    from longrec.training.finished_run import Run
+    from longrec.training.hooks import Hooks, OptimizerFunction
+    from longrec.training.job import Job
 
 
 @show_settings(FitConfig, skip=("optimizer", "embedding_optimizer"))
@@ -65,7 +65,7 @@ def fit(
         RunError: an existing run of that name, or a loss that is not finite.
         ResourceError: a model that does not fit into the memory, or no CUDA device.
     """
-    from longrec.train import fit as training
+    from longrec.training import fit as training
 
     _check_log(log)
     hooks = _read_hooks(optimizer, embedding_optimizer, metrics, settings)
@@ -85,7 +85,7 @@ def fit(
 def _read_hooks(optimizer: Any, embedding_optimizer: Any, metrics: MetricsLike, settings: dict[str, Any]) -> Hooks:
     """Return the functions of a call. The name of an optimizer is added to the settings."""
     from longrec.metrics.own import read_metrics
-    from longrec.train.hooks import Hooks
+    from longrec.training.hooks import Hooks
 
     functions = {}
     for key, value in (("optimizer", optimizer), ("embedding_optimizer", embedding_optimizer)):
@@ -112,7 +112,7 @@ def _build_job(
     """
     from longrec.models.core.base import Model
     from longrec.models.core.registry import name_of_class
-    from longrec.train.job import build_job
+    from longrec.training.job import build_job
 
     built, model_class, section = None, None, model
     if isinstance(model, type) and issubclass(model, Model):
@@ -171,7 +171,7 @@ def _choose_seed(model: Model, seed: int | None) -> int:
 
 def _to_plain(value: Any) -> Any:
     """Return a setting as a config has it: a path or a run as text."""
-    from longrec.train.finished_run import Run
+    from longrec.training.finished_run import Run
 
     if isinstance(value, Run):
         return str(value.folder)

@@ -86,7 +86,7 @@ def import_config(
         ConfigError: if the configuration has faults (all are listed, with line and column), or files exist already.
     """
     from longrec.interop import easyrec, easyrec_folder, fg, fg_folder
-    from longrec.train.job import read_job
+    from longrec.training.job import read_job
 
     if fg.is_generator(source):
         rules = fg.read(source, user=user, item=item)

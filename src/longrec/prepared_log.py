@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from longrec.data.log import Log
     from longrec.features.fields import Fields
     from longrec.models.core.base import Model
-    from longrec.train.batches import Batches
+    from longrec.training.batches import Batches
 
 __all__ = ["PreparedLog", "SplitSummary", "prepare"]
 
@@ -117,7 +117,7 @@ class PreparedLog(Tabular):
         Raises:
             UnknownName: no such split.
         """
-        from longrec.train.batches import Batches  # imports torch
+        from longrec.training.batches import Batches  # imports torch
 
         return Batches(
             self.log, split, batch_size, seed, split == "train" if shuffle is None else shuffle, model, epoch
@@ -197,7 +197,7 @@ def prepare(
         return _open(*_read_config(source, overrides, used, folder))
     if overrides:
         raise ConfigError("prepare", ["overrides: are settings of a config; use the arguments of prepare"])
-    from longrec.train.job import read_data
+    from longrec.training.job import read_data
 
     settings |= {"log": source, "schema": schema, "weights": tuple(weights), "folder": str(folder)}
     return _open(*read_data(settings, "prepare"))
@@ -207,8 +207,8 @@ def _read_config(
     source: Any, overrides: Sequence[str], used: Sequence[str], folder: str | Path
 ) -> tuple[DataConfig, Schema]:
     """Return the data section and the schema of a config or of a run."""
-    from longrec.train.finished_run import Run
-    from longrec.train.job import read_job
+    from longrec.training.finished_run import Run
+    from longrec.training.job import read_job
 
     is_file = isinstance(source, (str, Path)) and str(source).endswith(_CONFIG_ENDINGS)
     if not is_file and not isinstance(source, Mapping | Run):

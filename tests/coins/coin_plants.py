@@ -25,9 +25,9 @@ from longrec.metrics import auc
 from longrec.serve.client import client
 from longrec.serve.live_events import LiveEvents
 from longrec.store.token_store import TokenStore
-from longrec.train.compress import compress
-from longrec.train.finished_run import Run
-from longrec.train.job import read_job
+from longrec.training.compress import compress
+from longrec.training.finished_run import Run
+from longrec.training.job import read_job
 
 Patch = pytest.MonkeyPatch
 

@@ -20,10 +20,10 @@ from longrec.commands import export
 from longrec.features.raw_columns import list_context_columns
 from longrec.metrics import auc
 from longrec.serve.client import client
-from longrec.train.compress import compress
-from longrec.train.extract import extract
-from longrec.train.finished_run import Run
-from longrec.train.fit import train
+from longrec.training.compress import compress
+from longrec.training.extract import extract
+from longrec.training.finished_run import Run
+from longrec.training.fit import train
 
 Config = dict[str, Any]
 Change = Callable[[Config], None]

@@ -18,13 +18,13 @@ import pytest
 import longrec
 from longrec.data.log import Log
 from longrec.errors import ConfigError
-from longrec.export.bundle import Bundle
+from longrec.exporting.bundle import Bundle
 from longrec.features.schema import Schema
 from longrec.serve.online_source import replay as replay_source
 from longrec.serve.service import replay
 from longrec.store.knowledge_store import KnowledgeStore
 from longrec.store.token_store import TokenStore
-from longrec.train.finished_run import open_run
+from longrec.training.finished_run import open_run
 
 ARCHIVE = Path(__file__).parent / "v0_4.tar.xz"
 WRITTEN_IN = "/" + "tmp/shop"

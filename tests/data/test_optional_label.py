@@ -22,10 +22,10 @@ from longrec.features.column_delays import compute_column_delays
 from longrec.features.label_encoding import LABEL, POSITIVE
 from longrec.features.schema import Schema
 from longrec.serve.feedback import Feedback, FeedbackReader, encode_side
-from longrec.train.fit import train
-from longrec.train.job import read_job
-from longrec.train.objectives import OBJECTIVES
-from longrec.train.seen_labels import compute_seen_labels
+from longrec.training.fit import train
+from longrec.training.job import read_job
+from longrec.training.objectives import OBJECTIVES
+from longrec.training.seen_labels import compute_seen_labels
 
 Prepared = Callable[..., Log]
 UNLABELED = {key: value for key, value in SCHEMA.items() if key != "label"}

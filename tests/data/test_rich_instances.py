@@ -20,7 +20,7 @@ from longrec.data.synthetic import SyntheticDataset, generate_dataset
 from longrec.errors import ConfigError
 from longrec.features.schema import Schema
 from longrec.metrics import auc
-from longrec.train.fit import train
+from longrec.training.fit import train
 
 SIGNALS: list[dict[str, Any]] = [
     {"signal": "last", "ties": 0.3},

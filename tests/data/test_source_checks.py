@@ -15,8 +15,8 @@ import pytest
 from small_logs import SCHEMA, log
 
 from longrec.errors import ConfigError, ResourceError
-from longrec.train.fit import train
-from longrec.train.job import check
+from longrec.training.fit import train
+from longrec.training.job import check
 
 Write = Callable[[Path], Any]
 WHOLE = {**SCHEMA, "features": dict(SCHEMA["features"])}
@@ -173,7 +173,7 @@ def test_a_table_beyond_all_memory_is_reported_by_check_and_by_train(
     assert not (tmp_path / "prepared").exists()
 
     # a learned vocabulary is known only once the log is prepared; still nothing is allocated
-    monkeypatch.setattr("longrec.train.memory.available_memory", lambda: 100_000)
+    monkeypatch.setattr("longrec.training.memory.available_memory", lambda: 100_000)
     with pytest.raises(ResourceError, match="the whole training takes at least"):
         train({"data": {**data, "schema": WHOLE}, "model": "din", "fit": {"runs": "r"}}, quiet=True)
     assert not (tmp_path / "r").exists()

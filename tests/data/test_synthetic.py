@@ -21,7 +21,7 @@ from longrec.errors import UnknownName
 from longrec.features.history_columns import build_history_columns
 from longrec.features.schema import Schema
 from longrec.metrics import auc
-from longrec.train.fit import train
+from longrec.training.fit import train
 
 
 def scores(

@@ -10,7 +10,7 @@ import pytest
 
 from longrec.cli import main
 from longrec.data import synthetic
-from longrec.train.job import check
+from longrec.training.job import check
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from longrec.data.targets import check_targets
 from longrec.data.training_window import TrainingWindow
 from longrec.errors import ConfigError
 from longrec.features.history_columns import NEVER
-from longrec.train.loaders import build_loader
+from longrec.training.loaders import build_loader
 
 START = 1_600_000_000_000
 SCHEMA: dict[str, Any] = {

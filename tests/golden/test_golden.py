@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from longrec.train import loop
-from longrec.train.finished_run import Run
-from longrec.train.fit import train
+from longrec.training import loop
+from longrec.training.finished_run import Run
+from longrec.training.fit import train
 
 FILE = Path(__file__).with_name("golden.json")
 MODELS: dict[str, dict[str, Any]] = {

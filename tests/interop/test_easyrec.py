@@ -16,7 +16,7 @@ from longrec.errors import ConfigError
 from longrec.interop import easyrec, easyrec_folder, text_format
 from longrec.interop.easyrec_fields import FIELDS, MESSAGES, SCALARS
 from longrec.interop.text_format import Message
-from longrec.train.job import read_job
+from longrec.training.job import read_job
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 from longrec.data import synthetic
 from longrec.data.synthetic import SyntheticDataset
 from longrec.metrics import auc
-from longrec.train.finished_run import Run
-from longrec.train.fit import train
+from longrec.training.finished_run import Run
+from longrec.training.fit import train
 
 
 def run_in(dataset: SyntheticDataset, model: Mapping[str, Any], folder: Path, name: str = "x", **fit: Any) -> Run:

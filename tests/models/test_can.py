@@ -16,7 +16,7 @@ from longrec.models.can import CAN
 from longrec.models.core.registry import build
 from longrec.testing.batches import FEW, FIELDS, GAP, ITEM, RATING, pick, ragged, take, with_history
 from longrec.testing.case import Case
-from longrec.train.warm_start import inherit
+from longrec.training.warm_start import inherit
 
 SMALL: dict[str, object] = {"base": {"name": "deepfm"}, "pairs": [["item", "seen.item"]]}
 RELEASED = {"micro": [16, 8, 4], "orders": 3}

@@ -219,7 +219,7 @@ def test_an_interest_that_drifts_is_not_learned_by_sums(model: dict[str, Any], t
 
 
 def _trained(model: dict[str, Any], folder: Path) -> tuple[synthetic.SyntheticDataset, Any, Any, Any]:
-    from longrec.train.fit import train
+    from longrec.training.fit import train
 
     dataset = synthetic.generate_dataset("drifting_interest")
     job = dataset.job(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from longrec.models.core.registry import build
 from longrec.models.distillation import Distillation
 from longrec.testing.batches import FEW, ragged
-from longrec.train.warm_start import inherit
+from longrec.training.warm_start import inherit
 
 TEACHER: dict[str, Any] = {"name": "din", "mlp": [32, 8], "attention": [16], "dropout": 0.3}
 

@@ -17,7 +17,7 @@ from longrec.models.core.registry import build
 from longrec.models.esmm import ESMM
 from longrec.testing.batches import FEW, ragged
 from longrec.testing.case import Case
-from longrec.train.sparse_optimizers import LazyAdam
+from longrec.training.sparse_optimizers import LazyAdam
 
 
 def esmm(**settings: object) -> ESMM:

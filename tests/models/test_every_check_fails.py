@@ -26,7 +26,7 @@ from longrec.testing import texts
 from longrec.testing.case import Case
 from longrec.testing.expect import ConformanceError
 from longrec.testing.suite import ALL, check_case
-from longrec.train.sparse_optimizers import LazyAdam
+from longrec.training.sparse_optimizers import LazyAdam
 
 Patch = pytest.MonkeyPatch
 Wrong = Callable[..., Any]

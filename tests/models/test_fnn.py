@@ -16,7 +16,7 @@ from longrec.nn.embedding import Embeddings
 from longrec.nn.mlp import MLP
 from longrec.testing.batches import FIELDS, ragged
 from longrec.testing.case import Case
-from longrec.train.warm_start import inherit
+from longrec.training.warm_start import inherit
 
 
 def fnn(settings: dict[str, object]) -> FNN:

@@ -30,7 +30,7 @@ from longrec.testing.batches import (
     with_history,
 )
 from longrec.testing.case import Case
-from longrec.train.sparse_optimizers import LazyAdam
+from longrec.training.sparse_optimizers import LazyAdam
 
 READS: list[dict[str, Any]] = [
     {"read": "attention"},

@@ -17,9 +17,9 @@ from longrec.models.keep import KEEP
 from longrec.models.keep_plug import KEEPPlug, mlps, plug, without
 from longrec.nn.mlp import Layer
 from longrec.testing.batches import FIELDS, ITEM, ragged, shared, with_feature
-from longrec.train.optimizers import build_optimizers
-from longrec.train.settings import FitConfig
-from longrec.train.warm_start import inherit, move_optimizer_state
+from longrec.training.optimizers import build_optimizers
+from longrec.training.settings import FitConfig
+from longrec.training.warm_start import inherit, move_optimizer_state
 
 ITEM_TASTE = Field("item_taste", "embedding", 0, side="item", width=4)
 WITH_ITEM = Fields((*FIELDS.features, ITEM_TASTE), FIELDS.histories)

@@ -19,7 +19,7 @@ from longrec.models.core.multi_task import Tasks, join_logits, masked_bce_loss
 from longrec.models.core.registry import build
 from longrec.testing.batches import FEW, FIELDS, TOKENS, ragged
 from longrec.testing.case import Case
-from longrec.train.warm_start import inherit
+from longrec.training.warm_start import inherit
 
 NAN = float("nan")
 

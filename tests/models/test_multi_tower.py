@@ -16,7 +16,7 @@ from longrec.models.core.registry import build
 from longrec.models.multi_tower import MultiTower
 from longrec.testing import Case, check_case
 from longrec.testing.batches import FIELDS, GAP, ITEM, RATING, TOKENS, offsets, ragged, repeated, shared
-from longrec.train.sparse_optimizers import LazyAdam
+from longrec.training.sparse_optimizers import LazyAdam
 
 NAMED: dict[str, Any] = {
     "towers": {

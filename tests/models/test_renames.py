@@ -14,7 +14,7 @@ from longrec.models.core import artifact
 from longrec.models.core.renames import rename_parameters
 from longrec.testing.batches import ragged
 from longrec.testing.case import Case
-from longrec.train import checkpoint
+from longrec.training import checkpoint
 
 OLD: list[tuple[str, dict[str, Any], str, str]] = [
     ("bst", {"position": "add"}, ".position_embedding", ".places"),

@@ -23,8 +23,8 @@ from longrec.models.core.registry import build
 from longrec.models.res_embedding import InterestGraph, ResEmbedding, edges
 from longrec.testing import Case, check_case
 from longrec.testing.batches import FEW, GAP, ITEM, offsets, ragged
-from longrec.train.blocks import refuse_training_window
-from longrec.train.warm_start import inherit
+from longrec.training.blocks import refuse_training_window
+from longrec.training.warm_start import inherit
 
 WEIGHTINGS = ["average", "gcn", "attention"]
 POOLING: dict[str, Any] = {"base": {"name": "pooling"}}
@@ -212,7 +212,7 @@ def test_a_graph_starts_empty_and_is_in_the_state() -> None:
 def log_of(folder: Path, dataset: SyntheticDataset) -> Log:
     from longrec.data import synthetic
     from longrec.data.prepare import prepare
-    from longrec.train.job import read_job
+    from longrec.training.job import read_job
 
     job = dataset.job(synthetic.write(dataset, folder), {"name": "pooling"})
     job["data"] |= {"folder": str(folder / "prepared"), "threads": 1}

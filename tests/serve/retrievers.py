@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longrec.config import Strict
-from longrec.export.golden import GoldenRequest
-from longrec.export.offline import build_golden_retrieval
-from longrec.export.write import export
+from longrec.exporting.golden import GoldenRequest
+from longrec.exporting.offline import build_golden_retrieval
+from longrec.exporting.write import export
 from longrec.features.batch import Batch, Column, Jagged
 from longrec.features.fields import Fields
 from longrec.models.core.kinds import FittedRetriever, Retriever, VectorRetriever

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longrec.config import Strict
-from longrec.export.bundle import Bundle
-from longrec.export.golden import GoldenRequest, Sample
-from longrec.export.offline import build_golden_request
-from longrec.export.write import export
+from longrec.exporting.bundle import Bundle
+from longrec.exporting.golden import GoldenRequest, Sample
+from longrec.exporting.offline import build_golden_request
+from longrec.exporting.write import export
 from longrec.features.batch import Batch, Jagged
 from longrec.features.encoder_fitter import EncoderFitter
 from longrec.features.entity_table import EntityTable

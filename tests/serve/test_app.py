@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 import pytest
 
-from longrec.export.inputs import make_random_tensors
+from longrec.exporting.inputs import make_random_tensors
 from longrec.serve.app import MAX_BODY_BYTES
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from longrec.errors import BundleError, LongRecError, RequestError
-from longrec.export.inputs import make_random_tensors
+from longrec.exporting.inputs import make_random_tensors
 from longrec.serve.client import Client, HttpClient, LocalClient, RankedItem, client
 
 

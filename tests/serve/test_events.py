@@ -18,7 +18,7 @@ import torch
 
 from longrec.data.gather import gather
 from longrec.errors import BundleError, LongRecError, RequestError, StoreError
-from longrec.export.scale import Scale
+from longrec.exporting.scale import Scale
 from longrec.features.label_encoding import POSITIVE
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.stage import Query
@@ -29,7 +29,7 @@ from longrec.serve.server import run_server, serve
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings
 from longrec.store.token_store import TokenStore
-from longrec.train.token_source import open_source
+from longrec.training.token_source import open_source
 
 Shop = token_shop.TokenShop
 NOW = token_shop.START + 30 * token_shop.DAY

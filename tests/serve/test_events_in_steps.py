@@ -13,14 +13,14 @@ import pytest
 import token_shop
 
 from longrec.errors import RequestError, StoreError
-from longrec.export.bundle import Bundle
+from longrec.exporting.bundle import Bundle
 from longrec.serve.events import EventResponse
 from longrec.serve.knowledge_features import key_number
 from longrec.serve.online_source import OnlineSource
 from longrec.serve.service import Service, score_golden
 from longrec.serve.settings import Settings
 from longrec.store.token_store import TokenStore
-from longrec.train.token_source import open_source
+from longrec.training.token_source import open_source
 
 CONTEXT = {"place": "side", "zone": "a"}
 

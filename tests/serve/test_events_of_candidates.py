@@ -16,7 +16,7 @@ from longrec.serve.knowledge_features import key_number
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings
 from longrec.store.token_store import TokenStore
-from longrec.train.token_source import open_source
+from longrec.training.token_source import open_source
 
 SCHEMA: dict[str, Any] = {
     **token_shop.SCHEMA,

@@ -19,10 +19,10 @@ import torch
 from longrec.data.log import Log
 from longrec.data.requests import build_impression
 from longrec.errors import BundleError
-from longrec.export.bundle import Bundle
-from longrec.export.golden import Sample
-from longrec.export.offline import build_golden_request
-from longrec.export.write import ExternalStores, export
+from longrec.exporting.bundle import Bundle
+from longrec.exporting.golden import Sample
+from longrec.exporting.offline import build_golden_request
+from longrec.exporting.write import ExternalStores, export
 from longrec.features.vocabulary import compute_key_numbers
 from longrec.models.core.kinds import Ranker
 from longrec.models.core.registry import build

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from longrec.data.gather import gather_history
 from longrec.data.log import Log
 from longrec.errors import StoreError
-from longrec.export.bundle import Bundle
-from longrec.export.write import _select_history
+from longrec.exporting.bundle import Bundle
+from longrec.exporting.write import _select_history
 from longrec.features.fields import AVAILABLE
 from longrec.serve.histories import EventHistories
 from longrec.serve.knowledge_features import key_number
@@ -32,7 +32,7 @@ from longrec.store import backends
 from longrec.store.disk_store import DiskStore
 from longrec.store.token_store import TokenStore
 from longrec.store.visibility import read_visible_tokens
-from longrec.train.compress import compress
+from longrec.training.compress import compress
 
 MINUTE = 60_000
 NOW = token_shop.START + 30 * token_shop.DAY

@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from longrec.errors import RequestError
-from longrec.export.inputs import Input
+from longrec.exporting.inputs import Input
 from longrec.serve.open_inference import build_metadata, decode_infer_request, encode_infer_response
 
 INPUTS = [

@@ -12,7 +12,7 @@ import pytest
 import retrievers
 
 from longrec.errors import BundleError, RequestError
-from longrec.export.write import export
+from longrec.exporting.write import export
 from longrec.pipeline.candidates import Candidates
 from longrec.serve.client import Client, client
 from longrec.serve.rank_stage import RankStage

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrec.errors import BundleError, RequestError
-from longrec.export.bundle import Bundle
-from longrec.export.inputs import make_random_tensors
+from longrec.exporting.bundle import Bundle
+from longrec.exporting.inputs import make_random_tensors
 from longrec.serve.client import client
 from longrec.serve.request_json import decode_recommend_request
 from longrec.serve.service import Service, score_golden

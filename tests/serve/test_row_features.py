@@ -21,9 +21,9 @@ from longrec.data.prepare import prepare
 from longrec.data.requests import build_impression
 from longrec.data.settings import DataConfig
 from longrec.errors import RequestError
-from longrec.export.golden import Sample
-from longrec.export.offline import build_golden_request
-from longrec.export.write import export
+from longrec.exporting.golden import Sample
+from longrec.exporting.offline import build_golden_request
+from longrec.exporting.write import export
 from longrec.features.schema import Schema
 from longrec.serve.client import client
 from longrec.serve.interface import Client

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import longrec.serve.rank_stage as rank_file
 from longrec.errors import BundleError, RequestError
-from longrec.export.bundle import Bundle
-from longrec.export.offline import build_golden_request
+from longrec.exporting.bundle import Bundle
+from longrec.exporting.offline import build_golden_request
 from longrec.serve.request_json import decode_request
 from longrec.serve.service import RankResponse, Service, score_golden
 
@@ -321,7 +321,7 @@ def test_serving_needs_no_torch(full: Any) -> None:
         "from longrec.serve.service import Service\n"
         f"service = Service({str(full.bundle)!r}); service.check()\n"
         "service.answer(orjson.dumps(service.example()))\n"
-        "names = ('torch', 'longrec.train', 'longrec.data', 'longrec.models.core.base')\n"
+        "names = ('torch', 'longrec.training', 'longrec.data', 'longrec.models.core.base')\n"
         "wrong = [name for name in names if name in sys.modules]\n"
         "assert not wrong, wrong"
     )

@@ -20,10 +20,10 @@ from longrec.data.log import Log
 from longrec.data.prepare import prepare
 from longrec.data.settings import DataConfig
 from longrec.errors import BundleError
-from longrec.export import bundle as bundles
-from longrec.export.bundle import FORMAT, Bundle, read_manifest
-from longrec.export.catalog import build_catalog_tensors
-from longrec.export.write import export
+from longrec.exporting import bundle as bundles
+from longrec.exporting.bundle import FORMAT, Bundle, read_manifest
+from longrec.exporting.catalog import build_catalog_tensors
+from longrec.exporting.write import export
 from longrec.exports import build_offline_request
 from longrec.features.schema import Schema
 from longrec.models.core.kinds import Ranker

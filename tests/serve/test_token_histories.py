@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from longrec.data.token_join import TokenHistory
 from longrec.errors import BundleError, RequestError, StoreError, UnknownName
-from longrec.export.bundle import Bundle, EncoderFacts
-from longrec.export.inputs import make_random_tensors
-from longrec.export.scale import Scale
-from longrec.export.write import export
+from longrec.exporting.bundle import Bundle, EncoderFacts
+from longrec.exporting.inputs import make_random_tensors
+from longrec.exporting.scale import Scale
+from longrec.exporting.write import export
 from longrec.serve.knowledge_features import key_number
 from longrec.serve.service import Service, score_golden
 from longrec.serve.settings import Settings

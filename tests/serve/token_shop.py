@@ -24,14 +24,14 @@ from longrec import commands
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
 from longrec.data.requests import build_impression
-from longrec.export.golden import GoldenRequest, Sample
-from longrec.export.offline import build_golden_request
-from longrec.export.write import ExternalStores, export
+from longrec.exporting.golden import GoldenRequest, Sample
+from longrec.exporting.offline import build_golden_request
+from longrec.exporting.write import ExternalStores, export
 from longrec.models.core.kinds import Ranker
 from longrec.models.core.registry import build
 from longrec.serve.service import replay
-from longrec.train.compress import compress
-from longrec.train.job import read_job
+from longrec.training.compress import compress
+from longrec.training.job import read_job
 
 DAY, START, USERS, ITEMS = 86_400_000, 1_700_000_000_000, 12, 30
 SCHEMA: dict[str, Any] = {

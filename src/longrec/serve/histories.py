@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import DataError, RequestError, nearest
-from longrec.export.bundle import Bundle
+from longrec.exporting.bundle import Bundle
 from longrec.features.feature_encoders import Lists
 from longrec.features.history_columns import (
     HistoryEvents,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import BundleError
-from longrec.export.bundle import Bundle
+from longrec.exporting.bundle import Bundle
 from longrec.features.raw_columns import build_raw_column
 from longrec.features.vocabulary import compute_key_numbers
 from longrec.store.disclosure import REMEDY, assess_disclosure

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import StoreError
-from longrec.export.bundle import Bundle
+from longrec.exporting.bundle import Bundle
 from longrec.features.fields import AVAILABLE
 from longrec.features.fitted_schema import FittedSchema
 from longrec.features.history_columns import NEVER, list_event_columns

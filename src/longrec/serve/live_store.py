@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import StoreError
-from longrec.export.store_copies import is_remote, mask_password
+from longrec.exporting.store_copies import is_remote, mask_password
 from longrec.features.fields import AVAILABLE
 from longrec.features.history_columns import NEVER
 from longrec.store import backends

@@ -11,10 +11,10 @@ import orjson
 from numpy.typing import NDArray
 
 from longrec.errors import BundleError
-from longrec.export.bundle import ENCODER, Bundle
-from longrec.export.golden import GoldenRequest
-from longrec.export.inputs import CODES_OUTPUT, ENCODE
-from longrec.export.runtime import open_programs
+from longrec.exporting.bundle import ENCODER, Bundle
+from longrec.exporting.golden import GoldenRequest
+from longrec.exporting.inputs import CODES_OUTPUT, ENCODE
+from longrec.exporting.runtime import open_programs
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.stage import Query
 from longrec.serve.live_events import LiveEvents

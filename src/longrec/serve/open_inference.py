@@ -11,7 +11,7 @@ import orjson
 from numpy.typing import NDArray
 
 from longrec.errors import RequestError, nearest
-from longrec.export.inputs import OUTPUT, Input, Output
+from longrec.exporting.inputs import OUTPUT, Input, Output
 from longrec.serve.request_json import MAX_CANDIDATES, build_json_error, build_validation_error
 
 POSITIONS = 2_000_000

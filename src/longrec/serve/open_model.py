@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from longrec.export.bundle import Bundle
-from longrec.export.runtime import open_programs
+from longrec.exporting.bundle import Bundle
+from longrec.exporting.runtime import open_programs
 from longrec.serve.request_encoder import RequestEncoder
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from longrec.errors import BundleError
-from longrec.export.bundle import RANKER, RETRIEVER, Bundle
+from longrec.exporting.bundle import RANKER, RETRIEVER, Bundle
 from longrec.pipeline.rank import TopStage
 from longrec.pipeline.stage import Pipeline, Stage
 from longrec.serve.open_model import OpenModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.export.inputs import SCORE
+from longrec.exporting.inputs import SCORE
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.rank import rank
 from longrec.pipeline.stage import Query

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import DataError, RequestError
-from longrec.export.bundle import Bundle
-from longrec.export.inputs import make_tensors
+from longrec.exporting.bundle import Bundle
+from longrec.exporting.inputs import make_tensors
 from longrec.features.entity_table import EntityTable
 from longrec.features.feature_encoders import Lists
 from longrec.features.fitted_schema import gather_lists

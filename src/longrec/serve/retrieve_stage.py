@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import LongRecError
-from longrec.export.bundle import INDEX
-from longrec.export.catalog import build_catalog_tensors
-from longrec.export.inputs import SCORE, USERS_PROGRAM
+from longrec.exporting.bundle import INDEX
+from longrec.exporting.catalog import build_catalog_tensors
+from longrec.exporting.inputs import SCORE, USERS_PROGRAM
 from longrec.features.entity_table import open_array
 from longrec.pipeline.candidates import Candidates, merge
 from longrec.pipeline.rank import select_top

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from longrec.errors import RequestError
-from longrec.export.inputs import ProgramFacts
-from longrec.export.runtime import Program
+from longrec.exporting.inputs import ProgramFacts
+from longrec.exporting.runtime import Program
 from longrec.serve import open_inference
 from longrec.serve.open_model import OpenModel
 

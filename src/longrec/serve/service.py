@@ -16,8 +16,8 @@ import orjson
 from numpy.typing import NDArray
 
 from longrec.errors import BundleError, RequestError
-from longrec.export.bundle import ENCODER, RETRIEVER, Bundle
-from longrec.export.golden import GoldenRequest
+from longrec.exporting.bundle import ENCODER, RETRIEVER, Bundle
+from longrec.exporting.golden import GoldenRequest
 from longrec.features.raw_columns import format_request_time
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.stage import Pipeline

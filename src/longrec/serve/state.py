@@ -16,8 +16,8 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from longrec.errors import BundleError, StoreError
-from longrec.export.bundle import Bundle
-from longrec.export.store_copies import copy_tokens, is_remote, mask_password
+from longrec.exporting.bundle import Bundle
+from longrec.exporting.store_copies import copy_tokens, is_remote, mask_password
 from longrec.features.manifest import read_manifest
 from longrec.serve.live_events import LiveEvents, keeps_events
 from longrec.serve.online_source import OnlineSource

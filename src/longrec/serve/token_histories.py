@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import BundleError, UnknownName
-from longrec.export.bundle import Bundle
-from longrec.export.store_copies import is_remote, mask_password
+from longrec.exporting.bundle import Bundle
+from longrec.exporting.store_copies import is_remote, mask_password
 from longrec.features.computed_columns import compute_time_gaps
 from longrec.features.fields import TIME_GAP, TOKEN, VERSION
 from longrec.features.token_columns import TokenSpec, build_token_columns

@@ -15,8 +15,8 @@ from longrec.testing.batches import grouped, ragged
 from longrec.testing.case import Case, backpropagate
 from longrec.testing.expect import ConformanceError, expect, expect_close
 from longrec.testing.pretend_device import DEVICE, PretendDevice, move_model
-from longrec.train.optimizers import build_optimizers
-from longrec.train.settings import FitConfig
+from longrec.training.optimizers import build_optimizers
+from longrec.training.settings import FitConfig
 
 MOST_WAITS = 1
 """Waits for the device that a training step may have. Training itself waits only when it logs."""

@@ -18,7 +18,7 @@ from longrec.testing.case import Case, backpropagate
 from longrec.testing.devices import compare_gradients, step_far
 from longrec.testing.expect import ConformanceError, expect, expect_close
 from longrec.testing.target_batches import catalog, requests_of, with_targets, with_weights
-from longrec.train.sparse_optimizers import LazyAdam
+from longrec.training.sparse_optimizers import LazyAdam
 
 
 def lively(case: Case) -> Retriever:

@@ -16,9 +16,9 @@ from longrec.models.core.losses import bce_loss
 from longrec.testing.batches import ragged
 from longrec.testing.case import Case, backpropagate, logits, scores
 from longrec.testing.expect import ConformanceError, expect, expect_close, expect_config_error
-from longrec.train import negative_correction
-from longrec.train.settings import FitConfig
-from longrec.train.sparse_optimizers import LazyAdam
+from longrec.training import negative_correction
+from longrec.training.settings import FitConfig
+from longrec.training.sparse_optimizers import LazyAdam
 
 
 def check_every_parameter_gets_a_gradient(case: Case) -> None:

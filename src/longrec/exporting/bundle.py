@@ -1,0 +1,257 @@
+"""Bundles: folders with everything a server needs, verified by checksums when they are opened.
+
+Format ``longrec-bundle-3``. The formats 1 and 2, with one program and its inputs in the manifest, are read too::
+
+    manifest.json     model, programs, counts, size and SHA-256 of every other file, parity figures
+    manifest.sha256   the digest of manifest.json, in the format of ``sha256sum``
+    program.onnx      the only program (with program.onnx.data beside it above 1.5 GB of weights)
+    NAME.onnx         one of several programs (``users.onnx``, ``items.onnx``)
+    weights.bin       the weights of several programs, each weight once
+    index.npy         vectors of all items, of a vector retriever
+    schema/           the fitted schema: features.json and vocabularies
+    users/ items/     encoded tables, row 0 for unknown keys, with versions also the start of their validity
+    history/          events by user and time, only the columns that histories read (absent if none is read)
+    tokens/           one token store per token history (a remote store is named by its address instead)
+    knowledge/        outputs of extractors, for vector features
+    golden.json       requests with the expected scores (of an encoder: vectors, of a retriever: items and scores)
+
+Opening a bundle needs no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from longrec.errors import BundleError
+from longrec.exporting.golden import GoldenRequest
+from longrec.exporting.inputs import ENCODE, OUTPUT, SCORE, TOKEN_OUTPUT, Input, ProgramFacts, rename_input
+from longrec.exporting.scale import Scale
+from longrec.features.entity_table import EntityTable
+from longrec.features.fitted_schema import FittedSchema
+from longrec.store.disk_store import DiskStore
+
+FORMAT, FORMER_FORMATS = "longrec-bundle-3", ("longrec-bundle-1", "longrec-bundle-2")
+MANIFEST, DIGEST, PROGRAM, GOLDEN = "manifest.json", "manifest.sha256", "program.onnx", "golden.json"
+SCHEMA, USERS, ITEMS, HISTORY, TOKENS, KNOWLEDGE = "schema", "users", "items", "history", "tokens", "knowledge"
+WEIGHTS, INDEX = "weights.bin", "index.npy"
+RANKER, ENCODER, RETRIEVER = "ranker", "encoder", "retriever"
+EXPORT_AGAIN = "copy the bundle again, or export it again"
+
+
+class FileFacts(msgspec.Struct, frozen=True):
+    """Expected size and checksum of a file."""
+
+    bytes: int
+    sha256: str
+
+
+class EncoderFacts(msgspec.Struct, frozen=True):
+    """Description of an exported encoder, in addition to its ONNX model.
+
+    Attributes:
+        version: source version of the tokens that it writes.
+        scale: scale of the tokens it writes.
+        width: numbers per token.
+        slots: number of equal blocks per token.
+    """
+
+    version: int
+    scale: Scale
+    width: int
+    slots: int
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """Content of ``manifest.json``.
+
+    Attributes:
+        version: LongRec version of the exporter.
+        kind: ranker, encoder or retriever.
+        programs: programs by name, see ``exporting/programs.py``.
+        counts: users, items, events, features, histories.
+        source: origin, as passed by the exporter.
+        parity: largest differences between torch and onnxruntime, and between offline and online.
+        tokens: store of each token history: a folder of the bundle, or an address.
+        knowledge: folder of the bundle with the vectors of each feature of kind ``embedding``.
+        encoder: description of an encoder. None for another kind.
+    """
+
+    format: str
+    version: str
+    model: str
+    kind: str
+    programs: dict[str, ProgramFacts]
+    counts: dict[str, int]
+    files: dict[str, FileFacts]
+    created: str
+    source: dict[str, Any]
+    parity: dict[str, Any]
+    tokens: dict[str, str] = {}
+    knowledge: dict[str, str] = {}
+    encoder: EncoderFacts | None = None
+
+    @property
+    def inputs(self) -> list[Input]:
+        """Inputs of all programs, each once."""
+        return list({entry.name: entry for program in self.programs.values() for entry in program.inputs}.values())
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened, verified bundle.
+
+    Attributes:
+        store: earlier events. None if the model reads none, or if requests contain them.
+    """
+
+    path: Path
+    manifest: Manifest
+    fitted: FittedSchema
+    users: EntityTable
+    items: EntityTable
+    store: DiskStore | None
+    golden: list[GoldenRequest]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, which identifies the bundle."""
+        return (self.path / DIGEST).read_text().split()[0]
+
+    def resolve_store(self, location: str) -> str:
+        """Return the path or address of a store from its location in the manifest.
+
+        Raises:
+            BundleError: if the location is a folder outside the bundle.
+        """
+        if "://" in location:
+            return location
+        if not any(name.startswith(f"{location}/") for name in self.manifest.files):
+            raise BundleError(
+                str(self.path / MANIFEST), f"a store in {location!r}", "a folder of the bundle", EXPORT_AGAIN
+            )
+        return str(self.path / location)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Verify every file and open the bundle.
+
+        Raises:
+            BundleError: if the folder is not a bundle, has another format, or a file is altered, missing or extra.
+        """
+        folder = Path(path)
+        manifest = read_manifest(folder)
+        _verify(folder, manifest.files)
+        return cls(
+            folder,
+            manifest,
+            FittedSchema.load(folder / SCHEMA),
+            EntityTable.load(folder / USERS),
+            EntityTable.load(folder / ITEMS),
+            DiskStore.open(folder / HISTORY) if f"{HISTORY}/segment.json" in manifest.files else None,
+            msgspec.json.decode((folder / GOLDEN).read_bytes(), type=list[GoldenRequest]),
+        )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest and verify its digest.
+
+    Raises:
+        BundleError: if the folder is not a bundle, its manifest was altered, or it has another format.
+    """
+    try:
+        content, digest = (folder / MANIFEST).read_bytes(), (folder / DIGEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        missing = Path(str(error.filename)).name
+        problem = f"no file {missing}" if folder.is_dir() else "no such folder"
+        raise BundleError(str(folder), problem, "a folder that longrec export wrote") from None
+    if digest != format_digest(content):
+        raise BundleError(
+            str(folder / MANIFEST),
+            f"its SHA-256 is not the one in {DIGEST}",
+            "the bytes that were exported",
+            EXPORT_AGAIN,
+        )
+    try:
+        fields = msgspec.json.decode(content, type=dict[str, Any])
+        format_name = fields.get("format")
+        if format_name in FORMER_FORMATS:
+            fields["programs"] = _describe_former_program(fields)
+        elif format_name != FORMAT:
+            raise BundleError(str(folder), f"format {format_name!r}", FORMAT, "export it again with this version")
+        manifest = msgspec.convert(fields, Manifest)
+        programs = {name: _rename_inputs(program) for name, program in manifest.programs.items()}
+        return msgspec.structs.replace(manifest, programs=programs)
+    except msgspec.DecodeError as error:
+        raise BundleError(str(folder / MANIFEST), f"not a manifest ({error})", FORMAT, EXPORT_AGAIN) from None
+
+
+def _describe_former_program(fields: dict[str, Any]) -> dict[str, Any]:
+    """Describe the only program of a bundle of a former format, whose inputs are in the manifest itself."""
+    is_encoder = fields.get("kind") == ENCODER
+    output = {"name": TOKEN_OUTPUT if is_encoder else OUTPUT, "datatype": "FP32", "shape": [-1, -1][: 1 + is_encoder]}
+    program = {"file": PROGRAM, "inputs": fields.get("inputs"), "outputs": [output]}
+    return {ENCODE if is_encoder else SCORE: program}
+
+
+def _rename_inputs(program: ProgramFacts) -> ProgramFacts:
+    inputs = [msgspec.structs.replace(entry, name=rename_input(entry.name)) for entry in program.inputs]
+    return msgspec.structs.replace(program, inputs=inputs)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json`` and its digest."""
+    content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    (folder / MANIFEST).write_bytes(content)
+    (folder / DIGEST).write_bytes(format_digest(content))
+
+
+def format_digest(manifest: bytes) -> bytes:
+    """Return the content of ``manifest.sha256``."""
+    return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
+
+
+def collect_file_facts(folder: Path) -> dict[str, FileFacts]:
+    """Return size and SHA-256 of every file of a bundle except the manifest and its digest."""
+    return {
+        name: FileFacts(path.stat().st_size, compute_sha256(path)) for name, path in sorted(_list_files(folder).items())
+    }
+
+
+def _list_files(folder: Path) -> dict[str, Path]:
+    paths = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not path.is_dir():
+            paths[name] = path
+    return {name: path for name, path in paths.items() if name not in (MANIFEST, DIGEST)}
+
+
+def _verify(folder: Path, expected: dict[str, FileFacts]) -> None:
+    paths = _list_files(folder)
+    if missing := sorted(set(expected) - set(paths)):
+        raise BundleError(str(folder / missing[0]), "no such file", "every file of the manifest", EXPORT_AGAIN)
+    if extra := sorted(set(paths) - set(expected)):
+        raise BundleError(
+            str(folder / extra[0]), "a file the manifest does not name", "no other files in the folder", "remove it"
+        )
+    for name, facts in expected.items():
+        path = paths[name]
+        if path.is_symlink() or not path.is_file():
+            raise BundleError(str(path), "not a regular file", "a regular file inside the bundle", EXPORT_AGAIN)
+        if path.stat().st_size != facts.bytes:
+            raise BundleError(str(path), f"{path.stat().st_size} bytes", f"{facts.bytes} bytes", EXPORT_AGAIN)
+        if compute_sha256(path) != facts.sha256:
+            raise BundleError(
+                str(path), "its SHA-256 is not the manifest's", "the bytes that were exported", EXPORT_AGAIN
+            )
+
+
+def compute_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, read in chunks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

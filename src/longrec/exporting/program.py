@@ -1,0 +1,193 @@
+"""Tracing of a trained model into an ONNX model: one user, C candidates, histories of T events, all lengths dynamic.
+
+Only this file, ``programs.py``, ``weights.py``, ``offline.py`` and ``parity.py`` of this package need torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnxscript import opset18
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.onnx import ONNXProgram
+
+from longrec.errors import BundleError
+from longrec.exporting.inputs import CODES_OUTPUT, OUTPUT, TOKEN_OUTPUT, Input, make_random_tensors
+from longrec.exporting.weights import write_program
+from longrec.features.batch import Batch, Column, HistoryBatch, Jagged, Layout
+from longrec.models.core.kinds import Encoder
+
+op: Any = opset18
+
+
+class ProgramModule(nn.Module):
+    """A part of a model as a function of flat tensors, in the order of ``inputs``.
+
+    Attributes:
+        outputs: names of the outputs.
+    """
+
+    outputs: tuple[str, ...] = (OUTPUT,)
+
+    def __init__(self, model: nn.Module, inputs: Sequence[Input]) -> None:
+        super().__init__()
+        self.model, self.inputs = model, tuple(inputs)
+
+
+class SharedModel(ProgramModule):
+    """A ranker or an encoder.
+
+    Attributes:
+        outputs: probabilities ``[C]`` of a ranker, or vectors ``[C, W]`` of an encoder and its codes.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Sequence[Input]) -> None:
+        super().__init__(model, inputs)
+        if isinstance(model, Encoder):
+            self.outputs = (TOKEN_OUTPUT,) if model.codebooks() is None else (TOKEN_OUTPUT, CODES_OUTPUT)
+
+    def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Return probabilities of a ranker, or vectors (and codes) of an encoder."""
+        batch = build_shared_batch(self.inputs, tensors)
+        if not isinstance(self.model, Encoder):
+            logits: Tensor = self.model(batch)
+            return torch.sigmoid(logits)
+        vectors = self.model.encode(batch).float()
+        return vectors if len(self.outputs) == 1 else (vectors, self.model.codes(batch).int())
+
+
+def build_shared_batch(inputs: Sequence[Input], tensors: Sequence[Tensor]) -> Batch:
+    """Build the shared batch of one user and C candidates (none without their inputs) from flat tensors."""
+    by_name = {entry.name: tensor for entry, tensor in zip(inputs, tensors)}
+    columns: dict[str, dict[str, Column]] = {"user": {}, "item": {}}
+    sizes: dict[str, int] = {}
+    for entry in inputs:
+        if entry.component not in ("value", "offsets"):
+            continue
+        column: Column = by_name[entry.name]
+        size = by_name[entry.name].shape[0]
+        if entry.component == "offsets":
+            values, weights = by_name[f"{entry.field}.values"], by_name.get(f"{entry.field}.weights")
+            column, size = Jagged(values, by_name[entry.name], weights), size - 1
+        sizes.setdefault(entry.group, size)
+        prefix = "f." if entry.name.startswith("f.") else f"{entry.group}."
+        columns.setdefault(entry.group, {})[entry.field.removeprefix(prefix)] = column
+    histories = {
+        # [0, T] as a product: a tensor of a traced length would end the tracing
+        group.removeprefix("h."): HistoryBatch(own, torch.arange(2) * sizes[group])
+        for group, own in columns.items()
+        if group not in ("user", "item")
+    }
+    return Batch(Layout.shared(sizes.get("item", 0)), columns["user"], columns["item"], histories)
+
+
+def trace(model: nn.Module, inputs: Sequence[Input], path: Path) -> None:
+    """Trace a ranker or an encoder and write its program.
+
+    Raises:
+        BundleError: if the schema has no item features, or the model cannot be traced.
+    """
+    if not any(entry.group == "item" for entry in inputs):
+        raise BundleError("schema", "no feature of the item", "a feature with side: item, so that candidates differ")
+    write_program(trace_module(SharedModel(model, inputs).eval()), path)
+
+
+def trace_module(module: ProgramModule) -> ONNXProgram:
+    """Trace one program.
+
+    Raises:
+        BundleError: if it cannot be traced.
+    """
+    inputs = module.inputs
+    # All lengths differ, so that no two dynamic dimensions are merged. A length of 1 would become fixed.
+    groups = list(dict.fromkeys(entry.group for entry in inputs if entry.group.startswith("h.")))
+    example = make_random_tensors(inputs, 5, [7 + 2 * number for number in range(len(groups))], seed=1)
+    arguments = tuple(torch.from_numpy(example[entry.name]) for entry in inputs)
+    dims = {"item": Dim("C"), **{group: Dim(f"T{number}") for number, group in enumerate(groups)}}
+    shapes = tuple(_list_dynamic_dims(entry, dims, number) for number, entry in enumerate(inputs))
+    try:
+        with _silence_exporter(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                arguments,
+                dynamo=True,
+                dynamic_shapes=(shapes,),
+                input_names=[entry.name for entry in inputs],
+                output_names=list(module.outputs),
+                custom_translation_table={torch.ops.aten.repeat_interleave.Tensor: _repeat_interleave},
+                verbose=False,
+            )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = " ".join(str(cause).split())[:600]
+        raise BundleError(
+            f"model {type(module.model).__name__}",
+            f"it cannot be traced: {reason}",
+            "operations that torch.onnx.export supports, in a shared batch",
+        ) from error
+    assert program is not None
+    return program
+
+
+def _list_dynamic_dims(entry: Input, dims: Mapping[str, Any], number: int) -> dict[int, Any]:
+    """List the dynamic dimensions of an input and their relations."""
+    if entry.component in ("values", "weights"):
+        return {0: Dim.AUTO}
+    if entry.group == "user":
+        return {}
+    return {0: dims[entry.group] + 1 if entry.component == "offsets" else dims[entry.group]}
+
+
+def _repeat_interleave(repeats: Any, output_size: Any = None) -> Any:
+    """Translate aten::repeat_interleave.Tensor to ONNX: the row of each value, in linear time.
+
+    One mark is added at the start of every row but the first (marks of empty rows add up at one position), and a
+    cumulative sum counts the marks. The exporter's own translation takes no ``output_size``.
+    """
+    zero, one, minus_one = (op.Constant(value_ints=[number]) for number in (0, 1, -1))
+    ends = op.CumSum(repeats, op.Constant(value_int=0))
+    total = op.ReduceSum(repeats, keepdims=1) if output_size is None else op.Reshape(output_size, one)
+    starts = op.Slice(ends, zero, minus_one, zero)
+    marks = op.ScatterElements(
+        op.Expand(zero, op.Add(total, one)), starts, op.Expand(one, op.Shape(starts)), axis=0, reduction="add"
+    )
+    return op.Slice(op.CumSum(marks, op.Constant(value_int=0)), zero, total, zero)
+
+
+@contextlib.contextmanager
+def _silence_exporter() -> Iterator[None]:
+    """Silence the exporter's messages about foreign packages and classes. Errors pass."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # torch's own pytree code, called by copyreg while the program is copied
+            warnings.filterwarnings("ignore", r".*LeafSpec.*is deprecated", FutureWarning)
+            # several inputs have one entry per candidate on purpose
+            warnings.filterwarnings("ignore", r".*The axis name: \w+( \+ 1)? will not be used", UserWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
+
+
+def run_torch(module: ProgramModule, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """Return the first output for the same flat tensors, computed by torch."""
+    with torch.no_grad():
+        output: Tensor | tuple[Tensor, ...] = module(
+            *(torch.from_numpy(tensors[entry.name]) for entry in module.inputs)
+        )
+    return (output if isinstance(output, Tensor) else output[0]).numpy()

@@ -1,0 +1,91 @@
+"""Programs of each kind of model, as functions of flat tensors.
+
+Ranker             score     one request and its C candidates -> probabilities [C]
+Encoder            encode    one request and its C candidates -> vectors [C, W], and codes
+VectorRetriever    users     one request -> vectors [K, D]
+                   items     I items -> vectors [I, D]
+other retrievers   score     one request and the I items of the catalog -> scores [I]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from longrec.errors import BundleError
+from longrec.exporting.inputs import ENCODE, ITEMS_PROGRAM, OUTPUT, SCORE, USERS_PROGRAM, VECTORS_OUTPUT, Input
+from longrec.exporting.program import ProgramModule, SharedModel, build_shared_batch
+from longrec.features.batch import Batch, Column, Layout
+from longrec.models.core.base import Model
+from longrec.models.core.kinds import Encoder, Retriever, VectorRetriever
+
+
+class UserTower(ProgramModule):
+    """The vectors of one request, ``[K, D]``."""
+
+    model: VectorRetriever
+    outputs = (VECTORS_OUTPUT,)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Return one vector per interest."""
+        batch, _ = build_retrieval_batch(self.inputs, tensors)
+        return self.model.users(batch)[0].float()
+
+
+class ItemTower(ProgramModule):
+    """The vectors of items, ``[I, D]``."""
+
+    model: VectorRetriever
+    outputs = (VECTORS_OUTPUT,)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Return the vector of every item."""
+        _, items = build_retrieval_batch(self.inputs, tensors)
+        return self.model.items(items).float()
+
+
+class CatalogScores(ProgramModule):
+    """The scores of the items of a catalog for one request, ``[I]``."""
+
+    model: Retriever
+    outputs = (OUTPUT,)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Return the score of every item."""
+        batch, items = build_retrieval_batch(self.inputs, tensors)
+        return self.model.score_catalog(batch, items)[0].float()
+
+
+def build_retrieval_batch(inputs: Sequence[Input], tensors: Sequence[Tensor]) -> tuple[Batch, Mapping[str, Column]]:
+    """Build the shared batch of one request, and the columns of items, from flat tensors.
+
+    The batch has no columns of candidates, because items belong to no request.
+    """
+    shared = build_shared_batch(inputs, tensors)
+    return replace(shared, layout=Layout.shared(1), candidates={}), shared.candidates
+
+
+def build_programs(model: Model, inputs: Sequence[Input]) -> dict[str, ProgramModule]:
+    """Return the programs of a model by name, ready to be traced.
+
+    Raises:
+        BundleError: if a program would have no inputs.
+    """
+    items = [entry for entry in inputs if entry.group == "item"]
+    request = [entry for entry in inputs if entry.group != "item"]
+    if not items:
+        raise BundleError("schema", "no feature of the item", "a feature with side: item, so that candidates differ")
+    programs: dict[str, ProgramModule]
+    if isinstance(model, VectorRetriever):
+        if not request:
+            raise BundleError(
+                "schema", "no history and no feature of the user", "inputs of a request", "add a history to the schema"
+            )
+        programs = {USERS_PROGRAM: UserTower(model, request), ITEMS_PROGRAM: ItemTower(model, items)}
+    elif isinstance(model, Retriever):
+        programs = {SCORE: CatalogScores(model, inputs)}
+    else:
+        programs = {ENCODE if isinstance(model, Encoder) else SCORE: SharedModel(model, inputs)}
+    return {name: program.eval() for name, program in programs.items()}

@@ -1,0 +1,228 @@
+"""Objective ``next_item``: the item of each positive row, ranked among all items, for retrievers.
+
+A target is a row with a positive label. A log of positives only is a valid log. What a rank depends on is declared in
+``evaluate`` and printed with the results.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from longrec.data.catalog import check_catalog
+from longrec.data.label_checks import ONLY_POSITIVES, check_window
+from longrec.data.log import Log
+from longrec.data.next_item_loader import NextItemLoader, find_sequence_fault
+from longrec.data.splits import SPLITS
+from longrec.errors import ConfigError, DataError, RunError, UnknownName
+from longrec.metrics import Comparison
+from longrec.metrics.next_item import compare_ranks, next_item_metrics, summarize_ranks
+from longrec.metrics.own import Metric
+from longrec.models.core.base import Model
+from longrec.models.core.kinds import Retriever, VectorRetriever
+from longrec.progress import Progress
+from longrec.training.checkpoint import replace_file
+from longrec.training.full_ranking import rank_targets
+from longrec.training.objectives.objective import Evaluation, Loader, Objective
+from longrec.training.settings import EvaluateConfig, FitConfig, find_set_keys
+
+_RANKER_ONLY = ("negative_rate", "group_requests", "bucket_by_length")
+
+
+class NextItem(Objective):
+    """Rank of the next item of a user among all items."""
+
+    name = "next_item"
+    columns = ("row", "user", "time", "item", "rank")
+    expected_warnings = (ONLY_POSITIVES,)
+    # A retriever learns for many epochs from a log that a ranker would overfit in three.
+    fit_defaults: ClassVar[Mapping[str, Any]] = {
+        "epochs": 100,
+        "val_checks_per_epoch": 1,
+        "check_val_every_n_epoch": 2,
+        "betas": (0.9, 0.98),
+        "l2": 0.0,
+    }
+
+    @property
+    def same_columns(self) -> Sequence[str]:
+        """Time, user and row of the item table."""
+        return ("time", "item", "user")
+
+    def monitors(self, evaluate: EvaluateConfig) -> Mapping[str, Literal["max", "min"]]:
+        """Return NDCG and HR at each cut, and MRR."""
+        names = [f"{metric}@{cut}" for metric in ("ndcg", "hr") for cut in evaluate.k]
+        return dict.fromkeys([*names, "mrr"], "max")
+
+    def find_faults(self, fit: FitConfig, evaluate: EvaluateConfig) -> list[str]:
+        """Return the settings of rankers that are set."""
+        keys = find_set_keys(fit, _RANKER_ONLY, "fit")
+        keys += find_set_keys(evaluate, ("sample_weight", "resample"), "evaluate")
+        return [f"{key}: is for rankers, and a retriever ranks a catalog; remove it" for key in keys]
+
+    def rows_of(self, log: Log, split: str) -> NDArray[np.int64]:
+        """Return the positive rows of a split."""
+        rows = log.rows_of(split)
+        return rows[log.labels.take(rows) > 0.5]
+
+    def check_log(self, log: Log, fit: FitConfig, evaluate: EvaluateConfig) -> None:
+        """Refuse a log without positives to train on, or without any to measure."""
+        do = "change the split (data.split), or check the condition of the label"
+        if not log.schema.histories:
+            raise ConfigError("config", ["data.schema.histories: is required; a retriever reads the first history"])
+        check_catalog(log)
+        check_window(log, both_classes=False)
+        if not len(self.rows_of(log, "train")):
+            raise DataError("the train split", "no positive row", "rows with label 1, which are the targets", do)
+        measured = {split: rows for split in ("valid", "test") if len(rows := self.rows_of(log, split))}
+        if not measured:
+            raise DataError("data.split", "no positive in valid and none in test", "positives in at least one", do)
+        for split, rows in measured.items():
+            if len(np.unique(log.user(rows))) < 2:
+                raise DataError(f"the {split} split", "positives of one user", "two users or more", do)
+
+    def check_model(self, model: Model, log: Log, fit: FitConfig) -> None:
+        """Do nothing: ``check_log`` has checked all."""
+
+    def build_loader(self, model: Model, log: Log, fit: FitConfig) -> Loader:
+        """Return batches of sequences if the model and the log allow, else of requests."""
+        assert isinstance(model, VectorRetriever)
+        return NextItemLoader(
+            log,
+            self.rows_of(log, "train"),
+            fit.batch_size,
+            next(iter(log.schema.histories)),
+            model.sampling,
+            seed=fit.seed,
+            sequences=model.reads_sequences,
+            windows=fit.windows,
+            ties=fit.ties,
+        )
+
+    def start(self, model: Model, log: Log, loader: Loader) -> None:
+        """Do nothing: scores have no unit."""
+
+    def validate(
+        self,
+        model: Model,
+        log: Log,
+        rows: NDArray[np.int64],
+        fit: FitConfig,
+        evaluate: EvaluateConfig,
+        own: Sequence[Metric] = (),
+    ) -> dict[str, float]:
+        """Return HR, NDCG, MRR and recall of the rows, or of ``evaluate.valid_rows`` of them."""
+        assert isinstance(model, Retriever)
+        if evaluate.valid_rows is not None and evaluate.valid_rows < len(rows):
+            rows = np.sort(np.random.default_rng(evaluate.seed).choice(rows, evaluate.valid_rows, replace=False))
+        ranks = rank_targets(model, log, rows, evaluate, bf16=fit.bf16)
+        return next_item_metrics(ranks, evaluate.k, evaluate.recall_k)
+
+    def write_predictions(
+        self,
+        model: Model,
+        log: Log,
+        split: str,
+        path: Path,
+        fit: FitConfig,
+        evaluate: EvaluateConfig,
+        *,
+        quiet: bool = False,
+    ) -> pa.Table:
+        """Rank the targets of a split, write its Parquet file atomically, and return the table."""
+        assert isinstance(model, Retriever)
+        if split not in SPLITS:
+            raise UnknownName("split", split, SPLITS)
+        rows = self.rows_of(log, split)
+        if not len(rows):
+            raise RunError(split, "no positive rows", "a split with targets", "check data.split")
+        with Progress(len(rows), f"rank {split}", "targets", stream=io.StringIO() if quiet else None) as progress:
+            ranks = rank_targets(model, log, rows, evaluate, bf16=fit.bf16, progress=progress)
+        columns = {
+            "row": rows,
+            "user": log.user(rows).astype(np.int32),
+            "time": log.events.times.take(rows),
+            "item": log.events.columns["item"].take(rows),
+            "rank": ranks,
+        }
+        table = pa.table(columns)
+        replace_file(path, lambda partial: pq.write_table(table, partial))
+        return table
+
+    def measure(self, table: pa.Table, run: str, model: str, split: str, config: EvaluateConfig) -> Evaluation:
+        """Compute HR, NDCG, MRR and recall with intervals over users."""
+        rank, user = table["rank"].to_numpy(), table["user"].to_numpy()
+        return Evaluation(
+            run=run,
+            model=model,
+            split=split,
+            rows=len(rank),
+            users=len(np.unique(user)),
+            positives=len(rank),
+            users_skipped=0,
+            metrics=summarize_ranks(
+                rank, user, config.k, config.recall_k, n_resamples=config.n_resamples, seed=config.seed
+            ),
+            objective=self.name,
+            protocol=describe_protocol(config),
+        )
+
+    def compare(
+        self,
+        tables: Mapping[str, pa.Table],
+        config: EvaluateConfig,
+        split: str,
+        *,
+        baseline: str | None,
+        resample: Literal["user", "row"],
+        n_resamples: int,
+        seed: int,
+    ) -> Comparison:
+        """Compare the ranks of runs.
+
+        Raises:
+            ConfigError: ``resample: row``. A user's targets are alike.
+        """
+        if resample != "user":
+            raise ConfigError("compare", [f"resample {resample!r}: ranks are compared over users; set it to 'user'"])
+        first = next(iter(tables.values()))
+        ranks = {name: table["rank"].to_numpy() for name, table in tables.items()}
+        return compare_ranks(
+            ranks,
+            first["user"].to_numpy(),
+            config.k,
+            config.recall_k,
+            baseline=baseline,
+            n_resamples=n_resamples,
+            seed=seed,
+            split=split,
+        )
+
+    def collect_warnings(self, model: Model, log: Log, fit: FitConfig) -> list[str]:
+        """Return the reason why a model of sequences was trained on one request per target."""
+        history = next(iter(log.schema.histories))
+        reason = find_sequence_fault(log, history)
+        if not reason or not isinstance(model, VectorRetriever) or not model.reads_sequences:
+            return []
+        return [f"history {history}: {reason}, so each target was trained with a history of its own, which is slower"]
+
+
+def describe_protocol(config: EvaluateConfig) -> dict[str, str]:
+    """Return what the ranks depend on, in words."""
+    seen = {
+        "mask": "items of the user's earlier events are left out",
+        "mask_same_time": "items of the user's earlier rows are left out, also those at the same timestamp",
+        "keep": "items that the user has seen are ranked too",
+    }
+    catalog = {
+        "existing": "all items with an event before the target",
+        "all": "all items of the log",
+    }
+    return {"candidates": catalog[config.catalog], "seen": seen[config.seen], "ties": "at mid rank"}

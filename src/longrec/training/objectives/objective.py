@@ -1,0 +1,214 @@
+"""Objective: which rows a kind of model learns from, and how its predictions are measured.
+
+The training loop, the evaluation and the run format know an objective and nothing of labels, scores or ranks. The loss
+belongs to the model.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from longrec.data.log import Log
+from longrec.features.batch import Batch
+from longrec.metrics import Comparison, Interval
+from longrec.metrics.interval import list_intervals, show_intervals
+from longrec.metrics.own import Metric
+from longrec.models.core.base import Model
+from longrec.tabular import Columns, Tabular
+from longrec.training.settings import EvaluateConfig, FitConfig
+
+
+class Loader(Protocol):
+    """Batches of training rows, in an order that depends only on the seed and the epoch."""
+
+    @property
+    def loss_rows(self) -> NDArray[np.int64]:
+        """Rows of the log whose loss counts, int64."""
+
+    def __len__(self) -> int:
+        """Number of batches of an epoch."""
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch, from batch ``start`` on."""
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation(Tabular):
+    """Metrics of one run on one split.
+
+    Attributes:
+        run, model, split: names.
+        rows, users, positives: numbers of rows, users and positive rows.
+        users_skipped: users whose rows have one class, which GAUC excludes.
+        metrics: values with 95 % intervals. Of clicks: AUC, GAUC, log loss, normalized entropy, PCOC, ECE; of models of
+            several tasks also AUC, log loss, normalized entropy and PCOC of each further task, as ``auc.TASK``. Of the
+            next item: HR, NDCG, MRR and recall.
+        warnings: one sentence per reason for caution with these metrics.
+        sample_weight: column with the weights of the rows. None for equal weights.
+        objective: name of the objective.
+        protocol: what the metrics depend on besides the rows, by name, in words.
+    """
+
+    run: str
+    model: str
+    split: str
+    rows: int
+    users: int
+    positives: int
+    users_skipped: int
+    metrics: dict[str, Interval]
+    warnings: tuple[str, ...] = ()
+    sample_weight: str | None = None
+    objective: str = "clicks"
+    protocol: Mapping[str, str] = field(default_factory=dict)
+
+    def to_columns(self) -> Columns:
+        """Return one row per metric, with its interval."""
+        return list_intervals(self.metrics)
+
+    def shown(self) -> tuple[str, Columns]:
+        """Return the rows with the warnings, and one line per metric."""
+        counts = f"{self.rows:,} rows of {self.users:,} users, {self.positives:,} positive"
+        lines = [f"{self.run} ({self.model}) on {self.split}: {counts}"]
+        lines += [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join(lines), show_intervals(self.metrics)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts and numbers for JSON."""
+        metrics = {key: one.to_dict() for key, one in self.metrics.items()}
+        return {**vars(self), "metrics": metrics, "warnings": list(self.warnings), "protocol": dict(self.protocol)}
+
+
+class Objective(ABC):
+    """What training and evaluation mean for a kind of model.
+
+    Attributes:
+        name: name in results.
+        columns: columns of every file of predictions.
+        expected_warnings: warnings of a log that do not concern this objective.
+        fit_defaults: defaults of ``fit`` that differ from those of rankers.
+    """
+
+    name: ClassVar[str]
+    columns: ClassVar[tuple[str, ...]]
+    expected_warnings: ClassVar[tuple[str, ...]] = ()
+    fit_defaults: ClassVar[Mapping[str, Any]] = {}
+
+    @abstractmethod
+    def monitors(self, evaluate: EvaluateConfig) -> Mapping[str, Literal["max", "min"]]:
+        """Return the metrics of a validation that can select the best model. The first is the default."""
+
+    @abstractmethod
+    def find_faults(self, fit: FitConfig, evaluate: EvaluateConfig) -> list[str]:
+        """Return one message per setting that this objective does not have."""
+
+    @abstractmethod
+    def check_log(self, log: Log, fit: FitConfig, evaluate: EvaluateConfig) -> None:
+        """Refuse a log that cannot be trained on or evaluated, before the model is built.
+
+        Raises:
+            DataError: rows, labels or users are missing.
+        """
+
+    @abstractmethod
+    def check_model(self, model: Model, log: Log, fit: FitConfig) -> None:
+        """Refuse a model that cannot learn from the log.
+
+        Raises:
+            ConfigError, DataError: names the setting or the rows.
+        """
+
+    @abstractmethod
+    def build_loader(self, model: Model, log: Log, fit: FitConfig) -> Loader:
+        """Return the batches of the training rows."""
+
+    @abstractmethod
+    def start(self, model: Model, log: Log, loader: Loader) -> None:
+        """Initialize a new model from its training rows, before its first step."""
+
+    @abstractmethod
+    def validate(
+        self,
+        model: Model,
+        log: Log,
+        rows: NDArray[np.int64],
+        fit: FitConfig,
+        evaluate: EvaluateConfig,
+        own: Sequence[Metric] = (),
+    ) -> dict[str, float]:
+        """Return the metrics of a validation on some rows.
+
+        Args:
+            own: further metrics, of an objective with labels and scores.
+        """
+
+    def correct(self, model: Model, fit: FitConfig) -> AbstractContextManager[None]:
+        """Return the context in which the weights are those that predict, also where training samples its rows."""
+        return nullcontext()
+
+    @abstractmethod
+    def rows_of(self, log: Log, split: str) -> NDArray[np.int64]:
+        """Return the rows of the log that a split trains on or measures, int64."""
+
+    @abstractmethod
+    def write_predictions(
+        self,
+        model: Model,
+        log: Log,
+        split: str,
+        path: Path,
+        fit: FitConfig,
+        evaluate: EvaluateConfig,
+        *,
+        quiet: bool = False,
+    ) -> pa.Table:
+        """Predict a split, write its Parquet file atomically, and return the table.
+
+        Raises:
+            RunError: no rows in the split, or predictions that are not finite.
+        """
+
+    @abstractmethod
+    def measure(self, table: pa.Table, run: str, model: str, split: str, config: EvaluateConfig) -> Evaluation:
+        """Compute the metrics of a table of predictions.
+
+        Raises:
+            DataError: rows that cannot be measured.
+        """
+
+    @abstractmethod
+    def compare(
+        self,
+        tables: Mapping[str, pa.Table],
+        config: EvaluateConfig,
+        split: str,
+        *,
+        baseline: str | None,
+        resample: Literal["user", "row"],
+        n_resamples: int,
+        seed: int,
+    ) -> Comparison:
+        """Compare runs that predicted the same rows, with paired intervals.
+
+        Args:
+            tables: predictions by name of the run.
+            config: settings of the first run.
+        """
+
+    @abstractmethod
+    def collect_warnings(self, model: Model, log: Log, fit: FitConfig) -> list[str]:
+        """Return reasons for caution with a finished run, which its results hold."""
+
+    @property
+    @abstractmethod
+    def same_columns(self) -> Sequence[str]:
+        """Columns of predictions that must be equal for two runs to be compared."""
