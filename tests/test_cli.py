@@ -116,16 +116,13 @@ print(code, *imported)
     [
         ((), "0", "no faults"),
         (("model={name: sasrec, layrs: 2}", "fit.epoch=3"), "2", "did you mean 'layers'?"),
-        # Only a model that may exceed the memory is built.
-        (("data.schema.features.user.hash=2000000000", "model.embedding_dim=4000"), "2 torch", "numbers take"),
     ],
-    ids=["without faults", "with faults", "large"],
+    ids=["without faults", "with faults"],
 )
 def test_check_imports_no_torch(shop: Path, overrides: tuple[str, ...], end: str, says: str) -> None:
     done = subprocess.run([sys.executable, "-c", CHECK, *overrides], capture_output=True, text=True, timeout=60)
     last = done.stdout.splitlines()[-1]
-    assert last.startswith(end), done.stderr
-    assert ("torch" in last) == ("torch" in end)
+    assert last == end, done.stderr
     assert says in done.stdout + done.stderr
 
 
@@ -171,6 +168,7 @@ def test_mixed_times_an_empty_log_and_a_truncated_file(shop: Path, capsys: pytes
 
 
 def test_things_that_are_not_there(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no command named 'trian'; did you mean 'train'?" in refused(capsys, "trian", "din.yaml")
     assert "no such file" in refused(capsys, "check", "dinn.yaml")
     assert "did you mean 'din'" in refused(capsys, "help", "dinn")
     refused(capsys, "evaluate", "runs/none")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from longrec import __version__, command_output, help_pages
-from longrec.errors import LongRecError, StoppedRun
+from longrec.errors import LongRecError, StoppedRun, UnknownName
 from longrec.former_names import refuse_former_names
 from longrec.new_row_options import add_common_rows, add_new_rows
 from longrec.resources import resource_error
@@ -76,6 +76,9 @@ def _parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     if not arguments:
         return argparse.Namespace(function=lambda _: print(help_pages.format_overview()))
     refuse_former_names(arguments)
+    commands = [command for group in help_pages.GROUPS.values() for command in group]
+    if not arguments[0].startswith("-") and arguments[0] not in commands:
+        raise UnknownName("command", arguments[0], commands)
     parser = build_parser()
     try:
         args, rest = parser.parse_known_args(arguments)
