@@ -48,7 +48,7 @@ def warm_start(
 
     Every tensor of the run must exist in the model under the prefix of the other model (``Model.warm_start_prefix``),
     and the reverse. Tensors outside the prefix, as those of a plug, keep their initial values. Rows of embedding tables
-    are matched by the values that they stand for (``training/row_matches.py``), and rows of new values keep their initial
+    are matched by the values that they stand for (``training/row_matches.py``). Rows of new values keep their initial
     values. The last checkpoint is loaded, not the best one, because the optimizer state belongs to it.
 
     Args:
