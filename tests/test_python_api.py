@@ -113,7 +113,7 @@ def test_all_faults_of_a_call_are_reported_together() -> None:
         "items: must be a mapping",
         "split.test: input should",
         "memory: must be a size",
-        "schema.item: is req",
+        "schema.itm: unknown key; did you mean 'item'?",
     ):
         assert says in faults, faults
     with pytest.raises(ConfigError, match="log: no such file: .*events.parquet"):
