@@ -171,8 +171,9 @@ def main() -> None:
         lines.append([f"{arm} less {base}", str(len(days)), *text, str(int((gaps[:, 0] > 0).sum()))])
     totals = {arm: sum(own[arm][2] for own in means.values()) for arm in TRAINED}
     spent = ", ".join(f"{arm} {seconds:,.0f}" for arm, seconds in totals.items())
+    arms_text = __doc__.split("\n\n", 2)[2].strip().replace("``", "`")
     about = (
-        f"{__doc__.split(chr(10) * 2, 2)[2].strip()}\n\nMeans of {args.seeds} seeds. Day 1 is 25 April 2022, China "
+        f"{arms_text}\n\nMeans of {args.seeds} seeds. Day 1 is 25 April 2022, China "
         "time. On the first day all trained arms are the same run, and until day 8 the frozen model is the run from "
         f"scratch. CPU seconds of all days: {spent}."
     )
