@@ -177,7 +177,7 @@ _ALIGNED = re.compile(r"\S {2,}\S")
 def wrap_docstring(text: str, indent: str = "") -> list[str]:
     """Return the lines of a clean docstring for a terminal. Paragraphs and list items are wrapped, formulas stay.
 
-    >>> wrap_docstring("DIN: attention.\\n\\n    The pool:\\n        v = sum_j a_j e_j         (eq. 3)", "  ")
+    >>> wrap_docstring("DIN: attention.\\n\\nThe pool:\\n    v = sum_j a_j e_j         (eq. 3)", "  ")
     ['  DIN: attention.', '', '  The pool:', '      v = sum_j a_j e_j         (eq. 3)']
     """
     lines: list[str] = []

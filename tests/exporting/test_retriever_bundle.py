@@ -47,7 +47,7 @@ def test_a_run_is_exported_with_requests_of_its_log(log: Log, tmp_path: Path) ->
     torch.manual_seed(2)
     model = retrievers.MeanRetriever(retrievers.MeanConfig(interests=2), log.fields()).eval()
     manifest = export_run(make_run(log, model), tmp_path / "out", False)
-    assert (manifest.kind, manifest.model, manifest.source["run"]) == ("retriever", "retrievers", "r1")
+    assert (manifest.kind, manifest.model, manifest.source["run"]) == ("retriever", "retrievers:MeanRetriever", "r1")
     assert manifest.counts["events"] == len(log)
     assert manifest.parity["golden"]["worst"] < 1e-5
     bundle = Bundle.open(tmp_path / "out")

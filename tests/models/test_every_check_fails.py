@@ -170,6 +170,13 @@ def a_frozen_parameter(patch: Patch) -> None:
     patch.setattr("longrec.models.sasrec.attend_to_earlier", self_attention.attend_to_earlier)
 
 
+def other_scores_of_a_catalog(patch: Patch) -> None:
+    def wrong(right: Wrong) -> Wrong:
+        return lambda self, *arguments: right(self, *arguments) + (1 if torch.compiler.is_compiling() else 0)
+
+    around(patch, SASRec, "score_catalog", wrong)
+
+
 def unweighted_targets(patch: Patch) -> None:
     def wrong(right: Wrong) -> Wrong:
         return lambda self, batch: right(self, replace(batch, targets=replace(batch.targets, weight=None)))
@@ -222,6 +229,7 @@ PLANTED: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "order_of_events_matters_as_declared": ("sasrec", lambda patch: patch.setattr(SASRec, "order_matters", False)),
     "a_retriever_is_saved_and_loaded": ("sasrec", another_scale_each_time),
     "a_state_reads_no_later_event": ("sasrec", an_event_later_is_read),
+    "exported_scores_agree": ("sasrec", other_scores_of_a_catalog),
     "targets_reach_every_parameter": ("sasrec", a_frozen_parameter),
     "a_loss_is_the_weighted_mean_over_targets": ("sasrec", unweighted_targets),
     "targets_are_learned": (

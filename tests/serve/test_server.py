@@ -27,7 +27,7 @@ def start_server(bundle: Path, workers: int = 1) -> tuple[subprocess.Popen[str],
 def test_a_signal_ends_the_server_cleanly(steps: Any, number: signal.Signals, code: int) -> None:
     process, url, curl = start_server(steps.bundle)
     with client(url) as shop:
-        assert shop.health()["model"] == "shop"
+        assert shop.health()["model"] == "shop:PlainRanker"
     assert curl.startswith(f"curl -s {url}/rank ")
     if shutil.which("curl"):
         answer = subprocess.run(curl, shell=True, capture_output=True, text=True, check=True)

@@ -7,17 +7,20 @@ the prepared log again after the process has ended.
 
 from __future__ import annotations
 
+import sys
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import duckdb
 import pyarrow as pa
 
 from longrec.config import Strict
 from longrec.data.frame_digest import compute_digest
 from longrec.data.sql import literal, unreadable
 from longrec.errors import DataError
+
+if TYPE_CHECKING:
+    import duckdb
 
 
 class FrameRecord(Strict):
@@ -73,7 +76,7 @@ class Frame:
     @property
     def is_relation(self) -> bool:
         """True for a DuckDB relation, which is evaluated each time it is read."""
-        return isinstance(self.data, duckdb.DuckDBPyRelation)
+        return _is_relation(self.data)
 
     @cached_property
     def table(self) -> pa.Table:
@@ -111,6 +114,8 @@ class Frame:
     @cached_property
     def _relation_facts(self) -> tuple[int, str]:
         """Number of rows and digest of a relation."""
+        import duckdb
+
         try:
             # A sum, because equal rows would cancel out in an exclusive or.
             row = self.data.query("q", "SELECT count(*), sum(hash(q)) FROM q").fetchall()[0]
@@ -129,6 +134,8 @@ class Frame:
         Raises:
             DataError: a frame that cannot be read.
         """
+        import duckdb
+
         if not self.is_relation:
             con.register(view, self.table)
             return view
@@ -163,7 +170,13 @@ def describe_kind(data: Any) -> str:
 
 def is_frame(value: Any) -> bool:
     """Return True for an object that can be read as a frame: with ``__arrow_c_stream__``, or a DuckDB relation."""
-    return isinstance(value, (Frame, FrameRecord, duckdb.DuckDBPyRelation)) or hasattr(value, "__arrow_c_stream__")
+    return isinstance(value, (Frame, FrameRecord)) or _is_relation(value) or hasattr(value, "__arrow_c_stream__")
+
+
+def _is_relation(value: Any) -> bool:
+    """Return True for a DuckDB relation, without importing DuckDB."""
+    package = sys.modules.get("duckdb")
+    return package is not None and isinstance(value, package.DuckDBPyRelation)
 
 
 def read_frame(value: Any, role: str = "log") -> Frame | FrameRecord:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import duckdb
+from typing import TYPE_CHECKING
 
 from longrec.errors import DataError, LongRecError
 from longrec.resources import resource_error
+
+if TYPE_CHECKING:
+    import duckdb
 
 
 def literal(text: str) -> str:
