@@ -76,7 +76,8 @@ def run(name: str, arm: str, seed: int, data: Path) -> Run:
             fit |= MOVIELENS_CATALOG if arm == "cross_entropy" else {}
             model |= {"dropout": 0.2, "layers": 2}
         if arm in ("bce", "gbce"):  # bce learns slowly, with one negative per target
-            fit |= {"patience": 10 if arm == "bce" else 3, "epochs": 300, "check_val_every_n_epoch": 5}
+            epochs = 80 if name.startswith("movielens") else 300
+            fit |= {"patience": 10 if arm == "bce" else 3, "epochs": epochs, "check_val_every_n_epoch": 5}
     config = {
         "name": folder.name,
         "data": {**task.data, "folder": str(WORK / "prepared")},
