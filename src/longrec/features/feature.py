@@ -197,7 +197,9 @@ class Feature(Strict):
         wrong = sorted(_ALIASES.get(key, key) for key in settings - allowed)
         if wrong:
             what = f" as {self.becomes!r}" if self.kind == "lookup" else ""
-            raise ValueError(f"a feature of kind {self.kind!r}{what} takes no {', '.join(wrong)}")
+            kinds = {key: " or ".join(list_kinds(key)) for key in sorted(settings - allowed)}
+            takers = ", ".join(f"{_ALIASES.get(key, key)} belongs to {of}" for key, of in kinds.items())
+            raise ValueError(f"a feature of kind {self.kind!r}{what} takes no {', '.join(wrong)}; {takers}")
         if self.kind == "embedding" and (self.source is None or self.side not in ("user", "item") or self.column):
             raise ValueError(
                 "an embedding needs from, the folder of knowledge, and side: user or item; it has no column"
