@@ -10,6 +10,7 @@ from pydantic import Field as Setting
 
 from longrec.config import Strict
 from longrec.features.duration import Duration
+from longrec.signatures import show_keys
 
 Form: TypeAlias = Literal["id", "multi_id", "numeric", "bucketized", "calendar", "embedding"]
 Side: TypeAlias = Literal["context", "user", "item", "candidate"]
@@ -42,6 +43,7 @@ def list_kinds(key: str) -> list[str]:
     return [kind for kind, keys in allowed.items() if key in keys]
 
 
+@show_keys
 class Feature(Strict):
     """One feature of an impression. The name of a kind alone (``user: id``) is a feature with its defaults.
 
