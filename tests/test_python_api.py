@@ -85,6 +85,15 @@ def test_a_log_says_what_it_holds(shared: lr.PreparedLog) -> None:
     assert list(shared.schema.features) == ["user", "item", "group"]
 
 
+def test_the_fields_of_a_model_are_a_table(shared: lr.PreparedLog) -> None:
+    fields = shared.fields()
+    lines = repr(fields).splitlines()
+    assert lines[:2] == ["Fields", "field  history  kind  side  rows  dim"]
+    assert len(lines) == 2 + len(fields.features) + sum(map(len, fields.histories.values()))
+    assert fields == shared.fields()
+    assert "<td>user</td>" in fields._repr_html_()
+
+
 def test_every_form_of_a_log_is_the_same_log(shared: lr.PreparedLog, here: Path) -> None:
     events().to_parquet("events.parquet")
     items().to_parquet("items.parquet")
