@@ -11,13 +11,15 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from longrec import __version__
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 project = "LongRec"
 author = "the LongRec authors"
 copyright = "the LongRec authors, Apache-2.0"
-release = version = PROJECT["version"]
+release = version = __version__
 
 extensions = ["myst_parser", "sphinx_copybutton"]
 myst_enable_extensions = ["colon_fence"]

@@ -14,6 +14,7 @@ from reference_settings import CONFIG, SCHEMA, TOKENS, to_markdown
 
 import longrec
 from longrec.config import Strict
+from longrec.signatures import get_text
 
 INTRO = """The names of the package `longrec`. A name is imported on first use, so `import longrec` costs nothing.
 `help(longrec.NAME)` prints the same text."""
@@ -60,7 +61,7 @@ def _import(path: str) -> Any:
 
 def _format_value(path: str, value: Any) -> list[str]:
     if inspect.isclass(value) and issubclass(value, Strict):
-        return [format_google(value.__doc__ or ""), "", f"Its settings are [these keys]({_find_keys(value)}).", ""]
+        return [format_google(get_text(value)), "", f"Its settings are [these keys]({_find_keys(value)}).", ""]
     if inspect.isclass(value):
         members = [(name, _unwrap(member)) for name, member in vars(value).items() if not name.startswith("_")]
         attributes = [_format_attribute(name, one) for name, (one, attribute) in members if one and attribute]

@@ -16,6 +16,7 @@ from longrec.data.file_format import FileFormat, PackedCells
 from longrec.data.settings import DataConfig, Source, Split, SplitFiles
 from longrec.features.feature import list_kinds
 from longrec.features.schema import Condition, Feature, History, Label, Schema, TimeColumn
+from longrec.signatures import get_text
 from longrec.training.compress_settings import CompressConfig, ExtractConfig
 from longrec.training.objective_settings import NextItemSettings
 from longrec.training.schedules import Schedule
@@ -146,7 +147,7 @@ def list_keys(section: Section) -> dict[str, FieldInfo]:
 def format_section(section: Section) -> list[str]:
     """Return the lines of a section."""
     intro = [f"Keys of `{section.prefix.rstrip('.')}`." if section.prefix else "", f"Guide: {section.guide}."]
-    lines = [f"## {section.heading}", "", format_docstring(section.cls), "", " ".join(intro).strip(), ""]
+    lines = [f"## {section.heading}", "", format_docstring(get_text(section.cls)), "", " ".join(intro).strip(), ""]
     for (key, one), name in zip(list_keys(section).items(), section.cls.model_fields):
         lines += [f"### `{section.prefix}{key}`", "", f"{capitalize(format_meaning(one))}.{_link(section, name)}", ""]
         lines += [" · ".join(_list_facts(section, name, one)), ""]
@@ -221,9 +222,13 @@ def format_page(title: str, intro: str, sections: Iterable[Section]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def format_docstring(value: Any) -> str:
-    """Return the docstring of a class or function as Markdown, without the sections of its arguments."""
-    return to_markdown((value.__doc__ or "").strip())
+def format_docstring(text: str) -> str:
+    """Return the text of a docstring as Markdown. An example of Python is a block of code."""
+    paragraphs = []
+    for paragraph in text.strip().split("\n\n"):
+        is_example = paragraph.lstrip().startswith(">>> ")
+        paragraphs.append(f"```pycon\n{paragraph}\n```" if is_example else to_markdown(paragraph))
+    return "\n\n".join(paragraphs)
 
 
 def to_markdown(text: str) -> str:

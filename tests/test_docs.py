@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from doc_pages import PAGES, ROOT, Block, blocks, link_faults, list_commands_used, of, plant, write_files
 
+from longrec import __version__
 from longrec.config import parse, read_yaml
 from longrec.features.schema import Schema
 from longrec.training.job import read_job
@@ -116,7 +117,7 @@ def project() -> dict[str, Any]:
 def test_the_changelog_has_this_version() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     versions = re.findall(r"^## (\S+)", text, re.M)
-    assert versions[0] == project()["version"]
+    assert versions[0] == __version__
     newest = text.split("\n## ")[1]
     headings = re.findall(r"^### (.+)$", newest, re.M)
     assert set(headings) <= {"Added", "Changed", "Fixed", "Removed", "Numbers that moved"}

@@ -104,6 +104,8 @@ def test_a_topic_is_explained(topic: str, lines: list[str]) -> None:
         ("trian", "did you mean 'train'?"),
         ("maxlength", "did you mean 'schema.histories.max_length'?"),
         ("din.attentoin", "did you mean 'din.attention'?"),
+        ("calendar", "keys that mention it: schema.features.kind"),
+        ("NDCG", "keys that mention it: fit.monitor, evaluate.k"),
         ("xyzzy", "longrec help lists the topics"),
     ],
 )

@@ -85,6 +85,15 @@ def test_a_log_says_what_it_holds(shared: lr.PreparedLog) -> None:
     assert list(shared.schema.features) == ["user", "item", "group"]
 
 
+def test_the_fields_of_a_model_are_a_table(shared: lr.PreparedLog) -> None:
+    fields = shared.fields()
+    lines = repr(fields).splitlines()
+    assert lines[:2] == ["Fields", "field  history  kind  side  rows  dim"]
+    assert len(lines) == 2 + len(fields.features) + sum(map(len, fields.histories.values()))
+    assert fields == shared.fields()
+    assert "<td>user</td>" in fields._repr_html_()
+
+
 def test_every_form_of_a_log_is_the_same_log(shared: lr.PreparedLog, here: Path) -> None:
     events().to_parquet("events.parquet")
     items().to_parquet("items.parquet")
@@ -182,6 +191,14 @@ def test_fit_is_the_training_of_a_config_to_the_bit(shared: lr.PreparedLog, run:
         ]
         assert lines[0] == lines[1]
     assert not same_weights(of_config.model(), run.model())
+
+
+def test_warnings_about_a_log_are_printed_by_the_first_training(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = lr.prepare(events(), items=items(), schema=schema(), folder="warned")
+    assert log.warnings
+    runs = [lr.fit("deepfm", log, max_steps=1, quiet=True) for _ in range(2)]
+    assert capsys.readouterr().err.splitlines() == [f"warning: {warning}" for warning in log.warnings]
+    assert all(run.results["warnings"][: len(log.warnings)] == log.warnings for run in runs)
 
 
 def test_a_built_model_holds_the_best_weights_afterwards(shared: lr.PreparedLog) -> None:
@@ -451,6 +468,17 @@ def test_help_of_a_model_shows_its_settings() -> None:
     text = inspect.getdoc(lr.models.DIN) or ""
     assert "attention: tuple[int, ...] = (80, 40)\n        Hidden units of the activation unit." in text
     assert "scale: float = 1.0" in (inspect.getdoc(Liking) or "")
+
+
+def test_help_of_a_config_class_shows_its_keys() -> None:
+    for name in ("Schema", "Feature", "History", "Label", "TimeColumn", "Condition", "Source", "Split", "FitConfig"):
+        cls = getattr(lr, name)
+        text = inspect.getdoc(cls) or ""
+        for key in inspect.signature(cls).parameters:
+            assert f"\n    {key}: " in text, (name, key)
+    assert str(inspect.signature(lr.Condition)).startswith("(*, at_least: float | None = None, equals: ")
+    assert "    quantiles: int | None = None\n        number of buckets of equal" in (inspect.getdoc(lr.Feature) or "")
+    assert "typing.Annotated" not in str(inspect.signature(lr.Schema))
 
 
 def test_a_model_is_built_from_keywords(shared: lr.PreparedLog) -> None:

@@ -59,6 +59,8 @@ def fit(
     Returns:
         The finished run, with ``metrics``, ``history``, ``model()`` and its ``folder``.
 
+    Warnings about a log are printed by the first training on it. They are in the results of every run.
+
     Raises:
         ConfigError: settings that cannot be used, all together, or a model that is already trained.
         DataError: a log that cannot be trained on. No run folder remains.
@@ -73,7 +75,8 @@ def fit(
     if built is not None:
         _check_untrained(built, resume)
     if resume is None:
-        run = training.start(job, built=built, hooks=hooks, quiet=quiet)
+        run = training.start(job, built=built, hooks=hooks, quiet=quiet, printed=log.printed)
+        log.printed = frozenset(log.warnings)
     else:
         run = training.resume_run(Path(resume), job, built=built, model_class=job.model_class, hooks=hooks, quiet=quiet)
     if built is not None:

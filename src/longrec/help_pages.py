@@ -72,7 +72,7 @@ def format_help(topic: str, parsers: Mapping[str, argparse.ArgumentParser]) -> s
         parsers: parser of each command.
 
     Raises:
-        ConfigError: if there is no such topic. The message has the nearest one.
+        ConfigError: if there is no such topic. The message has the nearest one, or keys whose text has the word.
     """
     pages = []
     if topic in parsers:
@@ -179,9 +179,10 @@ def _drop_keys_of_sections(pages: Sequence[_Page]) -> list[_Page]:
 
 def _format_page(page: _Page) -> str:
     from longrec.settings_text import describe_settings
+    from longrec.signatures import get_text
 
     if page.key is None:
-        lines = [_format_title(page), *wrap_docstring(inspect.cleandoc(page.cls.__doc__ or ""), "  "), ""]
+        lines = [_format_title(page), *wrap_docstring(get_text(page.cls), "  "), ""]
         return "\n".join([*lines, *(line for one in describe_settings(page.cls) for line in _format_key(one, page))])
     lines = [line[2:] for line in _format_key(page.key, page, page.path)]
     return "\n".join([*lines, f"    on the command line: {page.written}=VALUE"])
@@ -259,6 +260,10 @@ def _describe_unknown(topic: str, named: Sequence[str], keys: Sequence[_Page]) -
     model = _find_model(topic) if "." in topic else None
     own = [] if model is None else [f"{model}.{one.key}" for one in catalog.settings(model)]
     near = nearest(topic, own or [*named, *catalog.names(), *paths])
+    whole_word = re.compile(rf"(?<![\w.]){re.escape(topic)}(?![\w.])", re.I)
+    mentioning = [page.path for page in keys if page.key is not None and whole_word.search(page.key.searched)]
+    if near is None and mentioning:
+        return f"no topic named {topic!r}; keys that mention it: {', '.join(mentioning[:6])}"
     if near is None:
         last = {path.rpartition(".")[2]: path for path in paths}
         tail = nearest(topic.rpartition(".")[2], last)

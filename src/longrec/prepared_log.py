@@ -57,12 +57,14 @@ class PreparedLog(Tabular):
         folder: folder of the prepared log.
         log: the opened log, with the row indices of splits, labels, and histories.
         warnings: one sentence per reason why metrics measured on this log may be wrong.
+        printed: warnings that a training has printed.
         splits: samples of train, valid and test.
     """
 
     def __init__(self, data: DataConfig, schema: Schema, log: Log, warnings: Sequence[str]) -> None:
         self.data, self.schema, self.log, self.folder = data, schema, log, log.folder
         self.warnings = list(warnings)
+        self.printed: frozenset[str] = frozenset()
         self.splits = {name: _summarize(log, name) for name in ("train", "valid", "test")}
 
     @property

@@ -39,6 +39,11 @@ class SettingText:
     is_mapping: bool
 
     @property
+    def searched(self) -> str:
+        """Text in which a word is searched."""
+        return f"{self.type_text} {self.meaning}"
+
+    @property
     def summary(self) -> str:
         """Type and default in one line."""
         if self.default is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 import typing
 from collections.abc import Callable, Container, Iterator
 from typing import Any, TypeVar
@@ -10,6 +11,8 @@ from typing import Any, TypeVar
 from longrec.config import Strict
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+StrictT = TypeVar("StrictT", bound=Strict)
+_KEYS = "\n\nSettings:\n"
 
 
 def show_settings(config: type[Strict], skip: Container[str] = ()) -> Callable[[FunctionT], FunctionT]:
@@ -31,8 +34,32 @@ def show_settings(config: type[Strict], skip: Container[str] = ()) -> Callable[[
     return decorate
 
 
+def show_keys(cls: type[StrictT]) -> type[StrictT]:
+    """Show the keys of a config class in its signature and docstring, for ``help`` in a notebook."""
+    cls.__signature__ = inspect.Signature(list_parameters(cls))  # type: ignore[assignment]
+    text = inspect.cleandoc(cls.__doc__ or "")
+    cls.__doc__ = f"{text}{_KEYS}" + "\n".join(describe_settings(cls))
+    return cls
+
+
+def get_text(cls: type[Strict]) -> str:
+    """Return the docstring of a config class without its keys.
+
+    >>> @show_keys
+    ... class Net(Strict):
+    ...     "Settings of a net."
+    ...     rate: float = 0.5
+    >>> get_text(Net), str(inspect.signature(Net))
+    ('Settings of a net.', '(*, rate: float = 0.5)')
+    """
+    return inspect.cleandoc(cls.__doc__ or "").partition(_KEYS)[0]
+
+
 def list_parameters(config: type[Strict], skip: Container[str] = ()) -> list[inspect.Parameter]:
-    """Return the keys of a config class as keyword parameters, with types and defaults."""
+    """Return the keys of a config class as keyword parameters, with types and defaults.
+
+    Keys that are keywords of Python, such as ``from``, are given as ``**{"from": ...}`` and are left out.
+    """
     return [
         inspect.Parameter(
             key,
@@ -41,7 +68,7 @@ def list_parameters(config: type[Strict], skip: Container[str] = ()) -> list[ins
             annotation=_strip_checks(field.annotation),
         )
         for name, field in config.model_fields.items()
-        if (key := field.alias or name).isidentifier() and key not in skip
+        if (key := field.alias or name).isidentifier() and not keyword.iskeyword(key) and key not in skip
     ]
 
 

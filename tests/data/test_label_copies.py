@@ -106,6 +106,11 @@ def test_copies_of_every_kind_are_named(prepared: Callable[..., Log]) -> None:
         f"{int((log.splits == 0).sum()):,} training rows), like a value that is available only after the event; "
         "if it is such a value, set feedback: true, which restricts it to histories, or remove the feature"
     )
+    for name in ("seconds", "tags", "found"):  # of kinds that take no feedback
+        assert warnings[name].endswith(
+            "if it is such a value, remove the feature, or make it one of kind id or bucketized with feedback: true, "
+            "which restricts it to histories"
+        )
     assert "feature 'hashed' (column 'text') alone" in warnings["hashed"]
     assert "feature 'like' has a value that occurs with the label of its own row (" in warnings["like"]
     assert "feature 'bought' alone predicts the feedback 'buy' of its own row (AUC 1.000" in warnings["bought"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -47,6 +48,15 @@ def test_a_bundle_describes_itself(full: Any) -> None:
         "f.hobbies.offsets",
     ]
     assert bundle.golden == full.golden
+
+
+def test_a_manifest_is_shown_on_one_line(full: Any) -> None:
+    manifest = Bundle.open(full.bundle).manifest
+    assert re.fullmatch(
+        rf"Manifest of a bundle: ranker {manifest.model}, [\d,]+ users, [\d,]+ items, [\d,]+ events; "
+        rf"{len(manifest.files)} files of \d+\.\d MB",
+        repr(manifest),
+    )
 
 
 def test_a_flipped_byte_in_any_file_is_detected_and_the_file_named(copy: Path) -> None:

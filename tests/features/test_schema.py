@@ -312,7 +312,7 @@ def test_a_schema_fault_is_named(changes: dict[str, Any], says: str) -> None:
 FEATURE_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"kind": "id", "edges": [1]}, "a feature of kind 'id' takes no edges"),
     ({"kind": "numeric", "vocab": [1], "hash": 3}, "a feature of kind 'numeric' takes no hash, vocab"),
-    ({"kind": "numeric", "feedback": True}, "a feature of kind 'numeric' takes no feedback"),
+    ({"kind": "numeric", "feedback": True}, "'numeric' takes no feedback; feedback belongs to id or bucketized"),
     ({"kind": "id", "vocab": [1], "hash": 3}, "takes vocab or hash, not both"),
     ({"kind": "id", "hash": 3, "min_count": 2}, "min_count"),
     ({"kind": "id", "vocab": [1], "min_count": 2}, "min_count"),

@@ -82,11 +82,12 @@ def test_an_undefined_metric_has_no_interval_and_stops_no_other() -> None:
 
 def test_faults() -> None:
     with pytest.raises(ConfigError) as raised:
-        read_metrics({"auc": own_auc, "top 10": own_auc, "three": 3})  # type: ignore[dict-item]
+        read_metrics({"auc": own_auc, "top 10": own_auc, "three": 3, "two": lambda label, score: 1.0})  # type: ignore
     assert [fault.partition(";")[0] for fault in raised.value.faults] == [
         "metrics: there is a metric 'auc' already",
         "metrics: 'top 10' is no name",
         "metrics.three: must be a function of labels, scores and users, got 3",
+        "metrics.two: must take three arguments: labels, scores and users",
     ]
     with pytest.raises(ConfigError, match="'<lambda>' is no name; give one, as in metrics="):
         read_metrics([lambda label, score, user: 1.0])

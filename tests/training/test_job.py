@@ -30,6 +30,14 @@ def test_a_resolved_job_reads_back_equal(shop: Path, tmp_path: Path) -> None:
     assert read_job(copy, ["fit.seed=1"]) != job
 
 
+def test_another_model_on_the_command_line_does_not_take_the_settings_of_the_first(shop: Path) -> None:
+    first = "model={name: din, attention: [8]}"
+    assert faults(shop, first, "model.name=deepfm") == [
+        "model.attention: unknown key; model.name=deepfm keeps the other settings of model, model=deepfm drops them"
+    ]
+    assert read_job(shop, [first, "model=deepfm"]).model["name"] == "deepfm"
+
+
 @pytest.mark.parametrize("split", ["{by: user}", "{by: time, test_days: 2}", "{by: leave_one_out}", "{test: 0.2}"])
 def test_every_split_reads_back(shop: Path, split: str) -> None:
     job = read_job(shop, [f"data.split={split}"])

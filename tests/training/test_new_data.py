@@ -186,3 +186,11 @@ def test_models_that_score_no_rows_say_what_to_do(run: Run, tmp_path: Path) -> N
             commands.predict(copy, log=new_rows())
         assert kind in str(caught.value)
         assert do in str(caught.value)
+
+
+def test_an_error_names_the_frame_and_what_to_do(run: Run) -> None:
+    with pytest.raises(DataError) as raised:
+        run.predict(new_rows().drop_columns(["user_id", "at"]))
+    message = str(raised.value)
+    assert message.startswith("log (pyarrow.Table): no column 'user_id' (the user); no column 'at' (the time)")
+    assert message.endswith("Add the columns, with nulls where the values are not known")

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from longrec.data.log import Log
 from longrec.data.splits import TRAIN
+from longrec.features.feature import list_kinds
 from longrec.features.feature_encoders import FIRST, CalendarEncoder, Lists
 from longrec.features.fitted_schema import gather_lists
+from longrec.features.schema import Schema
 
 MOST = 10_000
 """Maximum number of sampled rows per class. AUC does not depend on the class ratio."""
@@ -82,12 +84,12 @@ def find_label_copies(log: Log) -> tuple[list[str], list[str]]:
     for name, columns in sample.plain():
         copy = max((one for ids in columns if (one := sample.measure(ids))), key=_strength, default=None)
         if copy is not None and (copy.auc >= AUC or copy.pure):
-            warnings.append(_sentence(name, schema.columns(name) if name in schema.features else (), copy, "the label"))
+            warnings.append(_sentence(schema, name, copy, "the label"))
             continue
         for target, other in others.items():
             copy = max((one for ids in columns if (one := other.measure(ids))), key=_strength, default=None)
             if copy is not None and copy.auc >= AUC:
-                warnings.append(_sentence(name, schema.columns(name), copy, f"the feedback {target!r}"))
+                warnings.append(_sentence(schema, name, copy, f"the feedback {target!r}"))
                 break
     return warnings, copies
 
@@ -123,11 +125,20 @@ def _pure(own: NDArray[Any], rest: NDArray[Any]) -> float:
     return float(own[1] / own.sum())
 
 
-def _sentence(name: str, columns: tuple[str, ...], copy: LabelCopy, label_name: str) -> str:
+def _sentence(schema: Schema, name: str, copy: LabelCopy, label_name: str) -> str:
+    feature = schema.features.get(name)
+    columns, kind = ((), None) if feature is None else (schema.columns(name), feature.kind)
     of = "" if columns in ((), (name,)) else f" (column {', '.join(map(repr, columns))})"
+    takers = list_kinds("feedback")
+    way_out = "set feedback: true, which restricts it to histories, or remove the feature"
+    if kind is not None and kind not in takers:
+        way_out = (
+            f"remove the feature, or make it one of kind {' or '.join(takers)} with feedback: true, which restricts it "
+            "to histories"
+        )
     return (
         f"feature {name!r}{of} {copy.phrase(label_name)}, like a value that is available only after the event; "
-        "if it is such a value, set feedback: true, which restricts it to histories, or remove the feature"
+        f"if it is such a value, {way_out}"
     )
 
 

@@ -122,7 +122,7 @@ def _write_sorted(
     for role in ("user", "item"):
         table = tables.get(role)
         opened[role] = (None if table is None else Relation(con, f"{role}s", table, scratch, declared), table)
-    new.need(list_required_columns(schema))
+    new.need(list_required_columns(schema), "add the columns, with nulls where the values are not known")
     absent = add_absent_columns(new, log.fitted, config.weights)
     check_values(new, schema)
     if not new.one(f"SELECT count(*) FROM {new.view}"):

@@ -167,11 +167,12 @@ class Relation:
         numbered = f"SELECT row_number() OVER () AS r, {name(column)} AS v FROM {self.view}"
         return self.row(f"SELECT r, v FROM ({numbered}) WHERE {wrong} ORDER BY r LIMIT 1")
 
-    def need(self, columns: dict[str, str]) -> None:
+    def need(self, columns: dict[str, str], way_out: str = "") -> None:
         """Raise one error for all missing columns and for columns that only some of the files have.
 
         Args:
             columns: column -> config key or feature that uses it, for error messages.
+            way_out: what to do about a missing column.
         """
         read = {self._packed_columns.get(column, column): reader for column, reader in columns.items()}
         check_distinct(self._headers, read)
@@ -200,7 +201,7 @@ class Relation:
                 self.where,
                 f"no column {'; no column '.join(faults)}",
                 f"columns of the schema; the file has {', '.join(self.types)}",
-                do if run_together or is_row else "",
+                do if run_together or is_row else way_out,
             )
 
     def key_type(self, column: str) -> str:

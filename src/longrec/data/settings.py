@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, PlainSerializer, ValidationInfo, model_validator
+from pydantic import BeforeValidator, ConfigDict, PlainSerializer, PrivateAttr, ValidationInfo, model_validator
 from pydantic import Field as Setting
 
 from longrec.config import Strict
 from longrec.data.file_format import FileFormat
 from longrec.data.frames import Frame, FrameRecord, is_frame, read_frame
 from longrec.features.schema import Schema
+from longrec.signatures import show_keys
 
 
 def _text(value: Any) -> Any:
@@ -24,6 +25,7 @@ def _text(value: Any) -> Any:
 TimestampT = Annotated[str | None, BeforeValidator(_text)]
 
 
+@show_keys
 class Split(Strict):
     """Rule that splits rows into train, valid and test.
 
@@ -137,6 +139,7 @@ def _dump_frame(value: Frame | FrameRecord | None) -> dict[str, Any] | None:
 FrameT = Annotated[Frame | FrameRecord | None, BeforeValidator(_frame), PlainSerializer(_dump_frame)]
 
 
+@show_keys
 class Source(Strict):
     """Input of rows: files (Parquet, CSV, JSON, Arrow, globs), files per split, a DuckDB query, or a frame.
 
@@ -171,6 +174,14 @@ class Source(Strict):
         None, description="of users and items: column of the time from which each row (version) is valid"
     )
 
+    _title: str = PrivateAttr("")
+
+    def entitle(self, title: str) -> Source:
+        """Return a copy with another name in messages, for rows whose files are not those of the user."""
+        copy = self.model_copy()
+        copy._title = title
+        return copy
+
     @model_validator(mode="after")
     def _one(self) -> Source:
         if sum(source is not None for source in (self.files, self.splits, self.query, self.frame)) != 1:
@@ -193,6 +204,8 @@ class Source(Strict):
         return self if self.files is None else self.model_copy(update={"files": tuple(map(map_path, self.files))})
 
     def __str__(self) -> str:
+        if self._title:
+            return self._title
         if self.splits is not None:
             return "; ".join(f"{split}: {', '.join(files)}" for split, files in self.splits.each().items())
         if self.frame is not None:

@@ -40,6 +40,7 @@ MANIFEST, DIGEST, PROGRAM, GOLDEN = "manifest.json", "manifest.sha256", "program
 SCHEMA, USERS, ITEMS, HISTORY, TOKENS, KNOWLEDGE = "schema", "users", "items", "history", "tokens", "knowledge"
 WEIGHTS, INDEX = "weights.bin", "index.npy"
 RANKER, ENCODER, RETRIEVER = "ranker", "encoder", "retriever"
+_SHOWN = ("users", "items", "events")
 EXPORT_AGAIN = "copy the bundle again, or export it again"
 
 
@@ -94,6 +95,12 @@ class Manifest(msgspec.Struct, frozen=True):
     tokens: dict[str, str] = {}
     knowledge: dict[str, str] = {}
     encoder: EncoderFacts | None = None
+
+    def __repr__(self) -> str:
+        """Return what is in the bundle, on one line."""
+        counts = ", ".join(f"{count:,} {what}" for what, count in self.counts.items() if what in _SHOWN)
+        size = sum(file.bytes for file in self.files.values()) / 1e6
+        return f"Manifest of a bundle: {self.kind} {self.model}, {counts}; {len(self.files)} files of {size:.1f} MB"
 
     @property
     def inputs(self) -> list[Input]:

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from longrec import __version__
 from longrec.errors import BundleError
 from longrec.exporting import bundle
 from longrec.exporting.bundle import EncoderFacts, Manifest
@@ -97,7 +97,9 @@ def export(
     """
     model, log, out = model.served(), Path(log), Path(out)
     if out.exists() and not (overwrite and (out / bundle.MANIFEST).is_file()):
-        do = "choose another name" if not (out / bundle.MANIFEST).is_file() else "choose another name, or overwrite it"
+        do = "choose another name"
+        if (out / bundle.MANIFEST).is_file():
+            do += ", or replace the bundle: overwrite=True, and --overwrite on the command line"
         raise BundleError(str(out), "it already exists", "a new folder", do)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
@@ -232,7 +234,7 @@ class _BundleWriter:
     ) -> Manifest:
         return Manifest(
             format=bundle.FORMAT,
-            version=version("longrec"),
+            version=__version__,
             model=self.name,
             kind=_get_kind(self.model),
             programs=programs,

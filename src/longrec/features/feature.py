@@ -10,6 +10,7 @@ from pydantic import Field as Setting
 
 from longrec.config import Strict
 from longrec.features.duration import Duration
+from longrec.signatures import show_keys
 
 Form: TypeAlias = Literal["id", "multi_id", "numeric", "bucketized", "calendar", "embedding"]
 Side: TypeAlias = Literal["context", "user", "item", "candidate"]
@@ -42,6 +43,7 @@ def list_kinds(key: str) -> list[str]:
     return [kind for kind, keys in allowed.items() if key in keys]
 
 
+@show_keys
 class Feature(Strict):
     """One feature of an impression. The name of a kind alone (``user: id``) is a feature with its defaults.
 
@@ -197,7 +199,9 @@ class Feature(Strict):
         wrong = sorted(_ALIASES.get(key, key) for key in settings - allowed)
         if wrong:
             what = f" as {self.becomes!r}" if self.kind == "lookup" else ""
-            raise ValueError(f"a feature of kind {self.kind!r}{what} takes no {', '.join(wrong)}")
+            kinds = {key: " or ".join(list_kinds(key)) for key in sorted(settings - allowed)}
+            takers = ", ".join(f"{_ALIASES.get(key, key)} belongs to {of}" for key, of in kinds.items())
+            raise ValueError(f"a feature of kind {self.kind!r}{what} takes no {', '.join(wrong)}; {takers}")
         if self.kind == "embedding" and (self.source is None or self.side not in ("user", "item") or self.column):
             raise ValueError(
                 "an embedding needs from, the folder of knowledge, and side: user or item; it has no column"

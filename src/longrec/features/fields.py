@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from longrec.tabular import Columns, Tabular
+
 TIME_GAP = "time_gap"
 """Computed history column: log2 buckets of the seconds (or steps) between an event and the impression."""
 TIME_GAP_ROWS = 2 + 40
@@ -73,8 +75,8 @@ class Field:
         return self.share or self.name
 
 
-@dataclass(frozen=True)
-class Fields:
+@dataclass(frozen=True, repr=False)
+class Fields(Tabular):
     """All inputs of a model: the fields of the impression and, for each history, the columns of an event."""
 
     features: tuple[Field, ...]
@@ -84,6 +86,19 @@ class Fields:
         """Return the columns of a history that are also item features, as inputs of target attention."""
         own = {field.name for field in self.features if field.side == "item"}
         return tuple(field for field in self.histories[history] if field.name in own)
+
+    def to_columns(self) -> Columns:
+        """Return one row per field of the impression and per column of a history."""
+        owned = [("", field) for field in self.features]
+        owned += [(history, field) for history, columns in self.histories.items() for field in columns]
+        return {
+            "field": [field.name for _, field in owned],
+            "history": [history for history, _ in owned],
+            "kind": [field.kind for _, field in owned],
+            "side": [field.side for _, field in owned],
+            "rows": [field.rows or None for _, field in owned],
+            "dim": [field.dim for _, field in owned],
+        }
 
     def distinct_fields(self) -> tuple[Field, ...]:
         """Return every distinct field, impression fields first. Each has an embedding table unless it shares one."""

@@ -21,6 +21,7 @@ from longrec.features.fields import COMPUTED, LOG_ARRAYS
 from longrec.features.optional_keys import find_missing_key_faults
 from longrec.features.schema_sections import Condition, History, Label
 from longrec.features.time_column import TimeColumn
+from longrec.signatures import show_keys
 
 __all__ = ["Condition", "Feature", "History", "Label", "Schema", "TimeColumn", "parse_duration"]
 
@@ -32,6 +33,7 @@ def _expand_time(value: Any) -> Any:
     return {"column": value} if isinstance(value, str) else value
 
 
+@show_keys
 class Schema(Strict):
     """Meaning of the columns. See the guide for every key. Without a label, every event is a positive.
 

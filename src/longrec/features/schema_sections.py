@@ -11,8 +11,10 @@ from pydantic import Field as Setting
 from longrec.config import Strict
 from longrec.features.duration import Duration
 from longrec.features.fields import RENAMED_COLUMNS, SESSION_RECENCY, TIME_GAP, TOKEN
+from longrec.signatures import show_keys
 
 
+@show_keys
 class Condition(Strict):
     """Condition on the values of a column: exactly one of the three keys."""
 
@@ -36,6 +38,7 @@ class Condition(Strict):
         return self
 
 
+@show_keys
 class Label(Strict):
     """The column to predict: 0 and 1, or a condition on its values. A row with a null label is no sample."""
 
@@ -55,6 +58,7 @@ class Label(Strict):
         return self
 
 
+@show_keys
 class History(Strict):
     """Earlier events of the user: their columns, a filter, and the maximum length.
 

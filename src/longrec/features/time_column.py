@@ -9,8 +9,10 @@ from pydantic import model_validator
 
 from longrec.config import Strict
 from longrec.features.timestamp_grammar import build_grammar
+from longrec.signatures import show_keys
 
 
+@show_keys
 class TimeColumn(Strict):
     """The time column. Stored as whole milliseconds UTC, or as whole numbers with ``unit: step``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def read_metrics(metrics: MetricsLike) -> tuple[Metric, ...]:
     """Return metrics with their names.
 
     Raises:
-        ConfigError: names that are taken, or values that are no functions. All are listed.
+        ConfigError: names that are taken, or values that are no functions of three arguments. All are listed.
     """
     pairs: Iterable[tuple[str, Any]] = (
         metrics.items() if isinstance(metrics, Mapping) else [(_name(one), one) for one in metrics]
@@ -69,11 +70,24 @@ def read_metrics(metrics: MetricsLike) -> tuple[Metric, ...]:
             faults.append(f"metrics: there is a metric {name!r} already; give another name")
         elif not callable(one):
             faults.append(f"metrics.{name}: must be a function of labels, scores and users, got {one!r}")
+        elif not _takes_three(one.function if isinstance(one, Metric) else one):
+            faults.append(f"metrics.{name}: must take three arguments: labels, scores and users")
         else:
             result.append(Metric(one.function, name, one.better) if isinstance(one, Metric) else Metric(one, name))
     if faults:
         raise ConfigError("metrics", faults)
     return tuple(result)
+
+
+def _takes_three(function: Any) -> bool:
+    """Return False for a function that cannot be called with three arguments."""
+    try:
+        inspect.signature(function).bind(None, None, None)
+    except TypeError:
+        return False
+    except ValueError:  # a function of compiled code without a signature
+        return True
+    return True
 
 
 def _name(metric: Any) -> str:

@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +107,7 @@ def start(
     quiet: bool = False,
     notes: str = "",
     on_prepared: Callable[[Path], None] | None = None,
+    printed: Collection[str] = (),
 ) -> Run:
     """Start the run of a job, and return it when it has finished.
 
@@ -114,6 +115,7 @@ def start(
         hooks: metrics and optimizers of one's own.
         built: model to train in place, of the settings of the job. None builds it.
         quiet, notes, on_prepared: as in ``train``.
+        printed: warnings that were printed before. They are in the results and are not printed again.
 
     Raises:
         ConfigError, ResourceError, DataError, RunError: as ``train``.
@@ -139,7 +141,7 @@ def start(
         if built is not None:
             model.trained_by = str(folder.absolute())
         with lock_folder(folder):
-            _run(folder, job, log, model, target, quiet, hooks)
+            _run(folder, job, log, model, target, quiet, hooks, printed)
     return open_run(folder, job.model_class)
 
 
@@ -218,9 +220,18 @@ def _check_init_from(model: Model, job: Job) -> Model:
     return model
 
 
-def _run(folder: Path, job: Job, log: Log, model: Model, device: torch.device, quiet: bool, hooks: Hooks) -> None:
+def _run(
+    folder: Path,
+    job: Job,
+    log: Log,
+    model: Model,
+    device: torch.device,
+    quiet: bool,
+    hooks: Hooks,
+    printed: Collection[str] = (),
+) -> None:
     objective = objective_of(type(model))
-    for sentence in _collect_run_warnings(folder, log, objective):
+    for sentence in (one for one in _collect_run_warnings(folder, log, objective) if one not in printed):
         print(f"warning: {sentence}", file=sys.stderr)
     valid_rows = objective.rows_of(log, "valid")
 

@@ -199,7 +199,18 @@ def _read(
     if data is not None and schema is not None:
         faults += [f"data.{fault}" for fault in find_schema_faults(data, schema)]
     checked_file = schema_file if sources else None
-    return _complete_job(content, where, data, schema, faults, model_class, own_monitors, checked_file)
+    try:
+        return _complete_job(content, where, data, schema, faults, model_class, own_monitors, checked_file)
+    except ConfigError as error:
+        name = next((one for one in overrides if one.startswith("model.name=")), None)
+        raise ConfigError(where, [_explain_kept_setting(fault, name) for fault in error.faults]) from None
+
+
+def _explain_kept_setting(fault: str, name: str | None) -> str:
+    """Return a fault, and for an unknown setting of a model whose name was overridden, that the setting was kept."""
+    if name is None or not re.match(r"model\.\w+: unknown key", fault):
+        return fault
+    return f"{fault.partition('; ')[0]}; {name} keeps the other settings of model, {name.replace('.name', '')} drops them"
 
 
 def _find_name_faults(content: Mapping[str, Any]) -> list[str]:

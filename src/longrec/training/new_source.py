@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longrec.config import parse
+from longrec.data.frames import describe_kind
 from longrec.data.settings import Source
 from longrec.errors import DataError
 
@@ -32,7 +33,8 @@ def open_source(data: Any, own: Source | None, role: str, scratch: Path) -> Sour
         path = scratch / f"frame.{role}.parquet"
         _write_frame(data, path, role)
         # The cells of a frame have types, and text rows have none.
-        return Source(files=(str(path),), rows=None if rows is None or rows.columns is not None else rows, as_of=as_of)
+        row_format = None if rows is None or rows.columns is not None else rows
+        return Source(files=(str(path),), rows=row_format, as_of=as_of).entitle(f"{role} ({describe_kind(data)})")
     if isinstance(data, Source):
         return data
     if isinstance(data, Mapping):

@@ -10,6 +10,7 @@ from pydantic import model_validator
 
 from longrec.config import Strict
 from longrec.data.settings import TimestampT
+from longrec.signatures import show_keys
 from longrec.training.schedules import Rate, Schedule
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -19,6 +20,7 @@ Beta = Annotated[float, Setting(ge=0, lt=1)]
 Cuts = Annotated[tuple[Annotated[int, Setting(ge=1)], ...], Setting(min_length=1)]
 
 
+@show_keys
 class FitConfig(Strict):
     """Settings of training. Defaults were chosen on four logs, with two epochs and three validations per epoch."""
 
@@ -165,6 +167,7 @@ def find_set_keys(config: Strict, keys: Sequence[str], section: str) -> list[str
     return [f"{section}.{key}" for key in keys if getattr(config, key) != fields[key].default]
 
 
+@show_keys
 class EvaluateConfig(Strict):
     """Settings of evaluation."""
 
