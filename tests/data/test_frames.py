@@ -83,6 +83,23 @@ def test_users_and_items_may_be_frames_with_as_of(tmp_path: Path) -> None:
     assert str(data.items) == "items (pandas.DataFrame)"
 
 
+def test_packed_cells_and_half_floats_of_a_frame_are_those_of_a_file(tmp_path: Path) -> None:
+    table = log(cell=[f"n:{k % 3};n:{k % 5}" for k in range(40)], price=(np.arange(40) / 2).astype(np.float32))
+    features = {**SCHEMA["features"], "tags": {"kind": "multi_id"}}
+    schema, rows = (
+        Schema.model_validate({**SCHEMA, "features": features}),
+        {"packed": {"cell": {"into": {"n": "tags"}}}},
+    )
+    pq.write_table(table, tmp_path / "log.parquet")
+    of_file = prepare(config(tmp_path / "a", {"files": str(tmp_path / "log.parquet"), "rows": rows}), schema)
+    half = table.set_column(4, "price", table["price"].cast(pa.float16()))
+    for name, frame in (("b", table.to_pandas()), ("c", relation(table)), ("d", half)):
+        assert contents(prepare(config(tmp_path / name, {"frame": frame, "rows": rows}), schema)) == contents(of_file)
+    other = {"packed": {"cell": {"into": {"n": "tags"}, "step": "|"}}}
+    with pytest.raises(DataError, match="row 1, column 'cell', step 1"):
+        prepare(config(tmp_path / "b", {"frame": table.to_pandas(), "rows": other}), schema)
+
+
 # ---- the digest --------------------------------------------------------------------------------------------------
 
 
@@ -193,7 +210,10 @@ def test_a_record_finds_the_prepared_log_and_nothing_else(kind: str, tmp_path: P
         ),
         (TABLE.to_reader(), "is a pyarrow.RecordBatchReader, which can be read once"),
         ({"frame": TABLE, "files": ["a.parquet"]}, "needs exactly one of files, splits, query, frame"),
-        ({"frame": TABLE, "rows": {"number": "n"}}, "rows is for files; a frame has typed columns"),
+        (
+            {"frame": TABLE, "rows": {"columns": {"user": "int"}}},
+            "rows.columns is for text files; a frame has typed columns",
+        ),
     ],
 )
 def test_what_is_no_frame_is_refused_without_its_rows(value: Any, says: str) -> None:
