@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,20 @@ def test_rows_without_labels_are_scored_and_not_evaluated(run: Run) -> None:
     evaluation = commands.evaluate(run, log=some.set_column(3, "stars", labels))
     assert (evaluation.split, evaluation.rows) == ("new", 20)
     assert evaluation.metrics["auc"].value == pytest.approx(auc_of(run.predict(some.set_column(3, "stars", labels))))
+
+
+def test_rows_that_the_model_may_have_learned_are_warned_of(run: Run, shop: Path) -> None:
+    assert not any("training window" in warning for warning in commands.evaluate(run, log=new_rows()).warnings)
+    train = run.log().rows_of("train")
+    end = int(run.log().training_window.train[0])
+    rows = pq.read_table(shop.parent / "events.parquet")
+    warnings = commands.evaluate(run, log=rows).warnings
+    early = int((1_000 * rows["at"].to_numpy() < end).sum())
+    assert early == len(train)
+    assert warnings[0].startswith(f"{early:,} of {len(rows):,} new rows are earlier than 20")
+    other = replace(run, folder=run.folder.parent / ".." / run.folder.parent.name / run.name)
+    compared = longrec.compare([run, other], log=rows)
+    assert sum("the end of the training window" in warning for warning in compared.warnings) == 2
 
 
 def test_metrics_of_ones_own_are_computed_on_new_rows(run: Run) -> None:

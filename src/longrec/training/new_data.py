@@ -24,18 +24,15 @@ from longrec.data.scratch import SCRATCH, in_use, sweep
 from longrec.data.targets import compute_target
 from longrec.errors import RunError
 from longrec.features.entity_table import EntityTable
-from longrec.metrics.own import MetricsLike, read_metrics
 from longrec.models.core.kinds import Encoder, Retriever
 from longrec.models.core.registry import find
 from longrec.progress import Progress
 from longrec.training.checkpoint import replace_file
 from longrec.training.device import choose_run_device, prepare_torch
-from longrec.training.hooks import add_metrics
-from longrec.training.objectives.objective import Evaluation
 from longrec.training.predict_run import ScoringRun
 from longrec.training.scoring import score_tasks
 
-__all__ = ["NewScores", "evaluate_new", "predict_new", "write_new_scores"]
+__all__ = ["NewScores", "predict_new", "read_new_labels", "write_new_scores"]
 
 
 @dataclass(frozen=True)
@@ -123,25 +120,6 @@ def predict_new(
             extended.repeated,
             rows.absent,
         )
-
-
-def evaluate_new(
-    run: ScoringRun, data: Any, *, metrics: MetricsLike = (), device: str | None = None, **tables: Any
-) -> Evaluation:
-    """Compute the metrics of a run on new rows that have labels, with intervals.
-
-    Args:
-        data, tables: as in ``predict_new``.
-        metrics: metrics of one's own, functions of labels, scores and users, by name.
-
-    Raises:
-        RunError: rows without labels.
-        DataError: labels of one class.
-    """
-    table = read_new_labels(run, data, device=device, **tables)
-    config, own = run.config.evaluate, read_metrics(metrics)
-    evaluation = run.objective.measure(table, run.name, run.config.model["name"], "new", config)
-    return add_metrics(evaluation, table, own, config)
 
 
 def read_new_labels(run: ScoringRun, data: Any, *, device: str | None = None, **tables: Any) -> pa.Table:
