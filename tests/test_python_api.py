@@ -77,7 +77,8 @@ def test_a_log_says_what_it_holds(shared: lr.PreparedLog) -> None:
     assert {name: split.rows for name, split in shared.splits.items()} == {"train": 960, "valid": 120, "test": 120}
     frame = shared.to_pandas()
     assert frame["positives"].tolist() == [split.positives for split in shared.splits.values()]
-    assert "1,200 events of 40 users on 30 items" in repr(shared)
+    assert "1,200 events, 40 users, 30 items, 2026-01-01 00:00 to 2026-02-19 23:00" in repr(shared)
+    assert shared.facts.splits["test"].rows == 120
     assert repr(shared.folder.name)[1:-1] in repr(shared)
     assert "<th>positives</th>" in shared._repr_html_()
     assert [field.name for field in shared.fields().features] == ["user", "item", "group"]

@@ -226,7 +226,7 @@ def evaluate(
         device: device that scores. Default: that of the run, or the CPU where there is no GPU.
     """
     if log is not None:
-        from longrec.training.new_data import evaluate_new
+        from longrec.training.evaluate import evaluate_new
 
         return evaluate_new(_open(run), log, users=users, items=items, metrics=metrics, device=device)
     from longrec.training.evaluate import evaluate as measure

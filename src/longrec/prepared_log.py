@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,12 @@ from longrec.data.settings import DataConfig, Split
 from longrec.errors import ConfigError
 from longrec.features.schema import Schema
 from longrec.imports import Config, read_job_source
+from longrec.reporting.facts_table import describe_log
 from longrec.tabular import Columns, Tabular, format_cell, format_path
 
 if TYPE_CHECKING:
     from longrec.data.log import Log
+    from longrec.data.log_facts import LogFacts
     from longrec.features.fields import Fields
     from longrec.models.core.base import Model
     from longrec.training.batches import Batches
@@ -82,6 +85,13 @@ class PreparedLog(Tabular):
         """Number of items."""
         return int(self.log.manifest["items"])
 
+    @cached_property
+    def facts(self) -> LogFacts:
+        """What ``prepare`` counted: splits, lengths of histories, values of features, and what is alarming."""
+        from longrec.data.facts import read_facts
+
+        return read_facts(self.folder)
+
     def fields(self) -> Fields:
         """Return the inputs of a model: ``longrec.models.DIN(log.fields())``."""
         return self.log.fields()
@@ -138,12 +148,12 @@ class PreparedLog(Tabular):
         }
 
     def shown(self) -> tuple[str, Columns]:
-        """Return the size of the log with its warnings, and its splits."""
-        counts = f"{self.rows:,} events of {self.users:,} users on {self.items:,} items"
+        """Return the size of the log with its ties and warnings, and its splits."""
+        warnings = [*self.warnings, *self.facts.warnings]
         lines = [
             f"Prepared log {format_path(self.folder)}",
-            counts,
-            *(f"warning: {warning}" for warning in self.warnings),
+            *describe_log(self.facts.to_dict()),
+            *(f"warning: {warning}" for warning in warnings),
         ]
         return "\n".join(lines), {name: list(map(format_cell, own)) for name, own in self.to_columns().items()}
 

@@ -51,6 +51,15 @@ def format_path(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
+def format_rows(rows: int, users: int) -> str:
+    """Return the numbers of rows and of their users, which are left out if each has one row.
+
+    >>> format_rows(1200, 30), format_rows(5, 5)
+    ('1,200 rows of 30 users', '5 rows')
+    """
+    return f"{rows:,} rows" if rows == users else f"{rows:,} rows of {users:,} users"
+
+
 def format_cell(value: Any) -> str:
     """Return a value as text: four decimals of a number, nothing for None."""
     if value is None:

@@ -17,7 +17,7 @@ import torch
 from longrec.data.extended_log import ExtendedLog, extend_log
 from longrec.data.gather import gather
 from longrec.data.log import Log
-from longrec.data.new_rows import encode_new_rows
+from longrec.data.new_rows import NewInputs, encode_new_rows
 from longrec.data.prepare import prepare
 from longrec.data.settings import DataConfig, Source
 from longrec.errors import DataError
@@ -132,7 +132,10 @@ class Logs:
         self.number += 1
         scratch = self.folder / f"scratch-{self.number}"
         scratch.mkdir()
-        rows = encode_new_rows(log, config, Source(files=(self.write(new),)), tables, scratch)
+        inputs = NewInputs(
+            log=Source(files=(self.write(new),)), **{f"{role}s": table for role, table in tables.items()}
+        )
+        rows = encode_new_rows(log, config, inputs, scratch)
         extended = extend_log(log, rows, scratch / "extended", candidates=candidates)
         at = np.empty(len(new), np.int64)
         at[rows.numbers] = extended.new

@@ -16,6 +16,7 @@ from longrec.data.facts import LogFacts, read_facts
 from longrec.data.log import Log
 from longrec.data.row_counts import sample_rows
 from longrec.errors import DataError
+from longrec.reporting.facts_table import describe_log
 
 Prepared = Callable[..., Log]
 
@@ -221,3 +222,24 @@ def test_sampled_rows_are_evenly_spaced_over_all_chunks(monkeypatch: pytest.Monk
         assert sample_rows(codes, 0, 8, 8).tolist() == rows.tolist()
         assert sample_rows(codes, 0, 8, 3).tolist() == rows[::3].tolist()
         assert sample_rows(codes, 2, 0, 3).tolist() == []
+
+
+def test_ties_are_of_users_and_repeated_rows_of_users_and_items(prepared: Prepared) -> None:
+    bare = {"time": {"column": "t", "unit": "step"}, "label": "click", "features": {"page": {"kind": "id"}}}
+    split = {"by": "time", "valid_from": "8", "test_from": "9"}
+    for keys, tied, repeated in (
+        ({}, None, None),
+        ({"item": "item"}, None, None),
+        ({"user": "user"}, 0.4, None),
+        ({"user": "user", "item": "item"}, 0.4, 1),
+    ):
+        features = {**bare["features"], **{key: {"kind": "id"} for key in keys}}
+        facts = read_facts(prepared(pa.table(LOG), {**bare, **keys, "features": features}, split=split).folder)
+        assert (facts.tied, facts.repeated) == (tied, repeated), keys
+        assert not any("repeat" in warning for warning in facts.warnings) or repeated
+        lines = describe_log(facts.to_dict())
+        assert [len(lines), "users" in lines[0], "items" in lines[0]] == [
+            1 + (tied is not None) + (repeated is not None),
+            "user" in keys,
+            "item" in keys,
+        ]

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from small_logs import SCHEMA, log
@@ -81,6 +82,61 @@ def test_users_and_items_may_be_frames_with_as_of(tmp_path: Path) -> None:
     opened = Log.open(prepare(data, Schema.model_validate({**SCHEMA, "features": features})))
     assert opened.items.versions is not None
     assert str(data.items) == "items (pandas.DataFrame)"
+
+
+TIMED = TABLE.set_column(2, "t", pc.multiply(TABLE["t"], 1_000).cast(pa.timestamp("ms", "UTC")))
+TYPED: dict[str, Callable[[], Any]] = {
+    "pandas nullable": lambda: TIMED.to_pandas().convert_dtypes(),
+    "pandas with Arrow types": lambda: TIMED.to_pandas().convert_dtypes(dtype_backend="pyarrow"),
+    "pandas categories": lambda: TIMED.to_pandas().astype({"page": "category", "user": "category"}),
+    "pandas in another zone": lambda: TIMED.to_pandas().assign(t=lambda f: f["t"].dt.tz_convert("Asia/Tokyo")),
+    "pandas without a zone": lambda: TIMED.to_pandas().assign(t=lambda f: f["t"].dt.tz_localize(None)),
+    "polars categories": lambda: pl.from_arrow(TIMED).with_columns(pl.col("page").cast(pl.Categorical)),
+    "polars decimals": lambda: pl.from_arrow(TIMED).with_columns(
+        pl.col("user").cast(pl.Decimal(10, 0)), pl.col("price").cast(pl.Decimal(10, 1))
+    ),
+    "polars in another zone": lambda: pl.from_arrow(TIMED).with_columns(
+        pl.col("t").dt.convert_time_zone("America/New_York")
+    ),
+    "polars small integers": lambda: pl.from_arrow(TIMED).with_columns(
+        pl.col("user").cast(pl.UInt8), pl.col("item").cast(pl.Int16), pl.col("click").cast(pl.Boolean)
+    ),
+    "Arrow dictionaries": lambda: pa.table(
+        {name: own.dictionary_encode() if name in ("page", "user") else own for name, own in columns_of(TIMED)}
+    ),
+    "Arrow views of text": lambda: TIMED.set_column(6, "page", TIMED["page"].cast(pa.string_view())),
+    "Arrow nanoseconds": lambda: TIMED.set_column(2, "t", TIMED["t"].cast(pa.timestamp("ns", "Europe/Paris"))),
+}
+
+
+def columns_of(table: pa.Table) -> list[tuple[str, pa.ChunkedArray]]:
+    return list(zip(table.column_names, table.columns))
+
+
+@pytest.mark.parametrize("kind", TYPED)
+def test_types_of_frames_are_read_as_their_values(kind: str, tmp_path: Path) -> None:
+    features = {name: one for name, one in SCHEMA["features"].items() if name != "click"}
+    histories = {"all": {"features": ["item"], "max_length": 5}}
+    schema = Schema.model_validate({**SCHEMA, "features": features, "histories": histories})
+    plain = prepare(config(tmp_path / "a", TIMED), schema)
+    assert contents(prepare(config(tmp_path / "b", TYPED[kind]()), schema)) == contents(plain)
+
+
+def test_packed_cells_and_half_floats_of_a_frame_are_those_of_a_file(tmp_path: Path) -> None:
+    table = log(cell=[f"n:{k % 3};n:{k % 5}" for k in range(40)], price=(np.arange(40) / 2).astype(np.float32))
+    features = {**SCHEMA["features"], "tags": {"kind": "multi_id"}}
+    schema, rows = (
+        Schema.model_validate({**SCHEMA, "features": features}),
+        {"packed": {"cell": {"into": {"n": "tags"}}}},
+    )
+    pq.write_table(table, tmp_path / "log.parquet")
+    of_file = prepare(config(tmp_path / "a", {"files": str(tmp_path / "log.parquet"), "rows": rows}), schema)
+    half = table.set_column(4, "price", table["price"].cast(pa.float16()))
+    for name, frame in (("b", table.to_pandas()), ("c", relation(table)), ("d", half)):
+        assert contents(prepare(config(tmp_path / name, {"frame": frame, "rows": rows}), schema)) == contents(of_file)
+    other = {"packed": {"cell": {"into": {"n": "tags"}, "step": "|"}}}
+    with pytest.raises(DataError, match="row 1, column 'cell', step 1"):
+        prepare(config(tmp_path / "b", {"frame": table.to_pandas(), "rows": other}), schema)
 
 
 # ---- the digest --------------------------------------------------------------------------------------------------
@@ -193,7 +249,10 @@ def test_a_record_finds_the_prepared_log_and_nothing_else(kind: str, tmp_path: P
         ),
         (TABLE.to_reader(), "is a pyarrow.RecordBatchReader, which can be read once"),
         ({"frame": TABLE, "files": ["a.parquet"]}, "needs exactly one of files, splits, query, frame"),
-        ({"frame": TABLE, "rows": {"number": "n"}}, "rows is for files; a frame has typed columns"),
+        (
+            {"frame": TABLE, "rows": {"columns": {"user": "int"}}},
+            "rows.columns is for text files; a frame has typed columns",
+        ),
     ],
 )
 def test_what_is_no_frame_is_refused_without_its_rows(value: Any, says: str) -> None:

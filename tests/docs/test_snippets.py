@@ -32,7 +32,7 @@ NOT_RUN = {
     ("docs/index.md", "$ longrec train"): "the commands of the quickstart",
     ("docs/guide/install.md", "$ python3 -m venv"): "installs packages",
     ("docs/guide/install.md", "$ make demo"): "downloads MovieLens-1M",
-    ("docs/guide/training.md", "$ longrec train --resume"): "needs an interrupted run; tests/train interrupt one",
+    ("docs/guide/training.md", "$ longrec train --resume"): "needs an interrupted run; tests/training interrupt one",
     ("docs/guide/choosing-a-model.md", "$ longrec train"): "the commands of the quickstart",
     ("docs/guide/adding-a-model.md", "# mine/liking.py"): "a file; the conformance suite runs it below",
     ("docs/guide/adding-a-model.md", "from longrec.testing"): "run below",
@@ -45,8 +45,8 @@ NOT_RUN = {
     ("docs/guide/serving.md", "import longrec"): "a server and bundles of three kinds",
     ("docs/guide/events.md", "$ longrec serve"): "a bundle with tokens; tests/serve record events",
     ("docs/guide/events.md", "$ longrec export"): "a bundle of a source model; tests/serve record events",
-    ("docs/guide/python.md", "lr.export"): "an export costs seconds; the quickstart exports",
-    ("docs/guide/instance-tokens.md", "$ longrec compress"): "two trainings; tests/train compress and read",
+    ("docs/guide/python.md", "run.predict(new_events)"): "an export costs seconds; the quickstart exports",
+    ("docs/guide/instance-tokens.md", "$ longrec compress"): "two trainings; tests/training compress and read",
     ("docs/guide/instance-tokens.md", "from longrec.store"): "reads the store of the commands above",
     ("docs/guide/from-torch-rechub.md", "# their_din.py"): "needs torch-rechub",
     ("examples/instance_tokens/README.md", "$ longrec compress"): "needs a public log",
@@ -69,7 +69,6 @@ class Shell:
         self.monkeypatch, self.printed = monkeypatch, ""
         self.namespace: dict[str, Any] = {"__name__": "__main__"}  # of the page: its Python is one session
         self.server: LocalClient | None = None
-        self.namespace: dict[str, Any] = {"__name__": "__main__"}
 
     def run(self, block: Block) -> None:
         assert block.language in ("python", "console"), f"{block}: only python and console can run"

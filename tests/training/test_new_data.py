@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
+import longrec
 from longrec import commands
 from longrec.cli import main
 from longrec.errors import ConfigError, DataError, RunError
 from longrec.serve.client import client
 from longrec.training.finished_run import Run
 from longrec.training.fit import train
+from longrec.training.new_data import predict_new
 
 LAST = 1_702_000_000
 _POOLING = {"name": "pooling", "embedding_dim": 4, "mlp": [8]}
@@ -83,8 +89,9 @@ def test_every_form_of_the_rows_gives_the_same_scores(run: Run, tmp_path: Path) 
     parquet, text = tmp_path / "new.parquet", tmp_path / "new.csv"
     pq.write_table(rows, parquet)
     pacsv.write_csv(rows, text)
-    reader = pa.RecordBatchReader.from_batches(rows.schema, rows.to_batches(max_chunksize=7))
-    forms = (str(parquet), text, reader, {"files": str(parquet)}, {"query": f"SELECT * FROM '{parquet}'"})
+    relation = duckdb.connect().from_arrow(rows)
+    files, query = {"files": str(parquet)}, {"query": f"SELECT * FROM '{parquet}'"}
+    forms = (str(parquet), text, rows.to_pandas(), relation, {"frame": rows}, files, query)
     for form in forms:
         assert run.predict(form).equals(expected)
     pq.write_table(rows.slice(0, 20), tmp_path / "a.parquet")
@@ -94,11 +101,80 @@ def test_every_form_of_the_rows_gives_the_same_scores(run: Run, tmp_path: Path) 
     names = [str(tmp_path / "a.parquet")] * 20 + [str(tmp_path / "b.parquet")] * 40
     assert several["file"].to_pylist() == names
     assert several["score"].equals(expected["score"])
-    with pytest.raises(DataError, match=r"log: a builtins.int; expected a path, a list of paths, a mapping"):
-        run.predict(7)
+    for odd, says in (
+        (7, "log: must be a mapping, got 7"),
+        (rows.to_reader(), "log: is a pyarrow.RecordBatchReader, which can be read once; expected a table"),
+        (pd.Series([1]), "log: is a pandas.Series, which is one column"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            run.predict(odd)
+        assert says in str(caught.value)
     with pytest.raises(DataError, match="no such file"):
         run.predict(tmp_path / "gone.parquet")
     assert not list(Path(run.config.data.folder).glob(".scratch-*"))
+
+
+def messy_rows(n: int = 300) -> pa.Table:
+    """Return rows with a text that means a missing value, numbers as text, and packed cells."""
+    random = np.random.default_rng(3)
+    tags = [f"tag:{a};tag:{b}" for a, b in random.integers(0, 5, (n, 2))]
+    color, price = random.choice(["red", "blue", "NULL"], n), random.integers(0, 99, n).astype(str)
+    columns = {"color": color, "price": price, "cell": tags, "click": random.integers(0, 2, n)}
+    return pa.table({**columns, "day": np.arange(n) // 10})
+
+
+MESSY: dict[str, Any] = {
+    "label": "click",
+    "casts": {"price": "float"},
+    "features": {
+        "color": {"kind": "id"},
+        "price": {"kind": "numeric"},
+        "tags": {"kind": "multi_id"},
+        "day": {"kind": "id"},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def messy(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose log has null texts, casts and packed cells, and neither users, items nor timestamps."""
+    folder = tmp_path_factory.mktemp("messy")
+    rows = {"packed": {"cell": {"into": {"tag": "tags"}}}}
+    source = longrec.Source(frame=messy_rows().to_pandas(), nulls=["NULL"], rows=rows)
+    log = longrec.prepare(source, schema=MESSY, split={"by": "user"}, folder=folder / "prepared")
+    settings = {"epochs": 1, "lr": 0.1, "runs": str(folder / "runs"), "tensorboard": "off", "mlflow": "off"}
+    return longrec.fit("lr", log, evaluate={"n_resamples": 2, "resample": "row"}, quiet=True, **settings)
+
+
+def test_new_rows_are_read_with_the_null_texts_casts_and_packed_cells_of_the_run(messy: Run, tmp_path: Path) -> None:
+    rows = messy_rows(40)
+    table = messy.predict({"frame": rows, "rows": messy.config.data.log.rows, "nulls": ["NULL"]})
+    assert len(set(table["score"].to_pylist())) > 20
+    raw = messy.predict({"frame": rows, "rows": messy.config.data.log.rows, "nulls": []})
+    is_null = np.array(rows["color"].to_pylist()) == "NULL"
+    changed = raw["score"].to_numpy() != table["score"].to_numpy()
+    assert changed.any()
+    assert not changed[~is_null].any()
+    lines = tmp_path / "a.jsonl"
+    lines.write_text("\n".join(map(json.dumps, rows.to_pylist())))
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    categories = pl.from_arrow(rows).with_columns(pl.col("color").cast(pl.Categorical))
+    for form in (lines, tmp_path / "rows.parquet", rows, categories, rows.to_pandas().convert_dtypes()):
+        assert messy.predict(form)["score"].equals(table["score"]), type(form)
+
+
+def test_rows_without_users_items_and_timestamps_have_no_such_columns(messy: Run) -> None:
+    assert messy.predict(messy_rows(40)).column_names == ["row", "label", "score"]
+    scores = predict_new(messy, messy_rows(40), quiet=True)
+    assert scores.describe() == ["40 rows"]
+    assert scores.to_dict() == {"rows": 40, "new_users": 0, "new_items": 0, "repeated": 0, "absent": {}}
+    assert (
+        str(commands.evaluate(messy, log=messy_rows(40)))
+        .splitlines()[0]
+        .endswith("on new: 40 rows, " + str(sum(messy_rows(40)["click"].to_pylist())) + " positive")
+    )
+    with pytest.raises(DataError, match="users: a table, and a schema without its key"):
+        messy.predict(messy_rows(40), users=pa.table({"user": [1]}))
 
 
 def test_rows_without_labels_are_scored_and_not_evaluated(run: Run) -> None:
@@ -113,6 +189,20 @@ def test_rows_without_labels_are_scored_and_not_evaluated(run: Run) -> None:
     evaluation = commands.evaluate(run, log=some.set_column(3, "stars", labels))
     assert (evaluation.split, evaluation.rows) == ("new", 20)
     assert evaluation.metrics["auc"].value == pytest.approx(auc_of(run.predict(some.set_column(3, "stars", labels))))
+
+
+def test_rows_that_the_model_may_have_learned_are_warned_of(run: Run, shop: Path) -> None:
+    assert not any("training window" in warning for warning in commands.evaluate(run, log=new_rows()).warnings)
+    train = run.log().rows_of("train")
+    end = int(run.log().training_window.train[0])
+    rows = pq.read_table(shop.parent / "events.parquet")
+    warnings = commands.evaluate(run, log=rows).warnings
+    early = int((1_000 * rows["at"].to_numpy() < end).sum())
+    assert early == len(train)
+    assert warnings[0].startswith(f"{early:,} of {len(rows):,} new rows are earlier than 20")
+    other = replace(run, folder=run.folder.parent / ".." / run.folder.parent.name / run.name)
+    compared = longrec.compare([run, other], log=rows)
+    assert sum("the end of the training window" in warning for warning in compared.warnings) == 2
 
 
 def test_metrics_of_ones_own_are_computed_on_new_rows(run: Run) -> None:

@@ -59,7 +59,8 @@ class FileReader:
         """Check the rows and write them to ``target``.
 
         Args:
-            rows: SQL relation over Parquet or Arrow files, including the split column. None reads the text files.
+            rows: SQL relation over Parquet or Arrow files, including the split column, or over a frame. None reads the
+                text files.
 
         Returns:
             SQL that reads the written file.
@@ -126,7 +127,7 @@ class FileReader:
         for column in taken:
             if column in types:
                 raise DataError(
-                    self.where, f"a column {column!r} in the files", "an unused name for the column that rows adds"
+                    self.where, f"a column {column!r} in the rows", "an unused name for the column that rows adds"
                 )
         return f"SELECT {', '.join(self._fill_default(column, kind) for column, kind in types.items())} FROM {rows}"
 

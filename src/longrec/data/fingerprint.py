@@ -56,8 +56,8 @@ def fingerprint(config: DataConfig, connect: Callable[[], duckdb.DuckDBPyConnect
                 if split is not None:
                     sections.append(f"part {split}")
                 sections += [f"{path.resolve()} {files.digest(path)}" for path in paths]
-            if source.rows is not None:
-                sections.append(f"rows {source.rows.model_dump_json()}")
+        if source is not None and source.rows is not None:
+            sections.append(f"rows {source.rows.model_dump_json()}")
         if source is not None and source.nulls:
             sections.append(f"nulls {list(source.nulls)}")
         if source is not None and source.as_of is not None:

@@ -137,7 +137,7 @@ class Frame:
         import duckdb
 
         if not self.is_relation:
-            con.register(view, self.table)
+            con.register(view, _widen(self.table))
             return view
         target = scratch / f"{view}.parquet"
         try:
@@ -161,6 +161,14 @@ class Frame:
         return f"{self.role} ({self.kind})"
 
     __repr__ = __str__
+
+
+def _widen(table: pa.Table) -> pa.Table:
+    """Return a table with 16-bit floats as 32-bit floats, since DuckDB has none. Other columns are not copied."""
+    for index, column in enumerate(table.schema):
+        if pa.types.is_float16(column.type):
+            table = table.set_column(index, column.name, table.column(index).cast(pa.float32()))
+    return table
 
 
 def describe_kind(data: Any) -> str:

@@ -92,8 +92,8 @@ class LogFacts:
     Attributes:
         events, users, items: number of rows of the log, with and without a label, and of its users and items.
         first, last: first and last timestamp of the events. None without timestamps.
-        tied: share of the events with the timestamp of another event of their user. None without timestamps.
-        repeated: number of events with the user, item and timestamp of an earlier row. None without timestamps.
+        tied: share of the events with the timestamp of another event of their user. None without users or timestamps.
+        repeated: number of events with the user, item and timestamp of an earlier row. None without any of them.
         splits: by name of the split.
         histories: by name of the history. Token histories are absent.
         features: by name of the feature. Calendar features and embeddings are absent.

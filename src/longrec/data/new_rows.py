@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from longrec.config import Strict, parse
 from longrec.data import relation
 from longrec.data.absent_columns import add_absent_columns, list_required_columns
 from longrec.data.checks import check_values
@@ -20,12 +22,13 @@ from longrec.data.entities import Entities
 from longrec.data.entity_merge import NewEntities, merge_all, merge_selected
 from longrec.data.event_columns import write_event_columns
 from longrec.data.event_encoder import EventEncoder
+from longrec.data.frames import is_frame
 from longrec.data.input_files import list_files
 from longrec.data.log import Log
 from longrec.data.occurrence import Filters
 from longrec.data.relation import Relation, name
 from longrec.data.sample_weights import write_weights
-from longrec.data.settings import DataConfig, Source
+from longrec.data.settings import DataConfig, OptionalSourceT, Source, SourceT
 from longrec.data.sort import event_columns, list_column_types, sort_events
 from longrec.data.sorted_log import ROW, SHARD, Facts, SortedLog, chunk_rows
 from longrec.data.sorted_tables import write_tables
@@ -63,23 +66,67 @@ class NewRows:
     weights: tuple[str, ...]
 
 
-def encode_new_rows(
-    log: Log, config: DataConfig, source: Source, tables: Mapping[str, Source], scratch: Path
-) -> NewRows:
+class NewInputs(Strict):
+    """Inputs of new rows, in the forms of the data section of a config.
+
+    Attributes:
+        log: the rows.
+        users, items: tables that come with them.
+    """
+
+    log: SourceT
+    users: OptionalSourceT = None
+    items: OptionalSourceT = None
+
+
+def read_new_inputs(config: DataConfig, log: Any, users: Any = None, items: Any = None) -> NewInputs:
+    """Return the inputs of new rows, with the settings of the run's inputs where they have none of their own.
+
+    ``nulls`` and ``as_of`` are always those of the run unless set. The row format is so for paths, and for frames if it
+    does not name the cells of text rows. A mapping or ``Source`` has its own.
+
+    Args:
+        config: data section of the run.
+        log, users, items: path or paths, a mapping, a ``Source``, or a frame.
+
+    Raises:
+        ConfigError: what is none of these, or an invalid mapping.
+    """
+    sections = {"log": log, "users": users, "items": items}
+    sections = {
+        role: list(data) if isinstance(data, tuple) else data for role, data in sections.items() if data is not None
+    }
+    inputs = parse(NewInputs, sections, "new rows")
+    sources: dict[str, Source] = {}
+    for role, data in sections.items():
+        source, own = getattr(inputs, role), getattr(config, role)
+        update: dict[str, Any] = {}
+        if own is not None:
+            keys = {"nulls", "as_of"} - source.model_fields_set
+            if isinstance(data, (str, Path, list)) or (is_frame(data) and own.rows and own.rows.columns is None):
+                keys.add("rows")
+            update = {key: getattr(own, key) for key in keys}
+        sources[role] = source.model_copy(update=update)
+    return inputs.model_copy(update=sources)
+
+
+def encode_new_rows(log: Log, config: DataConfig, inputs: NewInputs, scratch: Path) -> NewRows:
     """Read rows, check them as ``prepare`` does, and encode them with the encoders of a prepared log.
 
     Args:
         config: data section of the prepared log.
-        source: the new rows.
-        tables: entity tables that come with them, by role (user, item).
+        inputs: the new rows, and tables that come with them.
         scratch: folder for all files.
 
     Raises:
         DataError: invalid rows, or a missing column that an impression needs.
     """
+    for role, table, key in (("users", inputs.users, log.schema.user), ("items", inputs.items, log.schema.item)):
+        if table is not None and key is None:
+            raise DataError(role, "a table, and a schema without its key", "a key", "leave the table out")
     with contextlib.closing(relation.connect(config, scratch)) as con:
         sorted_folder = scratch / "sorted"
-        opened, absent, fitted = _write_sorted(con, log, config, source, tables, scratch, sorted_folder)
+        opened, absent, fitted = _write_sorted(con, log, config, inputs, scratch, sorted_folder)
         listed = {role: _list_keys(*opened[role], role, log) for role in opened}
     rows, build = SortedLog(sorted_folder), scratch / "rows"
     (build / "events").mkdir(parents=True)
@@ -105,8 +152,7 @@ def _write_sorted(
     con: duckdb.DuckDBPyConnection,
     log: Log,
     config: DataConfig,
-    source: Source,
-    tables: Mapping[str, Source],
+    inputs: NewInputs,
     scratch: Path,
     folder: Path,
 ) -> tuple[Tables, dict[str, str], FittedSchema]:
@@ -117,10 +163,9 @@ def _write_sorted(
     """
     schema = log.schema
     declared = list_column_types(schema)
-    new = Relation(con, "log", source, scratch, declared)
+    new = Relation(con, "log", inputs.log, scratch, declared)
     opened: dict[str, tuple[Relation | None, Source | None]] = {}
-    for role in ("user", "item"):
-        table = tables.get(role)
+    for role, table in (("user", inputs.users), ("item", inputs.items)):
         opened[role] = (None if table is None else Relation(con, f"{role}s", table, scratch, declared), table)
     new.need(list_required_columns(schema), "add the columns, with nulls where the values are not known")
     absent = add_absent_columns(new, log.fitted, config.weights)
@@ -210,8 +255,11 @@ def _merge_entities(role: str, log: Log, rows: SortedLog, fitted: FittedSchema, 
 def count_file_rows(
     config: DataConfig, source: Source, rows: NewRows, scratch: Path
 ) -> tuple[list[Path], NDArray[np.int64]]:
-    """Return the files of an input, and the number of rows before each, int64 ``[files]``. A query has no files."""
-    if source.query is not None:
+    """Return the files of an input, and the number of rows before each, int64 ``[files]``.
+
+    A query and a frame have no files.
+    """
+    if not source.patterns():
         return [], np.zeros(0, np.int64)
     files = list_files(source.patterns())
     if len(files) == 1:
@@ -229,4 +277,4 @@ def count_file_rows(
 
 def replace_files(source: Source, path: Path) -> Source:
     """Return the input with one of its files."""
-    return source.model_copy(update={"files": (str(path),)})
+    return source.model_copy(update={"files": (str(path),), "splits": None})

@@ -73,19 +73,20 @@ class Relation:
         """Return SQL that reads the rows of an input, with ``SPLIT_COLUMN`` if it has splits."""
         if source.query is not None:
             return f"({query_rows(source.query)})"
-        if source.frame is not None:
-            return source.frame.scan(self.con, f"{self.view}_frame", scratch)
-        files = group_files_by_split(source)
+        files = {} if source.frame is not None else group_files_by_split(source)
         reader = None
         if source.rows is not None:
             reader = FileReader(self.con, source.rows, self.where, files, SPLIT_COLUMN, source.nulls)
         target = scratch / f"{self.view}.parquet"
         if reader is not None and reader.row_format.columns is not None:
             return reader.write(None, target)
+        self._packed_columns = {} if source.rows is None else source.rows.list_packed_columns()
+        if source.frame is not None:
+            rows = source.frame.scan(self.con, f"{self.view}_frame", scratch)
+            return rows if reader is None else reader.write(rows, target)
         kind = get_shared_kind(source, files)
         every = [path for own in files.values() for path in own]
         self._headers = [read_header(self.con, path) for path in every] if kind != JSON or len(every) > 1 else []
-        self._packed_columns = {} if source.rows is None else source.rows.list_packed_columns()
         rows = self._read_files(source, kind, files, scratch / f"{self.view}.{kind}.parquet")
         return rows if reader is None else reader.write(rows, target)
 

@@ -145,7 +145,8 @@ class Source(Strict):
 
     ``frame`` is a table in memory, in Python only: a pandas or polars data frame, an Arrow table, any other object with
     ``__arrow_c_stream__``, or a DuckDB relation.
-    ``rows`` is the row format of the files. Without it, the first line of text files is the column names.
+    ``rows`` is the row format of the files. Without it, the first line of text files is the column names. Of a frame it
+    has defaults and packed cells only.
     ``nulls`` lists texts that mean a missing value, in every column of text.
     ``as_of`` is the column of a user or item table with the timestamp from which each row (version) is valid.
     """
@@ -188,8 +189,8 @@ class Source(Strict):
             raise ValueError("needs exactly one of files, splits, query, frame")
         if self.rows is not None and self.query is not None:
             raise ValueError("rows is for files; a query returns typed columns")
-        if self.rows is not None and self.frame is not None:
-            raise ValueError("rows is for files; a frame has typed columns")
+        if self.rows is not None and self.rows.columns is not None and self.frame is not None:
+            raise ValueError("rows.columns is for text files; a frame has typed columns")
         return self
 
     def patterns(self) -> tuple[str, ...]:
@@ -229,6 +230,7 @@ def _source(value: Any, info: ValidationInfo) -> Any:
 
 
 SourceT = Annotated[Source, BeforeValidator(_source)]
+OptionalSourceT = Annotated[Source | None, BeforeValidator(_source)]
 
 
 def _size(value: Any) -> Any:
@@ -244,12 +246,8 @@ class DataConfig(Strict):
     """
 
     log: SourceT = Setting(description='the events: a file, a glob, a list of them, or {query: "SELECT ..."}')
-    users: Annotated[Source | None, BeforeValidator(_source)] = Setting(
-        None, description="table with one row per user, or per version of it"
-    )
-    items: Annotated[Source | None, BeforeValidator(_source)] = Setting(
-        None, description="table with one row per item, or per version of it"
-    )
+    users: OptionalSourceT = Setting(None, description="table with one row per user, or per version of it")
+    items: OptionalSourceT = Setting(None, description="table with one row per item, or per version of it")
     split: Split = Setting(Split(), description="rule that splits rows into train, valid and test")
     weights: tuple[str, ...] = Setting(
         (),

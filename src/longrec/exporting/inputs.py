@@ -7,7 +7,7 @@ events per history.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -179,12 +179,3 @@ def make_random_tensors(
             shape = (size, entry.width) if entry.width else size
             tensors[entry.name] = rng.standard_normal(shape).astype(np.float32)
     return tensors
-
-
-def count_entries(inputs: Iterable[Input], tensors: Mapping[str, NDArray[Any]]) -> dict[str, int]:
-    """Return the number of entries of every group, from its first input."""
-    sizes: dict[str, int] = {}
-    for entry in inputs:
-        if entry.component in ("value", "offsets"):
-            sizes.setdefault(entry.group, len(tensors[entry.name]) - (entry.component == "offsets"))
-    return sizes

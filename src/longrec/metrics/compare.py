@@ -14,7 +14,7 @@ from longrec.metrics.bootstrap import METRICS, Draws, Resample, bootstrap
 from longrec.metrics.bounds import metric_warnings
 from longrec.metrics.columns import Floats
 from longrec.metrics.interval import LEVEL, Interval
-from longrec.tabular import Columns, Tabular
+from longrec.tabular import Columns, Tabular, format_rows
 
 # The better direction. PCOC is best at 1, so a difference in it is neither better nor worse.
 BETTER: dict[str, Literal["higher", "lower", "one"]] = {
@@ -97,7 +97,7 @@ class Comparison(Tabular):
 
     def shown(self) -> tuple[str, Columns]:
         """Return one line per metric: the baseline, then each other run with its difference."""
-        lines = [f"{self.split or 'rows'}: {self.rows:,} rows of {self.users:,} users; baseline {self.baseline}"]
+        lines = [f"{self.split or 'rows'}: {format_rows(self.rows, self.users)}; baseline {self.baseline}"]
         lines += [f"warning: {warning}" for warning in self.warnings]
         keys = list(self.runs[self.baseline])
         columns = {"metric": keys, self.baseline: [str(self.runs[self.baseline][key]) for key in keys]}

@@ -42,6 +42,7 @@ def describe_log(facts: Mapping[str, Any]) -> list[str]:
     lines = [", ".join(counts) + (span if facts["first"] is not None else "")]
     if facts["tied"] is not None:
         lines.append(f"{format_share(facts['tied'])} of the events have the timestamp of another event of their user")
+    if facts["repeated"] is not None:
         lines.append(f"{facts['repeated']:,} events repeat the user, item and timestamp of an earlier row")
     return lines
 

@@ -66,10 +66,15 @@ def results_table(name: str, results: object) -> str:
 
 
 def format_counts(content: Mapping[str, Any]) -> str:
-    """Format the numbers of measured rows, or of targets."""
+    """Format the numbers of measured rows, or of targets. Users of one row each are not counted beside the rows.
+
+    >>> format_counts({"rows": 1200, "users": 1200, "positives": 30})
+    '1,200 rows, 30 positive'
+    """
     if content.get("objective") == "next_item":
         return f"{content['rows']:,} targets, {content['users']:,} users"
-    return f"{content['rows']:,} rows, {content['users']:,} users, {content['positives']:,} positive"
+    users = "" if content["users"] == content["rows"] else f"{content['users']:,} users, "
+    return f"{content['rows']:,} rows, {users}{content['positives']:,} positive"
 
 
 def left_out_lines(left_out: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -16,7 +16,7 @@ def start_at_base_rates(model: Model, log: Log, rows: NDArray[np.int64], availab
 
     Args:
         rows: int64 rows of the log whose labels enter the loss.
-        known_before: timestamp before which further labels must be available. Default: the end of the training window.
+        available_before: timestamp before which further labels must be available. Default: the end of training.
     """
     further = compute_targets(log, rows, model.targets, available_before)
     labels = [log.labels.take(rows), *(further[name].numpy() for name in model.targets)]

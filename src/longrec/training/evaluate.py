@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from longrec.data.splits import describe_timestamp
 from longrec.errors import ConfigError
 from longrec.metrics import Comparison
 from longrec.metrics.bootstrap import Resample
@@ -20,8 +21,9 @@ from longrec.training.objectives.objective import Evaluation
 from longrec.training.predict_run import predict_split
 from longrec.training.row_alignment import select_common_rows
 from longrec.training.same_rows import check_same_rows
+from longrec.training.seen_labels import read_seen_labels
 
-__all__ = ["Evaluation", "compare", "evaluate", "predict"]
+__all__ = ["Evaluation", "compare", "evaluate", "evaluate_new", "predict"]
 
 
 def evaluate(
@@ -57,6 +59,41 @@ def evaluate(
         run.objective.measure(table, run.name, run.config.model["name"], split, config), table, own, config
     )
     return replace(evaluation, warnings=(*run.results.get("run_warnings", ()), *evaluation.warnings))
+
+
+def evaluate_new(
+    run: Run, data: Any, *, metrics: MetricsLike = (), device: str | None = None, **tables: Any
+) -> Evaluation:
+    """Compute the metrics of a run on new rows that have labels, with intervals.
+
+    Args:
+        data, tables: as in ``predict_new``.
+        metrics: metrics of one's own, functions of labels, scores and users, by name.
+
+    Raises:
+        RunError: rows without labels.
+        DataError: labels of one class.
+    """
+    table = read_new_labels(run, data, device=device, **tables)
+    config, own = run.config.evaluate, read_metrics(metrics)
+    evaluation = run.objective.measure(table, run.name, run.config.model["name"], "new", config)
+    evaluation = add_metrics(evaluation, table, own, config)
+    return replace(evaluation, warnings=(*_warn_of_learned_rows(run, table), *evaluation.warnings))
+
+
+def _warn_of_learned_rows(run: Run, table: pa.Table) -> list[str]:
+    """Return a warning if new rows are so early that the run may have been trained on their labels."""
+    seen = read_seen_labels(run)
+    if "time" not in table.column_names or seen.trained is None:
+        return []
+    early = int((table["time"].cast(pa.int64()).to_numpy() < seen.trained).sum())
+    if not early:
+        return []
+    end = describe_timestamp(seen.trained, seen.step)
+    return [
+        f"{early:,} of {len(table):,} new rows are earlier than {end}, the end of the training window, so the model "
+        "may have learned their labels; only later rows measure what it does on new ones"
+    ]
 
 
 def predict(
@@ -132,6 +169,8 @@ def compare(
     objective, warnings = opened[0].objective, list[str]()
     if log is not None:
         tables, split = [read_new_labels(run, log, device=device, **entities) for run in opened], "new"
+        pairs = zip(names, opened, tables)
+        warnings += [f"{name}: {text}" for name, run, table in pairs for text in _warn_of_learned_rows(run, table)]
     else:
         tables = [_read_predictions(run, split) for run in opened]
     if common and log is None:

@@ -19,24 +19,20 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec.data.extended_log import ExtendedLog, extend_log
-from longrec.data.new_rows import NewRows, count_file_rows, encode_new_rows
+from longrec.data.new_rows import NewRows, count_file_rows, encode_new_rows, read_new_inputs
 from longrec.data.scratch import SCRATCH, in_use, sweep
 from longrec.data.targets import compute_target
 from longrec.errors import RunError
 from longrec.features.entity_table import EntityTable
-from longrec.metrics.own import MetricsLike, read_metrics
 from longrec.models.core.kinds import Encoder, Retriever
 from longrec.models.core.registry import find
 from longrec.progress import Progress
 from longrec.training.checkpoint import replace_file
 from longrec.training.device import choose_run_device, prepare_torch
-from longrec.training.hooks import add_metrics
-from longrec.training.new_source import open_source
-from longrec.training.objectives.objective import Evaluation
 from longrec.training.predict_run import ScoringRun
 from longrec.training.scoring import score_tasks
 
-__all__ = ["NewScores", "evaluate_new", "predict_new", "write_new_scores"]
+__all__ = ["NewScores", "predict_new", "read_new_labels", "write_new_scores"]
 
 
 @dataclass(frozen=True)
@@ -45,8 +41,8 @@ class NewScores:
 
     Attributes:
         table: one row per new row, in the order of the input: ``row`` (index in its file, from 0), ``file`` if there
-            are several, ``user`` and ``item`` (keys), ``time`` (if the schema has one), ``label`` (if the input has
-            it), ``score``, and for each further task ``label.TASK`` and ``score.TASK``.
+            are several, ``user``, ``item`` (keys) and ``time`` as far as the schema has them, ``label`` (if the input
+            has it), ``score``, and for each further task ``label.TASK`` and ``score.TASK``.
         codes: number of the user of each row, int64 ``[n]``.
         new_users, new_items: numbers of users and items that the run's log does not have.
         repeated: number of rows that are events of the run's log.
@@ -62,7 +58,9 @@ class NewScores:
 
     def describe(self) -> list[str]:
         """Return one line per fact about the rows."""
-        lines = [f"{len(self.table):,} rows, {self.new_users:,} new users, {self.new_items:,} new items"]
+        new = {"user": f"{self.new_users:,} new users", "item": f"{self.new_items:,} new items"}
+        own = [text for key, text in new.items() if key in self.table.column_names]
+        lines = [", ".join([f"{len(self.table):,} rows", *own])]
         if self.repeated:
             lines.append(f"{self.repeated:,} rows are events of the run's log, and histories have each of them once")
         lines += [f"no column {column!r} ({use}): its values are missing" for column, use in self.absent.items()]
@@ -96,54 +94,32 @@ def predict_new(
 
     Raises:
         RunError: no finished run, a model that scores no rows, or a missing prepared log.
+        ConfigError: an input that is none of these.
         DataError: invalid rows, or a missing column.
     """
     _check_kind(run)
     config, log = run.config.data, run.log()
+    inputs = read_new_inputs(config, data, users, items)
     root = Path(config.folder)
     root.mkdir(parents=True, exist_ok=True)
     sweep(root)
     with tempfile.TemporaryDirectory(dir=root, prefix=SCRATCH) as name, in_use(Path(name)):
         scratch = Path(name)
-        source = open_source(data, config.log, "log", scratch)
-        tables = {}
-        for role, table, own in (("user", users, config.users), ("item", items, config.items)):
-            if table is not None:
-                tables[role] = open_source(table, own, f"{role}s", scratch)
-        rows = encode_new_rows(log, config, source, tables, scratch)
+        rows = encode_new_rows(log, config, inputs, scratch)
         extended = extend_log(log, rows, scratch / "extended", candidates=candidates)
         scores, tasks = _score(run, extended, device, quiet)
         table = _build_table(extended, rows, scores, tasks, run.config.evaluate.sample_weight)
-        table = _add_input_rows(table, *count_file_rows(config, source, rows, scratch))
+        table = _add_input_rows(table, *count_file_rows(config, inputs.log, rows, scratch))
         codes = np.empty(len(rows.numbers), np.int64)
         codes[rows.numbers] = extended.user(extended.new)
         return NewScores(
             table,
             codes,
-            int((rows.user_rows[1:] == 0).sum()),
+            int((rows.user_rows[1:] == 0).sum()) if log.schema.user is not None else 0,
             len(rows.items) - len(log.items),
             extended.repeated,
             rows.absent,
         )
-
-
-def evaluate_new(
-    run: ScoringRun, data: Any, *, metrics: MetricsLike = (), device: str | None = None, **tables: Any
-) -> Evaluation:
-    """Compute the metrics of a run on new rows that have labels, with intervals.
-
-    Args:
-        data, tables: as in ``predict_new``.
-        metrics: metrics of one's own, functions of labels, scores and users, by name.
-
-    Raises:
-        RunError: rows without labels.
-        DataError: labels of one class.
-    """
-    table = read_new_labels(run, data, device=device, **tables)
-    config, own = run.config.evaluate, read_metrics(metrics)
-    evaluation = run.objective.measure(table, run.name, run.config.model["name"], "new", config)
-    return add_metrics(evaluation, table, own, config)
 
 
 def read_new_labels(run: ScoringRun, data: Any, *, device: str | None = None, **tables: Any) -> pa.Table:
@@ -162,7 +138,9 @@ def read_new_labels(run: ScoringRun, data: Any, *, device: str | None = None, **
     if config.sample_weight is not None and "weight" not in table.column_names:
         name = config.sample_weight
         raise RunError("evaluate", f"no column {name!r}", "the sample weights of the run", "add the column")
-    table = table.set_column(table.column_names.index("user"), "user", pa.array(scores.codes))
+    if "user" in table.column_names:
+        table = table.drop_columns(["user"])
+    table = table.append_column("user", pa.array(scores.codes))
     return table.filter(table["label"].is_valid())
 
 
@@ -207,11 +185,11 @@ def _build_table(
     order = np.empty(len(rows.numbers), np.int64)
     order[rows.numbers] = np.arange(len(order))
     at, schema = log.new[order], log.schema
-    columns: dict[str, Any] = {
-        "row": np.arange(len(order)),
-        "user": _take_keys(log.users, log.user(at)),
-        "item": _take_keys(log.items, log.events.columns["item"].take(at).astype(np.int64)),
-    }
+    columns: dict[str, Any] = {"row": np.arange(len(order))}
+    if schema.user is not None:
+        columns["user"] = _take_keys(log.users, log.user(at))
+    if schema.item is not None:
+        columns["item"] = _take_keys(log.items, log.events.columns["item"].take(at).astype(np.int64))
     if schema.time is not None:
         times = pa.array(log.events.times.take(at))
         columns["time"] = times if schema.time.unit == "step" else times.cast(pa.timestamp("ms", "UTC"))

@@ -93,7 +93,7 @@ class SourceTrainer:
         """Train on rows of the log, each ``epochs`` times.
 
         Args:
-            known_before: timestamp before which further labels must be available.
+            available_before: timestamp before which further labels must be available.
         """
         if not len(rows):
             return

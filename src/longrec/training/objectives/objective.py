@@ -23,7 +23,7 @@ from longrec.metrics import Comparison, Interval
 from longrec.metrics.interval import list_intervals, show_intervals
 from longrec.metrics.own import Metric
 from longrec.models.core.base import Model
-from longrec.tabular import Columns, Tabular
+from longrec.tabular import Columns, Tabular, format_rows
 from longrec.training.objective_settings import ObjectiveSettings
 from longrec.training.settings import EvaluateConfig, FitConfig
 
@@ -78,8 +78,8 @@ class Evaluation(Tabular):
 
     def shown(self) -> tuple[str, Columns]:
         """Return the rows with the warnings, and one line per metric."""
-        counts = f"{self.rows:,} rows of {self.users:,} users, {self.positives:,} positive"
-        lines = [f"{self.run} ({self.model}) on {self.split}: {counts}"]
+        rows = format_rows(self.rows, self.users)
+        lines = [f"{self.run} ({self.model}) on {self.split}: {rows}, {self.positives:,} positive"]
         lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines), show_intervals(self.metrics)
 
