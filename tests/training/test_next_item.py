@@ -167,7 +167,7 @@ def test_trackers_receive_every_alternative_of_a_fitted_model(config: Path, monk
     package.__spec__ = types.SimpleNamespace(name="tensorboard")  # type: ignore[assignment]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.writer", writer)
     monkeypatch.setitem(sys.modules, "tensorboard", package)
-    train(config, ["name=tracked", "model={name: covisit}", "fit.tensorboard=auto"], quiet=True)
+    train(config, ["name=boarded", "model={name: covisit}", "fit.tensorboard=auto"], quiet=True)
     assert [step for name, step in received if name == "valid/ndcg@5"] == list(range(16))
     assert received[-1] == ("closed", 0)
 
