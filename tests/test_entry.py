@@ -64,7 +64,7 @@ def run_command(code: str) -> subprocess.CompletedProcess[str]:
         "from longrec.entry import main",
         "sys.exit(main())",
     ]
-    return subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=15)
+    return subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,6 @@ NOT_RUN = {
     ("docs/guide/serving.md", "import longrec"): "a server and bundles of three kinds",
     ("docs/guide/events.md", "$ longrec serve"): "a bundle with tokens; tests/serve record events",
     ("docs/guide/events.md", "$ longrec export"): "a bundle of a source model; tests/serve record events",
-    ("docs/guide/python.md", "run.predict(new_events)"): "an export costs seconds; the quickstart exports",
     ("docs/guide/instance-tokens.md", "$ longrec compress"): "two trainings; tests/training compress and read",
     ("docs/guide/instance-tokens.md", "from longrec.store"): "reads the store of the commands above",
     ("docs/guide/from-torch-rechub.md", "# their_din.py"): "needs torch-rechub",
