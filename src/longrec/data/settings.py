@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, PlainSerializer, PrivateAttr, ValidationInfo, model_validator
+from pydantic import BeforeValidator, ConfigDict, PlainSerializer, ValidationInfo, model_validator
 from pydantic import Field as Setting
 
 from longrec.config import Strict
@@ -175,14 +175,6 @@ class Source(Strict):
         None, description="of users and items: column of the time from which each row (version) is valid"
     )
 
-    _title: str = PrivateAttr("")
-
-    def entitle(self, title: str) -> Source:
-        """Return a copy with another name in messages, for rows whose files are not those of the user."""
-        copy = self.model_copy()
-        copy._title = title
-        return copy
-
     @model_validator(mode="after")
     def _one(self) -> Source:
         if sum(source is not None for source in (self.files, self.splits, self.query, self.frame)) != 1:
@@ -205,8 +197,6 @@ class Source(Strict):
         return self if self.files is None else self.model_copy(update={"files": tuple(map(map_path, self.files))})
 
     def __str__(self) -> str:
-        if self._title:
-            return self._title
         if self.splits is not None:
             return "; ".join(f"{split}: {', '.join(files)}" for split, files in self.splits.each().items())
         if self.frame is not None:
