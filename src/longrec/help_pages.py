@@ -6,7 +6,6 @@ A topic is the name of a command, a section of a config, a key with its path (``
 from __future__ import annotations
 
 import argparse
-import inspect
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence

@@ -36,7 +36,7 @@ def show_settings(config: type[Strict], skip: Container[str] = ()) -> Callable[[
 
 def show_keys(cls: type[StrictT]) -> type[StrictT]:
     """Show the keys of a config class in its signature and docstring, for ``help`` in a notebook."""
-    cls.__signature__ = inspect.Signature(list_parameters(cls))  # type: ignore[assignment]
+    cls.__signature__ = inspect.Signature(list_parameters(cls))
     text = inspect.cleandoc(cls.__doc__ or "")
     cls.__doc__ = f"{text}{_KEYS}" + "\n".join(describe_settings(cls))
     return cls
