@@ -334,6 +334,20 @@ def test_a_class_of_a_notebook_trains_predicts_exports_and_is_loaded_again(share
     assert comparison.rows == 120
 
 
+def test_a_model_that_embeds_histories_declares_it(shared: lr.PreparedLog) -> None:
+    class Undeclared(Liking):
+        def __init__(self, config: Any, fields: Any) -> None:
+            from longrec.nn.embedding import Embeddings
+
+            super().__init__(config, fields)
+            self.embeddings = Embeddings(fields, config.embedding_dim, histories=True)
+
+    with pytest.raises(lr.errors.ConfigError, match="write reads_history = True in class Undeclared"):
+        lr.fit(Undeclared(shared.fields()), shared, max_steps=1)
+    Undeclared.reads_history = True
+    lr.fit(Undeclared(shared.fields()), shared, max_steps=1, quiet=True)
+
+
 def test_another_class_is_refused_with_the_reason(shared: lr.PreparedLog, run: lr.Run) -> None:
     with pytest.raises(ConfigError, match="unknown key"):
         lr.load_model(run.folder, Liking)

@@ -169,3 +169,16 @@ def test_everything_moves_to_a_device_but_the_host_copies() -> None:
     single = ragged(2).to("cpu")
     assert single.layout == Layout.single(2)
     assert single.weight is None
+
+
+def test_a_batch_is_shown_by_its_shapes() -> None:
+    columns = {"user": torch.arange(2), "tags": Jagged(torch.arange(3), torch.tensor([0, 1, 3]))}
+    batch = Batch.single(2, columns, ragged(2).histories, label=torch.zeros(2))
+    lines = repr(batch).splitlines()
+    assert lines[:3] == [
+        "Batch of 2 candidates in 2 requests",
+        "  requests    none",
+        "  candidates  user int64 [2], tags 2 lists of int64 [3]",
+    ]
+    assert [line.split(":")[0] for line in lines[3:-1]] == [f"  history {name}" for name in batch.histories]
+    assert lines[-1] == "  rows        label float32 [2]"

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from longrec import __version__
 from longrec.errors import BundleError
 from longrec.exporting import bundle
 from longrec.exporting.bundle import EncoderFacts, Manifest
@@ -234,7 +234,7 @@ class _BundleWriter:
     ) -> Manifest:
         return Manifest(
             format=bundle.FORMAT,
-            version=__version__,
+            version=version("longrec"),
             model=self.name,
             kind=_get_kind(self.model),
             programs=programs,

@@ -241,7 +241,17 @@ class Targets:
         return replace(self, **moved)
 
 
-@dataclass(frozen=True)
+def _describe_columns(columns: Mapping[str, Column]) -> str:
+    """Return the name, type and shape of each column. A column of lists has its number of rows and of values."""
+    texts = []
+    for name, column in columns.items():
+        values = column.values if isinstance(column, Jagged) else column
+        lists = f"{len(column.offsets) - 1} lists of " if isinstance(column, Jagged) else ""
+        texts.append(f"{name} {lists}{str(values.dtype).removeprefix('torch.')} {list(values.shape)}")
+    return ", ".join(texts) or "none"
+
+
+@dataclass(frozen=True, repr=False)
 class Batch:
     """One batch of candidates and their requests.
 
@@ -281,6 +291,18 @@ class Batch:
     host_users: NDArray[np.int64] | None = None
     computed: Mapping[str, Tensor] = field(default_factory=dict)
     targets: Targets | None = None
+
+    def __repr__(self) -> str:
+        """Return names, types and shapes, without values."""
+        lines = [f"Batch of {self.layout.candidates:,} candidates in {self.layout.requests:,} requests"]
+        lines += [
+            f"  requests    {_describe_columns(self.requests)}",
+            f"  candidates  {_describe_columns(self.candidates)}",
+        ]
+        for name, history in self.histories.items():
+            lines.append(f"  history {name}: {_describe_columns(history.columns)}")
+        own = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return "\n".join([*lines, f"  rows        {_describe_columns(own)}"])
 
     @classmethod
     def single(

@@ -129,6 +129,7 @@ def start(
     objective.check_log(log, job.fit, job.evaluate)
     with prepare_torch(job.fit.threads, job.fit.seed, target):
         model = _build_model(job, log) if built is None else _take_model(built, job, log)
+        model.check_declarations()
         objective.check_model(model, log, job.fit)
         seen, warnings = _check_seen_labels(job, log, model)
         if built is not None and (built.construction is None or not built.construction.matches(built)):

@@ -210,9 +210,8 @@ def _explain_kept_setting(fault: str, name: str | None) -> str:
     """Return a fault, and for an unknown setting of a model whose name was overridden, that the setting was kept."""
     if name is None or not re.match(r"model\.\w+: unknown key", fault):
         return fault
-    return (
-        f"{fault.partition('; ')[0]}; {name} keeps the other settings of model, {name.replace('.name', '')} drops them"
-    )
+    whole = name.replace(".name", "")
+    return f"{fault.partition('; ')[0]}; {name} keeps the other settings of model, {whole} drops them"
 
 
 def _find_name_faults(content: Mapping[str, Any]) -> list[str]:

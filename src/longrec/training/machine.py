@@ -18,9 +18,7 @@ from typing import Any
 
 import torch
 
-from longrec import __version__
-
-PACKAGES = ("torch", "numpy", "pyarrow", "duckdb", "pydantic", "safetensors")
+PACKAGES = ("longrec", "torch", "numpy", "pyarrow", "duckdb", "pydantic", "safetensors")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE, _LARGEST_OLD_GLIBC = 1 << 30, 1 << 25
 
@@ -80,7 +78,7 @@ def describe_environment(threads: int) -> dict[str, Any]:
         "cpu": _read_cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": threads,
-        "packages": {"longrec": __version__} | {name: version for name in PACKAGES if (version := _find_version(name))},
+        "packages": {name: version for name in PACKAGES if (version := _find_version(name))},
         "git": read_revision(Path.cwd()),
     }
 

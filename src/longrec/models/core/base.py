@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longrec.config import Strict
+from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Fields
 from longrec.models.core.construction import Construction, ModelType
@@ -158,6 +159,17 @@ class Model(nn.Module, metaclass=ModelType):
             chunks: chunks of users, each with their histories, one row per user, without events of valid and test.
         """
         raise NotImplementedError(f"{type(self).__name__} computes no statistics of the training window")
+
+    def check_declarations(self) -> None:
+        """Check that a model which embeds histories declares that it reads them. Export and reports rely on it.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        if not self.reads_history and any(isinstance(m, Embeddings) and m.fields.histories for m in self.modules()):
+            name = type(self).__name__
+            fault = f"model: {name} embeds histories, and does not say so; write reads_history = True in class {name}"
+            raise ConfigError("fit", [fault])
 
     def embedding_parameters(self) -> list[nn.Parameter]:
         """Return the weights of the embedding tables in training, the only parameters with sparse gradients."""

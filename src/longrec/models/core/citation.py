@@ -14,9 +14,9 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from string import ascii_lowercase
 
-from longrec import __version__
 from longrec.errors import ConfigError
 from longrec.models.core.catalog import Card, describe
 
@@ -120,7 +120,7 @@ def citation(card: Card) -> Citation:
 def software() -> Citation:
     """Return the citation of the installed version of LongRec."""
     title = "LongRec: Recommendation from long user histories"
-    return Citation("longrec", title, ("The LongRec authors",), False, "", None, "", __version__)
+    return Citation("longrec", title, ("The LongRec authors",), False, "", None, "", version("longrec"))
 
 
 def entries(models: Iterable[str]) -> list[Entry]:
