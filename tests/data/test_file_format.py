@@ -192,7 +192,7 @@ def test_files_that_know_their_columns_take_defaults_and_numbers(kind: str, tmp_
     [
         ({"defaults": {"clck": 0}}, r"no column 'clck' \(rows.defaults\), did you mean 'click'\?"),
         ({"defaults": {"click": "x"}}, r"column 'click': the default 'x'; expected a value of type BIGINT"),
-        ({"number": "u"}, r"a column 'u' in the files"),
+        ({"number": "u"}, r"a column 'u' in the rows"),
         ({"packed": {"price": {"into": {"a": "a"}}}}, r"column 'price': values of type DOUBLE; expected packed text"),
     ],
 )
