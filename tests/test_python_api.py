@@ -330,6 +330,7 @@ def test_a_class_of_a_notebook_trains_predicts_exports_and_is_loaded_again(share
     opened = lr.open_run(own.folder, model=Twice)
     assert same_weights(opened.model(), again)
     assert opened.config.model["scale"] == 2.0
+    assert opened.predict(events().head(5)).num_rows == 5, "no import finds its class, and the run has it"
     comparison = lr.compare([opened, lr.fit("lr", shared, epochs=1, quiet=True)])
     assert comparison.rows == 120
 

@@ -225,12 +225,12 @@ def evaluate(
         metrics: metrics of one's own: functions of labels, scores and users, by name.
         device: device that scores. Default: that of the run, or the CPU where there is no GPU.
     """
-    if log is not None:
-        from longrec.training.evaluate import evaluate_new
-
-        return evaluate_new(_open(run), log, users=users, items=items, metrics=metrics, device=device)
     from longrec.training.evaluate import evaluate as measure
+    from longrec.training.evaluate import evaluate_new
+    from longrec.training.finished_run import open_run
 
+    if log is not None:
+        return evaluate_new(open_run(run), log, users=users, items=items, metrics=metrics, device=device)
     return measure(run, split, metrics=metrics, device=device)
 
 
@@ -266,13 +266,6 @@ def predict(
     return score(run, split, into, device=device)
 
 
-def _open(run: str | Path | Run) -> Run:
-    """Return a run, opened if it is a path."""
-    from longrec.training.finished_run import Run, open_run
-
-    return run if isinstance(run, Run) else open_run(run)
-
-
 def predict_rows(
     run: str | Path | Run,
     log: Any,
@@ -284,9 +277,10 @@ def predict_rows(
     device: Device | None = None,
 ) -> tuple[Path, NewScores]:
     """Score all rows of a new log, as ``predict`` does, and return the file with the scores and the scores."""
+    from longrec.training.finished_run import open_run
     from longrec.training.new_data import write_new_scores
 
-    return write_new_scores(_open(run), log, into, users=users, items=items, candidates=candidates, device=device)
+    return write_new_scores(open_run(run), log, into, users=users, items=items, candidates=candidates, device=device)
 
 
 def compare(
@@ -311,10 +305,18 @@ def compare(
     """
     from longrec.training.evaluate import compare as pair
 
-    settings: dict[str, Any] = {"resample": resample, "n_resamples": n_resamples, "metrics": metrics}
-    if log is not None:
-        settings |= {"log": log, "users": users, "items": items, "device": device}
-    return pair(runs, split, common=common, **settings)
+    return pair(
+        runs,
+        split,
+        resample=resample,
+        n_resamples=n_resamples,
+        metrics=metrics,
+        common=common,
+        log=log,
+        users=users,
+        items=items,
+        device=device,
+    )
 
 
 def report(runs: str | Path | Run | Sequence[str | Path | Run], into: str | Path | None = None) -> Path:
@@ -332,7 +334,7 @@ def report(runs: str | Path | Run | Sequence[str | Path | Run], into: str | Path
     from longrec.training.run_report import write_report
 
     several = [runs] if isinstance(runs, (str, Path, Run)) else runs
-    return write_report([run if isinstance(run, Run) else open_run(run) for run in several], into)
+    return write_report([open_run(run) for run in several], into)
 
 
 def try_report(runs: Sequence[str | Path | Run]) -> str | None:
@@ -368,4 +370,4 @@ def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -
 
         if not isinstance(run, Run) and (folder := find_source(run)) is not None:
             return export_source(folder, Path(out), overwrite)
-        return export_run(run if isinstance(run, Run) else open_run(run), Path(out), overwrite)
+        return export_run(open_run(run), Path(out), overwrite)

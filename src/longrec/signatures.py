@@ -28,7 +28,7 @@ def show_settings(config: type[Strict], skip: Container[str] = ()) -> Callable[[
         parameters = [*own, *list_parameters(config, skip)]
         function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         text = inspect.cleandoc(function.__doc__ or "")
-        function.__doc__ = "\n".join([text, "", "Settings:", *describe_settings(config, skip)])
+        function.__doc__ = "\n".join([text, "", "Settings:", *list_setting_lines(config, skip)])
         return function
 
     return decorate
@@ -38,7 +38,7 @@ def show_keys(cls: type[StrictT]) -> type[StrictT]:
     """Show the keys of a config class in its signature and docstring, for ``help`` in a notebook."""
     cls.__signature__ = inspect.Signature(list_parameters(cls))
     text = inspect.cleandoc(cls.__doc__ or "")
-    cls.__doc__ = f"{text}{_KEYS}" + "\n".join(describe_settings(cls))
+    cls.__doc__ = f"{text}{_KEYS}" + "\n".join(list_setting_lines(cls))
     return cls
 
 
@@ -72,7 +72,7 @@ def list_parameters(config: type[Strict], skip: Container[str] = ()) -> list[ins
     ]
 
 
-def describe_settings(config: type[Strict], skip: Container[str] = ()) -> Iterator[str]:
+def list_setting_lines(config: type[Strict], skip: Container[str] = ()) -> Iterator[str]:
     """Yield two lines per key of a config class: its type and default, and its meaning."""
     for parameter in list_parameters(config, skip):
         field = next(field for name, field in config.model_fields.items() if parameter.name in (name, field.alias))

@@ -243,7 +243,9 @@ def test_a_run_stopped_in_the_middle_ends_bit_identical(
 
 
 @pytest.mark.parametrize(
-    "model", [SASREC, {**SASREC, "loss": "bce"}, {"name": "covisit"}], ids=["softmax", "bce", "covisit"]
+    "model",
+    [SASREC, {**SASREC, "loss": "bce"}, {**SASREC, "loss": "gbce"}, {"name": "covisit"}],
+    ids=["softmax", "bce", "gbce", "covisit"],
 )
 def test_nothing_beats_chance_on_a_log_without_a_pattern(model: dict[str, Any], tmp_path: Path) -> None:
     path = write_config(tmp_path, follows=0.0, model=model, users=400, seed=1)

@@ -8,7 +8,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,26 +48,34 @@ def check_exported_program_agrees(case: Case) -> None:
 def program_agrees(case: Case, fields: Fields) -> None:
     """Check that the ONNX program of a model returns the same scores as the model, at all sizes."""
     model = case.frozen(fields)
+    compare_program(lambda path: write_program(model, path), lambda batch: scores(model, batch), fields)
+
+
+def compare_program(write: Callable[[Path], None], score: Callable[[Batch], Tensor], fields: Fields) -> None:
+    """Compare an ONNX program with the scores of its model for shared batches, at all sizes.
+
+    Args:
+        write: function that writes the program to a path.
+        score: function that returns what the program shall return.
+
+    Raises:
+        ConformanceError: another result at some size.
+    """
+    import onnxruntime
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        write_program(model, path)
-        session = open_session(path)
+        write(path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 3
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     taken = {entry.name for entry in session.get_inputs()}
     for seed, (candidates, events) in enumerate(SHAPES):
         batch = shared(candidates, events, seed, fields)
         feed = {name: tensor.numpy() for name, tensor in flatten(batch).items() if name in taken}
         (actual,) = session.run(None, feed)
         where = f"the ONNX program, {candidates} candidates, {events} events, scores otherwise than the model"
-        expect_close(torch.from_numpy(actual), scores(model, batch), where, atol=1e-4)
-
-
-def open_session(path: Path) -> Any:
-    """Return the onnxruntime session of a program, on one thread."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        expect_close(torch.from_numpy(actual), score(batch), where, atol=1e-4)
 
 
 CHECKS: tuple[Callable[[Case], None], ...] = (check_exported_program_agrees,)

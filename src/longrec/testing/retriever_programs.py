@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,7 @@ from longrec.features.batch import Batch, Layout
 from longrec.models.core.kinds import Retriever
 from longrec.testing.batches import shared
 from longrec.testing.case import Case
-from longrec.testing.expect import expect_close
-from longrec.testing.programs import SHAPES, flatten, open_session, silence_exporter, unflatten
+from longrec.testing.programs import compare_program, flatten, silence_exporter, unflatten
 from longrec.testing.retrievers import lively
 
 
@@ -24,17 +22,7 @@ def check_exported_scores_agree(case: Case) -> None:
     if case.variant:
         return
     model = lively(case)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        _write_program(model, path)
-        session = open_session(path)
-    taken = {entry.name for entry in session.get_inputs()}
-    for seed, (items, events) in enumerate(SHAPES):
-        batch = shared(items, events, seed, case.fields)
-        feed = {name: tensor.numpy() for name, tensor in flatten(batch).items() if name in taken}
-        (actual,) = session.run(None, feed)
-        where = f"the ONNX program, {items} items, {events} events, scores otherwise than the model"
-        expect_close(torch.from_numpy(actual), _score(model, batch), where, atol=1e-4)
+    compare_program(lambda path: _write_program(model, path), lambda batch: _score(model, batch), case.fields)
 
 
 class _Program(nn.Module):

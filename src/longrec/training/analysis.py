@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -18,41 +17,19 @@ from longrec.data.log import Log
 from longrec.metrics import Interval
 from longrec.models.core.base import Model
 from longrec.training.job import Job
-from longrec.training.objectives import Objective
+from longrec.training.predict_run import ScoringRun
 from longrec.training.settings import EvaluateConfig, FitConfig
 
 SEGMENT_RESAMPLES = 50
 """Bootstrap draws per interval of a segment: enough for its width, at a sixth of the cost of the main metrics."""
 
 
-class FinishedRun(Protocol):
+class FinishedRun(ScoringRun, Protocol):
     """Finished run, as ``finished_run.py`` defines it. That module imports this one to write the report of a run."""
-
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-
-    @property
-    def name(self) -> str:
-        """Name of the run folder."""
 
     @property
     def results(self) -> dict[str, Any]:
         """Contents of ``results.json``."""
-
-    @property
-    def config(self) -> Job:
-        """Job of the run."""
-
-    @property
-    def objective(self) -> Objective:
-        """Objective of the run."""
-
-    def log(self) -> Log:
-        """Open the prepared log it was trained on."""
-
-    def model(self) -> Model:
-        """Load the best model."""
 
     def predictions(self, split: str = "test") -> pa.Table:
         """Read the predictions of a split."""

@@ -48,7 +48,7 @@ def evaluate(
         RunError: no finished run, or a split without rows.
         DataError: a split with labels of one class.
     """
-    run = run if isinstance(run, Run) else open_run(run)
+    run = open_run(run)
     table = _read_predictions(run, split, device)
     arguments = {"resample": resample, "n_resamples": n_resamples, "seed": seed}
     config = run.config.evaluate.model_copy(
@@ -119,7 +119,7 @@ def predict(
         RunError: no finished run, a split without rows, or a missing prepared log.
         ResourceError: ``cuda`` without a CUDA device.
     """
-    run = run if isinstance(run, Run) else open_run(run)
+    run = open_run(run)
     return predict_split(run, split, out, device=device, quiet=quiet)
 
 
@@ -154,7 +154,7 @@ def compare(
         ConfigError: fewer than two runs.
         RunError: runs of different rows, or one that is not finished.
     """
-    opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
+    opened = [open_run(run) for run in runs]
     if len(opened) < 2:
         raise ConfigError("compare", [f"needs two runs or more, got {len(opened)}"])
     names = [run.name for run in opened]

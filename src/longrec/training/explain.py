@@ -27,5 +27,5 @@ def explain(run: Run | str | Path, row: int) -> dict[str, Any]:
     Raises:
         RunError: no finished run, no such row, or a prepared log that is gone.
     """
-    run = run if isinstance(run, Run) else open_run(run)
+    run = open_run(run)
     return explain_rows(run.log(), run.model(), [row], bf16=run.config.fit.bf16)[0]

@@ -170,15 +170,18 @@ class Run(Tabular):
         return write_report([self], into)
 
 
-def open_run(path: str | Path, model: type[Model] | None = None) -> Run:
+def open_run(path: str | Path | Run, model: type[Model] | None = None) -> Run:
     """Open the folder of a finished run.
 
     Args:
+        path: the folder. An open run is returned as it is, so that functions take either.
         model: class of its model, for one that was defined in a notebook or script of another process.
 
     Raises:
         RunError: no such folder, no run, no finished run, or results that cannot be read.
     """
+    if isinstance(path, Run):
+        return path if model is None else replace(path, model_class=model)
     folder = Path(path)
     require_run(folder)
     file = folder / "results.json"

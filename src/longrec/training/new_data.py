@@ -25,11 +25,9 @@ from longrec.data.targets import compute_target
 from longrec.errors import RunError
 from longrec.features.entity_table import EntityTable
 from longrec.models.core.kinds import Encoder, Retriever
-from longrec.models.core.registry import find
 from longrec.progress import Progress
 from longrec.training.checkpoint import replace_file
-from longrec.training.device import choose_run_device, prepare_torch
-from longrec.training.predict_run import ScoringRun
+from longrec.training.predict_run import ScoringRun, load_scorer
 from longrec.training.scoring import score_tasks
 
 __all__ = ["NewScores", "predict_new", "read_new_labels", "write_new_scores"]
@@ -145,8 +143,7 @@ def read_new_labels(run: ScoringRun, data: Any, *, device: str | None = None, **
 
 
 def _check_kind(run: ScoringRun) -> None:
-    name = str(run.config.model["name"])
-    kind = find(name)
+    name, kind = str(run.config.model["name"]), run.config.model_class
     if issubclass(kind, Retriever):
         raise RunError(
             str(run.folder),
@@ -166,12 +163,10 @@ def _check_kind(run: ScoringRun) -> None:
 def _score(
     run: ScoringRun, log: ExtendedLog, device: str | None, quiet: bool
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
-    fit, target = run.config.fit, choose_run_device(run.config.fit.device, device)
-    with prepare_torch(fit.threads, fit.seed, target):
-        model = run.model().to(target)
-        with Progress(len(log.new), "score", "rows", stream=io.StringIO() if quiet else None) as progress:
-            size = run.config.evaluate.batch_size
-            return score_tasks(model, log, log.new, size, bf16=fit.bf16, progress=progress)
+    stream = io.StringIO() if quiet else None
+    with load_scorer(run, device) as model, Progress(len(log.new), "score", "rows", stream=stream) as progress:
+        size = run.config.evaluate.batch_size
+        return score_tasks(model, log, log.new, size, bf16=run.config.fit.bf16, progress=progress)
 
 
 def _build_table(

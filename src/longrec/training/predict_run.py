@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -47,8 +49,19 @@ def predict_split(
     quiet: bool = False,
 ) -> Path:
     """Score a split of the run's prepared log, as ``longrec.training.evaluate.predict`` does, and return the file."""
-    fit, target = run.config.fit, choose_run_device(run.config.fit.device, device)
     log, path = run.log(), Path(out) if out is not None else run.folder / "predictions" / f"{split}.parquet"
-    with prepare_torch(fit.threads, fit.seed, target):
-        run.objective.write_predictions(run.model().to(target), log, split, path, fit, run.config.evaluate, quiet=quiet)
+    with load_scorer(run, device) as model:
+        run.objective.write_predictions(model, log, split, path, run.config.fit, run.config.evaluate, quiet=quiet)
     return path
+
+
+@contextmanager
+def load_scorer(run: ScoringRun, device: str | None) -> Iterator[Model]:
+    """Provide the best model of a run on a device, with precision and threads of training.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``. Default: that of the run, or the CPU where there is no GPU.
+    """
+    fit, target = run.config.fit, choose_run_device(run.config.fit.device, device)
+    with prepare_torch(fit.threads, fit.seed, target):
+        yield run.model().to(target)

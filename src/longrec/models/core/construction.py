@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from longrec.config import Strict, parse
 from longrec.errors import ConfigError
 from longrec.features.fields import Fields
-from longrec.signatures import describe_settings, list_parameters
+from longrec.signatures import list_parameters, list_setting_lines
 
 
 @dataclass(frozen=True)
@@ -103,4 +103,4 @@ def _describe_arguments(cls: Any) -> Iterator[str]:
     yield "    seed: seed of the initial weights. Default 0."
     yield ""
     yield "Settings:"
-    yield from describe_settings(cls.Config)
+    yield from list_setting_lines(cls.Config)
