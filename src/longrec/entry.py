@@ -10,12 +10,16 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
 _AGAIN = 0.05
 """Seconds after which an interrupt that Python has ignored is sent again."""
+
+_PATIENCE = 2.0
+"""Seconds that the main thread has to handle an interrupt before another thread ends the process."""
 
 
 class _Interrupt:
@@ -36,8 +40,7 @@ class _Interrupt:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Handle the signal."""
         if self.importing or self.received:
-            sys.stderr.write("longrec: interrupted\n")
-            end_process(INTERRUPTED)
+            end_interrupted()
         self.received = True
         raise KeyboardInterrupt
 
@@ -50,6 +53,34 @@ class _Interrupt:
         timer = threading.Timer(_AGAIN, os.kill, (os.getpid(), signal.SIGINT))
         timer.daemon = True
         timer.start()
+
+    def watch(self) -> None:
+        """Start the thread that ends the process where the main thread cannot.
+
+        Python calls the handler in the main thread only. That may be inside C code of a library, which waits for its
+        own threads: DuckDB may do so after an interrupt too, when it closes a connection. Then the second Ctrl-C ends
+        the process. Code that has a handler of its own, such as a training, is left alone.
+        """
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        threading.Thread(target=self._wait_for_signals, args=(reader,), daemon=True).start()
+
+    def _wait_for_signals(self, reader: int) -> None:
+        signals = 0
+        while number := os.read(reader, 1):
+            if number[0] != signal.SIGINT:
+                continue
+            signals += 1
+            time.sleep(_PATIENCE)
+            if (not self.received or signals > 1) and signal.getsignal(signal.SIGINT) == self.handle:
+                end_interrupted()
+
+
+def end_interrupted() -> None:
+    """End the process as after Ctrl-C."""
+    sys.stderr.write("longrec: interrupted\n")
+    end_process(INTERRUPTED)
 
 
 def end_process(code: int) -> None:
@@ -68,6 +99,7 @@ def main() -> int:
     interrupt = _Interrupt()
     signal.signal(signal.SIGINT, interrupt.handle)
     sys.unraisablehook = interrupt.handle_ignored
+    interrupt.watch()
     from longrec.cli import main as run
 
     interrupt.importing = False
