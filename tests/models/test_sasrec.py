@@ -102,7 +102,7 @@ def test_a_later_event_changes_no_earlier_state() -> None:
     embedded = model.embeddings(batch)
     x_ND = embedded.histories["seen"]["item"].detach().requires_grad_()
     histories = {"seen": {**embedded.histories["seen"], "item": x_ND}}
-    states = model._encode(batch, replace(embedded, histories=histories))
+    states = model.encode(batch, replace(embedded, histories=histories))
     for at, first in enumerate([0, 0, 0, 0, 4, 4, 6, 6, 6]):
         (grad,) = torch.autograd.grad((states[at] * torch.randn(6)).sum(), x_ND, retain_graph=True)
         moved = (grad.abs().sum(1) > 1e-8).tolist()

@@ -32,8 +32,6 @@ heads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -42,25 +40,20 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from longrec.errors import ConfigError
-from longrec.features.batch import Batch, Column, HistoryBatch, Jagged, Layout
-from longrec.features.fields import Field as FieldOf
+from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.kinds import VectorRetriever
-from longrec.models.core.retrieval import RetrievalConfig, retrieval_loss
+from longrec.models.core.item_history import ItemHistoryConfig, ItemHistoryRetriever, add_all
 from longrec.models.core.top import Width
 from longrec.nn.dropout import Dropout
-from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.embedding import Embedded
 from longrec.nn.linear import Linear
 from longrec.nn.segments import Segments
 from longrec.nn.self_attention import attend_to_earlier
 
-_IDS = ("id", "multi_id")
 
-
-class SASRecConfig(RetrievalConfig):
+class SASRecConfig(ItemHistoryConfig):
     """Settings of SASRec."""
 
-    embedding_dim: Width = Field(64, description="Width of all embeddings and states.")
     layers: Width = Field(1, description="Transformer blocks.")
     heads: Width = Field(1, description="Heads of the attention, a divisor of the width.")
     hidden: Width = Field(1, description="Units of the feed-forward network, as a multiple of the width.")
@@ -70,12 +63,10 @@ class SASRecConfig(RetrievalConfig):
     init_std: float = Field(0.02, gt=0, description="Standard deviation of the initial embeddings and positions.")
 
 
-class SASRec(VectorRetriever):
+class SASRec(ItemHistoryRetriever):
     """SASRec over the first history of the schema."""
 
     Config = SASRecConfig
-    reads_history = True
-    reads_groups = True
     order_matters = True
     reads_sequences = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
@@ -89,9 +80,6 @@ class SASRec(VectorRetriever):
         if config.embedding_dim % config.heads:
             fault = f"embedding_dim: {config.embedding_dim} is no multiple of heads, {config.heads}"
             raise ConfigError("config", [f"model.{fault}; choose a divisor as the number of heads"])
-        self.width, self.sampling = config.embedding_dim, config.sampling()
-        self.history, self.read_fields = _choose_fields(fields)
-        self.embeddings = Embeddings(self.read_fields, width=self.width, histories=True, std=config.init_std)
         self.position_embedding = nn.Parameter(torch.randn(config.positions, self.width) * config.init_std)
         self.input_norm = nn.LayerNorm(self.width) if config.input_norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
@@ -100,61 +88,17 @@ class SASRec(VectorRetriever):
         )
         self.norm = nn.LayerNorm(self.width)
 
-    def users(self, batch: Batch) -> Float[Tensor, "R 1 D"]:
-        """Return the state of the last event of each request, zero without events."""
-        return self._take_last(batch, self.states(batch)).unsqueeze(1)
-
-    def items(self, columns: Mapping[str, Column]) -> Float[Tensor, "I D"]:
-        """Return the sum of the embeddings of the ids of every item."""
-        own = {field.name: columns[field.name] for field in self.read_fields.features}
-        history = HistoryBatch(_make_empty(self.read_fields.histories[self.history], own), _empty_offsets(own))
-        return _sum_items(self.embeddings(Batch(Layout(0, 0), {}, own, {self.history: history})))
-
-    def states(self, batch: Batch) -> Float[Tensor, "N D"]:
+    def encode(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "N D"]:
         """Return the state of each stored position of the history."""
-        return self._encode(batch, self._embed(batch))
-
-    def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """Return the loss of the next items.
-
-        Raises:
-            ValueError: if the batch has no targets.
-        """
-        if batch.targets is None:
-            raise ValueError("a retriever needs a batch with targets")
-        embedded = self.embeddings(batch)
-        state_TD = self._encode(batch, embedded)
-        if not batch.targets.per_position:
-            state_TD = self._take_last(batch, state_TD)
-        state_TD = state_TD.index_select(0, batch.targets.state)
-        return retrieval_loss(state_TD, _sum_items(embedded), batch.targets, self.config)
-
-    def _embed(self, batch: Batch) -> Embedded:
-        """Look up the events alone."""
-        history = batch.histories[self.history]
-        none = _make_empty(self.read_fields.features, history.columns)
-        return self.embeddings(replace(batch, candidates=none))
-
-    def _encode(self, batch: Batch, embedded: Embedded) -> Tensor:
-        """Return ``[N, D]``, the states, from the embeddings of the events."""
-        segments = Segments.of(batch, self.history).requests
+        segments = self.segments(batch)
         back_N = segments.count_newer().clamp(max=len(self.position_embedding) - 1)
         events = embedded.histories[self.history]
-        x_ND = _sum([*events.values(), self.position_embedding.index_select(0, back_N)])
+        x_ND = add_all([*events.values(), self.position_embedding.index_select(0, back_N)])
         x_ND = self.dropout(self.input_norm(x_ND))
         for block in self.blocks:
             x_ND = block(x_ND, segments)
         out: Tensor = self.norm(x_ND)
         return out
-
-    def _take_last(self, batch: Batch, state_ND: Tensor) -> Tensor:
-        """Return ``[R, D]``, the last state of each request, zero without events."""
-        segments = Segments.of(batch, self.history).requests
-        padded = torch.cat([state_ND.new_zeros(1, self.width), state_ND])
-        if segments.shared:
-            return padded[-1:]
-        stop_R = segments.offsets[1:]
-        return padded.index_select(0, stop_R * (stop_R > segments.offsets[:-1]))
 
 
 class _Block(nn.Module):
@@ -176,49 +120,3 @@ class _Block(nn.Module):
         x_ND = x_ND + self.dropout(self.outer(o_NX))
         h_NX = self.dropout(self.gelu(self.first(self.norms[1](x_ND))))
         return x_ND + self.dropout(self.second(h_NX))
-
-
-def _choose_fields(fields: Fields) -> tuple[str, Fields]:
-    """Return the first history, and the ids of its events and of items.
-
-    Raises:
-        ConfigError: without a history, or if its events and the items have no id in common.
-    """
-    if not fields.histories:
-        raise ConfigError("schema", ["histories: sasrec reads a history, and the schema has none"])
-    name, columns = next(iter(fields.histories.items()))
-    common = [field for field in fields.target_columns(name) if field.kind in _IDS]
-    if not common:
-        names = ", ".join(field.name for field in columns)
-        fault = f"histories.{name}.features: sasrec needs an id that is a feature of the item too, got {names}"
-        raise ConfigError("schema", [f"{fault}; add the item to it"])
-    of_items = tuple(field for field in fields.features if field.side == "item" and field.kind in _IDS)
-    return name, Fields(of_items, {name: tuple(field for field in columns if field.kind in _IDS)})
-
-
-def _make_empty(fields: Sequence[FieldOf], like: Mapping[str, Column]) -> dict[str, Column]:
-    """Return columns without entries, on the device of others."""
-    offsets = _empty_offsets(like)
-    ids = offsets[:0].int()
-    weights = ids.float()
-    return {
-        field.name: ids if field.kind == "id" else Jagged(ids, offsets, weights if field.weighted else None)
-        for field in fields
-    }
-
-
-def _empty_offsets(like: Mapping[str, Column]) -> Tensor:
-    column = next(iter(like.values()))
-    device = column.device if isinstance(column, Tensor) else column.values.device
-    return torch.zeros(1, dtype=torch.int64, device=device)
-
-
-def _sum_items(embedded: Embedded) -> Tensor:
-    return _sum(list(embedded.candidate.values()))
-
-
-def _sum(vectors: Sequence[Tensor]) -> Tensor:
-    total = vectors[0]
-    for vector in vectors[1:]:
-        total = total + vector
-    return total
