@@ -130,8 +130,8 @@ def check_a_state_reads_no_later_event(case: Case) -> None:
     with torch.no_grad():
         before, after = model.states(batch), model.states(with_history(batch, name, events))
         users = model.users(batch)[filled]
-    expect_close(users, before[last].unsqueeze(1), "users is not the state of the last event")
-    moved = (before - after).abs().amax(1)
+    expect_close(users, before[last].view_as(users), "users is not the state of the last event")
+    moved = (before - after).abs().flatten(1).amax(1)
     earlier = torch.ones(len(order), dtype=torch.bool).index_fill(0, last, False)
     expect(moved[earlier].max() < 2e-5, f"a later event moves an earlier state by {float(moved[earlier].max()):.2g}")
     expect(moved[last].min() > 1e-4, "the last event does not change the state after it")

@@ -3,7 +3,8 @@
 It reads the first history of the schema. Events and items have an id in common, at least, and read the same tables. A
 subclass defines one of two methods:
 
-    encode(batch, embedded) -> [N, D]             the state after each stored event, of events up to it
+    encode(batch, embedded) -> [N, D]             the state after each stored event, of events up to it; [N, K, D] with
+                                                  several interests
     encode_requests(batch, embedded) -> [R, K, D] the vectors of each request, one per interest
 
 With the first, ``reads_sequences = True`` trains on all events of a history in one pass, and the vector of a request is
@@ -74,8 +75,8 @@ class ItemHistoryRetriever(VectorRetriever):
         self.history, self.read_fields = self._choose_fields(fields)
         self.embeddings = Embeddings(self.read_fields, width=self.width, histories=True, std=config.init_std)
 
-    def encode(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "N D"]:
-        """Return the state after each stored event, from this event and earlier ones."""
+    def encode(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "N *K D"]:
+        """Return the state after each stored event, from this event and earlier ones: one, or one per interest."""
         raise NotImplementedError(f"{type(self).__name__} reads no sequences in one pass")
 
     def encode_requests(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "R K D"]:
@@ -115,8 +116,8 @@ class ItemHistoryRetriever(VectorRetriever):
         )
         return self.encode_items(self.embeddings(batch))
 
-    def states(self, batch: Batch) -> Float[Tensor, "N D"]:
-        """Return the state after each stored event of the history."""
+    def states(self, batch: Batch) -> Float[Tensor, "N *K D"]:
+        """Return the state after each stored event of the history: one, or one per interest."""
         return self.encode(batch, self.embed_requests(batch))
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
@@ -130,11 +131,10 @@ class ItemHistoryRetriever(VectorRetriever):
         embedded = self.embeddings(batch)
         item_CD = self.encode_items(embedded)
         targets = batch.targets
-        if targets.per_position:
-            state_TD = self.encode(batch, embedded).index_select(0, targets.state)
-        else:
-            u_TKD = self.encode_requests(batch, embedded).index_select(0, targets.state)
-            state_TD = self.select_interest(u_TKD, item_CD.index_select(0, targets.item))
+        encode = self.encode if targets.per_position else self.encode_requests
+        state_TD = encode(batch, embedded).index_select(0, targets.state)
+        if state_TD.dim() == 3:
+            state_TD = self.select_interest(state_TD, item_CD.index_select(0, targets.item))
         return retrieval_loss(state_TD, item_CD, targets, self.config)
 
     def embed_requests(self, batch: Batch) -> Embedded:

@@ -235,8 +235,8 @@ class VectorRetriever(Retriever):
     def items(self, columns: Mapping[str, Column]) -> Float[Tensor, "I D"]:
         """Return the vector of every item, from its features alone."""
 
-    def states(self, batch: Batch) -> Float[Tensor, "N D"]:
-        """Return the vector after each event of a history, from this event and earlier ones.
+    def states(self, batch: Batch) -> Float[Tensor, "N *K D"]:
+        """Return the vectors after each event of a history, from this event and earlier ones: one, or one per interest.
 
         The last one is that of ``users``. Others may differ from it for a history that ends there, if positions count
         from the newest event.
