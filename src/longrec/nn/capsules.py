@@ -29,13 +29,13 @@ from longrec.nn.rectangles import Rectangles
 from longrec.nn.segments import Segments
 
 _TINY = 1e-9
-"""Added to a squared norm, so that a capsule of zero has a gradient."""
+"""Added to a squared norm, so that a capsule of zero has a gradient. A program may drop it: nothing divides by it."""
 
 
 def squash(z: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D"]:
     """Return a vector of the same direction whose norm is ``|z|^2 / (1 + |z|^2)``."""
     square = z.square().sum(-1, keepdim=True)
-    return z * (square / ((1 + square) * (square + _TINY).sqrt()))
+    return z * ((square + _TINY).sqrt() / (1 + square))
 
 
 def route(
@@ -58,7 +58,7 @@ def route(
         logit_NK = logit_NK.masked_fill(~segments.expand_rows(active_BK), -torch.inf)
 
     def pool(w_NK: Tensor, v_NJD: Tensor) -> Tensor:
-        return segments.sum((w_NK.unsqueeze(2) * v_NJD).flatten(1)).unflatten(1, (count, -1))
+        return segments.pool((w_NK.unsqueeze(2) * v_NJD).flatten(1), "sum").unflatten(1, (count, -1))
 
     def agree(u_BKD: Tensor, v_NJD: Tensor) -> Tensor:
         return (segments.expand(u_BKD.flatten(1)).unflatten(1, (count, -1)) * v_NJD).sum(2)
