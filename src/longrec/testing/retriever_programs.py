@@ -47,7 +47,10 @@ def _score(model: Retriever, batch: Batch) -> Tensor:
 def _write_program(model: Retriever, path: Path) -> None:
     # The lengths of an example differ, so that no two free dimensions are taken for one, and none is 1.
     example = flatten(shared(5, 7, fields=model.fields, apart=2))
-    shapes = tuple({0: torch.export.Dim.DYNAMIC} if len(value) > 1 else {} for value in example.values())
+    fixed = {f"f__{field.name}__offsets" for field in model.fields.features if field.side != "item"}
+    shapes = tuple(
+        {0: torch.export.Dim.DYNAMIC} if len(value) > 1 and name not in fixed else {} for name, value in example.items()
+    )
     with silence_exporter(), torch.no_grad():
         program = torch.onnx.export(
             _Program(model, list(example)).eval(),
