@@ -48,7 +48,7 @@ def route(
     """Return the capsules of whole rows. 0 for a row without positions.
 
     Args:
-        logit_NK: b at the start.
+        logit_NK: b at the start, constants.
         segments: rows that share no positions, or one shared history, which is one row.
     """
     count = logit_NK.shape[1]
@@ -63,7 +63,8 @@ def route(
     def agree(u_BKD: Tensor, v_NJD: Tensor) -> Tensor:
         return (segments.expand(u_BKD.flatten(1)).unflatten(1, (count, -1)) * v_NJD).sum(2)
 
-    return _repeat_first(_run(votes_NJD, logit_NK, pool, agree, iterations), active_BK)
+    u_BKD = _run(votes_NJD, logit_NK, pool, agree, iterations)
+    return u_BKD if active_BK is None else torch.where(active_BK.unsqueeze(2), u_BKD, u_BKD[:, :1])
 
 
 def route_prefixes(
@@ -77,38 +78,40 @@ def route_prefixes(
     capsules, plan = logit_NK.shape[1], Rectangles.of(segments)
     if not plan.shapes:
         return votes_NJD.expand(-1, capsules, -1)
-    filled = plan.fill(torch.cat([logit_NK, votes_NJD.flatten(1)], 1))
-    every = []
-    for x_RTX in filled:
-        logit_RTK, votes_RTX = x_RTX.split([capsules, x_RTX.shape[2] - capsules], 2)
-        votes_RTJD = votes_RTX.unflatten(2, votes_NJD.shape[1:])
-        every.append(_route_rectangle(votes_RTJD, logit_RTK, iterations, adaptive).flatten(2))
+    every = [
+        _route_rectangle(votes_RTX.unflatten(2, votes_NJD.shape[1:]), logit_RTK, iterations, adaptive)
+        for votes_RTX, logit_RTK in zip(plan.fill(votes_NJD.flatten(1)), plan.fill(logit_NK.detach()))
+    ]
     return plan.restore(every).unflatten(1, (capsules, -1))
 
 
 def _route_rectangle(votes_RTJD: Tensor, logit_RTK: Tensor, iterations: int, adaptive: bool) -> Tensor:
-    """``[R, T, K, D]``: the capsules of every prefix of the rows of a rectangle."""
-    longest, capsules = logit_RTK.shape[1:]
+    """``[R, T, K D]``: the capsules of every prefix of the rows of a rectangle."""
+    rows, longest, capsules = logit_RTK.shape
     votes_RJTD = votes_RTJD.transpose(1, 2)
-    # Weights are [R, T, T, K]: of the prefix, of the event, of the capsule.
-    earlier_TT1 = ~find_later(longest, logit_RTK.device).unsqueeze(2)
-    logit_RTTK, active_TK = logit_RTK.unsqueeze(1), None
+    # Weights are [R, K, T, T]: of the capsule, of the prefix, of the event.
+    earlier_TT = ~find_later(longest, logit_RTK.device)
+    logit_RKTT, active_KT = logit_RTK.transpose(1, 2).unsqueeze(2).expand(-1, -1, longest, -1), None
     if adaptive:
-        active_TK = _find_active(1 + torch.arange(longest, device=logit_RTK.device).unsqueeze(1), capsules)
-        logit_RTTK = logit_RTTK.masked_fill(~active_TK.unsqueeze(1), -torch.inf)
+        active_KT = _find_active(1 + torch.arange(longest, device=logit_RTK.device).unsqueeze(1), capsules).t()
+        logit_RKTT = logit_RKTT.masked_fill(~active_KT.unsqueeze(2), -torch.inf)
 
-    def pool(w_RTTK: Tensor, v_RJTD: Tensor) -> Tensor:
-        w_RKTT = (w_RTTK * earlier_TT1).permute(0, 3, 1, 2)
-        if v_RJTD.shape[1] == 1:
-            z_RXD = torch.bmm(w_RKTT.reshape(len(w_RKTT), capsules * longest, longest), v_RJTD[:, 0])
-            return z_RXD.unflatten(1, (capsules, longest)).transpose(1, 2)
-        return torch.matmul(w_RKTT, v_RJTD).transpose(1, 2)
+    def pool(w_RKTT: Tensor, v_RJTD: Tensor) -> Tensor:
+        w_RKTT = w_RKTT * earlier_TT
+        if v_RJTD.shape[1] > 1:
+            return torch.matmul(w_RKTT, v_RJTD)
+        return torch.bmm(w_RKTT.view(rows, -1, longest), v_RJTD.squeeze(1)).view(rows, capsules, longest, -1)
 
-    def agree(u_RTKD: Tensor, v_RJTD: Tensor) -> Tensor:
-        return torch.matmul(u_RTKD.transpose(1, 2), v_RJTD.transpose(2, 3)).permute(0, 2, 3, 1)
+    def agree(u_RKTD: Tensor, v_RJTD: Tensor) -> Tensor:
+        if v_RJTD.shape[1] > 1:
+            return torch.matmul(u_RKTD, v_RJTD.transpose(2, 3))
+        v_RDT = v_RJTD.squeeze(1).transpose(1, 2)
+        return torch.bmm(u_RKTD.view(rows, capsules * longest, -1), v_RDT).view(rows, capsules, longest, longest)
 
-    u_RTKD = _run(votes_RJTD, logit_RTTK.expand(-1, longest, -1, -1), pool, agree, iterations)
-    return _repeat_first(u_RTKD, active_TK)
+    u_RKTD = _run(votes_RJTD, logit_RKTT, pool, agree, iterations)
+    if active_KT is not None:
+        u_RKTD = torch.where(active_KT.unsqueeze(2), u_RKTD, u_RKTD[:, :1])
+    return u_RKTD.transpose(1, 2).flatten(2)
 
 
 def _run(
@@ -126,8 +129,8 @@ def _run(
     """
     still = votes.detach()
     for _ in range(iterations - 1):
-        logit = logit + agree(squash(pool(logit.softmax(-1), still)), still)
-    return squash(pool(logit.softmax(-1), votes))
+        logit = logit + agree(squash(pool(logit.softmax(1), still)), still)
+    return squash(pool(logit.softmax(1), votes))
 
 
 def _count_events(segments: Segments) -> Tensor:
@@ -143,8 +146,3 @@ def _find_active(events_B1: Tensor, capsules: int) -> Tensor:
     """Return bool ``[B, K]``: capsule j takes part if it is the first, or if ``log2 n >= j + 1``."""
     index_K = torch.arange(capsules, device=events_B1.device)
     return (index_K == 0) | (events_B1 >= 2 ** (index_K + 1))
-
-
-def _repeat_first(u: Tensor, active: Tensor | None) -> Tensor:
-    """Return capsules ``[..., K, D]`` with the first one in place of those that take no part."""
-    return u if active is None else torch.where(active.unsqueeze(-1), u, u[..., :1, :])
