@@ -60,7 +60,8 @@ def make_synthetic(name: str, into: str | Path, overrides: Sequence[str] = (), *
         overrides: parameters of the dataset, such as ``users=5000``.
 
     Returns:
-        Files and sizes of the dataset, and ``bayes_auc``: the AUC on its test rows of each true probability.
+        Files and sizes of the dataset, and ``bayes_auc``: the AUC on its test rows of each true probability. Of a
+        dataset of next items instead ``best_hit_rate``: the largest HR@k to expect, by k.
 
     Raises:
         UnknownName: if there is no synthetic dataset of that name.
@@ -77,11 +78,15 @@ def make_synthetic(name: str, into: str | Path, overrides: Sequence[str] = (), *
         expected = f"a new folder, or the synthetic dataset {name} to replace"
         raise DataError(str(into), "a log.parquet of something else", expected)
     synthetic.write(dataset, into)
-    label = dataset.log[dataset.schema["label"]].to_numpy(zero_copy_only=False)
     rows = np.flatnonzero((synthetic.compute_splits(dataset) == TEST) & ~np.isnan(dataset.true_probability))
-    both = 0 < label[rows].sum() < len(rows)  # the rows of a few users may all have one class
-    probabilities = dataset.true_probabilities()
-    bayes_auc = {key: float(auc(label[rows], p[rows])) if both else None for key, p in probabilities.items()}
+    best: dict[str, Any]
+    if dataset.hit_rates:
+        best = {"best_hit_rate": {f"hr@{k}": rate for k, rate in dataset.hit_rates.items()}}
+    else:
+        label = dataset.log[dataset.schema["label"]].to_numpy(zero_copy_only=False)
+        both = 0 < label[rows].sum() < len(rows)  # the rows of a few users may all have one class
+        probabilities = dataset.true_probabilities()
+        best = {"bayes_auc": {k: float(auc(label[rows], p[rows])) if both else None for k, p in probabilities.items()}}
     return {
         "dataset": name,
         "folder": str(into),
@@ -89,5 +94,5 @@ def make_synthetic(name: str, into: str | Path, overrides: Sequence[str] = (), *
         "events": len(dataset.log),
         "users": len(np.unique(dataset.log[dataset.schema["user"]].to_numpy())),
         "test_rows": len(rows),
-        "bayes_auc": bayes_auc,
+        **best,
     }

@@ -64,6 +64,11 @@ def test_a_dataset_is_what_it_says(name: str) -> None:
     assert dataset.must or dataset.must_not
     user, time = (dataset.log[column].to_numpy() for column in (schema.user, schema.time.column))
     assert np.lexsort((time, user)).tolist() == list(range(len(user)))  # by user and time
+    if schema.label is None:  # a dataset of next items, in which every event is a positive
+        assert dataset.hit_rates
+        assert (dataset.true_probability == 1).all()
+        assert len(dataset.true_probability) == len(dataset.log)
+        return
     label = dataset.log[schema.label.column].to_numpy(zero_copy_only=False).astype(float)
     np.testing.assert_array_equal(np.isnan(label), np.isnan(dataset.true_probability))
     labeled = ~np.isnan(label)

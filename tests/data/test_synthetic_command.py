@@ -50,9 +50,13 @@ def test_a_dataset_is_written_with_jobs_that_have_no_faults(
     jobs = [line.split()[-1] for line in text.splitlines() if "longrec train" in line]
     assert len(jobs) == (1 if dataset.wide is None else 2)
     for job in jobs:
-        assert check(job).schema.label.column == dataset.schema["label"]
-    assert set(output["bayes_auc"]) == set(dataset.true_probabilities())
-    assert all(0.5 <= auc < 1 for auc in output["bayes_auc"].values())
+        assert check(job).schema.label_column == dataset.schema.get("label")
+    if dataset.hit_rates:
+        assert output["best_hit_rate"] == {f"hr@{k}": rate for k, rate in dataset.hit_rates.items()}
+        assert f"hr@{max(dataset.hit_rates)}" in text
+    else:
+        assert set(output["bayes_auc"]) == set(dataset.true_probabilities())
+        assert all(0.5 <= auc < 1 for auc in output["bayes_auc"].values())
     assert main(arguments) == 0  # a world may be written anew
 
 

@@ -2,8 +2,9 @@
 
 A dataset is an event log with a description (story), the true probability of every label, the models that must solve
 it and those that must not. A model solves a dataset if AUC - 0.5 on the test rows is at least 0.9 of Bayes-optimal
-AUC - 0.5 (``SyntheticDataset.required_auc``). The Bayes-optimal AUC is that of the true probabilities. Each dataset has
-a file here and an entry in ``RECIPES``.
+AUC - 0.5 (``SyntheticDataset.required_auc``). The Bayes-optimal AUC is that of the true probabilities. In a dataset of
+next items every event is a positive, and a model solves it if its HR@k is at least 0.9 of the best one
+(``SyntheticDataset.hit_rates``). Each dataset has a file here and an entry in ``RECIPES``.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from longrec.data.synthetic import (
     rich_instances,
     session_outcomes,
     two_behaviors,
+    two_interests,
 )
 from longrec.data.synthetic.dataset import SOLVED, START, Recipe, SyntheticDataset
 from longrec.errors import ConfigError, UnknownName
@@ -67,6 +69,7 @@ RECIPES: dict[str, Recipe] = {
     "rich_instances": rich_instances.RECIPE,
     "sessions": session_outcomes.RECIPE,
     "two_behaviors": two_behaviors.RECIPE,
+    "two_interests": two_interests.RECIPE,
 }
 
 
@@ -142,7 +145,7 @@ def write(dataset: SyntheticDataset, folder: str | Path) -> Path:
         if table is not None:
             pq.write_table(table, folder / f"{name}.parquet")
     story = textwrap.fill(dataset.story, 100, initial_indent="# ", subsequent_indent="# ")
-    narrow = "din" if dataset.schema.get("histories") else "deepfm"
+    narrow = "sasrec" if dataset.hit_rates else "din" if dataset.schema.get("histories") else "deepfm"
     for name, schema, model in (
         (dataset.name, dataset.schema, narrow),
         (f"{dataset.name}_wide", dataset.wide, "deepfm"),

@@ -1,4 +1,4 @@
-"""The synthetic dataset: a log with a description and the true probabilities of its labels."""
+"""The synthetic dataset: a log with a description, and the true probabilities of its labels or the best hit rate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from longrec.config import Strict
 
 START = 1_735_689_600  # 2025-01-01 in seconds UTC: start of every dataset
-SOLVED = 0.9  # required share of Bayes-optimal AUC - 0.5
+SOLVED = 0.9  # required share of Bayes-optimal AUC - 0.5, or of the best hit rate
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +39,9 @@ class SyntheticDataset:
         wide: schema with more columns of the same log, for datasets with columns that ``schema`` leaves out.
         truth: latent variables, one row per event, aligned with the log, if the dataset has them. A column ``p_...`` is
             the true probability of the label given a subset of the variables.
+        evaluate: settings of ``evaluate``.
+        hit_rates: of a dataset of next items, which has no label: the largest HR@k that a model of the histories can
+            expect on the test rows, by k. Every event is a positive there, so its true probability is 1.
     """
 
     name: str
@@ -55,6 +58,8 @@ class SyntheticDataset:
     leak: Mapping[str, Any] | None = None
     wide: Mapping[str, Any] | None = None
     truth: pa.Table | None = None
+    evaluate: Mapping[str, Any] = field(default_factory=dict)
+    hit_rates: Mapping[int, float] = field(default_factory=dict)
 
     def job(self, folder: str | Path, model: Mapping[str, Any], *, wide: bool = False, **fit: Any) -> dict[str, Any]:
         """Return a config that trains a model on the files of ``write`` in ``folder``.
@@ -68,7 +73,8 @@ class SyntheticDataset:
         data: dict[str, Any] = {name: str(folder / f"{name}.parquet") for name in tables}
         schema = f"{self.name}_wide" if wide else self.name
         data |= {"schema": str(folder / f"{schema}.schema.yaml"), "split": dict(self.split)}
-        return {"data": data, "model": dict(model), "fit": {**self.fit, **fit}}
+        job: dict[str, Any] = {"data": data, "model": dict(model), "fit": {**self.fit, **fit}}
+        return {**job, "evaluate": dict(self.evaluate)} if self.evaluate else job
 
     def required_auc(self, bayes_auc: float) -> float:
         """Return the AUC that solves the dataset.
@@ -77,6 +83,10 @@ class SyntheticDataset:
             bayes_auc: AUC of the true probabilities on the same rows.
         """
         return 0.5 + SOLVED * (bayes_auc - 0.5)
+
+    def required_hit_rate(self, k: int) -> float:
+        """Return the HR@k that solves a dataset of next items."""
+        return SOLVED * self.hit_rates[k]
 
     def true_probabilities(self) -> dict[str, NDArray[np.float64]]:
         """Return the true probabilities ``[events]``: those of ``truth``, or ``true_probability`` alone."""
