@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from longrec.data.catalog import build_catalog, compute_first_timestamps, list_negatives
+from longrec.data.gather import gather
 from longrec.data.log import Log
 from longrec.data.next_item_loader import NextItemLoader, find_sequence_fault
 from longrec.data.prepare import prepare
@@ -184,6 +185,113 @@ def test_negatives_follow_their_distribution(log: Log) -> None:
         np.testing.assert_allclose(
             batch.targets.log_q.numpy(), np.log(40_000 * expected)[np.searchsorted(catalog, drawn)], rtol=1e-4
         )
+
+
+@pytest.mark.parametrize(("draw", "ties"), [("in_batch", "order"), ("mixed", "strict")])
+def test_negatives_of_the_batch_represent_the_catalog(log: Log, draw: Any, ties: Any) -> None:
+    """Divided by q, each item counts once in a batch on average: the sum over negatives estimates that over all."""
+    rows, catalog = positives(log), list_negatives(log)
+    loader = NextItemLoader(log, rows, 20, "seen", Sampling(negatives=300, draw=draw), windows="all", ties=ties)
+    weights, batches = np.zeros(len(log.items)), 0
+    for epoch in range(6):
+        for batch in loader.epoch(epoch):
+            targets = batch.targets
+            assert targets is not None
+            assert targets.log_q is not None
+            assert targets.draws is not None
+            assert targets.negatives == len(targets.rows)
+            of_batch = len(np.unique(targets.item))
+            times = np.bincount(targets.item, minlength=len(targets.rows))
+            assert targets.draws.tolist() == [*times[:of_batch], *np.ones(len(targets.rows) - of_batch)]
+            np.add.at(weights, targets.rows.numpy(), (targets.draws / targets.log_q.exp()).numpy())
+            batches += 1
+    assert batches > 50
+    expected = np.isin(np.arange(len(log.items)), catalog).astype(float)
+    if draw == "in_batch":
+        expected *= np.bincount(log.events.columns["item"].take(loader.rows), minlength=len(log.items)) > 0
+        expected[0] = 1
+    np.testing.assert_allclose(weights / batches, expected, atol=0.12)
+
+
+@pytest.mark.parametrize("sequences", [True, False])
+def test_a_target_is_compared_with_no_target_of_its_user(log: Log, sequences: bool) -> None:
+    rows = positives(log)
+    kind = Sampling(draw="in_batch")
+    loader = NextItemLoader(log, rows, 60, "seen", kind, sequences=sequences)
+    order, at = loader.order(0), 0
+    for batch in loader.epoch(0):
+        targets = batch.targets
+        assert targets is not None
+        assert targets.hits is not None
+        own = order[at : at + len(targets.state)]
+        at += len(own)
+        own = own if sequences else np.sort(own)
+        users, items = log.user(own), log.events.columns["item"].take(own)
+        pairs = {(int(t), int(targets.rows[j])) for t, j in targets.hits.t().tolist()}
+        assert pairs == {(t, int(items[other])) for t in range(len(own)) for other in np.flatnonzero(users == users[t])}
+    kept = NextItemLoader(log, rows, 60, "seen", Sampling(draw="in_batch", mask_own=False))
+    assert next(iter(kept.epoch(0))).targets.hits is None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("sequences", [True, False])
+def test_an_epoch_has_some_targets_of_each_user(log: Log, sequences: bool) -> None:
+    rows = positives(log)
+    every = NextItemLoader(log, rows, 16, "seen", Sampling(), sequences=sequences, windows="all")
+    some = NextItemLoader(log, rows, 16, "seen", Sampling(per_user=3), sequences=sequences, windows="all")
+    count = np.bincount(log.user(every.rows))
+    assert len(some) == -(-int(np.minimum(count, 3).sum()) // 16) < len(every)
+    drawn = np.zeros(len(log), np.int64)
+    for epoch in range(30):
+        order, seen = some.order(epoch), []
+        assert np.bincount(log.user(order), minlength=len(count)).tolist() == np.minimum(count, 3).tolist()
+        drawn[order] += 1
+        if epoch < 2:
+            for batch in some.epoch(epoch):
+                assert batch.targets is not None
+                seen += batch.targets.rows[batch.targets.item].tolist()
+            assert sorted(seen) == sorted(log.events.columns["item"].take(order).tolist())
+    assert set(np.flatnonzero(drawn).tolist()) == set(every.rows.tolist()), "in time each target is drawn"
+
+
+def test_a_batch_expects_the_items_of_the_targets_that_epochs_have(log: Log) -> None:
+    """With some targets of each user, those of users with many count less."""
+    rows = positives(log)
+    loader = NextItemLoader(log, rows, 10_000, "seen", Sampling(draw="in_batch", per_user=2), windows="all")
+    chance = 2 / np.maximum(np.bincount(log.user(loader.rows)), 2)[log.user(loader.rows)]
+    expected = np.bincount(log.events.columns["item"].take(loader.rows), chance, len(log.items))
+    (batch,) = loader.epoch(0)
+    assert batch.targets is not None
+    assert batch.targets.log_q is not None
+    q = batch.targets.log_q.exp().numpy()[:-1]
+    np.testing.assert_allclose(q, expected[batch.targets.rows.numpy()[:-1]], rtol=1e-5)
+
+
+def test_targets_have_the_features_of_their_own_requests(tmp_path: Path) -> None:
+    features = {
+        **SCHEMA["features"],
+        "user": {"kind": "id"},
+        "tens": {"kind": "bucketized", "column": "at", "edges": [*range(10, 120, 10)]},
+    }
+    log = write_log(tmp_path, schema={"features": features})
+    loader = NextItemLoader(log, positives(log), 50, "seen", Sampling(requests=True, age=True))
+    order, at, first, last = loader.order(0), 0, log.timestamps[loader.rows].min(), log.timestamps[loader.rows].max()
+    for batch in loader.epoch(0):
+        targets = batch.targets
+        assert targets is not None
+        assert targets.requests is not None
+        assert targets.age is not None
+        own = order[at : at + len(targets.state)]
+        at += len(own)
+        expected = gather(log, own).requests
+        assert list(targets.requests) == list(expected) == ["user", "tens"]
+        for name, column in expected.items():
+            assert torch.equal(targets.requests[name], column)  # type: ignore[arg-type]
+        assert len(batch.requests["tens"]) == batch.layout.requests  # type: ignore[arg-type]
+        np.testing.assert_allclose(targets.age, (last - log.timestamps[own]) / (last - first), rtol=1e-5)
+    plain = next(iter(NextItemLoader(log, positives(log), 50, "seen", Sampling()).epoch(0))).targets
+    assert plain is not None
+    assert plain.requests is None
+    assert plain.age is None
 
 
 @pytest.mark.parametrize("count", [1, 3])

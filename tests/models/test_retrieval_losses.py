@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longrec.errors import ConfigError
 from longrec.features.batch import Targets
 from longrec.models.core.retrieval import RetrievalConfig, Sampling, retrieval_loss
 from longrec.nn import own_negatives
@@ -83,6 +84,65 @@ def test_log_q_estimates_the_loss_over_all_items() -> None:
     assert loss_of(state, item, with_q, log_q=False) > exact + 1
 
 
+def draw_from_batch(
+    target: list[int], further: list[int], hits: list[tuple[int, int]]
+) -> tuple[Tensor, Tensor, Targets]:
+    """The same with all candidates as negatives, the targets as often as they occur."""
+    state, item, targets = draw(further, target)
+    times = torch.bincount(targets.item).float()
+    draws, pairs = torch.cat([times, torch.ones(len(further))]), torch.tensor(hits).t() if hits else None
+    return state, item, replace(targets, negatives=len(item), draws=draws, hits=pairs)
+
+
+def test_in_batch_softmax_by_hand() -> None:
+    """Targets 3 4 4 9 of the users a, a, b, c: candidates 3 4 9, and 0, which stands for all other items."""
+    own = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 1), (3, 2)]  # a target, and each target of its user
+    state, item, targets = draw_from_batch([3, 4, 4, 9], [0], own)
+    log_q = torch.tensor([-0.5, 0.3, -1.0, 0.0])
+    z, q = (state @ item.t() / 0.5).tolist(), log_q.exp().tolist()
+
+    def expect(weights: list[float], own_targets: bool) -> float:
+        total = 0.0
+        for row, (column, masked) in enumerate([(0, {0, 1}), (1, {0, 1}), (1, {1}), (2, {2})]):
+            left_out = masked if own_targets else {column}
+            others = sum(weights[j] * math.exp(z[row][j]) for j in range(4) if j not in left_out)
+            total += math.log(math.exp(z[row][column]) + others) - z[row][column]
+        return total / 4
+
+    corrected = [times / chance for times, chance in zip([1, 2, 1, 1], q)]
+    with_q = replace(targets, log_q=log_q)
+    assert loss_of(state, item, with_q, temperature=0.5) == pytest.approx(expect(corrected, True), rel=1e-5)
+    without_pairs = replace(with_q, hits=None)
+    assert loss_of(state, item, without_pairs, temperature=0.5) == pytest.approx(expect(corrected, False), rel=1e-5)
+    plain = loss_of(state, item, with_q, temperature=0.5, log_q=False)
+    assert plain == pytest.approx(expect([1, 2, 1, 1], True), rel=1e-5)
+
+
+def test_in_batch_softmax_over_the_whole_catalog_is_exact() -> None:
+    """Every item is the target of one user, and each is expected once: log q is 0."""
+    order = [3, 4, 0, 11, 7, 2, 1, 5, 6, 8, 9, 10]
+    state, item, targets = draw_from_batch(order, [], [])
+    exact = F.cross_entropy(state @ item.t(), torch.tensor(order))
+    assert loss_of(state, item, replace(targets, log_q=torch.zeros(ITEMS))) == pytest.approx(float(exact), rel=1e-5)
+
+
+def test_an_accidental_hit_gets_no_gradient() -> None:
+    state, item, targets = draw_from_batch([3, 4, 9], [], [(0, 1), (1, 0)])
+    state.requires_grad_()
+    loss = retrieval_loss(state, item, targets, RetrievalConfig())
+    loss.backward()
+    assert state.grad is not None
+    z = (state @ item.t()).detach()
+    share = (z[0, 2] - torch.logsumexp(z[0, [0, 2]], 0)).exp()  # item 9 alone is compared with the first target
+    torch.testing.assert_close(state.grad[0], share * (item[2] - item[0]) / 3, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["bce", "gbce", "cross_entropy"])
+def test_in_batch_negatives_of_another_loss_are_refused(loss: str) -> None:
+    with pytest.raises(ConfigError, match="draw: mixed needs loss: softmax"):
+        RetrievalConfig(loss=loss, draw="mixed")
+
+
 def test_bce_by_hand() -> None:
     state, item, targets = draw_own([[5], [8]], [3, 4])
     z = (state @ item.t()).tolist()  # candidates 3 4 | 5 8
@@ -148,6 +208,8 @@ def test_many_targets_have_the_loss_of_few(loss: str) -> None:
 
 def test_what_the_losses_draw() -> None:
     assert RetrievalConfig().sampling() == Sampling("shared", 512, "uniform")
+    assert RetrievalConfig(draw="mixed").sampling().in_batch
+    assert not RetrievalConfig(draw="in_batch", mask_own_targets=False).sampling().mask_own
     assert RetrievalConfig(loss="bce", draw="popularity").sampling() == Sampling("own", 1, "popularity", unseen=True)
     assert RetrievalConfig(loss="cross_entropy").sampling() == Sampling("all", 0)
     assert RetrievalConfig(loss="gbce", negatives=7).sampling() == Sampling("own", 7)

@@ -54,9 +54,9 @@ def check_catalog(log: Log) -> None:
         raise ConfigError("config", faults)
 
 
-def count_items(log: Log, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the number of these rows per row of the item table, int64."""
-    return np.bincount(log.events.columns["item"].take(rows), minlength=len(log.items))
+def count_items(log: Log, rows: NDArray[np.int64], weights: NDArray[np.float64] | None = None) -> NDArray[Any]:
+    """Return the number of these rows per row of the item table, int64, or the sum of their weights."""
+    return np.bincount(log.events.columns["item"].take(rows), weights, minlength=len(log.items))
 
 
 def list_training_items(log: Log) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,9 +22,11 @@ from longrec.data.availability import expand_ranges
 from longrec.data.catalog import build_catalog, list_negatives
 from longrec.data.gather import gather, gather_history, gather_requests
 from longrec.data.log import Log
-from longrec.data.negative_items import ItemSampler, number_distinct
+from longrec.data.negative_items import ItemSampler, number_distinct, pair_own_targets
+from longrec.data.target_order import TargetChoice, TargetOrder
 from longrec.features.batch import Batch, Layout, Targets
 from longrec.features.fields import COMPUTED
+from longrec.features.history_columns import NEVER
 from longrec.features.sampling import Sampling
 
 
@@ -48,7 +50,7 @@ class NextItemLoader:
         rows: targets, int64 rows of the log. Those without an earlier event are left out of batches of sequences.
         batch_size: targets per batch. A batch of sequences has about as many.
         history: name of the history.
-        sampling: the negatives.
+        sampling: the negatives, which targets an epoch has, and what is gathered with them.
         sequences: batches of sequences, if the log allows.
         ties: ``strict``: a target reads strictly earlier events; ``order``: all earlier rows of its user in sequences,
             also those at its own timestamp.
@@ -72,16 +74,19 @@ class NextItemLoader:
         self.by_request = not sequences or bool(find_sequence_fault(log, history))
         self.catalog, self._kept = list_negatives(log), log.select_filtered(history)
         self._now = int(min(log.training_window.train.max(), int(log.events.times.max(initial=0)) + 1))
-        self._sampler = ItemSampler(log, rows, self.catalog, sampling.draw, unseen=sampling.unseen)
         self._all = build_catalog(log, self.catalog, self._now) if sampling.scope == "all" else None
         if self.by_request:
-            self.rows = rows
+            self.rows, self._targets = rows, np.arange(len(rows) + 1)
             self._first = self._stop = np.zeros(0, np.int64)
-            self._costs = np.ones(len(rows), np.int64)
         else:
             self._cut_windows(rows, log.schema.histories[history].max_length, windows, ties)
-        total = int(self._costs.sum())
-        self._batches = max(-(-total // batch_size), 1) if total else 0
+        self._choice = TargetChoice(log.user(self.rows), self._targets, sampling.per_user)
+        # Items are as popular in a batch as among the targets that batches have.
+        popular = self.rows if sampling.in_batch else rows
+        self._sampler = ItemSampler(log, popular, self.catalog, sampling, self._choice.rates)
+        self._batches = max(-(-self._choice.total // batch_size), 1) if self._choice.total else 0
+        times = log.timestamps.take(self.rows if sampling.age else self.rows[:0])
+        self._oldest, self._newest = int(times.min(initial=NEVER)), int(times.max(initial=-NEVER))
 
     def _cut_windows(self, rows: NDArray[np.int64], longest: int, windows: str, ties: str) -> None:
         """Cut the events of each user into windows, from the newest target back, and give each target its window."""
@@ -99,7 +104,6 @@ class NextItemLoader:
         begins = np.flatnonzero((np.diff(users, prepend=-1) != 0) | (np.diff(back, prepend=-1) != 0))
         self.rows, self._state = rows, stop - 1
         self._targets = np.append(begins, len(rows))
-        self._costs = np.diff(self._targets)
         # A user's targets are in the order of the log, so the last one of a window has its newest event.
         self._stop = stop[self._targets[1:] - 1]
         self._first = np.maximum(first[begins], self._stop - longest)
@@ -114,37 +118,38 @@ class NextItemLoader:
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """Return the targets in the order of an epoch, int64 rows of the log."""
-        drawn = self._order(epoch)
-        if self.by_request:
-            return self.rows[drawn]
-        return self.rows[expand_ranges(self._targets[drawn], self._costs[drawn])[0]]
+        order = self._draw_order(epoch)
+        return self.rows[order.of(order.windows)]
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, from batch ``start`` on."""
         if not self._batches:
             return
-        order = self._order(number)
-        cost = self._costs[order]
+        order = self._draw_order(number)
+        cost = order.counts(order.windows)
         done = np.cumsum(cost)
         cuts = np.searchsorted((2 * done - cost) * self._batches // (2 * int(done[-1])), np.arange(self._batches + 1))
         for index in range(start, self._batches):
             random = np.random.default_rng([self.seed, number, index])
-            own = order[cuts[index] : cuts[index + 1]]
-            yield self._gather_requests(own, random) if self.by_request else self._gather_sequences(own, random)
+            own = order.windows[cuts[index] : cuts[index + 1]]
+            if self.by_request:
+                yield self._gather_requests(order.of(own), random)
+            else:
+                yield self._gather_sequences(own, order, random)
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self._costs))
+    def _draw_order(self, epoch: int) -> TargetOrder:
+        return self._choice.draw(np.random.default_rng([self.seed, epoch]))
 
     def _gather_requests(self, own: NDArray[np.int64], random: np.random.Generator) -> Batch:
         rows = np.sort(self.rows[own])
         return self._add_candidates(gather(self.log, rows), rows, np.arange(len(rows)), random, per_position=False)
 
-    def _gather_sequences(self, own: NDArray[np.int64], random: np.random.Generator) -> Batch:
+    def _gather_sequences(self, own: NDArray[np.int64], order: TargetOrder, random: np.random.Generator) -> Batch:
         first, lengths = self._first[own], self._stop[own] - self._first[own]
         at, offsets = expand_ranges(first, lengths)
-        target, target_offsets = expand_ranges(self._targets[own], self._costs[own])
+        target = order.of(own)
         # The position of a state in the batch: its event's distance from the start of its window.
-        state = self._state[target] + np.repeat(offsets[:-1] - first, np.diff(target_offsets))
+        state = self._state[target] + np.repeat(offsets[:-1] - first, order.counts(own))
         events = at if self._kept is None else self._kept.take(at)
         batch = Batch(
             Layout.catalog(len(own), 0),
@@ -165,19 +170,23 @@ class NextItemLoader:
         """Return a batch with the targets and negatives as its candidates."""
         log, sampling = self.log, self.sampling
         items = log.events.columns["item"].take(rows).astype(np.int64)
-        log_q = own = None
+        own = shared = hits = None
         if sampling.scope == "all":
             assert self._all is not None
             candidates, index, columns, negatives = self.catalog, np.searchsorted(self.catalog, items), self._all, 0
         else:
-            distinct, index = np.unique(items, return_inverse=True)
+            distinct, index, times = np.unique(items, return_inverse=True, return_counts=True)
             if sampling.scope == "own":
                 of_target = self._sampler.draw_own(log.user(rows), sampling.negatives, random)
                 drawn, own = number_distinct(of_target, len(log.items))
                 own += len(distinct)
+                negatives = len(drawn)
             else:
-                drawn, log_q = self._sampler.draw_shared(sampling.negatives, random)
-            candidates, negatives = np.concatenate([distinct, drawn]), len(drawn)
+                shared = self._sampler.draw_shared(distinct, times, random)
+                drawn, negatives = shared.drawn, len(shared.log_q)
+                if sampling.in_batch and sampling.mask_own:
+                    hits = pair_own_targets(log.user(rows), index)
+            candidates = np.concatenate([distinct, drawn])
             columns = build_catalog(log, candidates, self._now)
         targets = Targets(
             state=torch.from_numpy(state),
@@ -185,10 +194,23 @@ class NextItemLoader:
             rows=torch.from_numpy(candidates),
             negatives=negatives,
             catalog=len(self.catalog),
-            log_q=None if log_q is None else torch.from_numpy(log_q),
-            own=None if own is None else torch.from_numpy(own),
-            weight=None if log.sample_weight is None else torch.from_numpy(log.sample_weight.take(rows)),
+            log_q=_to_tensor(None if shared is None else shared.log_q),
+            own=_to_tensor(own),
+            weight=_to_tensor(None if log.sample_weight is None else log.sample_weight.take(rows)),
             per_position=per_position,
+            draws=_to_tensor(None if shared is None else shared.draws),
+            hits=_to_tensor(hits),
+            requests=gather_requests(log, rows) if sampling.requests and per_position else None,
+            age=_to_tensor(self._compute_age(rows) if sampling.age else None),
         )
         layout = Layout.catalog(batch.layout.requests, len(candidates))
         return replace(batch, layout=layout, candidates=columns, targets=targets, label=None, rows=None, users=None)
+
+    def _compute_age(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the time from each row to the last target, as a share of that from the first one to the last one."""
+        span = max(self._newest - self._oldest, 1)
+        return ((self._newest - self.log.timestamps.take(rows)) / span).astype(np.float32)
+
+
+def _to_tensor(values: NDArray[Any] | None) -> torch.Tensor | None:
+    return None if values is None else torch.from_numpy(values)

@@ -209,8 +209,8 @@ class HistoryBatch:
 class Targets:
     """Next items that the requests of a batch lead to: T targets, and the negatives they are compared with.
 
-    The candidates of the batch are the distinct target items, then the negatives. In a batch that compares with the
-    whole catalog they are all items of the catalog, and ``negatives`` is 0.
+    The candidates of the batch are the distinct target items, then the items that were drawn: the negatives. With
+    in-batch negatives they are all candidates. Of the whole catalog, candidates are all items, ``negatives`` is 0.
 
     Attributes:
         state: int64 ``[T]``, what predicts each target: a stored position of the history, whose event is the last one
@@ -220,8 +220,12 @@ class Targets:
         negatives: number of candidates at the end that are negatives.
         catalog: number of items of the catalog, from which negatives are drawn.
         log_q: float32 ``[negatives]``, logarithm of the expected number of draws of each negative. None for equal ones.
+        draws: float32 ``[negatives]``, how often each negative was drawn. None: once.
+        hits: int64 ``[2, P]``, targets and negatives that are not compared, as a target and itself never are. None: no.
         own: int64 ``[T, k]``, the candidates that are the negatives of each target. None: all targets share all.
         weight: float32 ``[T]`` weight of each target in a loss, at least 0. None: equal weights.
+        requests: features of user and context, T entries each, as of the timestamp of each target. None: not gathered.
+        age: float32 ``[T]``, time from each target to the last, as a share of that from the first to the last, or None.
         per_position: True if ``state`` counts positions, False if it counts requests.
     """
 
@@ -234,11 +238,16 @@ class Targets:
     own: Tensor | None = None
     weight: Tensor | None = None
     per_position: bool = True
+    draws: Tensor | None = None
+    hits: Tensor | None = None
+    requests: Mapping[str, Column] | None = None
+    age: Tensor | None = None
 
     def copy(self, tensor: Copy) -> Targets:
         """Return a copy made of copies of the tensors."""
         moved: dict[str, Any] = {name: tensor(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
+        requests = self.requests and {name: _copy_column(column, tensor) for name, column in self.requests.items()}
+        return replace(self, **moved, requests=requests)
 
 
 def _describe_columns(columns: Mapping[str, Column]) -> str:

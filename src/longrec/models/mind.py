@@ -92,11 +92,18 @@ class MIND(ItemHistoryRetriever):
 
     def encode(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "N K D"]:
         """Return the interests after each stored event of the history."""
-        return self._extract(batch, embedded, prefixes=True)
+        profile = [self.segments(batch).expand(x_RD) for x_RD in embedded.request.values()]
+        return self._join(self._route(batch, embedded), profile)
 
     def encode_requests(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "R K D"]:
         """Return the interests of each request."""
-        return self._extract(batch, embedded, prefixes=False)
+        return self._join(self._route(batch, embedded, prefixes=False), list(embedded.request.values()))
+
+    def encode_targets(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "T K D"]:
+        """Return the interests that predict each target, of the profile at its time."""
+        assert batch.targets is not None
+        u_TKD = self._route(batch, embedded).index_select(0, batch.targets.state)
+        return self._join(u_TKD, list(embedded.request.values()))
 
     def select_interest(self, u_TKD: Float[Tensor, "T K D"], target_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
         """Return the label-aware attention of each target to the interests."""
@@ -109,22 +116,21 @@ class MIND(ItemHistoryRetriever):
         w_TK = score_TK.clamp(-_LARGEST, _LARGEST).masked_fill(repeats_TK, -torch.inf).softmax(1)
         return torch.bmm(w_TK.unsqueeze(1), u_TKD).squeeze(1)
 
-    def _extract(self, batch: Batch, embedded: Embedded, prefixes: bool) -> Tensor:
-        """Return the interests of each request, or of each prefix."""
+    def _route(self, batch: Batch, embedded: Embedded, prefixes: bool = True) -> Tensor:
+        """Return the capsules of each prefix, or of each request."""
         segments = self.segments(batch)
         votes_N1D = self.bilinear(self.dropout(self.add_events(embedded))).unsqueeze(1)
         at_N = segments.count_older().clamp(max=len(self.routing_logit) - 1)
-        routed = (route_prefixes if prefixes else route)(
-            votes_N1D, self.routing_logit.index_select(0, at_N), segments, self.config.iterations, adaptive=True
-        )
+        logit_NK = self.routing_logit.index_select(0, at_N)
+        run = route_prefixes if prefixes else route
+        return run(votes_N1D, logit_NK, segments, self.config.iterations, adaptive=True)
+
+    def _join(self, u_XKD: Tensor, profile: list[Tensor]) -> Tensor:
+        """Return the network of capsules ``[X, K, D]`` and of the features ``[X, D]`` of their user."""
         if self.mlp is None:
-            return routed
-        inputs = [routed]
-        if embedded.request:
-            profile_RP = torch.cat(list(embedded.request.values()), 1)
-            profile = segments.expand(profile_RP) if prefixes else profile_RP
-            inputs.append(profile.unsqueeze(1).expand(-1, self.interests, -1))
-        interests: Tensor = self.mlp(torch.cat(inputs, 2).flatten(0, 1))
+            return u_XKD
+        repeated = [x_XD.unsqueeze(1).expand(-1, self.interests, -1) for x_XD in profile]
+        interests: Tensor = self.mlp(torch.cat([u_XKD, *repeated], 2).flatten(0, 1))
         return interests.unflatten(0, (-1, self.interests))
 
     def _choose_fields(self, fields: Fields) -> tuple[str, Fields]:

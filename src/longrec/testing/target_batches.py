@@ -53,7 +53,12 @@ def with_targets(
             drawn, own_Tk = torch.unique(drawn, return_inverse=True)
             own_Tk = own_Tk.view(count, -1) + len(distinct)
         candidates, negatives = torch.cat([distinct, drawn]), len(drawn)
+        if sampling.in_batch:
+            negatives = len(candidates)
     log_q = torch.randn(negatives, generator=generator) - 3 if sampling.scope == "shared" else None
+    columns = {name: pick(column, candidates) for name, column in every.items()}
+    requests = {name: column for name, column in base.features.items() if name not in columns}
+    owner_T = torch.arange(rows).repeat_interleave(base.histories[history].offsets.diff())
     targets = Targets(
         torch.arange(count),
         item_T,
@@ -63,9 +68,11 @@ def with_targets(
         log_q=log_q,
         own=own_Tk,
         per_position=per_position,
+        draws=torch.rand(negatives, generator=generator) + 0.5 if sampling.in_batch else None,
+        hits=torch.stack([torch.arange(count), item_T.roll(1)]) if sampling.in_batch and sampling.mask_own else None,
+        requests={name: pick(column, owner_T) for name, column in requests.items()} if per_position else None,
+        age=torch.rand(count, generator=generator) if sampling.age else None,
     )
-    columns = {name: pick(column, candidates) for name, column in every.items()}
-    requests = {name: column for name, column in base.features.items() if name not in columns}
     return Batch(Layout.catalog(rows, len(candidates)), requests, columns, base.histories, targets=targets)
 
 

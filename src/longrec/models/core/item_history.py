@@ -10,6 +10,8 @@ subclass defines one of two methods:
 With the first, ``reads_sequences = True`` trains on all events of a history in one pass, and the vector of a request is
 the state after its last event. It may define more:
 
+    encode_targets(batch, embedded) -> [T, D]     the state of each target of a batch of sequences; [T, K, D] with
+                                                  several interests
     encode_items(embedded) -> [C, D]              the vectors of items; by default the sum of the embeddings of an item
     select_interest(u, target) -> [T, D]          which of K vectors predicts a target; by default the nearest
 
@@ -25,6 +27,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
@@ -48,13 +51,17 @@ class ItemHistoryConfig(RetrievalConfig):
 
     embedding_dim: Width = Field(64, description="Width of all embeddings and states.")
     init_std: float = Field(0.02, gt=0, description="Standard deviation of the initial embeddings.")
+    cosine: bool = Field(
+        False, description="Vectors of length 1: scores are cosines, which training divides by the temperature."
+    )
 
 
 class ItemHistoryRetriever(VectorRetriever):
     """A vector retriever over the first history of the schema.
 
     Attributes:
-        reads_requests: True if it reads the features of users and of the context: ``embedded.request``.
+        reads_requests: True if it reads the features of users and of the context: ``embedded.request``. They have an
+            entry per request, and in ``encode_targets`` one per target.
         item_kinds: kinds of the features of items that it reads.
         event_kinds: kinds of the columns of events that it reads.
         history: name of the history.
@@ -73,6 +80,8 @@ class ItemHistoryRetriever(VectorRetriever):
         super().__init__(config, fields)
         self.width, self.sampling = config.embedding_dim, config.sampling()
         self.history, self.read_fields = self._choose_fields(fields)
+        if any(field.side != "item" for field in self.read_fields.features):
+            self.sampling = replace(self.sampling, requests=True)
         self.embeddings = Embeddings(self.read_fields, width=self.width, histories=True, std=config.init_std)
 
     def encode(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "N *K D"]:
@@ -82,6 +91,11 @@ class ItemHistoryRetriever(VectorRetriever):
     def encode_requests(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "R K D"]:
         """Return the vectors of each request. By default the state after its last event, zero without events."""
         return self.take_last(batch, self.encode(batch, embedded)).unsqueeze(1)
+
+    def encode_targets(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "T *K D"]:
+        """Return the state that predicts each target of a batch of sequences. By default that of its position."""
+        assert batch.targets is not None
+        return self.encode(batch, embedded).index_select(0, batch.targets.state)
 
     def encode_items(self, embedded: Embedded) -> Float[Tensor, "C D"]:
         """Return the vector of each item: the sum of its embeddings."""
@@ -101,7 +115,7 @@ class ItemHistoryRetriever(VectorRetriever):
 
     def users(self, batch: Batch) -> Float[Tensor, "R K D"]:
         """Return the vectors of each request, one per interest."""
-        return self.encode_requests(batch, self.embed_requests(batch))
+        return self._finish(self.encode_requests(batch, self.embed_requests(batch)))
 
     def items(self, columns: Mapping[str, Column]) -> Float[Tensor, "I D"]:
         """Return the vector of every item."""
@@ -114,11 +128,11 @@ class ItemHistoryRetriever(VectorRetriever):
             items,
             {self.history: HistoryBatch(events, _empty_offsets(items))},
         )
-        return self.encode_items(self.embeddings(batch))
+        return self._finish(self.encode_items(self.embeddings(batch)))
 
     def states(self, batch: Batch) -> Float[Tensor, "N *K D"]:
         """Return the state after each stored event of the history: one, or one per interest."""
-        return self.encode(batch, self.embed_requests(batch))
+        return self._finish(self.encode(batch, self.embed_requests(batch)))
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Return the loss of the next items.
@@ -128,11 +142,13 @@ class ItemHistoryRetriever(VectorRetriever):
         """
         if batch.targets is None:
             raise ValueError("a retriever needs a batch with targets")
-        embedded = self.embeddings(batch)
-        item_CD = self.encode_items(embedded)
         targets = batch.targets
-        encode = self.encode if targets.per_position else self.encode_requests
-        state_TD = encode(batch, embedded).index_select(0, targets.state)
+        embedded = self.embeddings(batch if targets.requests is None else replace(batch, requests=targets.requests))
+        item_CD = self._finish(self.encode_items(embedded))
+        if targets.per_position:
+            state_TD = self._finish(self.encode_targets(batch, embedded))
+        else:
+            state_TD = self._finish(self.encode_requests(batch, embedded)).index_select(0, targets.state)
         if state_TD.dim() == 3:
             state_TD = self.select_interest(state_TD, item_CD.index_select(0, targets.item))
         return retrieval_loss(state_TD, item_CD, targets, self.config)
@@ -158,6 +174,10 @@ class ItemHistoryRetriever(VectorRetriever):
             return padded[-1:]
         stop_R = segments.offsets[1:]
         return padded.index_select(0, stop_R * (stop_R > segments.offsets[:-1]))
+
+    def _finish(self, x_ND: Tensor) -> Tensor:
+        """Return vectors as they are compared: of length 1 if scores are cosines. A zero stays zero."""
+        return F.normalize(x_ND, dim=-1) if self.config.cosine else x_ND
 
     def _choose_fields(self, fields: Fields) -> tuple[str, Fields]:
         """Return the name of the first history, and the fields that the model reads.

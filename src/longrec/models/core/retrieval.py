@@ -11,12 +11,21 @@ negatives j:
 The targets of a batch share the negatives of ``softmax``. In ``bce`` and ``gbce`` each target has its own.
 
 log q_j is the logarithm of the expected number of draws of item j (Bengio and Senecal, 2008; Yi et al., RecSys 2019).
-Without it (``log_q: false``) an item that is drawn often is pushed down more often than others.
+Without it (``log_q: false``) an item that is drawn often is pushed down more often than others. The target is in its
+own sum with certainty, so nothing is subtracted from its score (Khrylchenko et al., RecSys 2025). Where ``log_q`` and
+``temperature`` enter, they enter the loss alone: a served score is the plain <s, v_j>.
+
+Negatives of ``softmax`` are drawn uniformly, by popularity, from the batch (``in_batch``, Yi et al.), or from the batch
+and uniformly (``mixed``, Yang et al., WWW 2020): see ``features/sampling.py``. An item that is the target of several is
+one negative, counted as often as it occurs. In-batch negatives are targets, so none of them is an item that training
+has not seen: one candidate that stands for those is always added to them.
 
 gBCE (Petrov and Macdonald, RecSys 2023): with a = n / (I - 1), b = a (t (1 - 1 / a) + 1 / a). At t = 0 it is the sum of
 BCEs, at t = 1 its scores are calibrated to probabilities.
 
 A target among the negatives of another is an ordinary negative there. A negative that is the target itself is masked.
+In a batch, the targets of one user come together. As in-batch negatives of each other they would be far more frequent
+than log q says, so they are masked too (``mask_own_targets``).
 
 Shapes: T targets, C candidates, n negatives of a batch, k of a target, I items of the catalog, D width.
 """
@@ -33,6 +42,7 @@ from torch import Tensor
 from longrec.config import Strict
 from longrec.features.batch import Targets
 from longrec.features.sampling import Draw, Sampling
+from longrec.models.core.rules import find_draw_faults
 from longrec.nn.own_negatives import score_own
 from longrec.nn.sampled_softmax import sampled_softmax
 
@@ -42,9 +52,16 @@ Loss = Literal["softmax", "cross_entropy", "bce", "gbce"]
 class RetrievalConfig(Strict):
     """Settings of the loss of a retriever."""
 
+    rules = (find_draw_faults,)
+
     loss: Loss = Field("softmax", description="loss of the next item; see models/core/retrieval.py")
     negatives: int = Field(512, ge=1, description="negatives: of softmax per batch, of gbce per target")
-    draw: Draw = Field("uniform", description="distribution of the negatives: uniform, or by popularity in training")
+    draw: Draw = Field(
+        "uniform",
+        description="distribution of the negatives: uniform, by popularity in training, the targets of the batch, or "
+        "those and uniform ones",
+    )
+    mask_own_targets: bool = Field(True, description="a user's targets in a batch are no negatives of each other")
     log_q: bool = Field(True, description="correct softmax for how often a negative is drawn")
     gbce_t: float = Field(0.75, ge=0, le=1, description="calibration of gbce: 0 is the sum of bce")
     temperature: float = Field(1.0, gt=0, description="divisor of the inner products")
@@ -55,7 +72,9 @@ class RetrievalConfig(Strict):
             return Sampling("all", 0)
         if self.loss == "bce":
             return Sampling("own", 1, self.draw, unseen=True)
-        return Sampling("own" if self.loss == "gbce" else "shared", self.negatives, self.draw)
+        if self.loss == "gbce":
+            return Sampling("own", self.negatives, self.draw)
+        return Sampling("shared", self.negatives, self.draw, mask_own=self.mask_own_targets)
 
 
 def retrieval_loss(
@@ -80,8 +99,11 @@ def retrieval_loss(
         beta = _weigh_positive(targets, config) if config.loss == "gbce" else 1
         return _mean(beta * F.softplus(-positive_T) + negative_Tk.sum(1), targets)
     drawn_n = item_C[first:]
-    bias_n = -targets.log_q if config.log_q and targets.log_q is not None else None
-    return _mean(sampled_softmax(state_TD, negative_nD, positive_T, target_T, drawn_n, bias_n), targets)
+    bias_n = None if targets.draws is None else targets.draws.log()
+    if config.log_q and targets.log_q is not None:
+        bias_n = -targets.log_q if bias_n is None else bias_n - targets.log_q
+    loss_T = sampled_softmax(state_TD, negative_nD, positive_T, target_T, drawn_n, bias_n, targets.hits)
+    return _mean(loss_T, targets)
 
 
 def _weigh_positive(targets: Targets, config: RetrievalConfig) -> float:

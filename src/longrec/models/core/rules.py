@@ -60,3 +60,10 @@ def find_dropout_faults(config: Any) -> list[str]:
     if len(config.dropout) in (1, len(config.mlp)):
         return []
     return [f"dropout has {len(config.dropout)} shares for {len(config.mlp)} layers; give one, or one per layer"]
+
+
+def find_draw_faults(config: Any) -> list[str]:
+    """Return the faults of the loss of a retriever."""
+    if config.draw in ("in_batch", "mixed") and config.loss != "softmax":
+        return [f"draw: {config.draw} needs loss: softmax, whose targets share their negatives"]
+    return []

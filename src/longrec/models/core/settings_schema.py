@@ -121,6 +121,7 @@ RULES: Mapping[str, Callable[[Any], list[str]]] = {
     "product": rules.find_product_faults,
     "sharing": rules.find_sharing_faults,
     "dropout": rules.find_dropout_faults,
+    "draw": rules.find_draw_faults,
 }
 """Rules of whole sections."""
 
