@@ -110,10 +110,13 @@ class MIND(ItemHistoryRetriever):
         if self.config.power is None:
             return super().select_interest(u_TKD, target_TD)
         score_TK = torch.bmm(u_TKD, target_TD.unsqueeze(2)).squeeze(2)
-        score_TK = score_TK.sign() * score_TK.abs().pow(self.config.power) if self.config.power else 0 * score_TK
+        power = self.config.power
+        # Bounded before the power, so that neither the power nor its gradient is infinite.
+        size_TK = score_TK.abs().clamp(max=_LARGEST ** (1 / max(power, 1))).pow(power)
+        score_TK = score_TK.sign() * size_TK if power else 0 * score_TK
         # A repeated interest is none of its own.
         repeats_TK = (u_TKD == u_TKD[:, :1]).all(2) & (torch.arange(u_TKD.shape[1], device=u_TKD.device) > 0)
-        w_TK = score_TK.clamp(-_LARGEST, _LARGEST).masked_fill(repeats_TK, -torch.inf).softmax(1)
+        w_TK = score_TK.masked_fill(repeats_TK, -torch.inf).softmax(1)
         return torch.bmm(w_TK.unsqueeze(1), u_TKD).squeeze(1)
 
     def _route(self, batch: Batch, embedded: Embedded, prefixes: bool = True) -> Tensor:

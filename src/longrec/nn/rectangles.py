@@ -85,8 +85,8 @@ class Rectangles:
         chunks = torch.split(x_NX, [rows * longest for rows, longest in self.shapes])
         return [chunk.view(*shape, x_NX.shape[1]) for chunk, shape in zip(chunks, self.shapes)]
 
-    def restore(self, every_RTX: Sequence[Float[Tensor, "R T X"]]) -> Float[Tensor, "N X"]:
-        """Return the values of the positions from those of the slots of each rectangle."""
+    def restore(self, every_RTX: Sequence[Tensor]) -> Float[Tensor, "N X"]:
+        """Return the values of the positions from those of the slots of each rectangle, ``[R, T, X]`` each."""
         chunks = [x_RTX.reshape(-1, x_RTX.shape[2]) for x_RTX in every_RTX]
         x_SX = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
         if self.to_flat is None:
