@@ -47,12 +47,19 @@ ARMS: dict[str, dict[str, Any]] = {
     "bce": {**SASREC, "loss": "bce"},
     "gbce": {**SASREC, "loss": "gbce", "negatives": 256},
     "cross_entropy": {**SASREC, "loss": "cross_entropy"},
+    "gru4rec": {"name": "gru4rec", "dropout": 0.5},
+    "comirec_sa": {"name": "comirec", "dropout": 0.5},
 }
 FLOORS = ("popularity", "item_knn", "covisit")
 FIT: dict[str, Any] = {
     **{"batch_size": 900, "lr": 1e-3, "betas": [0.9, 0.98], "l2": 0.0, "epochs": 100, "patience": 4},
     **{"val_checks_per_epoch": 1, "check_val_every_n_epoch": 2, "checkpoint_seconds": None},
 }
+ARM_FIT: dict[str, dict[str, Any]] = {
+    "gru4rec": {"lr": 5e-3},
+    "comirec_sa": {"lr": 2e-3},
+}
+"""Settings of training that differ for an arm. They were chosen on valid of Beauty N1."""
 MOVIELENS: dict[str, Any] = {"epochs": 60, "batch_size": 8192}
 MOVIELENS_CATALOG: dict[str, Any] = {"batch_size": 2048, "patience": 3}
 """Settings of cross entropy on MovieLens, whose scores of all items need a smaller batch."""
@@ -68,13 +75,14 @@ def run(name: str, arm: str, seed: int, data: Path) -> Run:
     fit: dict[str, Any] = {"runs": str(WORK / "runs"), "seed": seed, "tensorboard": "off", "mlflow": "off"}
     model, evaluate = dict(ARMS[arm]), {**task.evaluate, "n_resamples": 100}
     if arm not in FLOORS:
-        fit |= FIT
+        fit |= FIT | ARM_FIT.get(arm, {})
         if arm == "past_baskets":
             fit["ties"] = "order"
         if name.startswith("movielens"):
             fit |= MOVIELENS
             fit |= MOVIELENS_CATALOG if arm == "cross_entropy" else {}
-            model |= {"dropout": 0.2, "layers": 2}
+            model |= {"dropout": 0.2}
+            model |= {"layers": 2} if model["name"] == "sasrec" else {}
         if arm in ("bce", "gbce"):  # bce learns slowly, with one negative per target
             epochs = 80 if name.startswith("movielens") else 300
             fit |= {"patience": 10 if arm == "bce" else 3, "epochs": epochs, "check_val_every_n_epoch": 5}
