@@ -1,4 +1,4 @@
-"""Next-item recommendation: popularity, nearest neighbors, the counting rule, SASRec by loss, and a blend.
+"""Next-item recommendation: popularity, nearest neighbors, the counting rule, SASRec by loss, two towers, and a blend.
 
     python bench/quality/next_item.py beauty_n1 toys_n1 [--arms covisit softmax] [--seeds 3] [--data FOLDER]
     python bench/quality/next_item.py --blend beauty_n1 beauty_n2
@@ -47,6 +47,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "bce": {**SASREC, "loss": "bce"},
     "gbce": {**SASREC, "loss": "gbce", "negatives": 256},
     "cross_entropy": {**SASREC, "loss": "cross_entropy"},
+    "youtube_dnn": {"name": "youtube_dnn"},
+    "dssm": {"name": "dssm"},
     "gru4rec": {"name": "gru4rec", "dropout": 0.5},
     "comirec_sa": {"name": "comirec", "dropout": 0.5},
 }
