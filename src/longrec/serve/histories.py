@@ -90,14 +90,16 @@ class EventHistories:
             histories[history.name] = build_history_columns(self.fitted, history.name, self.bundle.items, seen, now)
         return histories
 
-    def read_seen_items(self, user: int, row: int, timestamp: int) -> NDArray[Any]:
-        """Return the rows of the items of all events of a user that are visible strictly before a timestamp."""
+    def read_seen_items(self, user: int, row: int, timestamp: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Return the rows of the items, and the times, of all events of a user visible strictly before a timestamp."""
         store = self.bundle.store
         if store is None:
-            return np.zeros(0, np.int64)
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
         if self.live is not None:
-            return self.live.last(user, row, timestamp, _ALL, None, ["item"], timestamp).columns["item"]
-        return read_base_last(store, row, timestamp, timestamp, _ALL, None).columns["item"]
+            events = self.live.last(user, row, timestamp, _ALL, None, ["item"], timestamp)
+        else:
+            events = read_base_last(store, row, timestamp, timestamp, _ALL, None)
+        return events.columns["item"], events.times
 
     def _read_last(self, user: int, row: int, timestamp: int, history: _History) -> Events:
         before = timestamp - history.delay

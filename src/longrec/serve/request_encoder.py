@@ -240,6 +240,10 @@ class RequestEncoder:
 
     def read_seen_items(self, query: EncodedQuery, timestamp: int) -> NDArray[Any]:
         """Return the rows of the items of all stored events of the user strictly before a timestamp."""
+        return self._histories.read_seen_items(query.user, query.row, timestamp)[0]
+
+    def read_seen_events(self, query: EncodedQuery, timestamp: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Return the rows of the items of these events, and their times."""
         return self._histories.read_seen_items(query.user, query.row, timestamp)
 
     def close(self) -> None:
