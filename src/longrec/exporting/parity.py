@@ -42,7 +42,7 @@ def check_shapes(module: ProgramModule, program: Program) -> dict[str, float]:
 
 
 def _list_compared(module: ProgramModule) -> list[str]:
-    """Return the outputs that are compared: the first, and those of tasks. Codes of an encoder follow from the first."""
+    """Return the outputs that are compared: the first and those of tasks. The codes of an encoder are not."""
     return [name for number, name in enumerate(module.outputs) if number == 0 or name.startswith(TASK_OUTPUT)]
 
 

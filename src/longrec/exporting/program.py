@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from onnxscript import opset18
@@ -48,8 +47,8 @@ class SharedModel(ProgramModule):
     """A ranker or an encoder.
 
     Attributes:
-        outputs: probabilities ``[C]`` of a ranker and then of each of several tasks, or vectors ``[C, W]`` of an encoder
-            and its codes.
+        outputs: probabilities ``[C]`` of a ranker, then of each of several tasks, or vectors ``[C, W]`` of an encoder,
+            then its codes.
     """
 
     def __init__(self, model: nn.Module, inputs: Sequence[Input]) -> None:

@@ -15,7 +15,7 @@ from longrec.pipeline.merge_order import Order
 from longrec.pipeline.mix_config import MixConfig
 
 SECTIONS = ("recall", "filter", "merge", "prerank", "rank", "rerank", "mix", "log")
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=60)]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=60)]
 _Deadline = Annotated[float | None, Field(gt=0)]
 DEADLINE = (
     "Milliseconds since the request began. If the stage has not begun by then, it is left out and the answer says so."
@@ -40,7 +40,8 @@ class FilterConfig(Strict):
     """Items that are no candidates."""
 
     seen: bool = Field(
-        True, description="Leave out the items of earlier events of the user. A request can overrule it (`exclude_seen`)."
+        True,
+        description="Leave out the items of earlier events of the user. A request can overrule it (`exclude_seen`).",
     )
 
 
@@ -69,7 +70,7 @@ class PrerankConfig(Strict):
     """A light ranker that cuts the list for the ranker behind it."""
 
     bundle: str = Field(description="Bundle of a ranker.")
-    keep: int | None = Field(None, gt=0, description="Number of items to keep, or `k` if that is more. Default all.")
+    count: int | None = Field(None, gt=0, description="Number of items to keep, or `k` if that is more. Default all.")
     score: str | None = Field(
         None,
         description="Formula of the score, such as `label * buy ** 0.5`: task names, numbers, `+ - * / **` and "
@@ -99,10 +100,10 @@ class RerankConfig(Strict):
         "spacing": ("attribute", "at_most", "within"),
     }
     method: Method = Field(
-        description="`mmr`: maximal marginal relevance. `dpp`: determinantal point process. `spacing`: at most `at_most` "
+        description="`mmr`: maximal marginal relevance. `dpp`: determinantal point process. `spacing`: `at_most` "
         "items of one value of an attribute in any `within` neighboring positions."
     )
-    keep: int | None = Field(
+    count: int | None = Field(
         None, gt=0, description="Number of items to keep, or `k` if that is more. Default all. The rest is cut off."
     )
     trade_off: float | None = Field(
@@ -128,12 +129,14 @@ class RerankConfig(Strict):
         own = self.own_keys[self.method]
         faults = [
             f"{key} does not belong to method {self.method}, which takes {', '.join(own)}"
-            for key in sorted(keys - {"method", "keep", "deadline_ms", *own})
+            for key in sorted(keys - {"method", "count", "deadline_ms", *own})
         ]
         if self.method == "spacing" and self.attribute is None:
             faults.append("spacing needs attribute, the feature of the item whose values are spaced")
         elif self.method != "spacing" and (self.vectors is None) == (self.attribute is None):
-            faults.append(f"{self.method} needs either vectors, a source in recall, or attribute, a feature of the item")
+            faults.append(
+                f"{self.method} needs either vectors, a source in recall, or attribute, a feature of the item"
+            )
         if faults:
             raise ValueError("; ".join(faults))
         return self

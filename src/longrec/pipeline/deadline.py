@@ -16,7 +16,7 @@ from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.stage import Query, Stage
 
 
-class Late(Exception):  # noqa: N818  not an error: the pipeline has an answer for it
+class Late(Exception):
     """A stage that has no time left."""
 
 

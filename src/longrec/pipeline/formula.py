@@ -25,7 +25,7 @@ _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Pow: operator.pow,
 }
 _UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
-_LONGEST, _DEEPEST = 500, 50
+_LONGEST, _DEEPEST, _LARGEST = 500, 50, 1e300
 
 
 class Formula:
@@ -67,7 +67,7 @@ class Formula:
             self._check(node.operand, names, depth + 1)
         elif isinstance(node, ast.Name):
             names[node.id] = None
-        elif not (isinstance(node, ast.Constant) and type(node.value) in (int, float) and math.isfinite(node.value)):
+        elif _read_number(node) is None:
             shown = ast.unparse(node)
             raise ValueError(f"{shown!r} is not allowed in a formula; write numbers, names, + - * / ** and parentheses")
 
@@ -99,5 +99,14 @@ class Formula:
             return _UNARY[type(node.op)](self._compute(node.operand, values))
         if isinstance(node, ast.Name):
             return values[node.id].astype(np.float64)
-        assert isinstance(node, ast.Constant)
-        return np.float64(node.value)
+        number = _read_number(node)
+        assert number is not None
+        return np.float64(number)
+
+
+def _read_number(node: ast.expr) -> float | None:
+    """Return the finite number of a node, None for another node."""
+    if not isinstance(node, ast.Constant) or isinstance(node.value, bool) or not isinstance(node.value, int | float):
+        return None
+    number = float(node.value) if abs(node.value) < _LARGEST else math.inf
+    return number if math.isfinite(number) else None

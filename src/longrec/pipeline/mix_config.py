@@ -65,10 +65,11 @@ class Slot(Selection):
 class Cap(Strict):
     """Frequency cap: how often a user gets an item in a time."""
 
-    count: int = Field(gt=0, description="Number of times after which an item is left out.")
+    at_most: int = Field(gt=0, description="Number of times after which an item is left out.")
     within: Duration = Field(description="Time before the request, such as `7d`. In a log of steps: number of steps.")
-    of: Literal["shown", "events"] = Field(
-        "shown", description="What counts: `shown` by this pipeline (needs `log`), or `events` of the user in the history."
+    counted: Literal["shown", "events"] = Field(
+        "shown",
+        description="What counts: `shown` by this pipeline (needs `log`), or `events` of the user in the history.",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -32,6 +33,8 @@ MAX_BODY_BYTES = 16 * 2**20
 BUNDLE, SETTINGS, COUNTS = "LONGREC_BUNDLE", "LONGREC_SETTINGS", "LONGREC_COUNTS"
 """Environment variables of a worker process: the bundle, its settings as JSON, and the folder of counters."""
 
+_NO_TOKEN = re.compile(r"[^\w!#$%&'*+.^`|~-]", re.ASCII)
+"""Letters that a name in a header cannot have."""
 _log = logging.getLogger(__name__)
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -121,7 +124,7 @@ class App:
         whole = time.perf_counter() - began
         self.metrics.count_ranking(len(answer.pipeline_result.candidates))
         steps = {**answer.pipeline_result.stage_seconds, "service": whole}
-        timing = ", ".join(f"{name};dur={1e3 * seconds:.3f}" for name, seconds in steps.items())
+        timing = ", ".join(f"{_NO_TOKEN.sub('_', name)};dur={1e3 * seconds:.3f}" for name, seconds in steps.items())
         return Response(content, media_type="application/json", headers={"server-timing": timing})
 
     async def _handle_event(self, request: Request) -> Response:

@@ -8,6 +8,7 @@ Shapes: C candidates, D width of a vector, V distinct values.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ class ItemAttribute:
         if isinstance(column, Lists):
             cuts = column.offsets.tolist()
             values = column.values.tolist()
-            lists = [tuple(dict.fromkeys(values[start:stop])) for start, stop in zip(cuts, cuts[1:])]
+            lists = [tuple(dict.fromkeys(values[start:stop])) for start, stop in pairwise(cuts)]
         else:
             lists = [(value,) for value in column.tolist()]
         return [tuple(value for value in own if value != MISSING) for own in lists]

@@ -98,6 +98,9 @@ def list_formula_names(outputs: Iterable[str]) -> dict[str, str]:
     The only output of a ranker of one task is both ``score`` and ``label``.
     """
     listed = list(outputs)
-    names = {"score": listed[0], **{one.removeprefix(TASK_OUTPUT): one for one in listed if one.startswith(TASK_OUTPUT)}}
+    names = {
+        "score": listed[0],
+        **{one.removeprefix(TASK_OUTPUT): one for one in listed if one.startswith(TASK_OUTPUT)},
+    }
     names.setdefault("label", listed[0])
     return names

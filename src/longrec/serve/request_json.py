@@ -12,6 +12,7 @@ from longrec.features.schema import Schema, TimeColumn
 from longrec.features.timestamp_grammar import TimestampError, build_grammar, read_iso, read_timestamp
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.stage import Query
+from longrec.pipeline.trace import Trace
 
 MAX_CANDIDATES = 100_000
 """Largest number of candidates per request."""
@@ -61,7 +62,8 @@ class RecommendRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     Attributes:
         user, at, context, history: as in ``RankRequest``.
         k: number of items.
-        exclude_seen: leave out the items of the events of the user that the bundle stores.
+        exclude_seen: leave out the items of the events of the user that the bundle stores. Default true, or
+            ``filter.seen`` of a pipeline.
         allow_unknown: accept a user that the log does not contain.
     """
 
@@ -70,11 +72,21 @@ class RecommendRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     at: int | float | str | None = None
     context: dict[str, Any] = {}
     history: dict[str, dict[str, list[Any]]] | None = None
-    exclude_seen: bool = True
+    exclude_seen: bool | None = None
     allow_unknown: bool = False
 
-    def build_query(self, timestamp: int, further_context: frozenset[str] = frozenset()) -> Query:
-        """Return the query of a pipeline, at a timestamp of the log."""
+    def build_query(
+        self,
+        timestamp: int,
+        exclude_seen: bool = True,
+        further_context: frozenset[str] = frozenset(),
+        trace: Trace | None = None,
+    ) -> Query:
+        """Return the query of a pipeline, at a timestamp of the log.
+
+        Args:
+            exclude_seen: value for a request without one.
+        """
         return Query(
             self.user,
             timestamp,
@@ -82,8 +94,9 @@ class RecommendRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             self.history,
             self.allow_unknown,
             self.k,
-            self.exclude_seen,
+            exclude_seen if self.exclude_seen is None else self.exclude_seen,
             further_context,
+            trace=trace,
         )
 
 
