@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 from numpy.typing import NDArray
@@ -95,7 +96,7 @@ class Service:
         if self.settings.events is not None:
             self._state = ServiceState(self.bundle, self.settings)
             self._closing.callback(self._state.close)
-        self.served = OpenModel(self.bundle, self._open_encoder())
+        self.served = OpenModel(self.bundle, self._open_encoder(), pristine=self.settings.pristine)
         self._closing.callback(self.served.close)
         if self._state is not None:
             self._events = EventRecorder(self._state, self.served.encoder, self._clock)
@@ -217,18 +218,22 @@ class Service:
     def check(self) -> float:
         """Replay the golden requests to warm up and to verify that this machine scores like the exporter.
 
-        Only the bundles are used, because live stores contain later data.
+        Only the bundles are used, because live stores and catalogs contain later data.
 
         Raises:
             BundleError: if scores differ by more than ``MAX_DRIFT``.
         """
-        if self.settings != Settings():
+        alone = msgspec.structs.replace(self.settings, pristine=False) == Settings()
+        if not (alone and self.served.catalog.is_as_exported):
             self.answer(orjson.dumps(self.example()), self.route)
             if self.recall is not None:
                 self.answer(orjson.dumps(self._build_recall_example(self.recall)), RECOMMEND)
             with contextlib.ExitStack() as closing:
                 models = [model for model in (self.served, self.recall) if model is not None]
-                return max(closing.enter_context(contextlib.closing(Service(m.bundle))).check() for m in models)
+                return max(
+                    closing.enter_context(contextlib.closing(Service(m.bundle, Settings(pristine=True)))).check()
+                    for m in models
+                )
         worst = 0.0
         for number, (golden, scores) in enumerate(zip(self.bundle.golden, score_golden(self, self.bundle.golden))):
             difference = compute_drift(golden, scores)
@@ -282,5 +287,5 @@ def score_golden(service: Service, golden: Sequence[GoldenRequest]) -> list[NDAr
 
 def replay(folder: Path, golden: Sequence[GoldenRequest]) -> list[NDArray[np.float64]]:
     """Score golden requests with a bundle: the ``replay`` function of export."""
-    with contextlib.closing(Service(folder)) as service:
+    with contextlib.closing(Service(folder, Settings(pristine=True))) as service:
         return score_golden(service, golden)
