@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from longrec.config import Strict, parse, read_yaml
+from longrec.config import Strict, apply_overrides, parse, read_yaml
 from longrec.errors import ConfigError, nearest
 from longrec.pipeline.formula import Formula
 from longrec.pipeline.merge_order import Order
 from longrec.pipeline.mix_config import MixConfig
 
+SUFFIXES = (".yaml", ".yml")
 SECTIONS = ("recall", "filter", "merge", "prerank", "rank", "rerank", "mix", "log")
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=60)]
 _Deadline = Annotated[float | None, Field(gt=0)]
@@ -42,6 +43,11 @@ class FilterConfig(Strict):
     seen: bool = Field(
         True,
         description="Leave out the items of earlier events of the user. A request can overrule it (`exclude_seen`).",
+    )
+    where: str | None = Field(
+        None,
+        description="Condition on raw columns of the item table, such as `year >= 1990 AND genre = 'Comedy'`. Only "
+        "items that meet it are retrieved, as many as `count` says.",
     )
 
 
@@ -200,13 +206,26 @@ def is_pipeline(content: Any) -> bool:
     return isinstance(content, dict) and "recall" in content
 
 
-def read_pipeline(path: str | Path) -> PipelineConfig:
+def is_pipeline_file(path: Any) -> bool:
+    """Return True for the path of a YAML file that is a pipeline. False for a file that cannot be read, too."""
+    if not isinstance(path, str | Path) or Path(path).suffix not in SUFFIXES:
+        return False
+    try:
+        return is_pipeline(read_yaml(path))
+    except ConfigError:
+        return False
+
+
+def read_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConfig:
     """Read the config of a pipeline.
+
+    Args:
+        overrides: settings such as ``rank.count=50``.
 
     Raises:
         ConfigError: if the file has faults. All are listed.
     """
-    content = read_yaml(path)
+    content = apply_overrides(read_yaml(path), overrides)
     if "recall" not in content:
         do = "a pipeline has a section recall, such as {sasrec: {bundle: sasrec.bundle}}"
         raise ConfigError(str(path), [f"recall: is required; {do}"])

@@ -59,6 +59,7 @@ class App:
             self._build_route("/rank", self._handle_rank, "/rank", "POST"),
             self._build_route("/recommend", self._handle_recommend, "/recommend", "POST"),
             self._build_route("/events", self._handle_event, "/events", "POST"),
+            self._build_route("/items", self._handle_items, "/items", "POST"),
             self._build_route("/v2", self._handle_server, "/v2"),
             self._build_route("/v2/health/live", self._handle_live, "/health"),
             self._build_route("/v2/health/ready", self._handle_ready, "/health"),
@@ -101,7 +102,7 @@ class App:
         assert isinstance(error, HTTPException)
         self.metrics.count_request("other", error.status_code, 0.0)
         path, message = request.url.path, f"no such page ({error.detail})"
-        expected = "/, /rank, /recommend, /events, /health, /metrics or /v2"
+        expected = "/, /rank, /recommend, /events, /items, /health, /metrics or /v2"
         if error.status_code == 405:
             message, expected = (
                 f"{request.method} {path}",
@@ -134,6 +135,9 @@ class App:
             response = await asyncio.get_running_loop().run_in_executor(self._event_executor, pending.commit)
         self.metrics.count_event(response.has_feedback, response.replaced)
         return _make_response(response.json())
+
+    async def _handle_items(self, request: Request) -> Response:
+        return _make_json_response(self.service.change_items(await _read_body(request)))
 
     async def _handle_infer(self, request: Request) -> Response:
         name = self._read_model_name(request)

@@ -42,9 +42,11 @@ class EventHistories:
 
     Attributes:
         live: events since the bundle, if events are recorded.
+        items: features of the items.
     """
 
     def __init__(self, bundle: Bundle, live: LiveEvents | None = None) -> None:
+        self.items = bundle.items
         self.bundle, self.fitted, self.live = bundle, bundle.fitted, live
         schema = self.fitted.schema
         read = {entry.group for entry in bundle.manifest.inputs}
@@ -87,7 +89,7 @@ class EventHistories:
                 {name: columns[name] for name in self._values},
                 {name: columns[column] for name, column in self._availability_columns.items()},
             )
-            histories[history.name] = build_history_columns(self.fitted, history.name, self.bundle.items, seen, now)
+            histories[history.name] = build_history_columns(self.fitted, history.name, self.items, seen, now)
         return histories
 
     def read_seen_items(self, user: int, row: int, timestamp: int) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -15,8 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import DataError
-from longrec.exporting.bundle import INDEX
-from longrec.features.entity_table import open_array
 from longrec.features.feature_encoders import MISSING, UNSEEN, Lists
 from longrec.features.fitted_schema import FittedSchema
 from longrec.features.raw_columns import encode_list
@@ -35,12 +33,12 @@ class ItemAttribute:
 
     def __init__(self, model: OpenModel, name: str) -> None:
         self.name, self._encoder, self._fitted = name, model.encoder, model.bundle.fitted
-        self._table = model.bundle.items
+        self._catalog = model.catalog
 
     def read(self, keys: NDArray[Any], timestamp: int) -> list[tuple[int, ...]]:
         """Return the ids of the values of every item, strictly before a timestamp. Empty for a missing value."""
         rows = self._encoder.find_items(keys) if len(keys) else np.zeros(0, np.int64)
-        column = self._table.as_of(rows, timestamp)[self.name]
+        column = self._catalog.table.items.as_of(rows, timestamp)[self.name]
         if isinstance(column, Lists):
             cuts = column.offsets.tolist()
             values = column.values.tolist()
@@ -97,11 +95,12 @@ class ItemVectors:
     """
 
     def __init__(self, model: OpenModel) -> None:
-        self._encoder, self._index = model.encoder, open_array(model.bundle.path / INDEX)
+        self._encoder, self._catalog = model.encoder, model.catalog
 
     def read(self, keys: NDArray[Any]) -> NDArray[np.float32]:
         """Return the vector of every item, float32 ``[C, D]``. That of an unknown item is zero."""
         rows = self._encoder.find_items(keys) if len(keys) else np.zeros(0, np.int64)
-        vectors: NDArray[np.float32] = self._index[np.maximum(rows - 1, 0)].astype(np.float32)
+        assert self._catalog.index is not None
+        vectors = np.array(self._catalog.index.read(np.maximum(rows - 1, 0)), np.float32)
         vectors[rows == 0] = 0
         return vectors

@@ -8,12 +8,14 @@ from pathlib import Path
 from longrec.errors import BundleError, ConfigError, DataError, nearest
 from longrec.exporting.bundle import RANKER, RETRIEVER
 from longrec.exporting.inputs import SCORE, USERS_PROGRAM
+from longrec.exporting.item_columns import read_item_columns
 from longrec.features.raw_columns import list_candidate_columns
 from longrec.pipeline.config import PipelineConfig, PrerankConfig
 from longrec.pipeline.formula import Formula
 from longrec.pipeline.mix_config import Selection
 from longrec.serve.bundle_headers import BundleHeader
 from longrec.serve.item_attributes import KINDS, encode_value, is_attribute
+from longrec.serve.item_conditions import ItemConditions
 from longrec.serve.rank_stage import list_formula_names
 
 
@@ -57,6 +59,7 @@ def check_pipeline(config: PipelineConfig, folder: Path, where: str) -> dict[str
         for section, own in (("prerank", config.prerank), ("rank", config.rank)):
             if own is not None:
                 faults += _list_ranker_faults(section, own, headers[f"{section}.bundle"])
+        faults += _list_filter_faults(config, headers)
         faults += _list_rerank_faults(config, headers)
         faults += _list_mix_faults(config, headers)
     if faults:
@@ -91,6 +94,22 @@ def _list_ranker_faults(section: str, config: PrerankConfig, header: BundleHeade
         outputs = [output.name for output in header.manifest.programs[SCORE].outputs]
         names = tuple(list_formula_names(outputs))
         yield from (f"{section}.score: {fault}" for fault in Formula(config.score).check_names(names))
+
+
+def _list_filter_faults(config: PipelineConfig, headers: Mapping[str, BundleHeader]) -> list[str]:
+    """Return why the condition cannot be evaluated on the items of a source."""
+    where, faults = config.filter.where, list[str]()
+    for key in (f"recall.{name}.bundle" for name in config.recall) if where is not None else ():
+        columns = read_item_columns(headers[key].path)
+        if columns is None:
+            do = "export it from a log with an item table (data.items)"
+            faults.append(f"filter.where: reads raw columns of items, and {key} has none; {do}")
+            continue
+        try:
+            ItemConditions(columns).match(str(where), "filter.where")
+        except ConfigError as error:
+            faults += [f"filter.where: {fault} (of {key})" for fault in error.faults]
+    return faults
 
 
 def _list_rerank_faults(config: PipelineConfig, headers: Mapping[str, BundleHeader]) -> Iterator[str]:

@@ -19,6 +19,7 @@ from longrec.pipeline.formula import Formula
 from longrec.pipeline.merge_order import MergeStage
 from longrec.pipeline.rank import TopStage
 from longrec.pipeline.stage import Query, Stage, Stages
+from longrec.pipeline.trace import SOURCE
 from longrec.serve.bundle_headers import BundleHeader
 from longrec.serve.item_attributes import ItemAttribute, ItemVectors, is_attribute
 from longrec.serve.mix_stage import MixStage, count_keys
@@ -28,7 +29,7 @@ from longrec.serve.rank_stage import RankStage
 from longrec.serve.rerank_stage import AttributeSimilarity, DiversityStage, Similarity, SpacingStage, VectorSimilarity
 from longrec.serve.retrieve_stage import RetrieveStage
 from longrec.serve.shown_items import ShownItems
-from longrec.serve.source_stage import PREFIX, SourceStage
+from longrec.serve.source_stage import SourceStage
 
 RANK, RECOMMEND = "/rank", "/recommend"
 RECALLED = 500
@@ -103,13 +104,17 @@ class OpenedPipeline:
         config = self.config
         merged = ["merge"] if len(config.recall) > 1 else []
         rankers = [name for name, own in (("prerank", config.prerank), ("rank", config.rank)) if own is not None]
-        return [*(f"{PREFIX}{name}" for name in config.recall), *merged, *rankers]
+        return [*(f"{SOURCE}{name}" for name in config.recall), *merged, *rankers]
 
     def _build_stages(self) -> Iterator[Stage]:
         config = self.config
         for name, source in config.recall.items():
-            retrieve = RetrieveStage(self.models[f"recall.{name}.bundle"], source.count, f"{PREFIX}{name}")
-            yield _with_deadline(SourceStage(name, retrieve), source.deadline_ms)
+            model, where = self.models[f"recall.{name}.bundle"], config.filter.where
+            retrieve, unfiltered = (
+                RetrieveStage(model, source.count, f"{SOURCE}{name}", where=condition, source=name)
+                for condition in (where, None)
+            )
+            yield _with_deadline(SourceStage(name, retrieve, unfiltered if where else None), source.deadline_ms)
         if len(config.recall) > 1 or config.merge != MergeConfig():
             yield self._build_merge(config.merge)
         for section, own in (("prerank", config.prerank), ("rank", config.rank)):
@@ -124,9 +129,9 @@ class OpenedPipeline:
         yield TopStage()
 
     def _build_merge(self, config: MergeConfig) -> MergeStage:
-        names = [f"{PREFIX}{name}" for name in self.config.recall]
-        weights = {f"{PREFIX}{name}": weight for name, weight in config.weights.items()}
-        by = None if config.by is None else f"{PREFIX}{config.by}"
+        names = [f"{SOURCE}{name}" for name in self.config.recall]
+        weights = {f"{SOURCE}{name}": weight for name, weight in config.weights.items()}
+        by = None if config.by is None else f"{SOURCE}{config.by}"
         return MergeStage(names, config.count, config.order, weights, by)
 
     def _build_ranker(self, section: str, config: PrerankConfig) -> Stage:
@@ -170,9 +175,9 @@ class OpenedPipeline:
         """Count the events of a user by item, from the first source, because every retriever stores all events."""
         model = next(iter(self.models.values()))
         rows, times = model.encoder.read_seen_events(query.encode(model.encoder), query.timestamp)
-        keys = model.bundle.items.keys.values
+        keys = model.catalog.keys
         counts = count_keys(rows[(times >= start) & (rows > 0)])
-        return {keys[row - 1].as_py(): count for row, count in counts.items()}
+        return {keys[row - 1]: count for row, count in counts.items()}
 
 
 def group_bundles(config: PipelineConfig, folder: Path) -> dict[Path, list[str]]:

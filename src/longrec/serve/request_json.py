@@ -125,8 +125,19 @@ class EventRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     allow_unknown: bool = False
 
 
+class ItemsRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Request to add, withdraw and change items of the served bundles.
+
+    Attributes:
+        items: raw columns of each item by name, with its key. ``withdrawn: true`` withdraws an item.
+    """
+
+    items: list[dict[str, Any]]
+
+
 FIELDS = tuple(RankRequest.__struct_fields__)
 _DECODER, _EVENTS = msgspec.json.Decoder(RankRequest), msgspec.json.Decoder(EventRequest)
+_ITEMS = msgspec.json.Decoder(ItemsRequest)
 _RECOMMENDATIONS = msgspec.json.Decoder(RecommendRequest)
 _ERROR_PATTERN = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _RESPONSE_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T.*(?:[Zz]|[+-][0-9]{2}:?[0-9]{2})")
@@ -206,6 +217,15 @@ def decode_event(body: bytes) -> EventRequest:
         do = "send the context of a new event, or feedback on an event that was recorded before"
         raise RequestError("event", "neither context nor feedback", "one of them", do, 422)
     return request
+
+
+def decode_items(body: bytes) -> list[dict[str, Any]]:
+    """Decode changes of items from JSON.
+
+    Raises:
+        RequestError: 400 if the body is not JSON, 422 if a field is invalid.
+    """
+    return _decode(_ITEMS, body, ItemsRequest.__struct_fields__).items
 
 
 def _decode(decoder: msgspec.json.Decoder[DecodedT], body: bytes, fields: tuple[str, ...]) -> DecodedT:

@@ -11,20 +11,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from longrec.errors import BundleError, ConfigError, RequestError
+from longrec.errors import BundleError, ConfigError, DataError, RequestError
 from longrec.exporting.bundle import ENCODER, RETRIEVER, Bundle
 from longrec.exporting.golden import GoldenRequest
 from longrec.features.raw_columns import format_request_time
 from longrec.pipeline.candidates import Candidates
-from longrec.pipeline.config import PipelineConfig, read_pipeline
+from longrec.pipeline.config import SUFFIXES, PipelineConfig, read_pipeline
 from longrec.pipeline.stage import Stages
 from longrec.pipeline.trace import Trace
 from longrec.serve.events import EventRecorder, EventResponse, PendingEvent
 from longrec.serve.impression_log import ImpressionLog
+from longrec.serve.live_catalog import change_items
 from longrec.serve.open_model import OpenModel
 from longrec.serve.pipeline_checks import check_pipeline
 from longrec.serve.pipelines import (
@@ -40,6 +42,7 @@ from longrec.serve.request_json import (
     RankRequest,
     RecommendRequest,
     decode_event,
+    decode_items,
     decode_recommend_request,
     decode_request,
     parse_request_time,
@@ -72,6 +75,7 @@ class Service:
         path: the folder, or the file.
         bundle: the opened bundle: of a pipeline the ranker's, or that of its first source.
         pipeline: the opened pipeline. None for a bundle that is served alone.
+        models: the opened bundles, each once.
         programs: programs of the opened bundles.
 
     Raises:
@@ -96,20 +100,20 @@ class Service:
         self._closing = contextlib.ExitStack()
         try:
             config, folder = self._read_config(target)
-            models = [self._open_alone(target)] if config is None else self._open_pipeline(config, folder, target)
+            self.models = [self._open_alone(target)] if config is None else self._open_pipeline(config, folder, target)
             if self.pipeline is not None and keep_log:
                 self._log = ImpressionLog.open(self.pipeline, folder)
                 self._closing.callback(self._log.close)
         except BaseException:
             self.close()
             raise
-        self.programs = ServedPrograms(models)
-        self._columns = frozenset(column for model in models for column in model.encoder.context)
+        self.programs = ServedPrograms(self.models)
+        self._columns = frozenset(column for model in self.models for column in model.encoder.context)
         self._time = self.bundle.fitted.schema.time
 
     def _read_config(self, target: Bundle | str | Path) -> tuple[PipelineConfig | None, Path]:
         """Return the config of a pipeline, None for a bundle alone, and the folder that its paths are relative to."""
-        if not isinstance(target, Bundle) and self.path.suffix in (".yaml", ".yml") and not self.path.is_dir():
+        if not isinstance(target, Bundle) and self.path.suffix in SUFFIXES and not self.path.is_dir():
             if self.settings.recall is not None:
                 raise ConfigError(str(target), ["--recall belongs to a bundle; name retrievers in recall of the file"])
             return read_pipeline(self.path), self.path.parent
@@ -151,7 +155,7 @@ class Service:
         if self.settings.events is not None:
             self._state = ServiceState(bundle, self.settings)
             self._closing.callback(self._state.close)
-        model = OpenModel(bundle, self._open_encoder())
+        model = OpenModel(bundle, self._open_encoder(), pristine=self.settings.pristine)
         self._closing.callback(model.close)
         if self._state is not None:
             self._events = EventRecorder(self._state, model.encoder, self._clock)
@@ -198,6 +202,7 @@ class Service:
             StoreError: if a store does not respond.
         """
         stages = self.get_stages(RANK)
+        self._refresh_catalogs()
         at = parse_request_time(request.at, self._time, self._clock())
         query = request.build_query(at)
         result = stages(request.build_candidates(), query)
@@ -217,23 +222,45 @@ class Service:
             self._log.write(answer)
         return answer
 
-    def trace(self, request: RecommendRequest) -> tuple[RecommendResponse, Trace]:
+    def trace(self, request: RecommendRequest, reasons: bool = True) -> tuple[RecommendResponse, Trace]:
         """Return the answer to a request and what every stage kept and dropped. Nothing is logged.
+
+        Args:
+            reasons: also find out why items were dropped.
 
         Raises:
             RequestError, StoreError: as ``recommend``.
         """
-        trace = Trace()
+        trace = Trace(reasons)
         return self._recommend(request, trace), trace
 
     def _recommend(self, request: RecommendRequest, trace: Trace | None = None) -> RecommendResponse:
         stages = self.get_stages(RECOMMEND)
+        self._refresh_catalogs()
         at = parse_request_time(request.at, self._time, self._clock())
         seen = self.pipeline is None or self.pipeline.config.filter.seen
         query = request.build_query(at, seen, self._columns, trace)
         result = stages(Candidates.of([], "request"), query)
         formatted = format_request_time(self.bundle.fitted, at)
         return RecommendResponse(self.model, request.user, formatted, result, query.unknown.user, at)
+
+    def _refresh_catalogs(self) -> None:
+        """Read the changes of items that other processes have made, so that all stages have the same items."""
+        for model in self.models:
+            model.catalog.refresh()
+
+    def change_items(self, body: bytes) -> dict[str, int]:
+        """Add, withdraw and change items of all bundles durably, from JSON: ``{"items": [raw columns, ...]}``.
+
+        Raises:
+            RequestError: if the body is no such JSON, or a change does not fit a bundle. Then none is applied.
+        """
+        try:
+            return change_items([model.catalog for model in self.models], decode_items(body))
+        except DataError as error:
+            raise RequestError(error.where, error.found, error.expected, error.do, 422) from None
+        except BundleError as error:
+            raise RequestError("/items", error.found, error.expected, error.do, 422) from None
 
     def record(self, body: bytes) -> EventResponse:
         """Record an event from JSON durably.
@@ -284,17 +311,20 @@ class Service:
     def check(self) -> float:
         """Replay the golden requests to warm up and to verify that this machine scores like the exporter.
 
-        Only the bundles are used, because live stores contain later data.
+        Only the bundles are used, because live stores and catalogs contain later data.
 
         Raises:
             BundleError: if scores differ by more than ``MAX_DRIFT``.
         """
-        if self.settings != Settings() or self.pipeline is not None:
+        alone = msgspec.structs.replace(self.settings, pristine=False) == Settings() and self.pipeline is None
+        if not (alone and self.served.catalog.is_as_exported):
             for route in self.pipelines:
                 self._answer_example(route)
-            models = [self.served] if self.pipeline is None else dict.fromkeys(self.pipeline.models.values())
             with contextlib.ExitStack() as closing:
-                return max(closing.enter_context(contextlib.closing(Service(m.bundle))).check() for m in models)
+                return max(
+                    closing.enter_context(contextlib.closing(Service(model.bundle, Settings(pristine=True)))).check()
+                    for model in self.models
+                )
         worst = 0.0
         for number, (golden, scores) in enumerate(zip(self.bundle.golden, score_golden(self, self.bundle.golden))):
             difference = compute_drift(golden, scores)
@@ -357,5 +387,5 @@ def score_golden(service: Service, golden: Sequence[GoldenRequest]) -> list[NDAr
 
 def replay(folder: Path, golden: Sequence[GoldenRequest]) -> list[NDArray[np.float64]]:
     """Score golden requests with a bundle: the ``replay`` function of export."""
-    with contextlib.closing(Service(folder)) as service:
+    with contextlib.closing(Service(folder, Settings(pristine=True))) as service:
         return score_golden(service, golden)

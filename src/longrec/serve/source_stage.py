@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
 
 from longrec.pipeline.candidates import Candidates, merge
 from longrec.pipeline.stage import Query, Stage
-from longrec.pipeline.trace import DUPLICATE, FILTER, SEEN
-
-PREFIX = "recall."
-"""Prefix of the names of stages and scores of sources."""
+from longrec.pipeline.trace import DUPLICATE, FILTER, SEEN, SOURCE
 
 
 class SourceStage:
@@ -24,19 +22,20 @@ class SourceStage:
     """
 
     def __init__(self, source: str, retrieve: Stage, unfiltered: Stage | None = None) -> None:
-        self.source, self.name = source, f"{PREFIX}{source}"
+        self.source, self.name = source, f"{SOURCE}{source}"
         self._retrieve, self._unfiltered = retrieve, unfiltered
 
     def __call__(self, candidates: Candidates, query: Query) -> Candidates:
         """Add the items of the source. An item that is a candidate already keeps its position."""
         own = self._run(self._retrieve, query)
-        if query.trace is not None:
+        if query.trace is not None and query.trace.reasons:
+            began = time.perf_counter()
             self._trace_dropped(own, candidates, query)
+            query.trace.note_extra(time.perf_counter() - began)
         return merge([candidates, own]) if len(candidates) else own
 
     def _run(self, stage: Stage, query: Query) -> Candidates:
-        own = stage(Candidates.of([], self.source), query)
-        return replace(own, sources=(self.source,))
+        return stage(Candidates.of([], self.source), query)
 
     def _trace_dropped(self, own: Candidates, candidates: Candidates, query: Query) -> None:
         """Trace the items that would have been retrieved without a filter, and those that are candidates already."""
