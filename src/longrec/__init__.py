@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from longrec.metrics.own import Metric
     from longrec.prepared_log import PreparedLog, prepare
     from longrec.serve.client import client
+    from longrec.serve.local_pipeline import Pipeline, open_pipeline
     from longrec.training.finished_run import Run, open_run
     from longrec.training.saved_model import load_model, save_model
     from longrec.training.settings import EvaluateConfig, FitConfig
@@ -38,6 +39,7 @@ _MODULES = {
     "longrec.metrics.own": ("Metric",),
     "longrec.prepared_log": ("PreparedLog", "prepare"),
     "longrec.serve.client": ("client",),
+    "longrec.serve.local_pipeline": ("Pipeline", "open_pipeline"),
     "longrec.training.finished_run": ("Run", "open_run"),
     "longrec.training.saved_model": ("load_model", "save_model"),
     "longrec.training.settings": ("EvaluateConfig", "FitConfig"),
@@ -52,6 +54,7 @@ __all__ = [
     "History",
     "Label",
     "Metric",
+    "Pipeline",
     "PreparedLog",
     "Run",
     "Schema",
@@ -71,6 +74,7 @@ __all__ = [
     "load_model",
     "metrics",
     "models",
+    "open_pipeline",
     "open_run",
     "predict",
     "prepare",

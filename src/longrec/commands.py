@@ -27,12 +27,19 @@ if TYPE_CHECKING:
 def check(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a config with its schema, find its files and read their headers, without reading any row.
 
+    The source may be a pipeline, too: then its bundles are checked.
+
     Raises:
         ConfigError: if the config has faults. All are listed.
     """
     from longrec.data.splits import warn_of_missing_validation
+    from longrec.pipeline.config import is_pipeline_file
     from longrec.training import job
 
+    if is_pipeline_file(source):
+        from longrec.pipeline_commands import check_pipeline
+
+        return check_pipeline(source, overrides)  # type: ignore[arg-type]  # it is true of paths only
     job_source = read_job_source(source, overrides)
     with job_source.error_context:
         checked = job.check(job_source.config, overrides)

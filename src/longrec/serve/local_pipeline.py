@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from longrec.errors import ConfigError
+from longrec.exporting.bundle import Bundle
 from longrec.pipeline.config import PipelineConfig
 from longrec.pipeline.trace_report import PipelineTrace
 from longrec.serve.client import LocalClient
@@ -43,6 +44,11 @@ class Pipeline(LocalClient):
         """The config of the pipeline."""
         assert self._service.pipeline is not None
         return self._service.pipeline.config
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle of the ranker, or of the first source without one. Keys and timestamps are as in all others."""
+        return self._service.bundle
 
     @property
     def stages(self) -> list[str]:
