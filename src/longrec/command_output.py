@@ -182,6 +182,15 @@ def export(args: argparse.Namespace) -> None:
     _write_result(args, manifest, f"{args.bundle}\nserve it with: longrec {kinds[manifest.kind]}")
 
 
+def catalog(args: argparse.Namespace) -> None:
+    """Print how many items a bundle has after changes."""
+    from longrec.catalog_command import change_catalog
+
+    counts = change_catalog(args.bundle, args.changes)
+    numbers = f"{counts['items']:,} items, {counts['withdrawn']:,} of them withdrawn"
+    _write_result(args, counts, f"{args.bundle}: {counts['changes']:,} changes, {numbers}")
+
+
 def serve(args: argparse.Namespace) -> None:
     """Serve a bundle."""
     from longrec.serve.server import serve as run_server
