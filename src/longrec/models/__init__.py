@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from longrec.models.bst import BST
     from longrec.models.can import CAN
     from longrec.models.core.base import Model
-    from longrec.models.core.kinds import Encoder, Extractor, FittedRetriever, Ranker, Retriever, VectorRetriever
+    from longrec.models.core.kinds import (
+        Encoder,
+        Extractor,
+        FittedRetriever,
+        Ranker,
+        Reranker,
+        Retriever,
+        VectorRetriever,
+    )
     from longrec.models.core.top import EmbeddingConfig, TopConfig, TopRanker
     from longrec.models.covisit import CoVisit
     from longrec.models.dcn import DCN
@@ -44,6 +52,7 @@ if TYPE_CHECKING:
     from longrec.models.ple import PLE
     from longrec.models.pnn import PNN
     from longrec.models.pooling import Pooling
+    from longrec.models.prm import PRM
     from longrec.models.res_embedding import ResEmbedding
     from longrec.models.rocket_launching import RocketLaunching
     from longrec.models.sasrec import SASRec
@@ -88,8 +97,10 @@ _MODULES = {
     "MultiTower": "multi_tower",
     "PLE": "ple",
     "PNN": "pnn",
+    "PRM": "prm",
     "Pooling": "pooling",
     "Ranker": "core.kinds",
+    "Reranker": "core.kinds",
     "ResEmbedding": "res_embedding",
     "Retriever": "core.kinds",
     "RocketLaunching": "rocket_launching",
@@ -125,6 +136,7 @@ __all__ = [
     "LR",
     "PLE",
     "PNN",
+    "PRM",
     "ATRank",
     "CoVisit",
     "DeepFM",
@@ -141,6 +153,7 @@ __all__ = [
     "MultiTower",
     "Pooling",
     "Ranker",
+    "Reranker",
     "ResEmbedding",
     "Retriever",
     "RocketLaunching",
