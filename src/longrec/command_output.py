@@ -176,7 +176,7 @@ def export(args: argparse.Namespace) -> None:
     from longrec import commands
 
     manifest = commands.export(args.run, args.bundle, overwrite=args.overwrite)
-    kinds = dict.fromkeys(("ranker", "retriever"), f"serve {args.bundle}")
+    kinds = dict.fromkeys(("ranker", "reranker", "retriever"), f"serve {args.bundle}")
     kinds |= {"encoder": f"serve RANKER.bundle --events {args.bundle}"}
     _write_result(args, manifest, f"{args.bundle}\nserve it with: longrec {kinds[manifest.kind]}")
 

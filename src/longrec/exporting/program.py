@@ -22,6 +22,7 @@ from torch.onnx import ONNXProgram
 
 from longrec.errors import BundleError
 from longrec.exporting.inputs import CODES_OUTPUT, OUTPUT, TOKEN_OUTPUT, Input, make_random_tensors
+from longrec.exporting.runtime import Program
 from longrec.exporting.weights import write_program
 from longrec.features.batch import Batch, Column, HistoryBatch, Jagged, Layout
 from longrec.models.core.kinds import Encoder
@@ -41,6 +42,15 @@ class ProgramModule(nn.Module):
     def __init__(self, model: nn.Module, inputs: Sequence[Input]) -> None:
         super().__init__()
         self.model, self.inputs = model, tuple(inputs)
+
+    def compute_expected(self, tensors: Mapping[str, NDArray[Any]], program: Program, where: str) -> NDArray[Any]:
+        """Return the first output for flat tensors by torch, which the exported program shall return.
+
+        Args:
+            program: the exported program, of a module whose output depends on its other outputs.
+            where: name of the check, for messages.
+        """
+        return run_torch(self, tensors)
 
 
 class SharedModel(ProgramModule):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from longrec.errors import BundleError
-from longrec.exporting.bundle import RANKER, RETRIEVER, Bundle
+from longrec.exporting.bundle import RANKER, RERANKER, RETRIEVER, Bundle
 from longrec.pipeline.rank import TopStage
 from longrec.pipeline.stage import Pipeline, Stage
 from longrec.serve.open_model import OpenModel
 from longrec.serve.rank_stage import RankStage
+from longrec.serve.rerank_stage import RerankStage
 from longrec.serve.retrieve_stage import RetrieveStage
 from longrec.serve.state import check_same_units
 
@@ -24,6 +25,8 @@ def build_pipelines(model: OpenModel, recall: OpenModel | None = None) -> dict[s
     """
     if model.bundle.manifest.kind == RETRIEVER:
         return {RECOMMEND: Pipeline([RetrieveStage(model)])}
+    if model.bundle.manifest.kind == RERANKER:
+        return {RANK: Pipeline([RerankStage(model)])}
     pipelines = {RANK: Pipeline([RankStage(model)])}
     if recall is not None:
         stages: list[Stage] = [RetrieveStage(recall, RECALLED), RankStage(model, drop_unknown=True), TopStage()]

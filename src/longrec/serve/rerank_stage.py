@@ -1,0 +1,46 @@
+"""Re-ranking stage: scores a whole list with the re-ranker of one bundle and sorts it, best first."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from longrec.exporting.inputs import SCORE
+from longrec.pipeline.candidates import Candidates
+from longrec.pipeline.rank import rank
+from longrec.pipeline.stage import Query
+from longrec.serve.open_model import OpenModel
+
+
+class RerankStage:
+    """Stage that orders a list again with a re-ranker, highest probability first. Equal ones keep their order.
+
+    The list is scored in one run of the program, because its items see each other. Their order before this stage does
+    not matter: the program computes the initial list of the re-ranker's own base. The scores are probabilities over the
+    list, which sum up to 1.
+
+    Args:
+        model: the re-ranker.
+        drop_unknown: drop items that the re-ranker does not know, of candidates that another model retrieved.
+        name: name of the stage and of its scores.
+    """
+
+    def __init__(self, model: OpenModel, drop_unknown: bool = False, name: str = "rerank") -> None:
+        self.model, self.drop_unknown, self.name = model, drop_unknown, name
+        self._program, self._encoder = model.programs[SCORE], model.encoder
+
+    def __call__(self, candidates: Candidates, query: Query) -> Candidates:
+        """Score and sort candidates.
+
+        Raises:
+            RequestError: if the request does not fit the bundle. Then no candidate is scored.
+            LongRecError: if a score is not finite.
+        """
+        encoded = query.encode(self._encoder)
+        if self.drop_unknown:
+            candidates = candidates.take(np.flatnonzero(self._encoder.find_items(candidates.keys)))
+        items = self._encoder.encode_candidates(candidates, query)
+        scores = np.zeros(0, np.float32)
+        if len(candidates):
+            inputs = {**encoded.inputs, **self._encoder.build_item_tensors(items, query.timestamp)}
+            scores = self._program.run(inputs)
+        return rank(candidates, scores, self.name)
