@@ -20,7 +20,9 @@ from longrec.features.fields import RENAMED_COLUMNS, Field, Fields
 SCORE, ENCODE, USERS_PROGRAM, ITEMS_PROGRAM = "score", "encode", "users", "items"
 """Names of programs, see ``exporting/programs.py``."""
 OUTPUT = "score"
-"""Output of a ranker: float32 probabilities ``[C]``, which those of a re-ranker share. Of a retriever: float32 scores ``[I]`` of the catalog."""
+"""Output of a ranker: float32 probabilities ``[C]``. Of a re-ranker: float32 probabilities ``[C]`` over the list. Of a
+retriever: float32 scores ``[I]`` of the catalog.
+"""
 RANKS_OUTPUT = "initial_rank"
 """Second output of a re-ranker: int32 ranks ``[C]`` in the initial list, 0 for the first item."""
 VECTORS_OUTPUT = "vectors"

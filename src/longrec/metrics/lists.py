@@ -5,8 +5,8 @@
     MRR       1 / rank of the first click
 
 Lists without a click have no such values and are skipped. Items of equal score are ranked with the clicked ones last,
-so that a constant score gains nothing (``ranking.py``). The initial order is measured on the same lists: ``ndcg@10.base``
-is its NDCG, and ``ndcg@10.gain`` the difference of both, list by list.
+so that a constant score gains nothing (``ranking.py``). The initial order is measured on the same lists:
+``ndcg@10.base`` is its NDCG, and ``ndcg@10.gain`` the difference of both, list by list.
 
 Shapes: N rows, L lists with a click, M metrics.
 """

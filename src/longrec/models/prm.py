@@ -10,11 +10,11 @@ list see each other, and orders them again:
     P_i = softmax_i(w . f_i)              L = - sum_{i clicked} log P_i              (output layer, loss)
 
 x_i are the embeddings of the features of the item. The personalized vector pv_i is the hidden layer of the ranker
-before its logit. r(i) is the rank of the item in the initial list, that of the ranker's own logits. So the position that
-a served list has and the one that the model was trained with are computed in the same way, from the same weights.
+before its logit. r(i) is the rank of the item in the initial list, that of the ranker's own logits. So the position
+that a served list has and the one that the model was trained with are computed in the same way, from the same weights.
 
-The ranker is one of a finished run (``fit.init_from``), with its best weights, and stays as it is. It must be trained on
-earlier rows only (``fit.train_from``): else pv_i would hold the click.
+The ranker is one of a finished run (``fit.init_from``), with its best weights, and stays as it is. It must be trained
+on earlier rows only (``fit.train_from``): else pv_i would hold the click.
 
 Departures from the paper
     - a layer of attention and FFN is post-norm with residuals and without biases of queries, keys and values;

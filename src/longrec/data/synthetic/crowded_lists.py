@@ -11,10 +11,10 @@ from longrec.data.synthetic.dataset import START, Recipe, SyntheticDataset
 from longrec.data.synthetic.generators import draw_labels
 
 STORY = (
-    "A request shows a list of items of a few categories, several of each, whose qualities are near each other. A user "
-    "compares the items of a category, clicks the best one with a high probability, and the others hardly ever. Whether "
-    "a quality is the best one of its list depends on the others and hardly on itself. So a model that scores items one "
-    "by one learns little, and a model that sees the whole list can learn the rule."
+    "A request shows a list of items of a few categories, several of each, whose qualities are near each other. A "
+    "user compares the items of a category, clicks the best one with a high probability, and the others hardly ever. "
+    "Whether a quality is the best one of its list depends on the others and hardly on itself. So a model that scores "
+    "items one by one learns little, and a model that sees the whole list can learn the rule."
 )
 _CATEGORIES, _QUALITIES, _EACH = 3, 8, 2  # items of one category and quality
 _NEAR = 4  # consecutive qualities that the items of a category are drawn from

@@ -144,7 +144,8 @@ class Lists(Objective):
         if not gain.low > 0:
             warnings = (
                 f"NDCG@{config.k[0]} on {split} is not above that of the initial order "
-                f"({values[f'{key}.base'].value:.4f}): the gain is {gain}; serve the base alone, or train on more lists",
+                f"({values[f'{key}.base'].value:.4f}): the gain is {gain}; serve the base alone, or train on more "
+                "lists",
             )
         return Evaluation(
             run=run,
