@@ -35,6 +35,8 @@ class RerankStage:
             RequestError: if the request does not fit the bundle. Then no candidate is scored.
             LongRecError: if a score is not finite.
         """
+        if not len(candidates):
+            return candidates.with_scores(self.name, np.zeros(0, np.float32))
         encoded = query.encode(self._encoder)
         if self.drop_unknown:
             candidates = candidates.take(np.flatnonzero(self._encoder.find_items(candidates.keys)))
