@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from longrec.models.can import CAN
     from longrec.models.core.base import Model
     from longrec.models.core.item_history import ItemHistoryConfig, ItemHistoryRetriever
-    from longrec.models.core.kinds import Encoder, Extractor, FittedRetriever, Ranker, Retriever, VectorRetriever
+    from longrec.models.core.kinds import (
+        Encoder,
+        Extractor,
+        FittedRetriever,
+        Ranker,
+        Reranker,
+        Retriever,
+        VectorRetriever,
+    )
     from longrec.models.core.top import EmbeddingConfig, TopConfig, TopRanker
     from longrec.models.covisit import CoVisit
     from longrec.models.dcn import DCN
@@ -37,6 +45,7 @@ if TYPE_CHECKING:
     from longrec.models.hup import HUP
     from longrec.models.iat import IAT
     from longrec.models.iat_reader import IATReader
+    from longrec.models.item_knn import ItemKNN
     from longrec.models.keep import KEEP
     from longrec.models.keep_plug import KEEPPlug
     from longrec.models.kfatt import KFAtt
@@ -46,6 +55,8 @@ if TYPE_CHECKING:
     from longrec.models.ple import PLE
     from longrec.models.pnn import PNN
     from longrec.models.pooling import Pooling
+    from longrec.models.popularity import Popularity
+    from longrec.models.prm import PRM
     from longrec.models.res_embedding import ResEmbedding
     from longrec.models.rocket_launching import RocketLaunching
     from longrec.models.sasrec import SASRec
@@ -85,6 +96,7 @@ _MODULES = {
     "IATReader": "iat_reader",
     "ItemHistoryConfig": "core.item_history",
     "ItemHistoryRetriever": "core.item_history",
+    "ItemKNN": "item_knn",
     "KEEP": "keep",
     "KEEPPlug": "keep_plug",
     "KFAtt": "kfatt",
@@ -94,8 +106,11 @@ _MODULES = {
     "MultiTower": "multi_tower",
     "PLE": "ple",
     "PNN": "pnn",
+    "PRM": "prm",
     "Pooling": "pooling",
+    "Popularity": "popularity",
     "Ranker": "core.kinds",
+    "Reranker": "core.kinds",
     "ResEmbedding": "res_embedding",
     "Retriever": "core.kinds",
     "RocketLaunching": "rocket_launching",
@@ -133,6 +148,7 @@ __all__ = [
     "LR",
     "PLE",
     "PNN",
+    "PRM",
     "ATRank",
     "CoVisit",
     "DeepFM",
@@ -144,13 +160,16 @@ __all__ = [
     "IATReader",
     "ItemHistoryConfig",
     "ItemHistoryRetriever",
+    "ItemKNN",
     "KEEPPlug",
     "KFAtt",
     "MMoE",
     "Model",
     "MultiTower",
     "Pooling",
+    "Popularity",
     "Ranker",
+    "Reranker",
     "ResEmbedding",
     "Retriever",
     "RocketLaunching",
