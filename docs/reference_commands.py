@@ -19,6 +19,7 @@ GUIDES = {
     "evaluate": "[Evaluate and compare](../guide/evaluation.md)",
     "compare": "[Evaluate and compare](../guide/evaluation.md)",
     "export": "[Export and serve](../guide/serving.md)",
+    "catalog": "[Retrieval](../guide/retrieval.md)",
     "serve": "[Export and serve](../guide/serving.md)",
     "models": "[Choose a model](../guide/choosing-a-model.md)",
     "synthetic": "[Synthetic datasets](../guide/adding-a-model.md#synthetic-datasets)",

@@ -21,8 +21,8 @@ PACKAGE = ROOT / "src" / "longrec"
 
 BASE = {"errors", "config", "progress", "resources", "signatures", "tabular", "terminal_text"}
 TOP = {
-    "__init__", "__main__", "cli", "command_output", "commands", "demo", "entry", "exports", "fitting", "former_names",
-    "help_pages", "imports", "listings", "new_row_options", "prepared_log", "settings_text",
+    "__init__", "__main__", "catalog_command", "cli", "command_output", "commands", "demo", "entry", "exports", "fitting", "former_names",
+    "help_pages", "imports", "listings", "new_row_options", "pipeline_commands", "prepared_log", "settings_text",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     "features": set(),
@@ -32,10 +32,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": {"features"},
     "models": {"features", "nn"},
     "data": {"features", "store"},
-    "pipeline": {"features", "store", "models"},
+    "index": set(),
+    "pipeline": {"features", "store", "models", "index"},
     "training": {"features", "metrics", "nn", "store", "data", "models", "pipeline", "reporting"},
-    "exporting": {"features", "store", "models", "pipeline"},
-    "serve": {"features", "store", "pipeline", "exporting"},
+    "exporting": {"features", "store", "models", "pipeline", "index"},
+    "serve": {"features", "store", "pipeline", "exporting", "index"},
     "reporting": {"metrics"},
     "testing": {"features", "nn", "models", "training"},
 }

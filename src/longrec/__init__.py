@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longrec import errors, metrics, models
+    from longrec.catalog_command import change_catalog
     from longrec.commands import check, compare, compress, encode, evaluate, export, predict, report, train
     from longrec.data.settings import Source, Split
     from longrec.features.schema import Condition, Feature, History, Label, Schema, TimeColumn
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from longrec.metrics.own import Metric
     from longrec.prepared_log import PreparedLog, prepare
     from longrec.serve.client import client
+    from longrec.serve.local_pipeline import Pipeline, open_pipeline
     from longrec.training.finished_run import Run, open_run
     from longrec.training.saved_model import load_model, save_model
     from longrec.training.settings import EvaluateConfig, FitConfig
@@ -29,6 +31,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 __version__ = "0.8.0"
 
 _MODULES = {
+    "longrec.catalog_command": ("change_catalog",),
     "longrec.commands": ("check", "compare", "compress", "encode", "evaluate", "export", "predict", "report", "train"),
     "longrec.data.settings": ("Source", "Split"),
     "longrec.features.schema": ("Condition", "Feature", "History", "Label", "Schema", "TimeColumn"),
@@ -36,6 +39,7 @@ _MODULES = {
     "longrec.metrics.own": ("Metric",),
     "longrec.prepared_log": ("PreparedLog", "prepare"),
     "longrec.serve.client": ("client",),
+    "longrec.serve.local_pipeline": ("Pipeline", "open_pipeline"),
     "longrec.training.finished_run": ("Run", "open_run"),
     "longrec.training.saved_model": ("load_model", "save_model"),
     "longrec.training.settings": ("EvaluateConfig", "FitConfig"),
@@ -50,12 +54,14 @@ __all__ = [
     "History",
     "Label",
     "Metric",
+    "Pipeline",
     "PreparedLog",
     "Run",
     "Schema",
     "Source",
     "Split",
     "TimeColumn",
+    "change_catalog",
     "check",
     "client",
     "compare",
@@ -68,6 +74,7 @@ __all__ = [
     "load_model",
     "metrics",
     "models",
+    "open_pipeline",
     "open_run",
     "predict",
     "prepare",

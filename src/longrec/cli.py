@@ -17,10 +17,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from longrec import __version__, command_output, help_pages
+from longrec import __version__, catalog_command, command_output, help_pages
 from longrec.errors import LongRecError, StoppedRun, UnknownName
 from longrec.former_names import refuse_former_names
 from longrec.new_row_options import add_common_rows, add_new_rows
+from longrec.pipeline_commands import add_trace_options
 from longrec.resources import resource_error
 
 
@@ -124,7 +125,11 @@ def build_parser() -> argparse.ArgumentParser:
         return parser
 
     add_config(
-        add("check", command_output.check, "report all errors of a config; reads the headers of files and no rows")
+        add(
+            "check",
+            command_output.check,
+            "report all errors of a config or pipeline; reads the headers of files and no rows",
+        )
     )
     add_config(
         add("prepare", command_output.prepare, "sort the log by user and time, build vocabularies and encode features")
@@ -195,8 +200,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("run", help="run folder, or folder of a token store whose source model is exported")
     parser.add_argument("bundle", help="folder of the new bundle")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
-    parser = add("serve", command_output.serve, "serve a bundle over HTTP", json=False)
+    index = (
+        "search for the items of a retriever: exact, ivf (faiss), or auto, exact up to 200,000 items (default: auto)"
+    )
+    parser.add_argument("--index", choices=["auto", "exact", "ivf"], default="auto", help=index)
+    target = "share of the best items that an approximate search must return (default: 0.98)"
+    parser.add_argument("--recall-target", type=float, default=0.98, metavar="SHARE", help=target)
+    parser.add_argument("--recall-at", type=int, default=100, metavar="K", help="number of best items (default: 100)")
+    parser = add("catalog", catalog_command.run, "add, withdraw and change items of a bundle without a new export")
     parser.add_argument("bundle", help="folder that export has written")
+    parser.add_argument("changes", help="changes as JSON lines or Parquet: key of the item, raw columns, withdrawn")
+    parser = add("serve", command_output.serve, "serve a bundle or a pipeline over HTTP", json=False)
+    parser.add_argument("bundle", help="folder that export has written, or YAML file of a pipeline")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
     parser.add_argument("--workers", type=int, default=1, help="number of processes")
@@ -207,6 +222,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--state", metavar="FOLDER", help="folder for the received events (default: BUNDLE.state)")
     recall = "rank the items that the retriever in this bundle retrieves, at /recommend"
     parser.add_argument("--recall", metavar="RETRIEVER.bundle", help=recall)
+    add_trace_options(
+        add("trace", command_output.trace, "show how a pipeline chooses the items of one request, stage by stage")
+    )
     add("models", command_output.models, "list all models: name, kind, paper, and use of histories")
     parser = add("help", command_output.explain, "explain a command, a key of a config, or a model", json=False)
     parser.set_defaults(list_parsers=lambda: dict(subparsers.choices))

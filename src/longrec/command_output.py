@@ -42,6 +42,11 @@ def check(args: argparse.Namespace) -> None:
     from longrec import commands
 
     summary = commands.check(args.config, args.overrides)
+    if "pipeline" in summary:
+        from longrec.pipeline_commands import format_check
+
+        _write_result(args, summary, format_check(args.config, summary))
+        return
     histories = [f"{name} ({', '.join(of)})" for name, of in summary["histories"].items()] or ["none"]
     text = f"{args.config}: no faults\n  model      {summary['model']}\n  log        {summary['log']}\n"
     text += f"{_format_list('features', summary['features'])}\n{_format_list('histories', histories)}"
@@ -175,14 +180,22 @@ def export(args: argparse.Namespace) -> None:
     """Print the command that serves a new bundle."""
     from longrec import commands
 
-    manifest = commands.export(args.run, args.bundle, overwrite=args.overwrite)
+    own = {"index": args.index, "recall_target": args.recall_target, "recall_at": args.recall_at}
+    manifest = commands.export(args.run, args.bundle, overwrite=args.overwrite, **own)
     kinds = dict.fromkeys(("ranker", "retriever"), f"serve {args.bundle}")
     kinds |= {"encoder": f"serve RANKER.bundle --events {args.bundle}"}
     _write_result(args, manifest, f"{args.bundle}\nserve it with: longrec {kinds[manifest.kind]}")
 
 
+def trace(args: argparse.Namespace) -> None:
+    """Print the trace of a request."""
+    from longrec.pipeline_commands import trace as run_trace
+
+    run_trace(args)
+
+
 def serve(args: argparse.Namespace) -> None:
-    """Serve a bundle."""
+    """Serve a bundle or a pipeline."""
     from longrec.serve.server import serve as run_server
     from longrec.serve.settings import build_settings
 

@@ -27,12 +27,19 @@ if TYPE_CHECKING:
 def check(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a config with its schema, find its files and read their headers, without reading any row.
 
+    The source may be a pipeline, too: then its bundles are checked.
+
     Raises:
         ConfigError: if the config has faults. All are listed.
     """
     from longrec.data.splits import warn_of_missing_validation
+    from longrec.pipeline.config import is_pipeline_file
     from longrec.training import job
 
+    if is_pipeline_file(source):
+        from longrec.pipeline_commands import check_pipeline
+
+        return check_pipeline(source, overrides)  # type: ignore[arg-type]  # it is true of paths only
     job_source = read_job_source(source, overrides)
     with job_source.error_context:
         checked = job.check(job_source.config, overrides)
@@ -352,22 +359,38 @@ def try_report(runs: Sequence[str | Path | Run]) -> str | None:
         return None
 
 
-def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -> Manifest:
+def export(
+    run: str | Path | Run,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    index: Literal["auto", "exact", "ivf"] = "auto",
+    recall_target: float = 0.98,
+    recall_at: int = 100,
+) -> Manifest:
     """Export a run as a bundle, and verify that its whole online path returns the scores of the run.
 
     Args:
         run: a run of a ranker or a retriever, or a folder of tokens (``tokens/v1``), whose source is exported to write
             more tokens.
+        index: search for the items of a vector retriever: exact, ivf (faiss, approximate), or auto: exact up to 200,000
+            items.
+        recall_target: share of the best ``recall_at`` items that an approximate search must return, on average over
+            requests of the log.
+        recall_at: number of best items.
 
     Raises:
+        ConfigError: if a setting of the index is out of range.
         RunError: if the run is one of a source model of tokens. Its tokens are exported instead.
         BundleError: if the folder exists, the model cannot be traced, or scores differ.
     """
     with pause_collector():
         from longrec.exports import export_run, export_source
+        from longrec.index.build import IndexSettings
         from longrec.training.finished_run import Run, open_run
         from longrec.training.token_source import find_source
 
+        settings = IndexSettings(index, recall_target, recall_at)
         if not isinstance(run, Run) and (folder := find_source(run)) is not None:
             return export_source(folder, Path(out), overwrite)
-        return export_run(open_run(run), Path(out), overwrite)
+        return export_run(open_run(run), Path(out), overwrite, settings)

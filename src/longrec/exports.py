@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 
+from longrec.data.item_columns import read_item_columns
 from longrec.data.requests import build_impression
-from longrec.errors import RunError
+from longrec.errors import DataError, RunError
 from longrec.exporting.bundle import EncoderFacts, Manifest
 from longrec.exporting.golden import GoldenRequest, Sample
-from longrec.exporting.offline import build_golden_request, build_golden_retrieval, build_golden_tokens
+from longrec.exporting.offline import (
+    build_golden_request,
+    build_golden_retrieval,
+    build_golden_tokens,
+    build_request_batch,
+)
 from longrec.exporting.scale import Scale
-from longrec.exporting.write import ExternalStores
+from longrec.exporting.write import CatalogOptions, ExternalStores
 from longrec.exporting.write import export as write
 from longrec.features.entity_versions import find_first_from
 from longrec.features.fields import AVAILABLE
-from longrec.models.core.kinds import Ranker, Retriever
+from longrec.index.build import IndexSettings
+from longrec.models.core.kinds import Ranker, Retriever, VectorRetriever
 from longrec.models.core.registry import name_of
 from longrec.serve import online_source, service
 from longrec.training.token_source import open_source
@@ -34,8 +45,15 @@ _RETRIEVED = 20
 """Number of items of a golden request to a retriever."""
 
 
-def export_run(run: Run, out: Path, overwrite: bool) -> Manifest:
+_MEASURED = 400
+"""Number of requests with which the recall of an approximate index is measured."""
+
+
+def export_run(run: Run, out: Path, overwrite: bool, index: IndexSettings | None = None) -> Manifest:
     """Export a run as a bundle, and verify that its whole online path returns the scores of the run.
+
+    Args:
+        index: settings of the index of a vector retriever.
 
     Raises:
         RunError: if the run is one of a source model of tokens. Its tokens are exported instead.
@@ -65,7 +83,35 @@ def export_run(run: Run, out: Path, overwrite: bool) -> Manifest:
         source=source,
         overwrite=overwrite,
         external_stores=external_stores,
+        catalog=CatalogOptions(
+            _read_item_columns(run, log),
+            index or IndexSettings(),
+            partial(_compute_queries, log, model) if isinstance(model, VectorRetriever) else None,
+        ),
     )
+
+
+def _read_item_columns(run: Run, log: Log) -> pa.Table | None:
+    """Return the raw columns of the items of a run, or None with a warning if their table can no longer be read."""
+    try:
+        return read_item_columns(run.config.data, log.schema, log.items.keys)
+    except DataError as error:
+        print(
+            f"warning: no raw columns of items ({error.where}: {error.found}), so that the bundle takes no conditions "
+            "on them",
+            file=sys.stderr,
+        )
+        return None
+
+
+def _compute_queries(log: Log, model: VectorRetriever) -> NDArray[np.float32]:
+    """Return the vectors of requests at rows of the log, float32 ``[R, K, D]``."""
+    vectors = []
+    for row in _choose_golden_rows(log, _MEASURED).tolist():
+        sample = Sample(**build_impression(log, row, []))
+        with torch.no_grad():
+            vectors.append(model.users(build_request_batch(log.fitted, log.users, log.items, sample)).numpy())
+    return np.concatenate(vectors)
 
 
 def export_source(folder: Path, out: Path, overwrite: bool) -> Manifest:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from longrec.errors import LongRecError
 from longrec.pipeline.candidates import Candidates, merge
 from longrec.pipeline.rank import TopStage, rank, select_top
-from longrec.pipeline.stage import Pipeline, Query
+from longrec.pipeline.stage import Query, Stages
 
 
 def make_candidates(keys: list[int] | list[str], source: str = "request") -> Candidates:
@@ -63,7 +63,7 @@ class Counter:
 def test_a_pipeline_runs_in_order_and_times_every_stage() -> None:
     encoder, other = Counter(), Counter()
     halves, last = {"a": 0.0, "b": 1.0, "c": 0.0, "d": 1.0}, {"b": 0.0, "d": 1.0, "a": 2.0, "c": 2.0}
-    pipeline = Pipeline([Score("prerank", encoder, halves), TopStage(), Score("rank", other, last)])
+    pipeline = Stages([Score("prerank", encoder, halves), TopStage(), Score("rank", other, last)])
     candidates = Candidates.of(["a", "b", "c", "d"], "request", {"price": [1, 2, None, 4], "brand": None})
     outcome = pipeline(candidates, Query("u", 0, {"factor": 2}, k=2))
     assert outcome.candidates.keys.tolist() == ["d", "b"]
@@ -77,12 +77,12 @@ def test_a_pipeline_runs_in_order_and_times_every_stage() -> None:
     assert list(outcome.stage_seconds) == ["prerank", "top", "rank"]
     assert all(seconds >= 0 for seconds in outcome.stage_seconds.values())
     with pytest.raises(ValueError, match="distinct names"):
-        Pipeline([TopStage(), TopStage()])
+        Stages([TopStage(), TopStage()])
 
 
 def test_stages_of_one_model_encode_a_query_once() -> None:
     encoder, other, scores = Counter(), Counter(), {"a": 0.0, "b": 1.0}
-    pipeline = Pipeline([Score("one", encoder, scores), Score("two", encoder, scores), Score("three", other, scores)])
+    pipeline = Stages([Score("one", encoder, scores), Score("two", encoder, scores), Score("three", other, scores)])
     for number in (1, 2):
         pipeline(make_candidates(["a", "b"]), Query("u", 0, {"factor": 2}))
         assert (encoder.calls, other.calls) == (number, number)

@@ -11,7 +11,7 @@ import orjson
 import pytest
 import retrievers
 
-from longrec.errors import BundleError, RequestError
+from longrec.errors import BundleError, ConfigError, RequestError
 from longrec.exporting.write import export
 from longrec.pipeline.candidates import Candidates
 from longrec.serve.client import Client, client
@@ -51,7 +51,7 @@ def test_retrieved_items_are_ranked(both: Client, full: Any) -> None:
 def test_each_stage_takes_its_own_columns_of_the_context(full: Any) -> None:
     with contextlib.closing(Service(full.bundle, Settings(recall=str(retrievers.vectors().bundle)))) as service:
         stages = service.pipelines["/recommend"].stages
-        assert [stage.name for stage in stages] == ["retrieve", "rank", "top"]
+        assert [stage.name for stage in stages] == ["recall.mean1", "rank", "top"]
         assert service.check() < 1e-5
         request = {**retrievers.vectors().golden[1].request}
         request["context"] = {**request["context"], "campain": 3}
@@ -73,13 +73,13 @@ def test_retrieved_items_that_the_ranker_does_not_know_are_dropped(full: Any, se
 def test_bundles_that_do_not_fit_are_refused(full: Any, steps: Any, prejoined: Any) -> None:
     mean, count = retrievers.vectors().bundle, retrievers.counts().bundle
     cases = [
-        (mean, count, "a bundle of a retriever; expected a bundle of a ranker"),
-        (full.bundle, steps.bundle, "a bundle of kind ranker; expected a bundle of a retriever"),
-        (full.bundle, count, "times as steps; expected times as timestamps"),
-        (prejoined.bundle, mean, "expected times as none"),
+        (mean, count, "is a bundle of a retriever; expected one of a ranker"),
+        (full.bundle, steps.bundle, "is a bundle of a ranker; expected one of a retriever"),
+        (full.bundle, count, "times as timestamps; expected steps, as in recall.count.bundle"),
+        (prejoined.bundle, mean, "times as none; expected timestamps"),
     ]
     for ranker, recall, message in cases:
-        with pytest.raises(BundleError, match=message):
+        with pytest.raises(ConfigError, match=message):
             Service(ranker, Settings(recall=str(recall)))
 
 

@@ -76,7 +76,7 @@ def test_seen_items_are_those_of_events_strictly_before(row: int, shift: int) ->
 
 def test_an_answer_says_all(mean: Service, good: dict[str, Any]) -> None:
     answer = recommend(mean, **good)
-    assert list(answer) == ["model", "user", "at", "items", "unknown"]
+    assert list(answer) == ["model", "request", "user", "at", "items", "unknown", "fallbacks"]
     assert (answer["model"], answer["user"], answer["at"]) == ("mean1", good["user"], good["at"])
     assert answer["unknown"] == {"user": False}
     assert len(answer["items"]) == good["k"]

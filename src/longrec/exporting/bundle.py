@@ -8,6 +8,8 @@ Format ``longrec-bundle-3``. The formats 1 and 2, with one program and its input
     NAME.onnx         one of several programs (``users.onnx``, ``items.onnx``)
     weights.bin       the weights of several programs, each weight once
     index.npy         vectors of all items, of a vector retriever
+    index.lists       inverted lists of these vectors, if they are searched approximately
+    item_columns.parquet  raw columns of the item table, for conditions on items
     schema/           the fitted schema: features.json and vocabularies
     users/ items/     encoded tables, row 0 for unknown keys, with versions also the start of their validity
     history/          events by user and time, only the columns that histories read (absent if none is read)
@@ -33,12 +35,13 @@ from longrec.exporting.inputs import ENCODE, OUTPUT, SCORE, TOKEN_OUTPUT, Input,
 from longrec.exporting.scale import Scale
 from longrec.features.entity_table import EntityTable
 from longrec.features.fitted_schema import FittedSchema
+from longrec.index.build import IndexFacts
 from longrec.store.disk_store import DiskStore
 
 FORMAT, FORMER_FORMATS = "longrec-bundle-3", ("longrec-bundle-1", "longrec-bundle-2")
 MANIFEST, DIGEST, PROGRAM, GOLDEN = "manifest.json", "manifest.sha256", "program.onnx", "golden.json"
 SCHEMA, USERS, ITEMS, HISTORY, TOKENS, KNOWLEDGE = "schema", "users", "items", "history", "tokens", "knowledge"
-WEIGHTS, INDEX = "weights.bin", "index.npy"
+WEIGHTS, INDEX, LISTS = "weights.bin", "index.npy", "index.lists"
 RANKER, ENCODER, RETRIEVER = "ranker", "encoder", "retriever"
 _SHOWN = ("users", "items", "events")
 EXPORT_AGAIN = "copy the bundle again, or export it again"
@@ -80,6 +83,7 @@ class Manifest(msgspec.Struct, frozen=True):
         tokens: store of each token history: a folder of the bundle, or an address.
         knowledge: folder of the bundle with the vectors of each feature of kind ``embedding``.
         encoder: description of an encoder. None for another kind.
+        index: description of the index of a vector retriever. None for another kind, and of earlier versions.
     """
 
     format: str
@@ -95,6 +99,7 @@ class Manifest(msgspec.Struct, frozen=True):
     tokens: dict[str, str] = {}
     knowledge: dict[str, str] = {}
     encoder: EncoderFacts | None = None
+    index: IndexFacts | None = None
 
     def __repr__(self) -> str:
         """Return what is in the bundle, on one line."""

@@ -28,7 +28,16 @@ def build_catalog_tensors(
     fitted: FittedSchema, items: EntityTable, first: int = 1, stop: int | None = None
 ) -> dict[str, NDArray[Any]]:
     """Return the item inputs of a program for a range of rows of the item table."""
-    catalog, tensors = read_catalog(items, first, stop), dict[str, NDArray[Any]]()
+    return _build_tensors(fitted, read_catalog(items, first, stop))
+
+
+def build_item_tensors(fitted: FittedSchema, items: EntityTable, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Return the item inputs of a program for some rows of the item table."""
+    return _build_tensors(fitted, items.as_of(rows, NEWEST))
+
+
+def _build_tensors(fitted: FittedSchema, catalog: AsOf) -> dict[str, NDArray[Any]]:
+    tensors = dict[str, NDArray[Any]]()
     for field in fitted.fields().features:
         if field.side == "item":
             number = field.kind in ("numeric", "numbers")

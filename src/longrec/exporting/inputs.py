@@ -21,6 +21,8 @@ SCORE, ENCODE, USERS_PROGRAM, ITEMS_PROGRAM = "score", "encode", "users", "items
 """Names of programs, see ``exporting/programs.py``."""
 OUTPUT = "score"
 """Output of a ranker: float32 probabilities ``[C]``. Of a retriever: float32 scores ``[I]`` of the catalog."""
+TASK_OUTPUT = "task."
+"""Prefix of further outputs of a ranker of several tasks: float32 probabilities ``[C]`` of each, ``label`` first."""
 VECTORS_OUTPUT = "vectors"
 """Output of a vector retriever: float32 vectors ``[K, D]`` of a request, or ``[I, D]`` of items."""
 TOKEN_OUTPUT, CODES_OUTPUT = "token", "codes"

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from onnxscript import opset18
@@ -21,10 +20,11 @@ from torch.export import Dim
 from torch.onnx import ONNXProgram
 
 from longrec.errors import BundleError
-from longrec.exporting.inputs import CODES_OUTPUT, OUTPUT, TOKEN_OUTPUT, Input, make_random_tensors
+from longrec.exporting.inputs import CODES_OUTPUT, OUTPUT, TASK_OUTPUT, TOKEN_OUTPUT, Input, make_random_tensors
 from longrec.exporting.weights import write_program
 from longrec.features.batch import Batch, Column, HistoryBatch, Jagged, Layout
-from longrec.models.core.kinds import Encoder
+from longrec.models.core.kinds import Encoder, Ranker
+from longrec.models.core.multi_task import LABEL
 
 op: Any = opset18
 
@@ -47,17 +47,23 @@ class SharedModel(ProgramModule):
     """A ranker or an encoder.
 
     Attributes:
-        outputs: probabilities ``[C]`` of a ranker, or vectors ``[C, W]`` of an encoder and its codes.
+        outputs: probabilities ``[C]`` of a ranker, then of each of several tasks, or vectors ``[C, W]`` of an encoder,
+            then its codes.
     """
 
     def __init__(self, model: nn.Module, inputs: Sequence[Input]) -> None:
         super().__init__(model, inputs)
+        if isinstance(model, Ranker) and model.targets:
+            self.outputs = (OUTPUT, *(f"{TASK_OUTPUT}{name}" for name in (LABEL, *model.targets)))
         if isinstance(model, Encoder):
             self.outputs = (TOKEN_OUTPUT,) if model.codebooks() is None else (TOKEN_OUTPUT, CODES_OUTPUT)
 
-    def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Return probabilities of a ranker, or vectors (and codes) of an encoder."""
+    def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Return probabilities of a ranker (and of its tasks), or vectors (and codes) of an encoder."""
         batch = build_shared_batch(self.inputs, tensors)
+        if isinstance(self.model, Ranker) and self.model.targets:
+            logits_CK = self.model.logits(batch)
+            return torch.sigmoid(self.model.ranking_logit(logits_CK)), *torch.sigmoid(logits_CK).unbind(1)
         if not isinstance(self.model, Encoder):
             logits: Tensor = self.model(batch)
             return torch.sigmoid(logits)
@@ -184,10 +190,10 @@ def _silence_exporter() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def run_torch(module: ProgramModule, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-    """Return the first output for the same flat tensors, computed by torch."""
+def run_torch(module: ProgramModule, tensors: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    """Return the outputs for the same flat tensors, computed by torch."""
     with torch.no_grad():
         output: Tensor | tuple[Tensor, ...] = module(
             *(torch.from_numpy(tensors[entry.name]) for entry in module.inputs)
         )
-    return (output if isinstance(output, Tensor) else output[0]).numpy()
+    return [one.numpy() for one in ((output,) if isinstance(output, Tensor) else output)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,14 @@ class Program:
             tensors: every input of ``names``. Others are ignored.
             output: name of the output. Default the first.
         """
-        outputs = [self.outputs[0] if output is None else output]
+        return self.run_outputs(tensors, [self.outputs[0] if output is None else output])[0]
+
+    def run_outputs(self, tensors: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+        """Run the ONNX model and return several outputs by their names."""
         own = self._own_names
-        values: NDArray[Any] = self._session.run(
-            outputs, {own[name]: tensor for name, tensor in tensors.items() if name in own}
-        )[0]
+        values: list[NDArray[Any]] = self._session.run(
+            list(outputs), {own[name]: tensor for name, tensor in tensors.items() if name in own}
+        )
         return values
 
 

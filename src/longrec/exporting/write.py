@@ -17,14 +17,15 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from longrec.errors import BundleError
 from longrec.exporting import bundle
 from longrec.exporting.bundle import EncoderFacts, Manifest
-from longrec.exporting.catalog import build_catalog_tensors, check_catalog
+from longrec.exporting.catalog import check_catalog
 from longrec.exporting.golden import GoldenRequest
 from longrec.exporting.inputs import ITEMS_PROGRAM, ProgramFacts, list_inputs
+from longrec.exporting.item_columns import write_item_columns
+from longrec.exporting.item_index import write_index
 from longrec.exporting.parity import TOLERANCE, ReplayFunction, check_golden, check_shapes
 from longrec.exporting.program import trace_module
 from longrec.exporting.programs import build_programs
@@ -36,6 +37,7 @@ from longrec.features.fields import AVAILABLE
 from longrec.features.fitted_schema import FittedSchema
 from longrec.features.history_columns import list_event_columns
 from longrec.features.vocabulary import Keys
+from longrec.index.build import IndexFacts, IndexSettings, Queries
 from longrec.models.core.base import Model
 from longrec.models.core.kinds import Encoder, Retriever
 from longrec.models.core.registry import name_of
@@ -43,9 +45,6 @@ from longrec.progress import Progress
 from longrec.store.knowledge_store import KnowledgeStore
 from longrec.store.segment import Segment
 from longrec.store.token_store import TokenStore
-
-_INDEXED_AT_ONCE = 65_536
-"""Number of items whose vectors are computed in one run."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,21 @@ class ExternalStores:
     knowledge: Mapping[str, KnowledgeStore] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class CatalogOptions:
+    """What a bundle holds about its items, besides the encoded table.
+
+    Attributes:
+        columns: raw columns of the item table, see ``exporting/item_columns.py``.
+        index: settings of the index of a vector retriever.
+        queries: function that returns the vectors of requests, float32 ``[R, K, D]``, to measure its recall.
+    """
+
+    columns: pa.Table | None = None
+    index: IndexSettings = field(default_factory=IndexSettings)
+    queries: Queries | None = None
+
+
 def export(
     model: Model,
     log: str | Path,
@@ -74,6 +88,7 @@ def export(
     overwrite: bool = False,
     external_stores: ExternalStores | None = None,
     encoder: EncoderFacts | None = None,
+    catalog: CatalogOptions | None = None,
 ) -> Manifest:
     """Write a bundle, or nothing if a check fails.
 
@@ -91,6 +106,7 @@ def export(
         overwrite: replace an existing bundle.
         external_stores: stores of the schema's token histories and ``embedding`` features, copied into the bundle.
         encoder: description of an encoder. None for another kind.
+        catalog: raw columns of the items, and settings of the index of a vector retriever.
 
     Raises:
         BundleError: if the folder exists, the schema is not the model's, the model cannot be traced, or scores differ.
@@ -108,7 +124,15 @@ def export(
         model_name = name or name_of(model)
         with Progress(5, f"export {model_name}", "steps") as progress:
             writer = _BundleWriter(
-                build, model, own, log, external_stores or ExternalStores(), model_name, source or {}, encoder
+                build,
+                model,
+                own,
+                log,
+                external_stores or ExternalStores(),
+                model_name,
+                source or {},
+                encoder,
+                catalog or CatalogOptions(),
             )
             manifest = writer.write_files(golden, replay, progress)
         if out.exists():
@@ -129,6 +153,7 @@ class _BundleWriter:
     name: str
     source: Mapping[str, Any]
     encoder: EncoderFacts | None
+    catalog: CatalogOptions
 
     def write_files(self, golden: Sequence[GoldenRequest], replay: ReplayFunction, progress: Progress) -> Manifest:
         """Write every file and check the scores of the bundle."""
@@ -147,8 +172,10 @@ class _BundleWriter:
                 shutil.copytree(self.log / table, build / table)
         events = self._write_history()
         users, items = EntityTable.load(build / bundle.USERS), EntityTable.load(build / bundle.ITEMS)
+        if self.catalog.columns is not None:
+            write_item_columns(build, self.catalog.columns, items.keys)
         progress.advance(note="tables copied, tracing")
-        programs, shapes = self._write_programs(items, progress)
+        programs, shapes, index = self._write_programs(items, progress)
         progress.advance(note="scores match, copying external stores, writing checksums")
         read = [entry for program in programs.values() for entry in program.inputs]
         groups, names = {entry.group for entry in read}, {entry.name for entry in read}
@@ -169,7 +196,7 @@ class _BundleWriter:
             "histories": len({entry.group for entry in read if entry.group.startswith("h.")}),
         }
         parity: dict[str, Any] = {"tolerance": TOLERANCE, "shapes": shapes, "golden": {"requests": len(golden)}}
-        manifest = self._build_manifest(programs, counts, parity, locations)
+        manifest = self._build_manifest(programs, counts, parity, locations, index)
         bundle.write_manifest(build, manifest)
         progress.advance(note="replaying golden requests")
         # The online path opens complete bundles only. Its parity figure goes into a second, final manifest.
@@ -192,13 +219,17 @@ class _BundleWriter:
 
     def _write_programs(
         self, items: EntityTable, progress: Progress
-    ) -> tuple[dict[str, ProgramFacts], dict[str, float]]:
-        """Trace and check all programs. Return their descriptions, and the largest difference at every shape."""
+    ) -> tuple[dict[str, ProgramFacts], dict[str, float], IndexFacts | None]:
+        """Trace and check all programs, and write the index of the items.
+
+        Returns:
+            The descriptions of the programs, the largest difference at every shape, and the description of the index.
+        """
         inputs = list_inputs(self.fitted.fields(), histories=self.model.reads_history)
         modules = build_programs(self.model, inputs)
         files = write_programs({name: trace_module(module) for name, module in modules.items()}, self.build)
         progress.advance(note="traced, comparing with the model")
-        facts, shapes = dict[str, ProgramFacts](), dict[str, float]()
+        facts, shapes, index = dict[str, ProgramFacts](), dict[str, float](), None
         for name, module in modules.items():
             program = Program(self.build / files[name])
             read = [entry for entry in module.inputs if entry.name in program.names]
@@ -206,8 +237,9 @@ class _BundleWriter:
             prefix = f"{name} " if len(modules) > 1 else ""
             shapes |= {f"{prefix}{shape}": worst for shape, worst in check_shapes(module, program).items()}
             if name == ITEMS_PROGRAM:
-                np.save(self.build / bundle.INDEX, _compute_index(program, self.fitted, items))
-        return facts, shapes
+                own = self.catalog
+                index = write_index(program, self.fitted, items, self.build, own.index, own.queries)
+        return facts, shapes, index
 
     def _select_stores(self) -> tuple[dict[str, TokenStore], dict[str, KnowledgeStore]]:
         """Return the stores that the model may read, by history and by feature."""
@@ -231,6 +263,7 @@ class _BundleWriter:
         counts: dict[str, int],
         parity: dict[str, Any],
         locations: dict[str, dict[str, str]],
+        index: IndexFacts | None,
     ) -> Manifest:
         return Manifest(
             format=bundle.FORMAT,
@@ -244,6 +277,7 @@ class _BundleWriter:
             source=dict(self.source),
             parity=parity,
             encoder=self.encoder,
+            index=index,
             **locations,
         )
 
@@ -265,16 +299,6 @@ def _check_kind(model: Model, encoder: EncoderFacts | None) -> None:
             "vectors of one impression alone",
             "train it with stored: before",
         )
-
-
-def _compute_index(program: Program, fitted: FittedSchema, items: EntityTable) -> NDArray[np.float32]:
-    """Return the vectors of all items, float32 ``[I, D]``."""
-    vectors = []
-    for first in range(1, len(items), _INDEXED_AT_ONCE):
-        stop = min(first + _INDEXED_AT_ONCE, len(items))
-        vectors.append(program.run(build_catalog_tensors(fitted, items, first, stop)))
-    index: NDArray[np.float32] = np.concatenate(vectors)
-    return index
 
 
 def _check_schema(fitted: FittedSchema, model: Model) -> None:

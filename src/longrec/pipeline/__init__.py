@@ -1,1 +1,1 @@
-"""Ranking pipeline: stages that map candidates to candidates."""
+"""Recommendation pipeline: its config, and stages that map candidates to candidates."""

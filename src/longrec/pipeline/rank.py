@@ -8,8 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import LongRecError
+from longrec.index.top import select_top
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.stage import Query
+
+__all__ = ["TopStage", "rank", "select_top"]
 
 
 def rank(candidates: Candidates, scores: NDArray[Any], stage: str) -> Candidates:
@@ -26,22 +29,6 @@ def rank(candidates: Candidates, scores: NDArray[Any], stage: str) -> Candidates
         first = candidates.keys[~np.isfinite(scores)].tolist()[0]
         raise LongRecError(f"stage {stage!r}", f"a score that is not finite, first for item {first!r}", "finite scores")
     return candidates.with_scores(stage, scores).take(np.argsort(-scores, kind="stable"))
-
-
-def select_top(scores: NDArray[Any], k: int) -> NDArray[np.int64]:
-    """Return the indices of the k highest scores, highest first. Of equal scores the first ones are selected.
-
-    >>> select_top(np.array([1.0, 3.0, 2.0, 3.0, 2.0]), 3).tolist()
-    [1, 3, 2]
-    """
-    if k >= len(scores):
-        return np.argsort(-scores, kind="stable")
-    if k <= 0:
-        return np.zeros(0, np.int64)
-    lowest = np.partition(scores, len(scores) - k)[len(scores) - k]
-    above = np.flatnonzero(scores > lowest)
-    chosen = np.concatenate([above, np.flatnonzero(scores == lowest)[: k - len(above)]])
-    return chosen[np.argsort(-scores[chosen], kind="stable")]
 
 
 class TopStage:

@@ -1,4 +1,4 @@
-"""Pipelines: stages that map candidates to candidates, run in order and timed."""
+"""Stages: steps that map candidates to candidates, run in order and timed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from longrec.pipeline.candidates import Candidates
+from longrec.pipeline.trace import Trace
 
 Encoded = TypeVar("Encoded", covariant=True)
 
@@ -48,6 +49,9 @@ class Query:
         further_context: columns of the context that only other stages read.
         unknown: what the stages did not know.
         memo: the query as encoded for each model, so that stages of one model encode it once.
+        trace: what every stage kept and dropped. None in normal service, so that it costs nothing.
+        began: when the request began, in seconds of ``time.perf_counter``.
+        fallbacks: stages that were left out because they were late, see ``pipeline/deadline.py``.
     """
 
     user: int | str | None
@@ -60,6 +64,9 @@ class Query:
     further_context: frozenset[str] = frozenset()
     unknown: UnknownKeys = field(default_factory=UnknownKeys, compare=False)
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    trace: Trace | None = field(default=None, repr=False, compare=False)
+    began: float = field(default_factory=time.perf_counter, repr=False, compare=False)
+    fallbacks: list[str] = field(default_factory=list, compare=False)
 
     def encode(self, encoder: QueryEncoder[Encoded]) -> Encoded:
         """Return the query as encoded by an encoder, which encodes it once."""
@@ -86,13 +93,15 @@ class PipelineResult:
     Attributes:
         candidates: remaining candidates, in their final order.
         stage_seconds: duration of each stage, by its name.
+        fallbacks: stages that were left out because they were late.
     """
 
     candidates: Candidates
     stage_seconds: Mapping[str, float]
+    fallbacks: Sequence[str] = ()
 
 
-class Pipeline:
+class Stages:
     """Stages in order, with distinct names so that each timing belongs to one stage."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
@@ -106,6 +115,8 @@ class Pipeline:
         seconds = {}
         for stage in self.stages:
             began = time.perf_counter()
-            candidates = stage(candidates, query)
+            before, candidates = candidates, stage(candidates, query)
             seconds[stage.name] = time.perf_counter() - began
-        return PipelineResult(candidates, seconds)
+            if query.trace is not None:
+                query.trace.record(stage.name, before, candidates, seconds[stage.name])
+        return PipelineResult(candidates, seconds, tuple(query.fallbacks))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -32,6 +33,8 @@ MAX_BODY_BYTES = 16 * 2**20
 BUNDLE, SETTINGS, COUNTS = "LONGREC_BUNDLE", "LONGREC_SETTINGS", "LONGREC_COUNTS"
 """Environment variables of a worker process: the bundle, its settings as JSON, and the folder of counters."""
 
+_NO_TOKEN = re.compile(r"[^\w!#$%&'*+.^`|~-]", re.ASCII)
+"""Letters that a name in a header cannot have."""
 _log = logging.getLogger(__name__)
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -56,6 +59,7 @@ class App:
             self._build_route("/rank", self._handle_rank, "/rank", "POST"),
             self._build_route("/recommend", self._handle_recommend, "/recommend", "POST"),
             self._build_route("/events", self._handle_event, "/events", "POST"),
+            self._build_route("/items", self._handle_items, "/items", "POST"),
             self._build_route("/v2", self._handle_server, "/v2"),
             self._build_route("/v2/health/live", self._handle_live, "/health"),
             self._build_route("/v2/health/ready", self._handle_ready, "/health"),
@@ -98,7 +102,7 @@ class App:
         assert isinstance(error, HTTPException)
         self.metrics.count_request("other", error.status_code, 0.0)
         path, message = request.url.path, f"no such page ({error.detail})"
-        expected = "/, /rank, /recommend, /events, /health, /metrics or /v2"
+        expected = "/, /rank, /recommend, /events, /items, /health, /metrics or /v2"
         if error.status_code == 405:
             message, expected = (
                 f"{request.method} {path}",
@@ -121,7 +125,7 @@ class App:
         whole = time.perf_counter() - began
         self.metrics.count_ranking(len(answer.pipeline_result.candidates))
         steps = {**answer.pipeline_result.stage_seconds, "service": whole}
-        timing = ", ".join(f"{name};dur={1e3 * seconds:.3f}" for name, seconds in steps.items())
+        timing = ", ".join(f"{_NO_TOKEN.sub('_', name)};dur={1e3 * seconds:.3f}" for name, seconds in steps.items())
         return Response(content, media_type="application/json", headers={"server-timing": timing})
 
     async def _handle_event(self, request: Request) -> Response:
@@ -131,6 +135,9 @@ class App:
             response = await asyncio.get_running_loop().run_in_executor(self._event_executor, pending.commit)
         self.metrics.count_event(response.has_feedback, response.replaced)
         return _make_response(response.json())
+
+    async def _handle_items(self, request: Request) -> Response:
+        return _make_json_response(self.service.change_items(await _read_body(request)))
 
     async def _handle_infer(self, request: Request) -> Response:
         name = self._read_model_name(request)

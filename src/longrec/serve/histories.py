@@ -42,9 +42,11 @@ class EventHistories:
 
     Attributes:
         live: events since the bundle, if events are recorded.
+        items: features of the items.
     """
 
     def __init__(self, bundle: Bundle, live: LiveEvents | None = None) -> None:
+        self.items = bundle.items
         self.bundle, self.fitted, self.live = bundle, bundle.fitted, live
         schema = self.fitted.schema
         read = {entry.group for entry in bundle.manifest.inputs}
@@ -87,17 +89,19 @@ class EventHistories:
                 {name: columns[name] for name in self._values},
                 {name: columns[column] for name, column in self._availability_columns.items()},
             )
-            histories[history.name] = build_history_columns(self.fitted, history.name, self.bundle.items, seen, now)
+            histories[history.name] = build_history_columns(self.fitted, history.name, self.items, seen, now)
         return histories
 
-    def read_seen_items(self, user: int, row: int, timestamp: int) -> NDArray[Any]:
-        """Return the rows of the items of all events of a user that are visible strictly before a timestamp."""
+    def read_seen_items(self, user: int, row: int, timestamp: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Return the rows of the items, and the times, of all events of a user visible strictly before a timestamp."""
         store = self.bundle.store
         if store is None:
-            return np.zeros(0, np.int64)
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
         if self.live is not None:
-            return self.live.last(user, row, timestamp, _ALL, None, ["item"], timestamp).columns["item"]
-        return read_base_last(store, row, timestamp, timestamp, _ALL, None).columns["item"]
+            events = self.live.last(user, row, timestamp, _ALL, None, ["item"], timestamp)
+        else:
+            events = read_base_last(store, row, timestamp, timestamp, _ALL, None)
+        return events.columns["item"], events.times
 
     def _read_last(self, user: int, row: int, timestamp: int, history: _History) -> Events:
         before = timestamp - history.delay

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, Self, overload
 
 import numpy as np
@@ -28,13 +28,15 @@ class RankedItem(NamedTuple):
 
     Attributes:
         id: key of the item.
-        score: probability, or the score of a retriever.
-        via: source of the candidate.
+        score: probability, or the score of a retriever. None for an item without one, in a pipeline without a ranker.
+        via: source of the candidate, several joined with ``+``.
+        scores: scores of a recommended item by stage.
     """
 
     id: int | str
     score: float
     via: str
+    scores: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,16 @@ class Ranking(Sequence[RankedItem]):
         at: timestamp of the ranking.
         new_user: True if the log does not contain the user (only with ``allow_unknown``).
         new_items: items that the log does not contain (only with ``allow_unknown``).
+        request: identity of a request for recommendations, the same in the log of shown items.
+        fallbacks: stages of a pipeline that were left out because they were late.
     """
 
     items: tuple[RankedItem, ...]
     at: str | int | None
     new_user: bool
     new_items: tuple[int | str, ...]
+    request: str | None = None
+    fallbacks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -135,26 +141,25 @@ class Client(ABC):
         at: int | float | str | datetime | None = None,
         context: Mapping[str, Any] | None = None,
         history: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         allow_unknown: bool = False,
     ) -> Ranking:
-        """Return the k items with the highest scores for a user.
+        """Return the k best items for a user.
 
         Args:
             at, context, history: as in ``rank``.
-            exclude_seen: leave out the items of the events of the user that the bundle stores.
+            exclude_seen: leave out the items of the events of the user that the bundle stores. Default True, or
+                ``filter.seen`` of a pipeline.
             allow_unknown: recommend to a user that the log does not contain.
 
         Raises:
             RequestError: if the request is invalid, or a ranker is served without a retriever.
         """
-        request: dict[str, Any] = {"user": user, "k": k, "context": context or {}, "exclude_seen": exclude_seen}
-        request.update({"at": _format_time(at)} if at is not None else {})
-        request.update({"history": history} if history is not None else {})
-        request.update({"allow_unknown": True} if allow_unknown else {})
-        answer = parse_response(self._request("/recommend", _encode_body(request)))
-        items = tuple(RankedItem(item["id"], item["score"], item["via"]) for item in answer["items"])
-        return Ranking(items, answer["at"], answer["unknown"]["user"], ())
+        body = encode_recommend_request(user, k, at, context, history, exclude_seen, allow_unknown)
+        answer = parse_response(self._request("/recommend", body))
+        items = tuple(RankedItem(item["id"], item["score"], item["via"], item["scores"]) for item in answer["items"])
+        is_new, fallbacks = answer["unknown"]["user"], tuple(answer["fallbacks"])
+        return Ranking(items, answer["at"], is_new, (), answer["request"], fallbacks)
 
     def event(
         self,
@@ -251,6 +256,24 @@ def parse_response(content: bytes) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise RequestError("server", "a response that is not from LongRec", "JSON", "check the address", 502)
     return answer
+
+
+def encode_recommend_request(
+    user: int | str,
+    k: int = 10,
+    at: int | float | str | datetime | None = None,
+    context: Mapping[str, Any] | None = None,
+    history: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
+    exclude_seen: bool | None = None,
+    allow_unknown: bool = False,
+) -> bytes:
+    """Return the JSON of a request for recommendations."""
+    request: dict[str, Any] = {"user": user, "k": k, "context": context or {}}
+    request.update({"at": _format_time(at)} if at is not None else {})
+    request.update({"history": history} if history is not None else {})
+    request.update({"exclude_seen": exclude_seen} if exclude_seen is not None else {})
+    request.update({"allow_unknown": True} if allow_unknown else {})
+    return _encode_body(request)
 
 
 def _encode_body(content: Mapping[str, Any]) -> bytes:

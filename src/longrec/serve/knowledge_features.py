@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from longrec.errors import BundleError
 from longrec.exporting.bundle import Bundle
+from longrec.features.entity_table import EntityTable
 from longrec.features.raw_columns import build_raw_column
 from longrec.features.vocabulary import compute_key_numbers
 from longrec.store.disclosure import REMEDY, assess_disclosure
@@ -48,6 +49,11 @@ class KnowledgeFeatures:
             side = schema.side(name)
             self._features.append(_Feature(name, "user" if side == "user" else "item", opened[location]))
         self._stores = list(opened.values())
+
+    def use_items(self, items: EntityTable) -> None:
+        """Read the keys of items from another table from now on."""
+        self._items = items
+        self.__dict__.pop("_numbers", None)  # computed from the former keys
 
     def read_user(self, user: int, timestamp: int) -> dict[str, NDArray[np.float32]]:
         """Return inputs ``[1, W]`` of a user.

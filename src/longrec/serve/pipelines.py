@@ -1,63 +1,201 @@
-"""Pipelines of a service by route: what a bundle of a ranker or a retriever, or of both, can answer."""
+"""Opened pipelines: bundles, each opened once, and the stages of every route."""
 
 from __future__ import annotations
 
-from longrec.errors import BundleError
-from longrec.exporting.bundle import RANKER, RETRIEVER, Bundle
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from longrec.exporting.bundle import RETRIEVER, Bundle
+from longrec.features.duration import parse_duration
+from longrec.pipeline.config import MergeConfig, PipelineConfig, PrerankConfig, RankConfig, RecallSource, RerankConfig
+from longrec.pipeline.deadline import Deadline
+from longrec.pipeline.formula import Formula
+from longrec.pipeline.merge_order import MergeStage
 from longrec.pipeline.rank import TopStage
-from longrec.pipeline.stage import Pipeline, Stage
+from longrec.pipeline.stage import Query, Stage, Stages
+from longrec.pipeline.trace import SOURCE
+from longrec.serve.bundle_headers import BundleHeader
+from longrec.serve.item_attributes import ItemAttribute, ItemVectors, is_attribute
+from longrec.serve.mix_stage import MixStage, count_keys
 from longrec.serve.open_model import OpenModel
+from longrec.serve.pipeline_checks import list_bundles
 from longrec.serve.rank_stage import RankStage
+from longrec.serve.rerank_stage import AttributeSimilarity, DiversityStage, Similarity, SpacingStage, VectorSimilarity
 from longrec.serve.retrieve_stage import RetrieveStage
-from longrec.serve.state import check_same_units
+from longrec.serve.shown_items import ShownItems
+from longrec.serve.source_stage import SourceStage
 
 RANK, RECOMMEND = "/rank", "/recommend"
 RECALLED = 500
-"""Smallest number of items that a retriever passes on to a ranker."""
+"""Smallest number of items that the retriever of ``--recall`` passes on to a ranker."""
 
 
-def build_pipelines(model: OpenModel, recall: OpenModel | None = None) -> dict[str, Pipeline]:
-    """Return the pipelines of a bundle by route.
+def build_recall_config(ranker: Bundle, recall: str) -> PipelineConfig:
+    """Return the pipeline of a ranker behind one retriever, which has the name of its model: ``serve --recall``."""
+    header = BundleHeader.read(Path(recall))
+    source = re.sub(r"\W", "_", header.manifest.model, flags=re.ASCII)
+    return PipelineConfig(
+        name=re.sub(r"\W", "_", ranker.manifest.model, flags=re.ASCII),
+        recall={source: RecallSource(bundle=str(Path(recall).absolute()), count=RECALLED)},
+        rank=RankConfig(bundle=str(ranker.path.absolute())),
+    )
 
-    Args:
-        recall: a retriever whose items a ranker ranks.
-    """
+
+def build_bundle_routes(model: OpenModel) -> dict[str, Stages]:
+    """Return the stages of a bundle that is served alone, by route."""
     if model.bundle.manifest.kind == RETRIEVER:
-        return {RECOMMEND: Pipeline([RetrieveStage(model)])}
-    pipelines = {RANK: Pipeline([RankStage(model)])}
-    if recall is not None:
-        stages: list[Stage] = [RetrieveStage(recall, RECALLED), RankStage(model, drop_unknown=True), TopStage()]
-        pipelines[RECOMMEND] = Pipeline(stages)
-    return pipelines
+        return {RECOMMEND: Stages([RetrieveStage(model)])}
+    return {RANK: Stages([RankStage(model)])}
 
 
-def open_recall(ranker: OpenModel, path: str) -> OpenModel:
-    """Open the bundle of a retriever whose items a ranker ranks.
+@dataclass(frozen=True)
+class OpenedPipeline:
+    """The opened bundles of a pipeline, and its stages.
 
-    Raises:
-        BundleError: if the bundles are not of a ranker and a retriever, or do not fit together.
+    Attributes:
+        config: its config.
+        models: opened bundles by the path of their key in the config. Keys of one bundle share it.
+        shown: items that users were shown. None if no rule counts them.
+        digest: SHA-256 of the config and the digests of its bundles, which identifies what it computes.
     """
-    if ranker.bundle.manifest.kind != RANKER:
-        kind = ranker.bundle.manifest.kind
-        do = "serve it alone, or pass it with --recall beside a ranker's bundle"
-        raise BundleError(f"{ranker.bundle.path}: recall", f"a bundle of a {kind}", "a bundle of a ranker", do)
-    bundle = Bundle.open(path)
-    if bundle.manifest.kind != RETRIEVER:
-        do = "export the run of a retriever and pass its bundle"
-        raise BundleError(f"{path}: recall", f"a bundle of kind {bundle.manifest.kind}", "a bundle of a retriever", do)
-    check_same_units(ranker.bundle, bundle)
-    if columns := ranker.encoder.candidate_context:
-        raise BundleError(
-            f"{ranker.bundle.path}: recall",
-            f"a ranker that reads columns of the candidate ({', '.join(columns)})",
-            "a ranker without them, because retrieved items have none",
-            "serve it without --recall, or train it without these columns",
+
+    config: PipelineConfig
+    models: Mapping[str, OpenModel]
+    shown: ShownItems | None
+    digest: str
+
+    @classmethod
+    def of(cls, config: PipelineConfig, models: Mapping[str, OpenModel]) -> OpenedPipeline:
+        """Return the pipeline over its opened bundles."""
+        first = next(iter(models.values())).bundle
+        caps = [] if config.mix is None else [cap for cap in config.mix.caps if cap.counted == "shown"]
+        per_second = _get_units_per_second(first)
+        spans = [parse_duration(cap.within) * per_second // 1_000 for cap in caps]
+        content = config.model_dump(mode="json", by_alias=True)
+        bundles = {key: model.bundle.digest for key, model in models.items()}
+        for key in bundles:  # the same bundle in another folder computes the same
+            section, *rest = key.split(".")
+            inner = content[section][rest[0]] if section == "recall" else content[section]
+            inner.pop("bundle")
+        content.pop("log")
+        digest = hashlib.sha256(orjson.dumps([content, bundles], option=orjson.OPT_SORT_KEYS)).hexdigest()
+        return cls(config, models, ShownItems(max(spans)) if spans else None, digest)
+
+    @property
+    def primary(self) -> OpenModel:
+        """The ranker, or the first source without one: requests and events are read by its schema."""
+        return self.models.get("rank.bundle") or self.models.get("prerank.bundle") or next(iter(self.models.values()))
+
+    def build_routes(self) -> dict[str, Stages]:
+        """Return the stages of each route."""
+        routes = {RECOMMEND: Stages(list(self._build_stages()))}
+        if self.config.rank is not None:
+            routes[RANK] = Stages([RankStage(self.models["rank.bundle"], formula=_get_formula(self.config.rank))])
+        return routes
+
+    def list_score_names(self) -> list[str]:
+        """Return the names of the stages that score items, in order."""
+        config = self.config
+        merged = ["merge"] if len(config.recall) > 1 else []
+        rankers = [name for name, own in (("prerank", config.prerank), ("rank", config.rank)) if own is not None]
+        return [*(f"{SOURCE}{name}" for name in config.recall), *merged, *rankers]
+
+    def _build_stages(self) -> Iterator[Stage]:
+        config = self.config
+        for name, source in config.recall.items():
+            model, where = self.models[f"recall.{name}.bundle"], config.filter.where
+            retrieve, unfiltered = (
+                RetrieveStage(model, source.count, f"{SOURCE}{name}", where=condition, source=name)
+                for condition in (where, None)
+            )
+            yield _with_deadline(SourceStage(name, retrieve, unfiltered if where else None), source.deadline_ms)
+        if len(config.recall) > 1 or config.merge != MergeConfig():
+            yield self._build_merge(config.merge)
+        for section, own in (("prerank", config.prerank), ("rank", config.rank)):
+            if own is not None:
+                yield self._build_ranker(section, own)
+        for at, one in enumerate(config.rerank):
+            same = sum(other.method == one.method for other in config.rerank[:at])
+            name = f"rerank.{one.method}" + (f".{same + 1}" if same else "")
+            yield _with_deadline(self._build_rerank(one, name), one.deadline_ms, one.count)
+        if config.mix is not None:
+            yield self._build_mix()
+        yield TopStage()
+
+    def _build_merge(self, config: MergeConfig) -> MergeStage:
+        names = [f"{SOURCE}{name}" for name in self.config.recall]
+        weights = {f"{SOURCE}{name}": weight for name, weight in config.weights.items()}
+        by = None if config.by is None else f"{SOURCE}{config.by}"
+        return MergeStage(names, config.count, config.order, weights, by)
+
+    def _build_ranker(self, section: str, config: PrerankConfig) -> Stage:
+        deadline = None if config.deadline_ms is None else config.deadline_ms / 1_000
+        stage = RankStage(
+            self.models[f"{section}.bundle"],
+            True,
+            section,
+            keep=config.count,
+            formula=_get_formula(config),
+            deadline=deadline,
         )
-    if any(one.fitted.schema.prejoined for one in (ranker.bundle, bundle)):
-        raise BundleError(
-            f"{ranker.bundle.path}: recall",
-            "histories in the request",
-            "bundles that store histories",
-            "serve the two bundles separately",
-        )
-    return OpenModel(bundle)
+        return _with_deadline(stage, config.deadline_ms, config.count)
+
+    def _build_rerank(self, config: RerankConfig, name: str) -> Stage:
+        if config.method == "spacing":
+            return SpacingStage(config, self._get_attribute(str(config.attribute)), name)
+        similarity: Similarity
+        if config.vectors is not None:
+            similarity = VectorSimilarity(ItemVectors(self.models[f"recall.{config.vectors}.bundle"]))
+        else:
+            similarity = AttributeSimilarity(self._get_attribute(str(config.attribute)))
+        return DiversityStage(config, similarity, name)
+
+    def _build_mix(self) -> MixStage:
+        config = self.config.mix
+        assert config is not None
+        attributes = {name: self._get_attribute(name) for _, name in config.list_attributes()}
+        counters = {"shown": self._count_shown, "events": self._count_events}
+        return MixStage(config, attributes, counters, _get_units_per_second(self.primary.bundle))
+
+    def _get_attribute(self, name: str) -> ItemAttribute:
+        owner = next(model for model in self.models.values() if is_attribute(model.bundle.fitted, name))
+        return ItemAttribute(owner, name)
+
+    def _count_shown(self, query: Query, start: int) -> Mapping[Any, int]:
+        assert self.shown is not None
+        return self.shown.count(query.user, start, query.timestamp)
+
+    def _count_events(self, query: Query, start: int) -> Mapping[Any, int]:
+        """Count the events of a user by item, from the first source, because every retriever stores all events."""
+        model = next(iter(self.models.values()))
+        rows, times = model.encoder.read_seen_events(query.encode(model.encoder), query.timestamp)
+        keys = model.catalog.keys
+        counts = count_keys(rows[(times >= start) & (rows > 0)])
+        return {keys[row - 1]: count for row, count in counts.items()}
+
+
+def group_bundles(config: PipelineConfig, folder: Path) -> dict[Path, list[str]]:
+    """Return the keys of a pipeline by the bundle that they name, so that each bundle is opened once."""
+    groups = dict[Path, list[str]]()
+    for key, path in list_bundles(config).items():
+        groups.setdefault((folder / path).resolve(), []).append(key)
+    return groups
+
+
+def _with_deadline(stage: Stage, milliseconds: float | None, keep: int | None = None) -> Stage:
+    return stage if milliseconds is None else Deadline(stage, milliseconds / 1_000, keep)
+
+
+def _get_formula(config: PrerankConfig) -> Formula | None:
+    return None if config.score is None else Formula(config.score)
+
+
+def _get_units_per_second(bundle: Bundle) -> int:
+    time = bundle.fitted.schema.time
+    return 1 if time is not None and time.unit == "step" else 1_000

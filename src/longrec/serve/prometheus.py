@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _PROTOCOL = ("/v2/models/infer", "/v2/models", "/v2")
-ROUTES = ("/rank", "/recommend", "/events", *_PROTOCOL, "/health", "/metrics", "/", "other")
+ROUTES = ("/rank", "/recommend", "/events", "/items", *_PROTOCOL, "/health", "/metrics", "/", "other")
 STATUSES = (200, 400, 404, 405, 413, 422, 500, 503)
 SECONDS = (0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 CANDIDATES = (1, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 10_000, 100_000)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.exporting.inputs import SCORE
+from longrec.errors import RequestError
+from longrec.exporting.inputs import SCORE, TASK_OUTPUT
 from longrec.pipeline.candidates import Candidates
+from longrec.pipeline.deadline import Late, cut, is_late
+from longrec.pipeline.formula import Formula
 from longrec.pipeline.rank import rank
 from longrec.pipeline.stage import Query
+from longrec.pipeline.trace import UNKNOWN
 from longrec.serve.open_model import OpenModel
 from longrec.serve.request_encoder import EncodedCandidates, EncodedQuery
 
@@ -23,11 +29,27 @@ class RankStage:
         model: the ranker.
         drop_unknown: drop items that the ranker does not know, of candidates that another model retrieved.
         name: name of the stage and of its scores.
+        keep: number of items that it keeps, or k if that is more. None for all.
+        formula: formula of the score over the outputs of the ranker. Default the ranker's own score.
+        deadline: seconds since the request began, after which it scores no further candidates and raises ``Late``.
     """
 
-    def __init__(self, model: OpenModel, drop_unknown: bool = False, name: str = "rank") -> None:
+    def __init__(
+        self,
+        model: OpenModel,
+        drop_unknown: bool = False,
+        name: str = "rank",
+        *,
+        keep: int | None = None,
+        formula: Formula | None = None,
+        deadline: float | None = None,
+    ) -> None:
         self.model, self.drop_unknown, self.name = model, drop_unknown, name
+        self.keep, self._formula, self._deadline = keep, formula, deadline
         self._program, self._encoder = model.programs[SCORE], model.encoder
+        names = list_formula_names(self._program.outputs)
+        read = () if formula is None else formula.names
+        self._outputs = [names[one] for one in read] or [self._program.outputs[0]]
 
     def __call__(self, candidates: Candidates, query: Query) -> Candidates:
         """Score and sort candidates.
@@ -37,18 +59,48 @@ class RankStage:
             LongRecError: if a score is not finite.
         """
         encoded = query.encode(self._encoder)
-        if self.drop_unknown:
-            candidates = candidates.take(np.flatnonzero(self._encoder.find_items(candidates.keys)))
+        if self.drop_unknown and len(candidates):
+            rows = self._encoder.find_items(candidates.keys)
+            if not rows.all():
+                if query.trace is not None:
+                    query.trace.drop(candidates.keys[rows == 0], UNKNOWN)
+                candidates = candidates.take(np.flatnonzero(rows))
+        if not len(candidates):
+            return candidates.with_scores(self.name, np.zeros(0, np.float32))
         items = self._encoder.encode_candidates(candidates, query)
-        return rank(candidates, self._score(encoded, items, query.timestamp), self.name)
+        return cut(rank(candidates, self._score(encoded, items, query), self.name), self.keep, query)
 
-    def _score(self, encoded: EncodedQuery, items: EncodedCandidates, timestamp: int) -> NDArray[np.float32]:
+    def _score(self, encoded: EncodedQuery, items: EncodedCandidates, query: Query) -> NDArray[np.float32]:
         count = len(items.rows)
         step = max(1, min(_CHUNK_CANDIDATES, _CHUNK_POSITIONS // max(encoded.positions, 1)))
-        scores = [np.zeros(0, np.float32)] if not count else []
+        chunks = []
         # Rows are independent, so that chunks change no score.
         for start in range(0, count, step):
+            if start and is_late(query, self._deadline):
+                raise Late
             some = items if step >= count else items.slice(slice(start, start + step))
-            inputs = {**encoded.inputs, **self._encoder.build_item_tensors(some, timestamp)}
-            scores.append(self._program.run(inputs))
-        return scores[0] if len(scores) == 1 else np.concatenate(scores)
+            inputs = {**encoded.inputs, **self._encoder.build_item_tensors(some, query.timestamp)}
+            chunks.append(self._program.run_outputs(inputs, self._outputs))
+        outputs = [own[0] if len(own) == 1 else np.concatenate(own) for own in zip(*chunks)]
+        if self._formula is None:
+            scores: NDArray[np.float32] = outputs[0]
+            return scores
+        scores = self._formula(dict(zip(self._formula.names, outputs)), count)
+        if not np.isfinite(scores).all():
+            do = "add a small number to a divisor, or leave out a negative power"
+            raise RequestError(f"{self.name}.score", f"{self._formula.text!r} is not finite", "finite scores", do, 500)
+        return scores
+
+
+def list_formula_names(outputs: Iterable[str]) -> dict[str, str]:
+    """Return the names that a formula can read, each with its output: ``score``, ``label`` and the other tasks.
+
+    The only output of a ranker of one task is both ``score`` and ``label``.
+    """
+    listed = list(outputs)
+    names = {
+        "score": listed[0],
+        **{one.removeprefix(TASK_OUTPUT): one for one in listed if one.startswith(TASK_OUTPUT)},
+    }
+    names.setdefault("label", listed[0])
+    return names

@@ -104,6 +104,12 @@ class RequestEncoder:
         # Reading by the users' own keys costs a hash of text, so it is skipped if the bundle needs none.
         self._by_key = live is not None or bool(bundle.manifest.tokens or bundle.manifest.knowledge)
 
+    def use_items(self, items: EntityTable) -> None:
+        """Read the features of items from another table from now on: the bundle's, with changes of the catalog."""
+        self._item_table, self._items = self._cast_table(items), Lookup(items)
+        self._histories.items = items
+        self._knowledge.use_items(items)
+
     def encode_candidates(self, candidates: Candidates, query: Query, where: str = "candidates") -> EncodedCandidates:
         """Encode candidates, and add the unknown ones to those of the query.
 
@@ -240,6 +246,10 @@ class RequestEncoder:
 
     def read_seen_items(self, query: EncodedQuery, timestamp: int) -> NDArray[Any]:
         """Return the rows of the items of all stored events of the user strictly before a timestamp."""
+        return self._histories.read_seen_items(query.user, query.row, timestamp)[0]
+
+    def read_seen_events(self, query: EncodedQuery, timestamp: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Return the rows of the items of these events, and their times."""
         return self._histories.read_seen_items(query.user, query.row, timestamp)
 
     def close(self) -> None:

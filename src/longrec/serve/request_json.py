@@ -12,6 +12,7 @@ from longrec.features.schema import Schema, TimeColumn
 from longrec.features.timestamp_grammar import TimestampError, build_grammar, read_iso, read_timestamp
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.stage import Query
+from longrec.pipeline.trace import Trace
 
 MAX_CANDIDATES = 100_000
 """Largest number of candidates per request."""
@@ -61,7 +62,8 @@ class RecommendRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     Attributes:
         user, at, context, history: as in ``RankRequest``.
         k: number of items.
-        exclude_seen: leave out the items of the events of the user that the bundle stores.
+        exclude_seen: leave out the items of the events of the user that the bundle stores. Default true, or
+            ``filter.seen`` of a pipeline.
         allow_unknown: accept a user that the log does not contain.
     """
 
@@ -70,11 +72,21 @@ class RecommendRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     at: int | float | str | None = None
     context: dict[str, Any] = {}
     history: dict[str, dict[str, list[Any]]] | None = None
-    exclude_seen: bool = True
+    exclude_seen: bool | None = None
     allow_unknown: bool = False
 
-    def build_query(self, timestamp: int, further_context: frozenset[str] = frozenset()) -> Query:
-        """Return the query of a pipeline, at a timestamp of the log."""
+    def build_query(
+        self,
+        timestamp: int,
+        exclude_seen: bool = True,
+        further_context: frozenset[str] = frozenset(),
+        trace: Trace | None = None,
+    ) -> Query:
+        """Return the query of a pipeline, at a timestamp of the log.
+
+        Args:
+            exclude_seen: value for a request without one.
+        """
         return Query(
             self.user,
             timestamp,
@@ -82,8 +94,9 @@ class RecommendRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             self.history,
             self.allow_unknown,
             self.k,
-            self.exclude_seen,
+            exclude_seen if self.exclude_seen is None else self.exclude_seen,
             further_context,
+            trace=trace,
         )
 
 
@@ -112,8 +125,19 @@ class EventRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     allow_unknown: bool = False
 
 
+class ItemsRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Request to add, withdraw and change items of the served bundles.
+
+    Attributes:
+        items: raw columns of each item by name, with its key. ``withdrawn: true`` withdraws an item.
+    """
+
+    items: list[dict[str, Any]]
+
+
 FIELDS = tuple(RankRequest.__struct_fields__)
 _DECODER, _EVENTS = msgspec.json.Decoder(RankRequest), msgspec.json.Decoder(EventRequest)
+_ITEMS = msgspec.json.Decoder(ItemsRequest)
 _RECOMMENDATIONS = msgspec.json.Decoder(RecommendRequest)
 _ERROR_PATTERN = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _RESPONSE_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T.*(?:[Zz]|[+-][0-9]{2}:?[0-9]{2})")
@@ -193,6 +217,15 @@ def decode_event(body: bytes) -> EventRequest:
         do = "send the context of a new event, or feedback on an event that was recorded before"
         raise RequestError("event", "neither context nor feedback", "one of them", do, 422)
     return request
+
+
+def decode_items(body: bytes) -> list[dict[str, Any]]:
+    """Decode changes of items from JSON.
+
+    Raises:
+        RequestError: 400 if the body is not JSON, 422 if a field is invalid.
+    """
+    return _decode(_ITEMS, body, ItemsRequest.__struct_fields__).items
 
 
 def _decode(decoder: msgspec.json.Decoder[DecodedT], body: bytes, fields: tuple[str, ...]) -> DecodedT:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -46,12 +47,14 @@ class RankResponse:
 
 @dataclass(frozen=True)
 class RecommendResponse:
-    """Response to a request for recommendations: retrieved items, best first.
+    """Response to a request for recommendations: items, best first.
 
     Attributes:
-        pipeline_result: retrieved items, and the duration of each stage.
+        pipeline_result: the items, the duration of each stage, and the stages that were late.
         at: timestamp of the request, in the format of requests.
         new_user: True if the user is unknown (a log does not contain it).
+        timestamp: timestamp of the request: milliseconds UTC, or a step.
+        request: identity of the request, the same in the log of shown items.
     """
 
     model: str
@@ -59,16 +62,26 @@ class RecommendResponse:
     at: str | int | None
     pipeline_result: PipelineResult
     new_user: bool
+    timestamp: int = 0
+    request: str = field(default_factory=lambda: secrets.token_hex(12))
 
     def json(self) -> bytes:
         """Return the response of ``/recommend``."""
+        candidates = self.pipeline_result.candidates
+        stages = [(name, scores.tolist()) for name, scores in candidates.scores.items()]
+        items = _list_items(candidates)
+        for number, item in enumerate(items):
+            scores = ((name, values[number]) for name, values in stages)
+            item["scores"] = {name: value for name, value in scores if value == value}  # without those of other sources
         return orjson.dumps(
             {
                 "model": self.model,
+                "request": self.request,
                 "user": self.user,
                 "at": self.at,
-                "items": _list_items(self.pipeline_result.candidates),
+                "items": items,
                 "unknown": {"user": self.new_user},
+                "fallbacks": self.pipeline_result.fallbacks,
             }
         )
 

@@ -1,4 +1,4 @@
-"""Retrieval stage: the items of the catalog with the highest scores for a query, by exact search."""
+"""Retrieval stage: the items of the catalog with the highest scores for a query, of those that may be retrieved."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import LongRecError
-from longrec.exporting.bundle import INDEX
-from longrec.exporting.catalog import build_catalog_tensors
 from longrec.exporting.inputs import SCORE, USERS_PROGRAM
-from longrec.features.entity_table import open_array
+from longrec.index.top import select_top
 from longrec.pipeline.candidates import Candidates, merge
-from longrec.pipeline.rank import select_top
 from longrec.pipeline.stage import Query
 from longrec.serve.open_model import OpenModel
 from longrec.serve.request_encoder import EncodedQuery
@@ -20,23 +17,40 @@ from longrec.serve.request_encoder import EncodedQuery
 class RetrieveStage:
     """Stage that adds the items with the highest scores of a retriever. Of equal scores the first items come first.
 
+    Withdrawn items, items that do not meet the condition and, if the query says so, items of earlier events of the user
+    are not retrieved. There are fewer items than wanted only if no others may be retrieved.
+
     Args:
         model: the retriever.
         at_least: number of items that are retrieved even if the query has a smaller k.
         name: name of the stage and of its scores. The source of the items is the name of the model.
+        count: number of items that are retrieved, whatever k the query has. 0: k, and ``at_least``.
+        where: condition on raw columns of the items, such as ``year >= 1990``.
+        exclude_seen: leave out items of earlier events of the user. None: as the query says.
+        source: name of the source of the items. Default: the name of the model.
+
+    Raises:
+        ConfigError: if the condition does not fit the items.
     """
 
-    def __init__(self, model: OpenModel, at_least: int = 0, name: str = "retrieve") -> None:
+    def __init__(
+        self,
+        model: OpenModel,
+        at_least: int = 0,
+        name: str = "retrieve",
+        *,
+        count: int = 0,
+        where: str | None = None,
+        exclude_seen: bool | None = None,
+        source: str | None = None,
+    ) -> None:
         self.model, self.at_least, self.name = model, at_least, name
-        bundle = model.bundle
-        self._encoder = model.encoder
-        self._keys = bundle.items.keys.values.to_numpy(zero_copy_only=False)
+        self.count, self.where, self.exclude_seen = count, where, exclude_seen
+        self.source = model.name if source is None else source
+        self._encoder, self._catalog = model.encoder, model.catalog
         self._program = model.programs[USERS_PROGRAM if USERS_PROGRAM in model.programs else SCORE]
-        self._index: NDArray[np.float32] | None = None
-        if USERS_PROGRAM in model.programs:
-            self._index = open_array(bundle.path / INDEX)
-        else:
-            self._catalog = build_catalog_tensors(bundle.fitted, bundle.items)
+        if where is not None:
+            self._catalog.match(where, f"{name}.where")
 
     def __call__(self, candidates: Candidates, query: Query) -> Candidates:
         """Add the best items of the catalog to candidates.
@@ -45,27 +59,45 @@ class RetrieveStage:
             RequestError: if the request does not fit the bundle.
             LongRecError: if a score is not finite.
         """
+        self._catalog.refresh()
         encoded = query.encode(self._encoder)
-        scores = self._score_catalog(encoded)
+        count = self.count or max(query.k, self.at_least)
+        best, scores = self._search(encoded, count, self._select_allowed(encoded, query))
         if not np.isfinite(scores).all():
-            first = self._keys[~np.isfinite(scores)].tolist()[0]
+            first = self._catalog.keys[best[~np.isfinite(scores)]].tolist()[0]
             raise LongRecError(
                 f"stage {self.name!r}", f"a score that is not finite, first for item {first!r}", "finite scores"
             )
-        if query.exclude_seen:
-            seen = self._encoder.read_seen_items(encoded, query.timestamp)
-            scores[seen[seen > 0] - 1] = -np.inf
-        best = select_top(scores, max(query.k, self.at_least))
-        best = best[scores[best] > -np.inf]
-        own = Candidates.of(self._keys[best], self.model.name).with_scores(self.name, scores[best])
+        own = Candidates.of(self._catalog.keys[best], self.source).with_scores(self.name, scores)
         return merge([candidates, own]) if len(candidates) else own
 
-    def _score_catalog(self, encoded: EncodedQuery) -> NDArray[np.float32]:
-        """Return the score of every item, float32 ``[I]``, in memory of its own."""
-        if self._index is None:
-            return np.array(self._program.run({**encoded.inputs, **self._catalog}))
-        vectors = self._program.run(encoded.inputs)
-        scores: NDArray[np.float32] = self._index @ vectors[0]
-        for vector in vectors[1:]:  # four products and maxima take a fourth of the time of one and its maxima by row
-            np.maximum(scores, self._index @ vector, out=scores)
-        return scores
+    def _select_allowed(self, encoded: EncodedQuery, query: Query) -> NDArray[np.bool_] | None:
+        """Return the mask of the items that may be retrieved, bool ``[I]``. None: all."""
+        catalog, allowed = self._catalog, None
+        if self.where is not None:
+            allowed = catalog.match(self.where).copy()
+        if catalog.withdrawn is not None:
+            allowed = ~catalog.withdrawn if allowed is None else allowed & ~catalog.withdrawn
+        if query.exclude_seen if self.exclude_seen is None else self.exclude_seen:
+            seen = self._encoder.read_seen_items(encoded, query.timestamp)
+            allowed = np.ones(len(catalog), bool) if allowed is None else allowed
+            allowed[seen[seen > 0] - 1] = False
+        return allowed
+
+    def _search(
+        self, encoded: EncodedQuery, count: int, allowed: NDArray[np.bool_] | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return the best items and their scores, best first."""
+        index = self._catalog.index
+        if index is not None:
+            return index.search(self._program.run(encoded.inputs), count, allowed)
+        scores = self._program.run({**encoded.inputs, **self._catalog.tensors})
+        if not np.isfinite(scores).all():
+            best = np.flatnonzero(~np.isfinite(scores))
+            return best, scores[best]
+        if allowed is None:
+            best = select_top(scores, count)
+            return best, scores[best]
+        some = np.flatnonzero(allowed)
+        best = some[select_top(scores[some], count)]
+        return best, scores[best]

@@ -119,7 +119,7 @@ def _build_announcement(service: Service) -> Callable[[str], str]:
     if service.route == RANK and "candidates" in example:
         example["candidates"] = example["candidates"][:3]
     body = orjson.dumps(example).decode().replace("'", "'\\''")
-    head = f"{service.model} from {service.bundle.path}: {_READY}"
+    head = f"{service.model} from {service.path}: {_READY}"
     return lambda url: (
         f"{head}{url}  (console: {url}/)\ncurl -s {url}{service.route} -H 'content-type: application/json' -d '{body}'"
     )

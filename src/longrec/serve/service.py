@@ -11,24 +11,38 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from longrec.errors import BundleError, RequestError
+from longrec.errors import BundleError, ConfigError, DataError, RequestError
 from longrec.exporting.bundle import ENCODER, RETRIEVER, Bundle
 from longrec.exporting.golden import GoldenRequest
 from longrec.features.raw_columns import format_request_time
 from longrec.pipeline.candidates import Candidates
-from longrec.pipeline.stage import Pipeline
+from longrec.pipeline.config import SUFFIXES, PipelineConfig, read_pipeline
+from longrec.pipeline.stage import Stages
+from longrec.pipeline.trace import Trace
 from longrec.serve.events import EventRecorder, EventResponse, PendingEvent
+from longrec.serve.impression_log import ImpressionLog
+from longrec.serve.live_catalog import change_items
 from longrec.serve.open_model import OpenModel
-from longrec.serve.pipelines import RANK, RECOMMEND, build_pipelines, open_recall
+from longrec.serve.pipeline_checks import check_pipeline
+from longrec.serve.pipelines import (
+    RANK,
+    RECOMMEND,
+    OpenedPipeline,
+    build_bundle_routes,
+    build_recall_config,
+    group_bundles,
+)
 from longrec.serve.request_encoder import RequestEncoder
 from longrec.serve.request_json import (
     RankRequest,
     RecommendRequest,
     decode_event,
+    decode_items,
     decode_recommend_request,
     decode_request,
     parse_request_time,
@@ -49,64 +63,103 @@ def read_clock() -> int:
 
 
 class Service:
-    """Service of one bundle, or of a ranker and a retriever, for use by one thread.
+    """Service of one bundle, or of a pipeline, for use by one thread.
 
     Args:
-        bundle: folder of the bundle of a ranker or a retriever, or the opened bundle.
+        target: folder of the bundle of a ranker or a retriever, the opened bundle, or the YAML file of a pipeline.
         settings: locations of live tokens, of recorded events and of a retriever. By default only the bundle is used.
         clock: function that returns milliseconds UTC.
+        keep_log: write the items that a pipeline shows to its log.
 
     Attributes:
-        served: the opened bundle.
-        recall: the opened bundle of the retriever of ``Settings.recall``.
+        path: the folder, or the file.
+        bundle: the opened bundle: of a pipeline the ranker's, or that of its first source.
+        pipeline: the opened pipeline. None for a bundle that is served alone.
+        models: the opened bundles, each once.
         programs: programs of the opened bundles.
 
     Raises:
-        BundleError: if the bundle is one of an encoder, or stores or the retriever do not fit it.
+        ConfigError: if a pipeline has faults, or its bundles do not fit together.
+        BundleError: if the bundle is one of an encoder, or stores do not fit it.
         StoreError: if a store cannot be opened.
     """
 
     def __init__(
         self,
-        bundle: Bundle | str | Path,
+        target: Bundle | str | Path,
         settings: Settings | None = None,
         clock: Callable[[], int] = read_clock,
+        keep_log: bool = True,
     ) -> None:
-        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        if self.bundle.manifest.kind == ENCODER:
-            message, do = (
-                f"a bundle of an {self.bundle.manifest.kind}",
-                "pass it with --events beside a ranker's bundle",
-            )
-            raise BundleError(str(self.bundle.path), message, "a bundle of a ranker", do)
-        self.model, self.settings = self.bundle.manifest.model, settings or Settings()
-        self._clock = clock
+        self.settings, self._clock = settings or Settings(), clock
+        self.path = target.path if isinstance(target, Bundle) else Path(target)
+        self.pipeline: OpenedPipeline | None = None
+        self._state: ServiceState | None = None
+        self._events: EventRecorder | None = None
+        self._log: ImpressionLog | None = None
         self._closing = contextlib.ExitStack()
         try:
-            self._open()
+            config, folder = self._read_config(target)
+            self.models = [self._open_alone(target)] if config is None else self._open_pipeline(config, folder, target)
+            if self.pipeline is not None and keep_log:
+                self._log = ImpressionLog.open(self.pipeline, folder)
+                self._closing.callback(self._log.close)
         except BaseException:
             self.close()
             raise
+        self.programs = ServedPrograms(self.models)
+        self._columns = frozenset(column for model in self.models for column in model.encoder.context)
         self._time = self.bundle.fitted.schema.time
 
-    def _open(self) -> None:
-        self._state: ServiceState | None = None
-        self._events: EventRecorder | None = None
+    def _read_config(self, target: Bundle | str | Path) -> tuple[PipelineConfig | None, Path]:
+        """Return the config of a pipeline, None for a bundle alone, and the folder that its paths are relative to."""
+        if not isinstance(target, Bundle) and self.path.suffix in SUFFIXES and not self.path.is_dir():
+            if self.settings.recall is not None:
+                raise ConfigError(str(target), ["--recall belongs to a bundle; name retrievers in recall of the file"])
+            return read_pipeline(self.path), self.path.parent
+        if self.settings.recall is None:
+            return None, self.path
+        ranker = target if isinstance(target, Bundle) else Bundle.open(target)
+        return build_recall_config(ranker, self.settings.recall), self.path
+
+    def _open_alone(self, target: Bundle | str | Path) -> OpenModel:
+        bundle = target if isinstance(target, Bundle) else Bundle.open(target)
+        if bundle.manifest.kind == ENCODER:
+            message, do = f"a bundle of an {bundle.manifest.kind}", "pass it with --events beside a ranker's bundle"
+            raise BundleError(str(bundle.path), message, "a bundle of a ranker", do)
+        self.model = bundle.manifest.model
+        self.served = self._open_primary(bundle)
+        self.pipelines = build_bundle_routes(self.served)
+        return self.served
+
+    def _open_pipeline(self, config: PipelineConfig, folder: Path, target: Bundle | str | Path) -> list[OpenModel]:
+        """Open every bundle of a pipeline once."""
+        headers = check_pipeline(config, folder, str(self.path))
+        primary = next(key for key in ("rank.bundle", "prerank.bundle", *headers) if key in headers)
+        models = dict[str, OpenModel]()
+        for path, keys in group_bundles(config, folder).items():
+            bundle = target if isinstance(target, Bundle) and primary in keys else Bundle.open(path)
+            if primary in keys:
+                model = self.served = self._open_primary(bundle)
+            else:
+                model = OpenModel(bundle)
+                self._closing.callback(model.close)
+            models.update(dict.fromkeys(keys, model))
+        self.pipeline = OpenedPipeline.of(config, {key: models[key] for key in headers})
+        self.model, self.pipelines = config.name, self.pipeline.build_routes()
+        return list(dict.fromkeys(self.pipeline.models.values()))
+
+    def _open_primary(self, bundle: Bundle) -> OpenModel:
+        """Open the bundle that live tokens and events belong to."""
+        self.bundle = bundle
         if self.settings.events is not None:
-            self._state = ServiceState(self.bundle, self.settings)
+            self._state = ServiceState(bundle, self.settings)
             self._closing.callback(self._state.close)
-        self.served = OpenModel(self.bundle, self._open_encoder())
-        self._closing.callback(self.served.close)
+        model = OpenModel(bundle, self._open_encoder(), pristine=self.settings.pristine)
+        self._closing.callback(model.close)
         if self._state is not None:
-            self._events = EventRecorder(self._state, self.served.encoder, self._clock)
-        self.recall: OpenModel | None = None
-        if self.settings.recall is not None:
-            self.recall = open_recall(self.served, self.settings.recall)
-            self._closing.callback(self.recall.close)
-        self.pipelines = build_pipelines(self.served, self.recall)
-        models = [model for model in (self.served, self.recall) if model is not None]
-        self.programs = ServedPrograms(models)
-        self._columns = frozenset(column for model in models for column in model.encoder.context)
+            self._events = EventRecorder(self._state, model.encoder, self._clock)
+        return model
 
     def _open_encoder(self) -> RequestEncoder:
         locations, state = self.settings.tokens, self._state
@@ -122,14 +175,16 @@ class Service:
 
     @property
     def route(self) -> str:
-        """The route of its golden requests: ``/rank`` of a ranker, ``/recommend`` of a retriever."""
+        """The route of its example: ``/rank`` of a ranker, ``/recommend`` of a retriever or a pipeline."""
+        if self.pipeline is not None and self.settings.recall is None:
+            return RECOMMEND
         return RECOMMEND if self.bundle.manifest.kind == RETRIEVER else RANK
 
-    def get_pipeline(self, route: str) -> Pipeline:
-        """Return the pipeline of a route.
+    def get_stages(self, route: str) -> Stages:
+        """Return the stages of a route.
 
         Raises:
-            RequestError: 404 if the bundle has no such pipeline.
+            RequestError: 404 if the bundle has no such route.
         """
         if route not in self.pipelines:
             do = "post to /recommend, or serve the bundle of a ranker"
@@ -146,27 +201,66 @@ class Service:
             RequestError: if the request is invalid. Then no candidate is scored.
             StoreError: if a store does not respond.
         """
-        pipeline = self.get_pipeline(RANK)
+        stages = self.get_stages(RANK)
+        self._refresh_catalogs()
         at = parse_request_time(request.at, self._time, self._clock())
         query = request.build_query(at)
-        result = pipeline(request.build_candidates(), query)
+        result = stages(request.build_candidates(), query)
         unknown = query.unknown
         formatted = format_request_time(self.bundle.fitted, at)
         return RankResponse(self.model, request.user, formatted, result, unknown.user, unknown.items)
 
     def recommend(self, request: RecommendRequest) -> RecommendResponse:
-        """Return the items with the highest scores for a request.
+        """Return the best items for a request, and log what is shown.
 
         Raises:
             RequestError: if the request is invalid, or the service has no retriever.
             StoreError: if a store does not respond.
         """
-        pipeline = self.get_pipeline(RECOMMEND)
+        answer = self._recommend(request)
+        if self._log is not None:
+            self._log.write(answer)
+        return answer
+
+    def trace(self, request: RecommendRequest, reasons: bool = True) -> tuple[RecommendResponse, Trace]:
+        """Return the answer to a request and what every stage kept and dropped. Nothing is logged.
+
+        Args:
+            reasons: also find out why items were dropped.
+
+        Raises:
+            RequestError, StoreError: as ``recommend``.
+        """
+        trace = Trace(reasons)
+        return self._recommend(request, trace), trace
+
+    def _recommend(self, request: RecommendRequest, trace: Trace | None = None) -> RecommendResponse:
+        stages = self.get_stages(RECOMMEND)
+        self._refresh_catalogs()
         at = parse_request_time(request.at, self._time, self._clock())
-        query = request.build_query(at, self._columns)
-        result = pipeline(Candidates.of([], "request"), query)
+        seen = self.pipeline is None or self.pipeline.config.filter.seen
+        query = request.build_query(at, seen, self._columns, trace)
+        result = stages(Candidates.of([], "request"), query)
         formatted = format_request_time(self.bundle.fitted, at)
-        return RecommendResponse(self.model, request.user, formatted, result, query.unknown.user)
+        return RecommendResponse(self.model, request.user, formatted, result, query.unknown.user, at)
+
+    def _refresh_catalogs(self) -> None:
+        """Read the changes of items that other processes have made, so that all stages have the same items."""
+        for model in self.models:
+            model.catalog.refresh()
+
+    def change_items(self, body: bytes) -> dict[str, int]:
+        """Add, withdraw and change items of all bundles durably, from JSON: ``{"items": [raw columns, ...]}``.
+
+        Raises:
+            RequestError: if the body is no such JSON, or a change does not fit a bundle. Then none is applied.
+        """
+        try:
+            return change_items([model.catalog for model in self.models], decode_items(body))
+        except DataError as error:
+            raise RequestError(error.where, error.found, error.expected, error.do, 422) from None
+        except BundleError as error:
+            raise RequestError("/items", error.found, error.expected, error.do, 422) from None
 
     def record(self, body: bytes) -> EventResponse:
         """Record an event from JSON durably.
@@ -190,7 +284,7 @@ class Service:
 
     def decode_and_answer(self, route: str, body: bytes) -> RankResponse | RecommendResponse:
         """Answer a JSON request to ``/rank`` or ``/recommend``."""
-        self.get_pipeline(route)
+        self.get_stages(route)
         if route == RANK:
             return self.rank(decode_request(body, self.bundle.fitted.schema))
         return self.recommend(decode_recommend_request(body))
@@ -217,18 +311,20 @@ class Service:
     def check(self) -> float:
         """Replay the golden requests to warm up and to verify that this machine scores like the exporter.
 
-        Only the bundles are used, because live stores contain later data.
+        Only the bundles are used, because live stores and catalogs contain later data.
 
         Raises:
             BundleError: if scores differ by more than ``MAX_DRIFT``.
         """
-        if self.settings != Settings():
-            self.answer(orjson.dumps(self.example()), self.route)
-            if self.recall is not None:
-                self.answer(orjson.dumps(self._build_recall_example(self.recall)), RECOMMEND)
+        alone = msgspec.structs.replace(self.settings, pristine=False) == Settings() and self.pipeline is None
+        if not (alone and self.served.catalog.is_as_exported):
+            for route in self.pipelines:
+                self._answer_example(route)
             with contextlib.ExitStack() as closing:
-                models = [model for model in (self.served, self.recall) if model is not None]
-                return max(closing.enter_context(contextlib.closing(Service(m.bundle))).check() for m in models)
+                return max(
+                    closing.enter_context(contextlib.closing(Service(model.bundle, Settings(pristine=True)))).check()
+                    for model in self.models
+                )
         worst = 0.0
         for number, (golden, scores) in enumerate(zip(self.bundle.golden, score_golden(self, self.bundle.golden))):
             difference = compute_drift(golden, scores)
@@ -242,13 +338,22 @@ class Service:
             worst = max(worst, difference)
         return worst
 
-    def example(self) -> dict[str, Any]:
-        """Return a valid request to ``route``: the first golden one."""
-        return dict(self.bundle.golden[0].request)
+    def _answer_example(self, route: str) -> None:
+        body = orjson.dumps(self.example(route))
+        if route == RANK:
+            self.rank(decode_request(body, self.bundle.fitted.schema)).json()
+        else:
+            self._recommend(decode_recommend_request(body)).json()
 
-    def _build_recall_example(self, recall: OpenModel) -> dict[str, Any]:
-        example = dict(recall.bundle.golden[0].request)
-        context = {**self.example()["context"], **example["context"]}
+    def example(self, route: str | None = None) -> dict[str, Any]:
+        """Return a valid request to a route, by default to ``route``: the first golden one, or one made of several."""
+        route = route or self.route
+        golden = dict(self.bundle.golden[0].request)
+        if self.pipeline is None or route == RANK:
+            return golden
+        requests = [model.bundle.golden[0].request for model in self.pipeline.models.values()]
+        context = {column: value for one in reversed(requests) for column, value in one["context"].items()}
+        example = {key: value for key, value in requests[0].items() if key in ("user", "at", "k", "exclude_seen")}
         return {**example, "context": context, "allow_unknown": True}
 
 
@@ -282,5 +387,5 @@ def score_golden(service: Service, golden: Sequence[GoldenRequest]) -> list[NDAr
 
 def replay(folder: Path, golden: Sequence[GoldenRequest]) -> list[NDArray[np.float64]]:
     """Score golden requests with a bundle: the ``replay`` function of export."""
-    with contextlib.closing(Service(folder)) as service:
+    with contextlib.closing(Service(folder, Settings(pristine=True))) as service:
         return score_golden(service, golden)

@@ -17,12 +17,14 @@ class Settings(msgspec.Struct, frozen=True):
         events: bundle of the source model that encodes events as tokens. None: events are refused.
         state: store of recorded events, a folder or a ``redis://`` address, by default in a folder next to the bundle.
         recall: bundle of a retriever, whose items the ranker ranks for ``/recommend``.
+        pristine: leave out the changes of the catalog since the bundles, and search exactly, as golden requests do.
     """
 
     tokens: dict[str, str] = {}
     events: str | None = None
     state: str | None = None
     recall: str | None = None
+    pristine: bool = False
 
 
 def build_settings(

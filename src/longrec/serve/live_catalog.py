@@ -1,0 +1,215 @@
+"""The items of an opened bundle with all changes since its export: keys, features, vectors, and who may be retrieved.
+
+Every process reads the file of changes when it opens the bundle, and again when another process has replaced it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.errors import ConfigError, DataError
+from longrec.exporting.bundle import INDEX, Bundle
+from longrec.exporting.catalog import build_catalog_tensors
+from longrec.exporting.catalog_changes import NAME, CatalogChanges, Key, locate_changes, lock_changes
+from longrec.exporting.catalog_table import (
+    CatalogTable,
+    build_catalog_table,
+    build_change_reader,
+    find_changed_rows,
+    read_keys,
+)
+from longrec.exporting.inputs import ITEMS_PROGRAM
+from longrec.exporting.item_columns import read_item_columns
+from longrec.exporting.item_index import compute_vectors, open_index
+from longrec.exporting.runtime import Program
+from longrec.features.entity_table import EntityTable
+from longrec.serve.item_conditions import ItemConditions
+
+if TYPE_CHECKING:
+    from longrec.index.item_index import ItemIndex
+
+Listener = Callable[[EntityTable], None]
+
+
+class LiveCatalog:
+    """Items of one bundle as they are now, for use by one thread.
+
+    Args:
+        bundle: the opened bundle.
+        programs: its programs by name.
+        listener: called with the table of items after every change.
+        pristine: the items of the bundle as exported, searched exactly, for the replay of golden requests.
+
+    Attributes:
+        folder: folder of the changes.
+        changes: all changes since the bundle.
+        table: the items with all changes.
+        index: index of their vectors. None for a bundle without vectors.
+        keys: ``[I]`` keys of the items.
+    """
+
+    def __init__(
+        self, bundle: Bundle, programs: Mapping[str, Program], listener: Listener, pristine: bool = False
+    ) -> None:
+        self.bundle, self.folder = bundle, locate_changes(bundle.path)
+        self._programs, self._listener, self._pristine = programs, listener, pristine
+        self._columns = read_item_columns(bundle.path)
+        self._signature: tuple[int, ...] | None = None
+        self.changes = CatalogChanges()
+        self.table = CatalogTable(bundle.items, self._columns, None, np.zeros(0, np.int64))
+        self.index: ItemIndex | None = None
+        self._reset()
+        self.refresh()
+
+    def _reset(self) -> None:
+        """Go back to the items of the bundle."""
+        if INDEX in self.bundle.manifest.files:
+            self.index = open_index(self.bundle, exact=self._pristine)
+        self._use(self.changes, self.table)
+
+    def _use(self, changes: CatalogChanges, table: CatalogTable) -> None:
+        self.changes, self.table, self.keys = changes, table, read_keys(table.items)
+        self._conditions: ItemConditions | None = None
+        self._tensors: dict[str, NDArray[Any]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def is_as_exported(self) -> bool:
+        """True without changes since the export, and with exact search."""
+        return not self.changes.items and (self.index is None or self.index.is_exact)
+
+    @property
+    def withdrawn(self) -> NDArray[np.bool_] | None:
+        """Mask of the withdrawn items, bool ``[I]``. None if there are none."""
+        return self.table.withdrawn
+
+    @property
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """The item inputs of the program of a retriever without vectors."""
+        if self._tensors is None:
+            self._tensors = build_catalog_tensors(self.bundle.fitted, self.table.items)
+        return self._tensors
+
+    def match(self, condition: str, where: str = "where") -> NDArray[np.bool_]:
+        """Return the mask of the items that meet a condition on raw columns, bool ``[I]``. It must not be changed.
+
+        Raises:
+            ConfigError: if it is no condition on columns of the items, or the bundle has no raw columns.
+        """
+        if self._conditions is None:
+            if self.table.columns is None:
+                fault = f"{condition!r} reads raw columns of items, and {self.bundle.path} has none"
+                raise ConfigError(where, [f"{fault}; export it from a log with an item table (data.items)"])
+            self._conditions = ItemConditions(self.table.columns)
+        return self._conditions.match(condition, where)
+
+    def refresh(self) -> bool:
+        """Read the changes again if their file was replaced, and return whether it was."""
+        signature = None if self._pristine else _read_signature(self.folder / NAME)
+        if signature == self._signature:
+            return False
+        self._apply(CatalogChanges.load(self.folder, self.bundle))
+        self._signature = signature
+        return True
+
+    def prepare(self, changes: Sequence[Mapping[str, Any]], where: str = "items") -> CatalogChanges:
+        """Check changes in full and return them merged with the earlier ones, without any effect.
+
+        Args:
+            changes: raw columns by name, with the key of the item and ``withdrawn``, see ``catalog_changes.py``.
+
+        Raises:
+            DataError: if a change does not fit the bundle.
+            BundleError: if the items of the bundle cannot change.
+        """
+        reader = build_change_reader(self.bundle, self._columns)
+        rows = self.bundle.items
+
+        def contains(key: Key) -> bool:
+            return key in self.changes.items or rows.keys.find(key, where) >= 0
+
+        merged = self.changes.merge(reader.read_all(changes, contains, where))
+        try:
+            build_catalog_table(self.bundle, self._columns, merged)
+        except DataError as error:
+            raise DataError(f"{where}: {error.where}", error.found, error.expected, error.do) from None
+        return merged
+
+    def commit(self, merged: CatalogChanges) -> None:
+        """Write changes that ``prepare`` returned durably, and use them."""
+        if merged is self.changes:
+            return
+        merged.save(self.folder, self.bundle)
+        self._apply(merged)
+        self._signature = _read_signature(self.folder / NAME)
+
+    def _apply(self, changes: CatalogChanges) -> None:
+        before = self.changes
+        if any(key not in changes.items for key in before.items):  # the file was removed or replaced from elsewhere
+            before = CatalogChanges()
+            self.changes, self.table = before, build_catalog_table(self.bundle, self._columns, before)
+            self._reset()
+        table = build_catalog_table(self.bundle, self._columns, changes)
+        if self.index is not None:
+            rows = find_changed_rows(before, changes, table.items)
+            if len(rows):
+                vectors = compute_vectors(self._programs[ITEMS_PROGRAM], self.bundle.fitted, table.items, rows)
+                self.index.replace(rows - 1, vectors)
+        self._use(changes, table)
+        self._listener(table.items)
+
+
+def change_items(
+    catalogs: Sequence[LiveCatalog], changes: Sequence[Mapping[str, Any]], where: str = "items"
+) -> dict[str, int]:
+    """Add, withdraw and change items of all bundles of a server, durably. The same changes may be repeated.
+
+    Args:
+        catalogs: the catalogs of the bundles, such as those of a ranker and its retriever.
+        changes: raw columns by name, with the key of the item, and ``withdrawn``.
+
+    Returns:
+        The numbers of changes, of items of the first catalog, and of its withdrawn items.
+
+    Raises:
+        DataError: if a change does not fit a bundle. Then none is applied.
+        BundleError: if the items of a bundle cannot change.
+    """
+    for catalog in catalogs:
+        catalog.refresh()
+        catalog.prepare(changes, where)
+    for catalog in catalogs:  # every bundle accepts them, also after changes of other processes
+        with lock_changes(catalog.folder):
+            catalog.refresh()
+            catalog.commit(catalog.prepare(changes, where))
+    first = catalogs[0]
+    withdrawn = 0 if first.withdrawn is None else int(first.withdrawn.sum())
+    return {"changes": len(changes), "items": len(first), "withdrawn": withdrawn}
+
+
+def open_catalog(folder: str | Path) -> LiveCatalog:
+    """Open the catalog of a bundle without a server, to change it.
+
+    Raises:
+        BundleError: if the folder is no bundle, or its changes cannot be read.
+    """
+    from longrec.exporting.runtime import open_programs
+
+    bundle = Bundle.open(folder)
+    return LiveCatalog(bundle, open_programs(bundle.path, bundle.manifest.programs), lambda items: None)
+
+
+def _read_signature(path: Path) -> tuple[int, ...] | None:
+    """Return what differs between two files of one path, None if there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size
