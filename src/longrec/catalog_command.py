@@ -38,5 +38,7 @@ def run(args: argparse.Namespace) -> None:
     from longrec.command_output import _write_result as write_result
 
     counts = change_catalog(args.bundle, args.changes)
-    text = f"{counts['changes']:,} changes of {args.bundle}: {counts['items']:,} items, {counts['withdrawn']:,} withdrawn"
+    text = (
+        f"{counts['changes']:,} changes of {args.bundle}: {counts['items']:,} items, {counts['withdrawn']:,} withdrawn"
+    )
     write_result(args, counts, text)

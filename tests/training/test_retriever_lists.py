@@ -11,11 +11,11 @@ import pytest
 
 from longrec.cli import main
 from longrec.data.log import Log
-from longrec.metrics import RelevantRanks
+from longrec.metrics import RelevantRanks, rate_lists
 from longrec.training.finished_run import Run
 from longrec.training.fit import train
 from longrec.training.full_ranking import Exclusions
-from longrec.training.list_metrics import Lists, Requests, list_earlier_positives
+from longrec.training.list_metrics import ListEvaluator, Lists, list_earlier_positives
 from longrec.training.retriever_lists import count_ranked_items, draw_rows
 from longrec.training.settings import EvaluateConfig
 
@@ -67,9 +67,11 @@ def test_metrics_of_lists_by_loops(log: Log) -> None:
     random = np.random.default_rng(0)
     items = np.stack([random.permutation(len(log.items) - 1)[:4] + 1 for _ in rows]).astype(np.int32)
     items[3, 2:] = 0  # a shorter list
-    requests = Requests(log, rows, EvaluateConfig(n_resamples=20, catalog="all"))
+    requests = ListEvaluator(log, rows, EvaluateConfig(n_resamples=20, catalog="all"))
     vectors = random.normal(size=(len(log.items), 3)).astype(np.float32)
-    values = requests.measure(Lists.of_table(items), [3, 4], ["hr", "recall"], vectors).values
+    lists = Lists.of_table(items)
+    accuracy = rate_lists(requests.rank(lists), [4], ["hr", "recall"])
+    values = requests.draw({**accuracy, **requests.rate_beyond(lists, 3, vectors)}, lists.cut(3), 3).values
     train = positives(log, "train")
     had = log.events.columns["item"][train]
     users = log.user(train)
@@ -95,13 +97,13 @@ def test_metrics_of_lists_by_loops(log: Log) -> None:
 
 def test_slices_hold_all_targets_once(log: Log) -> None:
     rows = positives(log)
-    requests = Requests(log, rows, EvaluateConfig(n_resamples=20))
+    requests = ListEvaluator(log, rows, EvaluateConfig(n_resamples=20))
     ranks = RelevantRanks.of_targets(np.zeros(len(rows)))
     slices = requests.slice(ranks, 5)
     assert list(slices["item popularity"]) == ["head", "mid", "tail"]
     assert len(slices["user activity"]) == 4
     assert all(one["hr@5"].value == 1 for own in slices.values() for one in own.values())
-    few = Requests(log, rows[log.user(rows) < 5], EvaluateConfig(n_resamples=20))
+    few = ListEvaluator(log, rows[log.user(rows) < 5], EvaluateConfig(n_resamples=20))
     assert few.slice(RelevantRanks.of_targets(np.zeros(len(few.rows))), 5) == {
         "user activity": {},
         "item popularity": {},

@@ -113,6 +113,10 @@ class MetricDraws:
             {**self.values, **other.values}, {**self.draws, **other.draws}, {**self.better, **other.better}
         )
 
+    def rename(self, pattern: str) -> MetricDraws:
+        """Return the metrics under other names, such as ``"{}@10"``."""
+        return MetricDraws(*({pattern.format(n): one for n, one in own.items()} for own in vars(self).values()))
+
     def summarize(self) -> dict[str, Interval]:
         """Return each metric with its 95 % interval."""
         return {name: _interval(value, self.draws[name]) for name, value in self.values.items()}

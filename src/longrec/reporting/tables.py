@@ -49,6 +49,8 @@ LIST_LABELS: dict[str, tuple[str, str]] = {
     "popularity_bias": ("Popularity bias", "popularity percentile of the list minus that of the history"),
     "serendipity": ("Serendipity", "listed targets that popularity would list further down; higher is better"),
     "diversity": ("Diversity", "mean cosine distance of two listed items"),
+    "cpu_ms": ("CPU ms", "CPU time per request; lower is better"),
+    "candidates": ("Items", "length of the list"),
 }
 """Metrics of lists, whose keys end in their cut."""
 SAMPLED = "sampled_"

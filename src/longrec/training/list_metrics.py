@@ -41,6 +41,8 @@ from longrec.training.settings import EvaluateConfig
 Floats = NDArray[np.float64]
 Slicing = Mapping[str, Mapping[str, Mapping[str, Interval]]]
 """Metrics by division, slice and name."""
+_NEITHER = ("candidates", "gini", "entropy", "novelty", "popularity_bias", "diversity")
+"""Metrics that are not better in one direction."""
 LEAST = 20
 """Number of users that a slice needs for its metrics."""
 
@@ -82,8 +84,8 @@ class Lists:
         return np.bincount(self.group, minlength=self.lists).astype(np.float64)
 
 
-class Requests:
-    """Requests at rows of a log, with what the metrics of their lists read.
+class ListEvaluator:
+    """Metrics of lists that answer requests at rows of a log, with what they read of the log.
 
     Args:
         rows: int64 ``[L]`` row of each request.
@@ -120,8 +122,11 @@ class Requests:
         self.popularity_rank = np.where(count_I > 0, rank_I, np.inf)
         self.history, self.history_owner = list_earlier_positives(log, rows)
         existing = compute_first_timestamps(log)[1:] < int(log.timestamps.take(rows).max())
+        # A relevant item can be listed whenever it is one.
         self.catalog_items = (
-            np.flatnonzero(existing) + 1 if config.catalog == "existing" else np.arange(1, len(log.items))
+            np.union1d(np.flatnonzero(existing) + 1, self.relevant[self.relevant > 0])
+            if config.catalog == "existing"
+            else np.arange(1, len(log.items))
         )
         self.catalog = len(self.catalog_items)
 
@@ -129,34 +134,21 @@ class Requests:
         """Return the ranks of the relevant items in lists."""
         return RelevantRanks.of_items(lists.item, lists.group, self.relevant, self.owner, lists.lists)
 
-    def measure(
-        self, lists: Lists, k: Sequence[int], names: Sequence[str], vectors: NDArray[np.float32] | None = None
-    ) -> MetricDraws:
-        """Return metrics of accuracy at each cut, and those beyond at the first one, on all resamples.
+    def measure(self, lists: Lists, k: int, vectors: NDArray[np.float32] | None = None) -> MetricDraws:
+        """Return the metrics beyond accuracy of the first k items of each list, on all resamples.
 
         Args:
-            names: metrics of accuracy.
             vectors: float32 ``[I, D]`` vectors of items, for diversity. None leaves it out.
         """
-        means = {**rate_lists(self.rank(lists), k, names), **self.rate_beyond(lists, k[0], vectors)}
-        drawn = self.resamples.draw_means(means)
-        neither: dict[str, Better] = {
-            name: "neither" for name in means if name.partition("@")[0] in ("novelty", "popularity_bias")
-        }
-        drawn = replace(drawn, better=neither)
-        first = lists.cut(k[0])
-        if not len(first.item):
+        return self.draw(self.rate_beyond(lists, k, vectors), lists.cut(k), k)
+
+    def draw(self, values: Mapping[str, Floats], listed: Lists, k: int) -> MetricDraws:
+        """Return the means of values per list, and coverage, Gini and entropy of listed items, on all resamples."""
+        drawn = replace(self.resamples.draw_means(values), better={name: find_better(name) for name in values})
+        if not len(listed.item):
             return drawn
-        position = np.searchsorted(self.catalog_items, first.item)
-        exposed = draw_exposure(position, first.group, self.catalog, self.resamples)
-        at = {name: f"{name}@{k[0]}" for name in exposed.values}
-        return drawn.join(
-            MetricDraws(
-                {at[name]: value for name, value in exposed.values.items()},
-                {at[name]: draws for name, draws in exposed.draws.items()},
-                {at[name]: better for name, better in exposed.better.items()},
-            )
-        )
+        position = np.searchsorted(self.catalog_items, listed.item)
+        return drawn.join(draw_exposure(position, listed.group, self.catalog, self.resamples).rename(f"{{}}@{k}"))
 
     def rate_beyond(self, lists: Lists, k: int, vectors: NDArray[np.float32] | None = None) -> dict[str, Floats]:
         """Return novelty, popularity bias, serendipity and diversity of the first k items of each list ``[L]``."""
@@ -209,6 +201,16 @@ class Requests:
                     continue
                 result[title][label] = self.resamples.draw_means(rate_lists(some, [k], names)).summarize()
         return result
+
+
+def find_better(name: str) -> Better:
+    """Return the better direction of a metric, from its name before the cut.
+
+    >>> find_better("ndcg@10"), find_better("cpu_ms"), find_better("novelty@10")
+    ('higher', 'lower', 'neither')
+    """
+    base = name.partition("@")[0]
+    return "lower" if base == "cpu_ms" else "neither" if base in _NEITHER else "higher"
 
 
 def list_earlier_positives(log: Log, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

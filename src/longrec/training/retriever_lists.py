@@ -19,7 +19,7 @@ from longrec.metrics.sampled import PREFIX, WARNING, sample_ranks
 from longrec.models.core.kinds import Retriever
 from longrec.progress import Progress
 from longrec.training.full_ranking import Exclusions, list_top
-from longrec.training.list_metrics import Lists, Requests
+from longrec.training.list_metrics import ListEvaluator, Lists
 from longrec.training.objectives.objective import Evaluation
 from longrec.training.predict_run import ScoringRun, load_scorer
 from longrec.training.settings import EvaluateConfig
@@ -44,7 +44,7 @@ def add_list_metrics(
     """
     log, rows = run.log(), table["row"].to_numpy().copy()  # torch wants arrays that it may write to
     metrics, protocol, warnings = dict(evaluation.metrics), dict(evaluation.protocol), list(evaluation.warnings)
-    slices = Requests(log, rows, config).slice(RelevantRanks.of_targets(table["rank"].to_numpy()), config.k[0])
+    slices = ListEvaluator(log, rows, config).slice(RelevantRanks.of_targets(table["rank"].to_numpy()), config.k[0])
     if config.sampled_negatives is not None:
         metrics |= _measure_sampled(log, rows, table, config)
         protocol["sampled"] = f"{config.sampled_negatives:,} negatives per target, uniform, without replacement"
@@ -79,7 +79,7 @@ def _measure_lists(
     ):
         assert isinstance(model, Retriever)
         items = list_top(model, log, rows, config, config.k[0], bf16=run.config.fit.bf16, progress=progress)
-    return Requests(log, rows, config).measure(Lists.of_table(items), config.k[:1], ()).summarize()
+    return ListEvaluator(log, rows, config).measure(Lists.of_table(items), config.k[0]).summarize()
 
 
 def _measure_sampled(log: Log, rows: NDArray[np.int64], table: pa.Table, config: EvaluateConfig) -> dict[str, Interval]:
