@@ -39,8 +39,8 @@ import machine
 WORK = machine.CACHE / "work" / "next_item"
 SASREC = {"name": "sasrec"}
 ARMS: dict[str, dict[str, Any]] = {
-    "popularity": {"name": "quality.floors", "neighbors": 0},
-    "item_knn": {"name": "quality.floors", "neighbors": 200},
+    "popularity": {"name": "popularity"},
+    "item_knn": {"name": "item_knn"},
     "covisit": {"name": "covisit"},
     "softmax": SASREC,
     "past_baskets": SASREC,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,14 +30,3 @@ def change_catalog(bundle: str | Path, changes: str | Path | Sequence[Mapping[st
     is_file = isinstance(changes, (str, Path))
     rows = read_changes(changes) if isinstance(changes, (str, Path)) else changes
     return change_items([open_catalog(bundle)], rows, str(changes) if is_file else "changes")
-
-
-def run(args: argparse.Namespace) -> None:
-    """Apply the changes of a file and print how many items the catalog has."""
-    from longrec.command_output import _write_result as write_result
-
-    counts = change_catalog(args.bundle, args.changes)
-    text = (
-        f"{counts['changes']:,} changes of {args.bundle}: {counts['items']:,} items, {counts['withdrawn']:,} withdrawn"
-    )
-    write_result(args, counts, text)

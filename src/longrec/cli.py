@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from longrec import __version__, catalog_command, command_output, help_pages
+from longrec import __version__, command_output, help_pages
 from longrec.errors import LongRecError, StoppedRun, UnknownName
 from longrec.evaluation.command import add_options as add_pipeline_options
 from longrec.former_names import refuse_former_names
@@ -211,7 +211,7 @@ def build_parser() -> argparse.ArgumentParser:
     target = "share of the best items that an approximate search must return (default: 0.98)"
     parser.add_argument("--recall-target", type=float, default=0.98, metavar="SHARE", help=target)
     parser.add_argument("--recall-at", type=int, default=100, metavar="K", help="number of best items (default: 100)")
-    parser = add("catalog", catalog_command.run, "add, withdraw and change items of a bundle without a new export")
+    parser = add("catalog", command_output.catalog, "add, withdraw and change items of a bundle without a new export")
     parser.add_argument("bundle", help="folder that export has written")
     parser.add_argument("changes", help="changes as JSON lines or Parquet: key of the item, raw columns, withdrawn")
     parser = add("serve", command_output.serve, "serve a bundle or a pipeline over HTTP", json=False)

@@ -204,6 +204,15 @@ def trace(args: argparse.Namespace) -> None:
     run_trace(args)
 
 
+def catalog(args: argparse.Namespace) -> None:
+    """Print how many items a bundle has after changes."""
+    from longrec.catalog_command import change_catalog
+
+    counts = change_catalog(args.bundle, args.changes)
+    numbers = f"{counts['items']:,} items, {counts['withdrawn']:,} of them withdrawn"
+    _write_result(args, counts, f"{args.bundle}: {counts['changes']:,} changes, {numbers}")
+
+
 def serve(args: argparse.Namespace) -> None:
     """Serve a bundle or a pipeline."""
     from longrec.serve.server import serve as run_server

@@ -39,7 +39,7 @@ def log(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def make_run(log: Log, model: Any) -> Any:
-    config = SimpleNamespace(to_yaml=lambda: "", model={"name": "some"})
+    config = SimpleNamespace(to_yaml=lambda: "", model={"name": "some"}, data=SimpleNamespace(items=None))
     return SimpleNamespace(log=lambda: log, model=lambda: model, name="r1", folder=Path("runs/r1"), config=config)
 
 

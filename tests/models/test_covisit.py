@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch, Layout
 from longrec.features.fields import Field, Fields
-from longrec.models import covisit
-from longrec.models.core import artifact, pair_counts
+from longrec.models.core import artifact, neighbor_lists, pair_counts
 from longrec.models.core.registry import build
 from longrec.models.covisit import CoVisit
 from longrec.testing.programs import silence_exporter
@@ -72,9 +71,9 @@ def fitted(train: list[list[int]], **settings: Any) -> CoVisit:
 
 @pytest.mark.parametrize("dense", [True, False])
 def test_every_alternative_is_the_definition(dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (covisit, pair_counts):
+    for module in (neighbor_lists, pair_counts):
         monkeypatch.setattr(module, "MAX_DENSE", 10**6 if dense else 0)
-    monkeypatch.setattr(covisit, "_MAX_NEIGHBORS", 30)
+    monkeypatch.setattr(neighbor_lists, "_MAX_NEIGHBORS", 30)
     train, queries = sequences(40, 0), [*sequences(20, 1), [], [0], [1, 5], [22] * 8]
     model = fitted(train, window=[1, 3, 50], back=[0.0, 0.5], alpha=[0, 0.4], decay=[0.3, 1])
     every = list(model.alternatives())
@@ -100,7 +99,7 @@ def test_the_first_alternative_is_used_until_one_is_selected() -> None:
 
 
 def test_events_of_negligible_weight_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(covisit, "MAX_DENSE", 0)
+    monkeypatch.setattr(neighbor_lists, "MAX_DENSE", 0)
     train = sequences(40, 0)
     model, long = fitted(train, decay=0.5), [[5] + [3, 9] * 40]
     expected = by_loops(train, long, 5, 0.5, 0.3, 0.5)
@@ -120,7 +119,7 @@ def test_without_counts_all_scores_are_zero() -> None:
 
 @pytest.mark.parametrize("dense", [True, False])
 def test_saved_and_loaded(dense: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(covisit, "MAX_DENSE", 10**6 if dense else 0)
+    monkeypatch.setattr(neighbor_lists, "MAX_DENSE", 10**6 if dense else 0)
     model, queries = fitted(sequences(40, 0)), batch_of(sequences(9, 1))
     model.select({"window": 20, "back": 1.0, "alpha": 0.5, "decay": 0.8})
     artifact.save(model, tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -59,9 +60,9 @@ def iterate_training_histories(log: Log, max_events: int = _MOST) -> Iterator[di
             bounds = np.searchsorted(at, offsets[low : high + 1]).astype(np.int64)
             # Without rows in valid and test, the window ends after its last timestamp.
             now_or_last = np.where(now == NEVER, last + 1, now)
-            chunk[name] = gather_history(
-                log, name, at, bounds, now_or_last if len(now_or_last) == 1 else now_or_last[own]
-            )
+            history = gather_history(log, name, at, bounds, now_or_last if len(now_or_last) == 1 else now_or_last[own])
+            seconds = log.events.times.take(at) / log.schema.per_second
+            chunk[name] = replace(history, seconds=seconds)
         yield chunk
 
 

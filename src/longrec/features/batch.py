@@ -145,6 +145,8 @@ class HistoryBatch:
             first needed.
         source: the history on the host that this one is a copy of. None: this one, or copied when first needed.
         memo: what was derived from the offsets, so that it is derived once per batch.
+        seconds: float64 ``[N]`` timestamps of the events on the host, in seconds or steps. In the histories of the
+            training window alone.
     """
 
     columns: Mapping[str, Column]
@@ -152,6 +154,7 @@ class HistoryBatch:
     host: NDArray[np.int64] | None = None
     source: HistoryBatch | None = field(default=None, repr=False, compare=False)
     memo: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    seconds: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
 
     @property
     def host_offsets(self) -> NDArray[np.int64]:

@@ -165,7 +165,7 @@ def measure_recall(
     """Return the mean share of the best rows that a search of some lists returns."""
     index = ItemIndex(vectors, lists.with_nprobe(nprobe))
     shares = [
-        np.isin(rows, index.search(request, len(rows))[0]).mean() if len(rows) else 1.0
+        np.isin(rows, index.search_lists(request, len(rows))[0]).mean() if len(rows) else 1.0
         for request, rows in zip(requests, best)
     ]
     return float(np.mean(shares))

@@ -12,8 +12,10 @@ from longrec.index.inverted_lists import InvertedLists
 from longrec.index.top import select_top
 
 _BLOCK = 16_384
-"""Rows that are multiplied with all queries together, while they are in the cache. A multiple of 4, as the kernels of
+"""Rows that are multiplied with all queries together, while they are in the cache. A multiple of 4, as kernels of
 matrix products need it for the same bits in every block."""
+_NARROW = 16
+"""Width below which these kernels depend on the number of rows, so that there are no blocks."""
 _FEW = 0.05
 """Share of the rows below which inverted lists would return too few of them, and the rows themselves are compared."""
 _GATHERED = 0.2
@@ -104,7 +106,7 @@ class ItemIndex:
         count = len(self) if allowed is None else np.count_nonzero(allowed)
         if self.lists is None or exact or count < _FEW * len(self):
             return self._search_exactly(queries, k, allowed, count)
-        rows, scores = self._search_lists(self.lists, queries, k, allowed)
+        rows, scores = self.search_lists(queries, k, allowed)
         if len(rows) < min(k, count):  # the lists that were read hold too few allowed rows
             return self._search_exactly(queries, k, allowed, count)
         return rows, scores
@@ -123,9 +125,16 @@ class ItemIndex:
         best = select_top(scores, k)
         return some[best], scores[best]
 
-    def _search_lists(
-        self, lists: InvertedLists, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None
+    def search_lists(
+        self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return the best rows in the inverted lists nearest to the queries, which may be fewer than k.
+
+        Args:
+            queries, k, allowed: as in ``search``.
+        """
+        lists = self.lists
+        assert lists is not None
         # The k best rows by the largest score over the queries are among the k best of each query that wins.
         side = self._pending
         kept = None if allowed is None else allowed[: lists.rows]
@@ -154,9 +163,10 @@ def _multiply(
     """Return the largest inner product of each vector with a query, float32 ``[n]``."""
     if out is None:
         out = np.empty(len(vectors), np.float32)
-    own = np.empty(min(_BLOCK, len(vectors)), np.float32)
-    for first in range(0, len(vectors), _BLOCK):
-        block, best = vectors[first : first + _BLOCK], out[first : first + _BLOCK]
+    step = _BLOCK if len(queries) > 1 and vectors.shape[1] >= _NARROW else max(len(vectors), 1)
+    own = np.empty(min(step, len(vectors)), np.float32)
+    for first in range(0, len(vectors), step):
+        block, best = vectors[first : first + step], out[first : first + step]
         np.dot(block, queries[0], out=best)
         for query in queries[1:]:
             np.maximum(best, np.dot(block, query, out=own[: len(block)]), out=best)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from longrec.models.hup import HUP
     from longrec.models.iat import IAT
     from longrec.models.iat_reader import IATReader
+    from longrec.models.item_knn import ItemKNN
     from longrec.models.keep import KEEP
     from longrec.models.keep_plug import KEEPPlug
     from longrec.models.kfatt import KFAtt
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from longrec.models.ple import PLE
     from longrec.models.pnn import PNN
     from longrec.models.pooling import Pooling
+    from longrec.models.popularity import Popularity
     from longrec.models.res_embedding import ResEmbedding
     from longrec.models.rocket_launching import RocketLaunching
     from longrec.models.sasrec import SASRec
@@ -79,6 +81,7 @@ _MODULES = {
     "HUP": "hup",
     "IAT": "iat",
     "IATReader": "iat_reader",
+    "ItemKNN": "item_knn",
     "KEEP": "keep",
     "KEEPPlug": "keep_plug",
     "KFAtt": "kfatt",
@@ -89,6 +92,7 @@ _MODULES = {
     "PLE": "ple",
     "PNN": "pnn",
     "Pooling": "pooling",
+    "Popularity": "popularity",
     "Ranker": "core.kinds",
     "ResEmbedding": "res_embedding",
     "Retriever": "core.kinds",
@@ -134,12 +138,14 @@ __all__ = [
     "Extractor",
     "FittedRetriever",
     "IATReader",
+    "ItemKNN",
     "KEEPPlug",
     "KFAtt",
     "MMoE",
     "Model",
     "MultiTower",
     "Pooling",
+    "Popularity",
     "Ranker",
     "ResEmbedding",
     "Retriever",

@@ -4,7 +4,7 @@ The page is filled from the first position to the last with the best candidate t
 
     1. no candidate that would exceed the most items of a group,
     2. at a fixed slot one of the slot's group, if there is one,
-    3. one of a group that lacks items, once the positions left are no more than the items that the groups lack.
+    3. one of a group that lacks items, once the free positions left are no more than the items that the groups lack.
 
 An item of two groups that lack items counts for both. The groups then have theirs a little earlier than they must.
 
@@ -49,7 +49,8 @@ def arrange(
         choice = None
         if position in slots:
             choice = find(lambda index, group=slots[position]: group in groups_of[index])  # type: ignore[misc]
-        if choice is None and lacking and sum(lacking.values()) > k - position:
+        later = sum(other not in slots for other in range(position + 1, k + 1))
+        if choice is None and lacking and sum(lacking.values()) > later:
             choice = find(lambda index, lacking=lacking: any(g in lacking for g in groups_of[index]))  # type: ignore[misc]
         if choice is None:
             choice = find(lambda _: True)

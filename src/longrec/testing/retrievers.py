@@ -6,11 +6,13 @@ import copy
 import math
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from longrec.features.batch import Batch
+from longrec.features.batch import Batch, HistoryBatch
 from longrec.models.core import artifact
 from longrec.models.core.kinds import FittedRetriever, Retriever, VectorRetriever
 from longrec.testing.batches import ITEM, grouped, pick, ragged, repeated, shared, take, with_history
@@ -34,8 +36,17 @@ def lively(case: Case) -> Retriever:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
     if isinstance(model, FittedRetriever):
-        model.fit_statistics(ragged(200, seed, fields=case.fields).histories for seed in range(2))
+        model.fit_statistics(training_histories(case, seed) for seed in range(2))
     return model.eval()
+
+
+def training_histories(case: Case, seed: int) -> dict[str, HistoryBatch]:
+    """Return random histories of 200 users with the times of their events."""
+    histories = ragged(200, seed, fields=case.fields).histories
+    return {
+        name: replace(history, seconds=np.arange(int(history.host_offsets[-1])) * 60.0)
+        for name, history in histories.items()
+    }
 
 
 def lively_vectors(case: Case) -> VectorRetriever:
@@ -52,7 +63,7 @@ def score(model: Retriever, batch: Batch, case: Case) -> Tensor:
 
 
 def check_one_finite_score_an_item(case: Case) -> None:
-    """R requests have ``[R, I]`` finite scores, also without any event, and requests with events differ."""
+    """R requests have ``[R, I]`` finite scores, also without any event, and those of requests differ as declared."""
     model = lively(case)
     for batch in (ragged(1, fields=case.fields), ragged(9, fields=case.fields), ragged(3, lengths=[0] * 3)):
         actual = score(model, batch, case)
@@ -61,7 +72,10 @@ def check_one_finite_score_an_item(case: Case) -> None:
         expect(actual.dtype == torch.float32, f"the scores are {actual.dtype}, expected float32")
         expect(actual.isfinite().all(), f"a score of {batch.size} requests is NaN or infinite")
     many = score(model, ragged(9, fields=case.fields), case)
-    expect(many.std(0).max() > 1e-4, "all requests have the same scores")
+    if model.personalized:
+        expect(many.std(0).max() > 1e-4, "all requests have the same scores")
+    else:
+        expect(torch.equal(many, many[:1].expand_as(many)), "personalized = False, and requests have other scores")
     expect(many.std(1).max() > 1e-4, "all items have the same score")
 
 

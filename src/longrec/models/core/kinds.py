@@ -177,7 +177,12 @@ class Retriever(Model):
     """A model that scores all items of a catalog for a request. Scores have an order and no unit.
 
     It learns which item a user takes next. Evaluation ranks the whole catalog.
+
+    Attributes:
+        personalized: False if all requests have the same scores.
     """
+
+    personalized: bool = True
 
     @abstractmethod
     def score_catalog(self, batch: Batch, catalog: Mapping[str, Column]) -> Float[Tensor, "R I"]:

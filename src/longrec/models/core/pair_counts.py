@@ -54,22 +54,28 @@ class PairCounts:
             for key, count in counted:
                 keys.append(key)
                 weights.append(count / distance)
-        key, weight = self._add_equal(np.concatenate(keys), np.concatenate(weights))
+        key, weight = add_equal_keys(np.concatenate(keys), np.concatenate(weights), self.rows)
         if back:
             turned = key % self.rows * self.rows + key // self.rows
-            key, weight = self._add_equal(np.concatenate([key, turned]), np.concatenate([weight, back * weight]))
+            both = np.concatenate([weight, back * weight])
+            key, weight = add_equal_keys(np.concatenate([key, turned]), both, self.rows)
         return key, weight
 
-    def _add_equal(
-        self, key: NDArray[np.int64], weight: NDArray[np.float64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return distinct keys in ascending order, and the sum of the weights of each."""
-        if self.rows**2 <= MAX_DENSE:
-            total = np.bincount(key, weight, minlength=1)
-            distinct = np.flatnonzero(total).astype(np.int64)
-            return distinct, np.asarray(total[distinct], np.float64)
-        order = torch.from_numpy(key).argsort(stable=True).numpy()
-        key, weight = key[order], weight[order]
-        first = np.flatnonzero(np.diff(key, prepend=-1))
-        total_Z: NDArray[np.float64] = np.add.reduceat(weight, first) if len(first) else weight
-        return key[first].astype(np.int64), total_Z
+
+def add_equal_keys(
+    key: NDArray[np.int64], weight: NDArray[np.float64], rows: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return distinct keys ``a V + b`` in ascending order, and the sum of the weights of each.
+
+    Args:
+        rows: V.
+    """
+    if rows**2 <= MAX_DENSE:
+        total = np.bincount(key, weight, minlength=1)
+        distinct = np.flatnonzero(total).astype(np.int64)
+        return distinct, np.asarray(total[distinct], np.float64)
+    order = torch.from_numpy(key).argsort(stable=True).numpy()
+    key, weight = key[order], weight[order]
+    first = np.flatnonzero(np.diff(key, prepend=-1))
+    total_Z: NDArray[np.float64] = np.add.reduceat(weight, first) if len(first) else weight
+    return key[first].astype(np.int64), total_Z
