@@ -66,9 +66,7 @@ def find_folder(target: str | Path) -> Path:
 def are_pipelines(targets: Sequence[str]) -> bool:
     """Return True if the first target of ``compare`` is a pipeline, or the folder of an evaluation of one."""
     files = [find_folder(targets[0]) / name for name in ("results.json", "table.txt")]
-    return is_pipeline(targets[0]) or (
-        folder.joinpath("results.json").is_file() and folder.joinpath("table.txt").is_file()
-    )
+    return is_pipeline(targets[0]) or all(file.is_file() for file in files)
 
 
 def compare(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
