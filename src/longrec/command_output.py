@@ -192,7 +192,7 @@ def export(args: argparse.Namespace) -> None:
 
     own = {"index": args.index, "recall_target": args.recall_target, "recall_at": args.recall_at}
     manifest = commands.export(args.run, args.bundle, overwrite=args.overwrite, **own)
-    kinds = dict.fromkeys(("ranker", "retriever"), f"serve {args.bundle}")
+    kinds = dict.fromkeys(("ranker", "reranker", "retriever"), f"serve {args.bundle}")
     kinds |= {"encoder": f"serve RANKER.bundle --events {args.bundle}"}
     _write_result(args, manifest, f"{args.bundle}\nserve it with: longrec {kinds[manifest.kind]}")
 

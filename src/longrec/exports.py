@@ -18,10 +18,13 @@ from longrec.data.requests import build_impression
 from longrec.errors import DataError, RunError
 from longrec.exporting.bundle import EncoderFacts, Manifest
 from longrec.exporting.golden import GoldenRequest, Sample
+from longrec.exporting.list_program import select_apart
 from longrec.exporting.offline import (
+    build_golden_list,
     build_golden_request,
     build_golden_retrieval,
     build_golden_tokens,
+    build_list_batch,
     build_request_batch,
 )
 from longrec.exporting.scale import Scale
@@ -30,7 +33,7 @@ from longrec.exporting.write import export as write
 from longrec.features.entity_versions import find_first_from
 from longrec.features.fields import AVAILABLE
 from longrec.index.build import IndexSettings
-from longrec.models.core.kinds import Ranker, Retriever, VectorRetriever
+from longrec.models.core.kinds import Ranker, Reranker, Retriever, VectorRetriever
 from longrec.models.core.registry import name_of
 from longrec.serve import online_source, service
 from longrec.training.token_source import open_source
@@ -60,7 +63,7 @@ def export_run(run: Run, out: Path, overwrite: bool, index: IndexSettings | None
         BundleError: if the folder exists, the model cannot be traced, or scores differ.
     """
     log, model = run.log(), run.model()
-    if not isinstance(model, Ranker | Retriever):
+    if not isinstance(model, Ranker | Reranker | Retriever):
         raise RunError(
             str(run.folder),
             f"a token source ({run.config.model['name']}), whose tokens are written by later weights",
@@ -144,6 +147,20 @@ def build_offline_request(log: Log, model: Model, row: int, others: Iterable[int
     return build_golden_request(model, log.fitted, log.users, log.items, Sample(**build_impression(log, row, others)))
 
 
+def build_offline_list(log: Log, model: Reranker, row: int, others: Iterable[int]) -> GoldenRequest:
+    """Return the request of a row of the log, its own item in a list with others, with the expected scores.
+
+    Items whose logits by the base are equal up to rounding are left out, because their initial order is not defined.
+    """
+    tables = log.fitted, log.users, log.items
+    sample = Sample(**build_impression(log, row, others))
+    with torch.no_grad():
+        initial = model.eval().score_lists(build_list_batch(*tables, sample)).initial.numpy()
+    if log.schema.item is not None:
+        sample = Sample(**build_impression(log, row, sample.items[select_apart(initial)].tolist()))
+    return build_golden_list(model, *tables, sample)
+
+
 def build_offline_retrieval(log: Log, model: Retriever, row: int, k: int, exclude_seen: bool) -> GoldenRequest:
     """Return the request for k items at the time of a row of the log, with the expected items and scores."""
     sample = Sample(**build_impression(log, row, []))
@@ -162,11 +179,13 @@ def find_seen_items(log: Log, user: int, timestamp: int) -> NDArray[np.int64]:
     return columns["item"][own][seen].astype(np.int64)
 
 
-def _build_golden_requests(log: Log, model: Ranker | Retriever) -> list[GoldenRequest]:
+def _build_golden_requests(log: Log, model: Ranker | Reranker | Retriever) -> list[GoldenRequest]:
     rows = _choose_golden_rows(log).tolist()
     if isinstance(model, Retriever):
         return [build_offline_retrieval(log, model, row, _RETRIEVED, not n % 2) for n, row in enumerate(rows)]
     others = sort_items_by_popularity(log)[:50]
+    if isinstance(model, Reranker):
+        return [build_offline_list(log, model, row, others) for row in rows]
     return [build_offline_request(log, model, row, others) for row in rows]
 
 

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 from test_planted_faults import FAULTS
-from torch import Tensor
+from torch import Tensor, nn
 
 from longrec.features.batch import Batch
-from longrec.models.core.kinds import Ranker, VectorRetriever
+from longrec.models.core.kinds import ListScores, Ranker, Reranker, VectorRetriever
 from longrec.models.covisit import CoVisit
 from longrec.models.din import DIN, DINConfig
 from longrec.models.iat import IAT
+from longrec.models.prm import PRM
 from longrec.models.sasrec import SASRec
 from longrec.nn import self_attention
 from longrec.testing import texts
@@ -191,6 +192,60 @@ def a_value_of_a_target_is_read(patch: Patch) -> None:
     around(patch, SASRec, "loss", wrong)
 
 
+def lists(change: Callable[[Batch, Tensor], Tensor]) -> Callable[[Patch], None]:
+    """A fault in the scores of lists, made of the batch and the right scores."""
+
+    def wrong(right: Wrong) -> Wrong:
+        def score(self: PRM, batch: Batch, rank_C: Tensor | None = None) -> ListScores:
+            scores = right(self, batch, rank_C)
+            return replace(scores, score=change(batch, scores.score))
+
+        return score
+
+    return lambda patch: around(patch, PRM, "score_lists", wrong)
+
+
+def rows_of_padding(patch: Patch) -> None:
+    def wrong(right: Wrong) -> Wrong:
+        def embed(self: PRM, batch: Batch, *others: Tensor) -> Tensor:
+            self.input(torch.zeros(batch.size + 1, self.input.in_features))
+            return right(self, batch, *others)
+
+        return embed
+
+    around(patch, PRM, "_embed", wrong)
+
+
+def another_scale_of_lists_each_time(patch: Patch) -> None:
+    number = count(1)
+
+    def wrong(right: Wrong) -> Wrong:
+        def start(self: PRM, config: Any, fields: Any) -> None:
+            right(self, config, fields)
+            self.scale = next(number)
+
+        return start
+
+    around(patch, PRM, "__init__", wrong)
+    around(
+        patch,
+        PRM,
+        "score_lists",
+        lambda right: (
+            lambda self, batch, rank_C=None: replace(
+                scores := right(self, batch, rank_C), score=scores.score * self.scale
+            )
+        ),
+    )
+
+
+def the_host_reads_values_of_a_list(patch: Patch) -> None:
+    def wrong(right: Wrong) -> Wrong:
+        return lambda self, batch: right(self, batch) * (1 if int(batch.label[0]) + int(batch.label[1]) >= 0 else 2)
+
+    around(patch, Reranker, "loss", wrong)
+
+
 class Loose(DINConfig, extra="ignore"):
     """Settings that take any key."""
 
@@ -239,6 +294,22 @@ PLANTED: dict[str, tuple[str, Callable[[Patch], None]]] = {
         ),
     ),
     "a_step_of_targets_on_another_device": ("sasrec", a_value_of_a_target_is_read),
+    "probabilities_of_a_list_sum_to_one": (
+        "prm",
+        lambda patch: patch.setattr(ListScores, "probability", property(lambda self: self.score.sigmoid())),
+    ),
+    "lists_do_not_see_each_other": ("prm", lists(lambda batch, s_C: s_C * s_C.mean())),
+    "a_shared_list_scores_as_grouped": ("prm", lists(lambda batch, s_C: s_C * (1 + (batch.layout.kind == "shared")))),
+    "no_layer_computes_on_padding": ("prm", rows_of_padding),
+    "lists_reach_every_parameter": ("prm", lambda patch: patch.setattr(Reranker, "train", nn.Module.train)),
+    "lists_are_learned": (
+        "prm",
+        lambda patch: around(
+            patch, Reranker, "loss", lambda right: lambda self, batch: right(self, batch) * (-1 if self.training else 1)
+        ),
+    ),
+    "a_step_of_lists_on_another_device": ("prm", the_host_reads_values_of_a_list),
+    "a_reranker_is_saved_and_loaded": ("prm", another_scale_of_lists_each_time),
     "every_alternative_can_be_selected": (
         "covisit",
         lambda patch: patch.setattr(CoVisit, "select", lambda self, settings: None),
@@ -249,6 +320,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "din": {},
     "iat": {"codes": {"levels": 2, "size": 8}},
     "sasrec": {},
+    "prm": {"base": {"name": "deepfm", "mlp": [8]}, "width": 16, "blocks": 1},
     "covisit": {},
 }
 

@@ -27,12 +27,16 @@ def similarities(vectors: Floats) -> Floats:
     return unit @ unit.T
 
 
+def kernel_of(relevance: Floats, vectors: Floats, theta: float) -> Floats:
+    q = np.exp(theta / (2 * (1 - theta)) * normalize_relevance(relevance))
+    return q[:, None] * (1 + similarities(vectors)) / 2 * q
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("theta", [0.0, 0.3, 0.9])
 def test_dpp_equals_the_argmax_of_log_det_in_every_step(seed: int, theta: float) -> None:
     relevance, vectors = draw(seed)
-    q = np.exp(theta / (2 * (1 - theta)) * normalize_relevance(relevance))
-    kernel = q[:, None] * similarities(vectors) * q
+    kernel = kernel_of(relevance, vectors, theta)
     chosen: list[int] = []
     ranked = np.argsort(-relevance)  # of equal determinants the most relevant item
     for _ in range(8):
@@ -48,8 +52,7 @@ def test_dpp_equals_the_argmax_of_log_det_in_every_step(seed: int, theta: float)
 @pytest.mark.parametrize("window", [2, 3, 5])
 def test_dpp_with_a_window_equals_the_argmax_of_log_det_of_the_window(window: int) -> None:
     relevance, vectors = draw(window, 30, 6)
-    q = np.exp(0.5 * normalize_relevance(relevance))  # theta = 0.5
-    kernel = q[:, None] * similarities(vectors) * q
+    kernel = kernel_of(relevance, vectors, 0.5)
     chosen: list[int] = []
     for _ in range(30):
         rest = [i for i in np.argsort(-relevance).tolist() if i not in chosen]
@@ -70,8 +73,13 @@ def test_dpp_fills_with_items_that_chosen_ones_explain() -> None:
     """A duplicate of a chosen item has d^2 = 0, whatever its relevance, and says so by the number of filled items."""
     vectors = np.array([[1.0, 0, 0], [3.0, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1]])
     order, filled = dpp([9, 8, 1, 2, 3], vectors, 5, 0.999)
-    assert (order.tolist(), filled) == ([0, 4, 3, 1, 2], 2)
+    assert (order.tolist(), filled) == ([0, 4, 3, 2, 1], 1)
     assert dpp([9, 8, 1, 2, 3], vectors, 3, 0.999)[1] == 0
+
+
+def test_opposite_vectors_are_the_most_different_ones() -> None:
+    order, _ = dpp([0.9, 0.8, 0.7, 0.6], [[1, 0], [1, 0.1], [0, 1], [-1, 0]], 2, 0.1)
+    assert order.tolist() == [0, 3]
 
 
 def test_dpp_with_a_window_repeats_categories_in_turn_when_vectors_are_one_hot() -> None:
@@ -84,8 +92,7 @@ def test_dpp_with_a_window_repeats_categories_in_turn_when_vectors_are_one_hot()
 def test_a_rotated_window_keeps_its_precision() -> None:
     relevance, vectors = draw(1, 300, 12)
     order, _ = dpp(relevance, vectors, 300, 0.6, window=8)
-    q = np.exp(0.75 * normalize_relevance(relevance))
-    kernel = q[:, None] * similarities(vectors) * q
+    kernel = kernel_of(relevance, vectors, 0.6)
     for step in (100, 200, 290):  # the incremental choice is still the best one after hundreds of rotations
         last, rest = order[step - 7 : step].tolist(), order[step:].tolist()
         dets = [np.linalg.slogdet(kernel[np.ix_([*last, i], [*last, i])])[1] for i in rest]

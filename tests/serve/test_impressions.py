@@ -134,10 +134,9 @@ def test_prepare_reads_what_was_shown_with_clicks_joined(tmp_path: Path) -> None
     pq.write_table(joined, tmp_path / "events.parquet")
     features = {"user": "id", "item": "id", "source": "id", "score_rank": {"kind": "numeric"}, "position": "id"}
     schema = {"user": "user", "item": "item", "time": "timestamp", "label": "click", "features": features}
-    settings = {"log": str(tmp_path / "events.parquet"), "folder": str(tmp_path / "prepared"), "schema": schema}
-    log = lr.prepare(**settings, split={"valid": 0.2, "test": 0.2})  # type: ignore[arg-type]
+    log = lr.prepare(str(tmp_path / "events.parquet"), schema=schema, folder=tmp_path / "prepared")
     assert log.log.rows_of("train").size > 0
     del clicks
-    whole = lr.prepare(str(tmp_path / "shown"), schema={**schema, "label": {"column": "position", "at_least": 3}},
-                       folder=str(tmp_path / "other"), split={"valid": 0.2, "test": 0.2})  # type: ignore[arg-type]  # fmt: skip
+    label = {"column": "position", "at_least": 3}
+    whole = lr.prepare(str(tmp_path / "shown"), schema={**schema, "label": label}, folder=tmp_path / "other")
     assert whole.log.rows_of("train").size > 0

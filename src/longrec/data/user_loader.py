@@ -61,7 +61,7 @@ class UserLoader:
         self.seed, self.shuffle, self.mirrored = seed, shuffle, mirrored
         self.targets, self.available_before = tuple(targets), available_before
         self.by_request = by_request
-        keys = _request_keys(log, self.rows) if by_request else log.user(self.rows)
+        keys = number_requests(log, self.rows) if by_request else log.user(self.rows)
         self._first, self._last = _runs(keys, rows_per_user)
         first_rows = self.rows[self._first]
         begins = log.events.offsets[log.user(first_rows)]
@@ -124,8 +124,8 @@ class UserLoader:
         return replace(batch, loss_mask=torch.from_numpy(counts))
 
 
-def _request_keys(log: Log, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return a number per row that is the same for adjacent rows of one user and timestamp."""
+def number_requests(log: Log, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return a number per row, from 0, that is the same for adjacent rows of one user and timestamp."""
     differs = (np.diff(log.user(rows)) != 0) | (np.diff(log.timestamps.take(rows)) != 0)
     if log.order is not None:
         differs |= log.order.differs(rows)

@@ -42,7 +42,7 @@ FORMAT, FORMER_FORMATS = "longrec-bundle-3", ("longrec-bundle-1", "longrec-bundl
 MANIFEST, DIGEST, PROGRAM, GOLDEN = "manifest.json", "manifest.sha256", "program.onnx", "golden.json"
 SCHEMA, USERS, ITEMS, HISTORY, TOKENS, KNOWLEDGE = "schema", "users", "items", "history", "tokens", "knowledge"
 WEIGHTS, INDEX, LISTS = "weights.bin", "index.npy", "index.lists"
-RANKER, ENCODER, RETRIEVER = "ranker", "encoder", "retriever"
+RANKER, ENCODER, RETRIEVER, RERANKER = "ranker", "encoder", "retriever", "reranker"
 _SHOWN = ("users", "items", "events")
 EXPORT_AGAIN = "copy the bundle again, or export it again"
 
@@ -75,7 +75,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
     Attributes:
         version: LongRec version of the exporter.
-        kind: ranker, encoder or retriever.
+        kind: ranker, encoder, retriever or reranker.
         programs: programs by name, see ``exporting/programs.py``.
         counts: users, items, events, features, histories.
         source: origin, as passed by the exporter.

@@ -20,9 +20,13 @@ from longrec.features.fields import RENAMED_COLUMNS, Field, Fields
 SCORE, ENCODE, USERS_PROGRAM, ITEMS_PROGRAM = "score", "encode", "users", "items"
 """Names of programs, see ``exporting/programs.py``."""
 OUTPUT = "score"
-"""Output of a ranker: float32 probabilities ``[C]``. Of a retriever: float32 scores ``[I]`` of the catalog."""
+"""Output of a ranker: float32 probabilities ``[C]``. Of a re-ranker: float32 probabilities ``[C]`` over the list. Of a
+retriever: float32 scores ``[I]`` of the catalog.
+"""
 TASK_OUTPUT = "task."
 """Prefix of further outputs of a ranker of several tasks: float32 probabilities ``[C]`` of each, ``label`` first."""
+RANKS_OUTPUT = "initial_rank"
+"""Second output of a re-ranker: int32 ranks ``[C]`` in the initial list, 0 for the first item."""
 VECTORS_OUTPUT = "vectors"
 """Output of a vector retriever: float32 vectors ``[K, D]`` of a request, or ``[I, D]`` of items."""
 TOKEN_OUTPUT, CODES_OUTPUT = "token", "codes"

@@ -24,12 +24,12 @@ from longrec.exporting.golden import (
     mask_undecodable,
 )
 from longrec.exporting.scale import Scale
-from longrec.features.batch import Batch, HistoryBatch, Jagged
+from longrec.features.batch import Batch, HistoryBatch, Jagged, Layout
 from longrec.features.entity_table import EntityTable
 from longrec.features.feature_encoders import Lists, NumericListEncoder
 from longrec.features.fitted_schema import FittedSchema, concat_lists, gather_lists
 from longrec.features.raw_columns import Column, encode_calendar, encode_candidates, encode_context, list_row_features
-from longrec.models.core.kinds import Encoder, Retriever
+from longrec.models.core.kinds import Encoder, Reranker, Retriever
 from longrec.pipeline.rank import select_top
 
 
@@ -44,6 +44,24 @@ def build_golden_request(
     with torch.no_grad():
         scores = torch.sigmoid(model.eval()(build_ragged_batch(fitted, users, items, sample)))
     return GoldenRequest(build_request(fitted, users, items, sample), scores.tolist())
+
+
+def build_golden_list(
+    model: Reranker, fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample
+) -> GoldenRequest:
+    """Build the golden request of a list, with the probabilities of its items in their order."""
+    with torch.no_grad():
+        scores = model.eval().score_lists(build_list_batch(fitted, users, items, sample))
+    return GoldenRequest(build_request(fitted, users, items, sample), scores.probability.tolist())
+
+
+def build_list_batch(fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample) -> Batch:
+    """Build the batch of one list in the form of training: the candidates of one request, with one history."""
+    ragged = build_ragged_batch(fitted, users, items, sample)
+    request = build_request_batch(fitted, users, items, sample)
+    own = [field.name for field in fitted.fields().features if field.side == "item"]
+    layout = Layout.grouped(1, np.zeros(len(sample.items), np.int64))
+    return replace(request, layout=layout, candidates={name: ragged.candidates[name] for name in own})
 
 
 def build_golden_tokens(

@@ -21,6 +21,7 @@ from torch.onnx import ONNXProgram
 
 from longrec.errors import BundleError
 from longrec.exporting.inputs import CODES_OUTPUT, OUTPUT, TASK_OUTPUT, TOKEN_OUTPUT, Input, make_random_tensors
+from longrec.exporting.runtime import Program
 from longrec.exporting.weights import write_program
 from longrec.features.batch import Batch, Column, HistoryBatch, Jagged, Layout
 from longrec.models.core.kinds import Encoder, Ranker
@@ -42,6 +43,20 @@ class ProgramModule(nn.Module):
         super().__init__()
         self.model, self.inputs = model, tuple(inputs)
 
+    @property
+    def compared(self) -> list[str]:
+        """Names of the outputs that an exported program must return like torch. Default the first."""
+        return [self.outputs[0]]
+
+    def compute_expected(self, tensors: Mapping[str, NDArray[Any]], program: Program, where: str) -> list[NDArray[Any]]:
+        """Return these outputs for flat tensors by torch.
+
+        Args:
+            program: the exported program, of a module whose output depends on its other outputs.
+            where: name of the check, for messages.
+        """
+        return run_torch(self, tensors)[: len(self.compared)]
+
 
 class SharedModel(ProgramModule):
     """A ranker or an encoder.
@@ -57,6 +72,11 @@ class SharedModel(ProgramModule):
             self.outputs = (OUTPUT, *(f"{TASK_OUTPUT}{name}" for name in (LABEL, *model.targets)))
         if isinstance(model, Encoder):
             self.outputs = (TOKEN_OUTPUT,) if model.codebooks() is None else (TOKEN_OUTPUT, CODES_OUTPUT)
+
+    @property
+    def compared(self) -> list[str]:
+        """The probabilities of a ranker, or the vectors of an encoder."""
+        return [self.outputs[0]] if isinstance(self.model, Encoder) else list(self.outputs)
 
     def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return probabilities of a ranker (and of its tasks), or vectors (and codes) of an encoder."""

@@ -1,6 +1,7 @@
 """Programs of each kind of model, as functions of flat tensors.
 
 Ranker             score     one request and its C candidates -> probabilities [C]
+Reranker           score     one request and its list of C candidates -> probabilities over the list [C], and ranks
 Encoder            encode    one request and its C candidates -> vectors [C, W], and codes
 VectorRetriever    users     one request -> vectors [K, D]
                    items     I items -> vectors [I, D]
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from longrec.errors import BundleError
 from longrec.exporting.inputs import ENCODE, ITEMS_PROGRAM, OUTPUT, SCORE, USERS_PROGRAM, VECTORS_OUTPUT, Input
+from longrec.exporting.list_program import ListProgram
 from longrec.exporting.program import ProgramModule, SharedModel, build_shared_batch
 from longrec.features.batch import Batch, Column, Layout
 from longrec.models.core.base import Model
-from longrec.models.core.kinds import Encoder, Retriever, VectorRetriever
+from longrec.models.core.kinds import Encoder, Reranker, Retriever, VectorRetriever
 
 
 class UserTower(ProgramModule):
@@ -86,6 +88,8 @@ def build_programs(model: Model, inputs: Sequence[Input]) -> dict[str, ProgramMo
         programs = {USERS_PROGRAM: UserTower(model, request), ITEMS_PROGRAM: ItemTower(model, items)}
     elif isinstance(model, Retriever):
         programs = {SCORE: CatalogScores(model, inputs)}
+    elif isinstance(model, Reranker):
+        programs = {SCORE: ListProgram(model, inputs)}
     else:
         programs = {ENCODE if isinstance(model, Encoder) else SCORE: SharedModel(model, inputs)}
     return {name: program.eval() for name, program in programs.items()}

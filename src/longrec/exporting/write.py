@@ -39,7 +39,7 @@ from longrec.features.history_columns import list_event_columns
 from longrec.features.vocabulary import Keys
 from longrec.index.build import IndexFacts, IndexSettings, Queries
 from longrec.models.core.base import Model
-from longrec.models.core.kinds import Encoder, Retriever
+from longrec.models.core.kinds import Encoder, Reranker, Retriever
 from longrec.models.core.registry import name_of
 from longrec.progress import Progress
 from longrec.store.knowledge_store import KnowledgeStore
@@ -93,7 +93,7 @@ def export(
     """Write a bundle, or nothing if a check fails.
 
     Args:
-        model: a ranker, a retriever or an encoder. Of a model that trains another one, that is exported
+        model: a ranker, a re-ranker, a retriever or an encoder. Of a model that trains another one, that is exported
             (``Model.served``).
         log: folder of the prepared log. Schema, users, items and events are copied from it.
         golden: requests with offline scores, see ``offline.build_golden_request`` and ``build_golden_retrieval``.
@@ -285,6 +285,8 @@ class _BundleWriter:
 def _get_kind(model: Model) -> str:
     if isinstance(model, Encoder):
         return bundle.ENCODER
+    if isinstance(model, Reranker):
+        return bundle.RERANKER
     return bundle.RETRIEVER if isinstance(model, Retriever) else bundle.RANKER
 
 

@@ -61,7 +61,7 @@ class Comparison(Tabular):
         split: name of the rows, or empty.
         warnings: one sentence per reason to read the metrics of a run with caution.
         sample_weight: column of the row weights. None without weights.
-        objective: what was predicted: ``clicks``, or ``next_item``.
+        objective: what was predicted: ``clicks``, ``lists`` or ``next_item``.
     """
 
     baseline: str

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from longrec.models.bst import BST
     from longrec.models.can import CAN
     from longrec.models.core.base import Model
-    from longrec.models.core.kinds import Encoder, Extractor, FittedRetriever, Ranker, Retriever, VectorRetriever
+    from longrec.models.core.kinds import (
+        Encoder,
+        Extractor,
+        FittedRetriever,
+        Ranker,
+        Reranker,
+        Retriever,
+        VectorRetriever,
+    )
     from longrec.models.core.top import EmbeddingConfig, TopConfig, TopRanker
     from longrec.models.covisit import CoVisit
     from longrec.models.dcn import DCN
@@ -46,6 +54,7 @@ if TYPE_CHECKING:
     from longrec.models.pnn import PNN
     from longrec.models.pooling import Pooling
     from longrec.models.popularity import Popularity
+    from longrec.models.prm import PRM
     from longrec.models.res_embedding import ResEmbedding
     from longrec.models.rocket_launching import RocketLaunching
     from longrec.models.sasrec import SASRec
@@ -91,9 +100,11 @@ _MODULES = {
     "MultiTower": "multi_tower",
     "PLE": "ple",
     "PNN": "pnn",
+    "PRM": "prm",
     "Pooling": "pooling",
     "Popularity": "popularity",
     "Ranker": "core.kinds",
+    "Reranker": "core.kinds",
     "ResEmbedding": "res_embedding",
     "Retriever": "core.kinds",
     "RocketLaunching": "rocket_launching",
@@ -129,6 +140,7 @@ __all__ = [
     "LR",
     "PLE",
     "PNN",
+    "PRM",
     "ATRank",
     "CoVisit",
     "DeepFM",
@@ -147,6 +159,7 @@ __all__ = [
     "Pooling",
     "Popularity",
     "Ranker",
+    "Reranker",
     "ResEmbedding",
     "Retriever",
     "RocketLaunching",

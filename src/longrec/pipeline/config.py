@@ -21,7 +21,7 @@ _Deadline = Annotated[float | None, Field(gt=0)]
 DEADLINE = (
     "Milliseconds since the request began. If the stage has not begun by then, it is left out and the answer says so."
 )
-Method = Literal["mmr", "dpp", "spacing"]
+Method = Literal["mmr", "dpp", "spacing", "model"]
 
 
 class RecallSource(Strict):
@@ -104,10 +104,12 @@ class RerankConfig(Strict):
         "mmr": ("lambda", "vectors", "attribute"),
         "dpp": ("theta", "window", "vectors", "attribute"),
         "spacing": ("attribute", "at_most", "within"),
+        "model": ("bundle",),
     }
     method: Method = Field(
         description="`mmr`: maximal marginal relevance. `dpp`: determinantal point process. `spacing`: `at_most` "
-        "items of one value of an attribute in any `within` neighboring positions."
+        "items of one value of an attribute in any `within` neighboring positions. `model`: a trained "
+        "re-ranker of whole lists."
     )
     count: int | None = Field(
         None, gt=0, description="Number of items to keep, or `k` if that is more. Default all. The rest is cut off."
@@ -127,6 +129,7 @@ class RerankConfig(Strict):
     attribute: str | None = Field(
         None, description="Feature of the item, of kind id, multi_id or bucketized, whose values say so instead."
     )
+    bundle: str | None = Field(None, description="Bundle of a re-ranker, with method `model`.")
     deadline_ms: _Deadline = Field(None, description=f"{DEADLINE} The order of the stage before then stays.")
 
     @model_validator(mode="after")
@@ -139,7 +142,9 @@ class RerankConfig(Strict):
         ]
         if self.method == "spacing" and self.attribute is None:
             faults.append("spacing needs attribute, the feature of the item whose values are spaced")
-        elif self.method != "spacing" and (self.vectors is None) == (self.attribute is None):
+        elif self.method == "model" and self.bundle is None:
+            faults.append("model needs bundle, the bundle of a re-ranker")
+        elif self.method in ("mmr", "dpp") and (self.vectors is None) == (self.attribute is None):
             faults.append(
                 f"{self.method} needs either vectors, a source in recall, or attribute, a feature of the item"
             )

@@ -4,11 +4,11 @@ Chen, Zhang, Zhou, NeurIPS 2018. https://arxiv.org/abs/1709.05135
 
 A set of items is as good as the determinant of its kernel, which is the squared volume that its vectors span:
 
-    L = diag(q) S diag(q)    S_ij = <f_i, f_j>, |f_i| = 1    q_i = exp(alpha r_i)    alpha = theta / (2 (1 - theta))
+    L = diag(q) S diag(q)    S_ij = (1 + <f_i, f_j>) / 2    q_i = exp(alpha r_i)    alpha = theta / (2 (1 - theta))
     log det L_Y = 2 alpha sum_{i in Y} r_i + log det S_Y
 
-Greedy: the next item is the one that raises log det L_Y most. The increase is log d_i^2, with the Cholesky factor of S
-extended by one row per chosen item j (c_i is the row of item i, s_i^2 what is left of S_ii):
+f are unit vectors. Greedy: the next item is the one that raises log det L_Y most. The increase is log d_i^2, with the
+Cholesky factor of S extended by one row per chosen item j (c_i is the row of item i, s_i^2 what is left of S_ii):
 
     log d_i^2 = 2 alpha r_i + log s_i^2
     e_i = (S_ji - <c_j, c_i>) / s_j        c_i <- [c_i, e_i]        s_i^2 <- s_i^2 - e_i^2
@@ -17,6 +17,7 @@ No matrix is inverted, and S is never formed: O(N K^2 + N K D). With a window of
 items repel the next one. The oldest row of the factor is removed by w - 1 rotations: O(N K w + N K D).
 
 Differences from the paper
+    - S is not the plain inner product, by which opposite vectors would be as similar as equal ones;
     - q is kept out of the factor (that of L is q times that of S), so that no exponential overflows, and eps is
       compared with s^2, which has no unit;
     - r is relevance scaled to 0 .. 1 within the list, so that theta means the same for every ranker;
@@ -49,7 +50,8 @@ def dpp(
 
     Args:
         relevance_N: score of every item, in any unit. Higher is better.
-        vectors_ND: vector of every item, of any length. A zero vector is similar to no item.
+        vectors_ND: vector of every item, of any length. A zero vector is as different from all items as an orthogonal
+            one.
         k: number of items.
         theta: trade-off. 1 sorts by relevance, 0 regards diversity alone.
         window: number of consecutive items that are diverse. None for the whole list.
@@ -112,10 +114,11 @@ class _Factor:
 
     def __init__(self, f_ND: Floats, capacity: int) -> None:
         self.rows, self.capacity = 0, capacity
-        self._f_ND = f_ND
+        # With one more number in every vector, inner products are (1 + <f_i, f_j>) / 2.
+        self._f_ND = np.concatenate([f_ND, np.ones((len(f_ND), 1))], 1) / math.sqrt(2)
         self._zero_N = ~f_ND.any(1)
         self._c_TN = np.zeros((capacity, len(f_ND)))
-        self._rest_N = np.ones(len(f_ND))  # S_ii of a zero vector is 1 too: it is similar to itself alone
+        self._rest_N = np.ones(len(f_ND))  # S_ii of a zero vector is 1 too
         self._items: list[int] = []
 
     def log_rest(self) -> Floats:
@@ -137,14 +140,11 @@ class _Factor:
 
     def remove_oldest(self) -> None:
         """Condition on the oldest item no longer: rotate its column of the factor into the others."""
-        c_TN = self._c_TN
-        oldest_N = c_TN[0].copy()
         for row in range(1, self.rows):
-            item = self._items[row]
-            length = math.hypot(c_TN[row, item], oldest_N[item])
-            cos, sin = c_TN[row, item] / length, oldest_N[item] / length
-            c_TN[row - 1] = cos * c_TN[row] + sin * oldest_N
-            oldest_N = cos * oldest_N - sin * c_TN[row]
-        self._rest_N += oldest_N * oldest_N
+            pair_2N = self._c_TN[row - 1 : row + 1]  # the oldest column, rotated so far, and that of this row
+            oldest, own = pair_2N[:, self._items[row]].tolist()
+            length = math.hypot(oldest, own)
+            pair_2N[:] = np.array([[oldest / length, own / length], [own / length, -oldest / length]]) @ pair_2N
+        self._rest_N += self._c_TN[self.rows - 1] ** 2
         self._items.pop(0)
         self.rows -= 1

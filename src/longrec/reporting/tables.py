@@ -174,13 +174,18 @@ def format_metric_name(key: str) -> str:
 
     >>> format_metric_name("auc"), format_metric_name("log_loss.buy"), format_metric_name("hr@10")
     ('AUC', 'Log loss of buy', 'HR@10')
+    >>> format_metric_name("ndcg@5.base"), format_metric_name("ndcg@5.gain")
+    ('NDCG@5 of base', 'gain in NDCG@5')
     """
     metric, _, task = key.partition(".")
     base, at, cut = metric.partition("@")
     if base.startswith(SAMPLED):
         return f"sampled {format_metric_name(key.removeprefix(SAMPLED))}"
     if label := (RANK_LABELS | LIST_LABELS).get(base):
-        return f"{label[0]}{at}{cut}"
+        shown = f"{label[0]}{at}{cut}"
+        if not task:
+            return shown
+        return f"gain in {shown}" if task == "gain" else f"{shown} of {task}"
     name = METRIC_LABELS[metric][0] if metric in METRIC_LABELS else metric.replace("_", " ")
     return f"{name} of {task}" if task else name
 

@@ -6,17 +6,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from longrec.errors import BundleError, ConfigError, DataError, nearest
-from longrec.exporting.bundle import RANKER, RETRIEVER
+from longrec.exporting.bundle import RANKER, RERANKER, RETRIEVER
 from longrec.exporting.inputs import SCORE, USERS_PROGRAM
 from longrec.exporting.item_columns import read_item_columns
 from longrec.features.raw_columns import list_candidate_columns
-from longrec.pipeline.config import PipelineConfig, PrerankConfig
+from longrec.pipeline.config import PipelineConfig
 from longrec.pipeline.formula import Formula
 from longrec.pipeline.mix_config import Selection
 from longrec.serve.bundle_headers import BundleHeader
 from longrec.serve.item_attributes import KINDS, encode_value, is_attribute
 from longrec.serve.item_conditions import ItemConditions
 from longrec.serve.rank_stage import list_formula_names
+
+_KINDS = {"recall": RETRIEVER, "rerank": RERANKER}
 
 
 def list_bundles(config: PipelineConfig) -> dict[str, str]:
@@ -25,6 +27,7 @@ def list_bundles(config: PipelineConfig) -> dict[str, str]:
     for section, own in (("prerank", config.prerank), ("rank", config.rank)):
         if own is not None:
             bundles[f"{section}.bundle"] = own.bundle
+    bundles |= {f"rerank.{at}.bundle": one.bundle for at, one in enumerate(config.rerank) if one.bundle is not None}
     return bundles
 
 
@@ -43,7 +46,7 @@ def check_pipeline(config: PipelineConfig, folder: Path, where: str) -> dict[str
     """
     headers, faults = dict[str, BundleHeader](), list[str]()
     for key, path in list_bundles(config).items():
-        wanted = RETRIEVER if key.startswith("recall.") else RANKER
+        wanted = _KINDS.get(key.partition(".")[0], RANKER)
         try:
             header = BundleHeader.read(folder / path)
         except BundleError as error:
@@ -57,8 +60,11 @@ def check_pipeline(config: PipelineConfig, folder: Path, where: str) -> dict[str
     faults += _list_unit_faults(headers)
     if not faults:  # what follows reads the bundles of right kinds
         for section, own in (("prerank", config.prerank), ("rank", config.rank)):
-            if own is not None:
-                faults += _list_ranker_faults(section, own, headers[f"{section}.bundle"])
+            if own is not None and own.score is not None:
+                faults += _list_formula_faults(section, own.score, headers[f"{section}.bundle"])
+        for key, header in headers.items():
+            if not key.startswith("recall."):
+                faults += _list_candidate_faults(key, header)
         faults += _list_filter_faults(config, headers)
         faults += _list_rerank_faults(config, headers)
         faults += _list_mix_faults(config, headers)
@@ -84,16 +90,15 @@ def _list_unit_faults(headers: Mapping[str, BundleHeader]) -> Iterator[str]:
             yield f"{key}: a bundle of a schema without user or item; expected one with both"
 
 
-def _list_ranker_faults(section: str, config: PrerankConfig, header: BundleHeader) -> Iterator[str]:
-    if columns := list_candidate_columns(header.fitted):
-        yield (
-            f"{section}.bundle: a ranker that reads columns of the candidate ({', '.join(columns)}); expected one "
-            "without them, because retrieved items have none"
-        )
-    if config.score is not None:
-        outputs = [output.name for output in header.manifest.programs[SCORE].outputs]
-        names = tuple(list_formula_names(outputs))
-        yield from (f"{section}.score: {fault}" for fault in Formula(config.score).check_names(names))
+def _list_candidate_faults(key: str, header: BundleHeader) -> list[str]:
+    columns = list_candidate_columns(header.fitted)
+    expected = "one without them, because retrieved items have none"
+    return [f"{key}: reads columns of the candidate ({', '.join(columns)}); expected {expected}"] if columns else []
+
+
+def _list_formula_faults(section: str, formula: str, header: BundleHeader) -> list[str]:
+    outputs = [output.name for output in header.manifest.programs[SCORE].outputs]
+    return [f"{section}.score: {fault}" for fault in Formula(formula).check_names(tuple(list_formula_names(outputs)))]
 
 
 def _list_filter_faults(config: PipelineConfig, headers: Mapping[str, BundleHeader]) -> list[str]:

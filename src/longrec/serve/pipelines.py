@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from longrec.exporting.bundle import RETRIEVER, Bundle
+from longrec.exporting.bundle import RERANKER, RETRIEVER, Bundle
 from longrec.features.duration import parse_duration
 from longrec.pipeline.config import MergeConfig, PipelineConfig, PrerankConfig, RankConfig, RecallSource, RerankConfig
 from longrec.pipeline.deadline import Deadline
@@ -21,12 +21,19 @@ from longrec.pipeline.rank import TopStage
 from longrec.pipeline.stage import Query, Stage, Stages
 from longrec.pipeline.trace import SOURCE
 from longrec.serve.bundle_headers import BundleHeader
+from longrec.serve.diversity_stages import (
+    AttributeSimilarity,
+    DiversityStage,
+    Similarity,
+    SpacingStage,
+    VectorSimilarity,
+)
 from longrec.serve.item_attributes import ItemAttribute, ItemVectors, is_attribute
 from longrec.serve.mix_stage import MixStage, count_keys
 from longrec.serve.open_model import OpenModel
 from longrec.serve.pipeline_checks import list_bundles
 from longrec.serve.rank_stage import RankStage
-from longrec.serve.rerank_stage import AttributeSimilarity, DiversityStage, Similarity, SpacingStage, VectorSimilarity
+from longrec.serve.rerank_stage import RerankStage
 from longrec.serve.retrieve_stage import RetrieveStage
 from longrec.serve.shown_items import ShownItems
 from longrec.serve.source_stage import SourceStage
@@ -51,6 +58,8 @@ def build_bundle_routes(model: OpenModel) -> dict[str, Stages]:
     """Return the stages of a bundle that is served alone, by route."""
     if model.bundle.manifest.kind == RETRIEVER:
         return {RECOMMEND: Stages([RetrieveStage(model)])}
+    if model.bundle.manifest.kind == RERANKER:
+        return {RANK: Stages([RerankStage(model)])}
     return {RANK: Stages([RankStage(model)])}
 
 
@@ -80,8 +89,10 @@ class OpenedPipeline:
         content = config.model_dump(mode="json", by_alias=True)
         bundles = {key: model.bundle.digest for key, model in models.items()}
         for key in bundles:  # the same bundle in another folder computes the same
-            section, *rest = key.split(".")
-            inner = content[section][rest[0]] if section == "recall" else content[section]
+            section, *name, _ = key.split(".")
+            inner = content[section]
+            for one in name:
+                inner = inner[int(one) if isinstance(inner, list) else one]
             inner.pop("bundle")
         content.pop("log")
         digest = hashlib.sha256(orjson.dumps([content, bundles], option=orjson.OPT_SORT_KEYS)).hexdigest()
@@ -104,7 +115,16 @@ class OpenedPipeline:
         config = self.config
         merged = ["merge"] if len(config.recall) > 1 else []
         rankers = [name for name, own in (("prerank", config.prerank), ("rank", config.rank)) if own is not None]
-        return [*(f"{SOURCE}{name}" for name in config.recall), *merged, *rankers]
+        rerankers = [name for name, one in zip(self._list_rerank_names(), config.rerank) if one.method == "model"]
+        return [*(f"{SOURCE}{name}" for name in config.recall), *merged, *rankers, *rerankers]
+
+    def _list_rerank_names(self) -> list[str]:
+        """Return the names of the stages of re-ranking: ``rerank.mmr``, ``rerank.mmr.2``."""
+        names = list[str]()
+        for one in self.config.rerank:
+            name, same = f"rerank.{one.method}", sum(other.startswith(f"rerank.{one.method}") for other in names)
+            names.append(f"{name}.{same + 1}" if same else name)
+        return names
 
     def _build_stages(self) -> Iterator[Stage]:
         config = self.config
@@ -120,10 +140,8 @@ class OpenedPipeline:
         for section, own in (("prerank", config.prerank), ("rank", config.rank)):
             if own is not None:
                 yield self._build_ranker(section, own)
-        for at, one in enumerate(config.rerank):
-            same = sum(other.method == one.method for other in config.rerank[:at])
-            name = f"rerank.{one.method}" + (f".{same + 1}" if same else "")
-            yield _with_deadline(self._build_rerank(one, name), one.deadline_ms, one.count)
+        for at, (one, name) in enumerate(zip(config.rerank, self._list_rerank_names())):
+            yield _with_deadline(self._build_rerank(one, at, name), one.deadline_ms, one.count)
         if config.mix is not None:
             yield self._build_mix()
         yield TopStage()
@@ -146,7 +164,9 @@ class OpenedPipeline:
         )
         return _with_deadline(stage, config.deadline_ms, config.count)
 
-    def _build_rerank(self, config: RerankConfig, name: str) -> Stage:
+    def _build_rerank(self, config: RerankConfig, at: int, name: str) -> Stage:
+        if config.method == "model":
+            return RerankStage(self.models[f"rerank.{at}.bundle"], True, name, count=config.count)
         if config.method == "spacing":
             return SpacingStage(config, self._get_attribute(str(config.attribute)), name)
         similarity: Similarity

@@ -16,7 +16,7 @@ from longrec.pipeline.rank import rank
 from longrec.pipeline.stage import Query
 from longrec.pipeline.trace import UNKNOWN
 from longrec.serve.open_model import OpenModel
-from longrec.serve.request_encoder import EncodedCandidates, EncodedQuery
+from longrec.serve.request_encoder import EncodedCandidates, EncodedQuery, RequestEncoder
 
 _CHUNK_POSITIONS, _CHUNK_CANDIDATES = 10_000, 256
 """Largest number of pairs of candidate and past event, and of candidates, scored at once, to fit the CPU cache."""
@@ -60,11 +60,7 @@ class RankStage:
         """
         encoded = query.encode(self._encoder)
         if self.drop_unknown and len(candidates):
-            rows = self._encoder.find_items(candidates.keys)
-            if not rows.all():
-                if query.trace is not None:
-                    query.trace.drop(candidates.keys[rows == 0], UNKNOWN)
-                candidates = candidates.take(np.flatnonzero(rows))
+            candidates = drop_unknown_items(candidates, self._encoder, query)
         if not len(candidates):
             return candidates.with_scores(self.name, np.zeros(0, np.float32))
         items = self._encoder.encode_candidates(candidates, query)
@@ -90,6 +86,16 @@ class RankStage:
             do = "add a small number to a divisor, or leave out a negative power"
             raise RequestError(f"{self.name}.score", f"{self._formula.text!r} is not finite", "finite scores", do, 500)
         return scores
+
+
+def drop_unknown_items(candidates: Candidates, encoder: RequestEncoder, query: Query) -> Candidates:
+    """Return the candidates that a bundle knows."""
+    rows = encoder.find_items(candidates.keys)
+    if rows.all():
+        return candidates
+    if query.trace is not None:
+        query.trace.drop(candidates.keys[rows == 0], UNKNOWN)
+    return candidates.take(np.flatnonzero(rows))
 
 
 def list_formula_names(outputs: Iterable[str]) -> dict[str, str]:

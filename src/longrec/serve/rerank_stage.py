@@ -1,111 +1,53 @@
-"""Stages that rearrange a list as a whole: MMR, DPP and spacing, over vectors or attributes of items from a bundle."""
+"""Re-ranking stage: scores a whole list with the re-ranker of one bundle and sorts it, best first."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
 import numpy as np
-from numpy.typing import NDArray
 
+from longrec.exporting.inputs import SCORE
 from longrec.pipeline.candidates import Candidates
-from longrec.pipeline.config import RerankConfig
-from longrec.pipeline.dpp import dpp
-from longrec.pipeline.mmr import mmr
-from longrec.pipeline.spacing import space_categories
+from longrec.pipeline.deadline import cut
+from longrec.pipeline.rank import rank
 from longrec.pipeline.stage import Query
-from longrec.pipeline.trace import DIVERSITY
-from longrec.serve.item_attributes import ItemAttribute, ItemVectors, build_indicators
-
-TRADE_OFF, AT_MOST, WITHIN = 0.7, 1, 3
-"""Defaults of ``lambda`` and ``theta``, and of spacing."""
+from longrec.serve.open_model import OpenModel
+from longrec.serve.rank_stage import drop_unknown_items
 
 
-class Similarity(Protocol):
-    """Vectors of items, whose products say how similar they are."""
+class RerankStage:
+    """Stage that orders a list again with a re-ranker, highest probability first. Equal ones keep their order.
 
-    def read(self, keys: NDArray[Any], timestamp: int) -> NDArray[Any]:
-        """Return the vector of every item, ``[C, D]``."""
-        ...
-
-
-class VectorSimilarity:
-    """Vectors of a retriever."""
-
-    def __init__(self, vectors: ItemVectors) -> None:
-        self._vectors = vectors
-
-    def read(self, keys: NDArray[Any], timestamp: int) -> NDArray[Any]:
-        """Return the vector of every item, ``[C, D]``."""
-        return self._vectors.read(keys)
-
-
-class AttributeSimilarity:
-    """Indicators of the values of an attribute."""
-
-    def __init__(self, attribute: ItemAttribute) -> None:
-        self._attribute = attribute
-
-    def read(self, keys: NDArray[Any], timestamp: int) -> NDArray[Any]:
-        """Return a vector with a one for each value of every item, ``[C, V]``."""
-        return build_indicators(self._attribute.read(keys, timestamp))
-
-
-class DiversityStage:
-    """Stage that rearranges candidates by MMR or DPP.
+    The list is scored in one run of the program, because its items see each other. Their order before this stage does
+    not matter: the program computes the initial list of the re-ranker's own base. The scores are probabilities over the
+    list, which sum up to 1.
 
     Args:
-        config: method and its settings.
-        similarity: vectors of items.
-        name: name of the stage.
+        model: the re-ranker.
+        drop_unknown: drop items that the re-ranker does not know, of candidates that another model retrieved.
+        name: name of the stage and of its scores.
+        count: number of items that it keeps, or k if that is more. None for all.
     """
 
-    def __init__(self, config: RerankConfig, similarity: Similarity, name: str) -> None:
-        self.config, self.name, self._similarity = config, name, similarity
+    def __init__(
+        self, model: OpenModel, drop_unknown: bool = False, name: str = "rerank", *, count: int | None = None
+    ) -> None:
+        self.model, self.drop_unknown, self.name, self.count = model, drop_unknown, name, count
+        self._program, self._encoder = model.programs[SCORE], model.encoder
 
     def __call__(self, candidates: Candidates, query: Query) -> Candidates:
-        """Rearrange candidates by relevance and diversity, and keep the first."""
-        config, total = self.config, len(candidates)
-        if total < 2:
-            return candidates
-        keep = total if config.count is None else min(total, max(config.count, query.k))
-        relevance, vectors = get_relevance(candidates), self._similarity.read(candidates.keys, query.timestamp)
-        if config.method == "mmr":
-            order = mmr(relevance, vectors, keep, TRADE_OFF if config.trade_off is None else config.trade_off)
-        else:
-            order, _ = dpp(relevance, vectors, keep, TRADE_OFF if config.theta is None else config.theta, config.window)
-        if query.trace is not None:
-            query.trace.drop(candidates.keys[np.setdiff1d(np.arange(keep), order)], DIVERSITY)
-        return candidates.take(order)
+        """Score and sort candidates.
 
-
-class SpacingStage:
-    """Stage that moves items of one value of an attribute apart. The first value of an item with several counts.
-
-    Args:
-        config: its settings.
-        attribute: the attribute.
-        name: name of the stage.
-    """
-
-    def __init__(self, config: RerankConfig, attribute: ItemAttribute, name: str) -> None:
-        self.config, self.name, self._attribute = config, name, attribute
-
-    def __call__(self, candidates: Candidates, query: Query) -> Candidates:
-        """Move candidates of one value apart, and keep the first."""
-        config, total = self.config, len(candidates)
-        if total < 2:
-            return candidates
-        values = self._attribute.read(candidates.keys, query.timestamp)
-        order, _ = space_categories(
-            [own[0] if own else None for own in values], config.at_most or AT_MOST, config.within or WITHIN
-        )
-        keep = total if config.count is None else min(total, max(config.count, query.k))
-        if query.trace is not None:
-            query.trace.drop(candidates.keys[np.setdiff1d(np.arange(keep), order[:keep])], DIVERSITY)
-        return candidates.take(order[:keep])
-
-
-def get_relevance(candidates: Candidates) -> NDArray[np.float64]:
-    """Return the scores of the last stage, or descending ranks if some candidates have none, float64 ``[C]``."""
-    scores = candidates.score.astype(np.float64)
-    return scores if np.isfinite(scores).all() else -np.arange(len(candidates), dtype=np.float64)
+        Raises:
+            RequestError: if the request does not fit the bundle. Then no candidate is scored.
+            LongRecError: if a score is not finite.
+        """
+        if not len(candidates):
+            return candidates.with_scores(self.name, np.zeros(0, np.float32))
+        encoded = query.encode(self._encoder)
+        if self.drop_unknown:
+            candidates = drop_unknown_items(candidates, self._encoder, query)
+        items = self._encoder.encode_candidates(candidates, query)
+        scores = np.zeros(0, np.float32)
+        if len(candidates):
+            inputs = {**encoded.inputs, **self._encoder.build_item_tensors(items, query.timestamp)}
+            scores = self._program.run(inputs)
+        return cut(rank(candidates, scores, self.name), self.count, query)

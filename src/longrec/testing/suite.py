@@ -10,7 +10,7 @@ import torch
 from longrec.errors import ConfigError, UnknownName
 from longrec.features.fields import Fields
 from longrec.models.core.base import Model
-from longrec.models.core.kinds import Encoder, FittedRetriever, Ranker, Retriever, VectorRetriever
+from longrec.models.core.kinds import Encoder, FittedRetriever, Ranker, Reranker, Retriever, VectorRetriever
 from longrec.models.core.registry import find, name_of_class
 from longrec.testing import (
     core,
@@ -19,6 +19,7 @@ from longrec.testing import (
     inputs,
     programs,
     rankers,
+    rerankers,
     retriever_programs,
     retrievers,
     texts,
@@ -45,9 +46,12 @@ RETRIEVERS: tuple[Check, ...] = (
     *texts.CHECKS,
 )
 """Checks of every retriever."""
+RERANKERS: tuple[Check, ...] = (*rerankers.CHECKS, core.check_same_seed_same_weights, *texts.CHECKS)
+"""Checks of every re-ranker."""
 BY_KIND: dict[type, tuple[Check, ...]] = {
     Ranker: (*SCORERS, *rankers.CHECKS),
     Encoder: (*SCORERS, *encoders.CHECKS),
+    Reranker: RERANKERS,
     Retriever: RETRIEVERS,
     VectorRetriever: retrievers.OF_VECTORS,
     FittedRetriever: retrievers.OF_COUNTS,

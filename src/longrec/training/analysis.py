@@ -1,6 +1,7 @@
 """Analysis of finished runs beyond their metrics: simple references, segments of rows, and explained samples.
 
-Each objective has its own (``click_analysis.py``, ``next_item_analysis.py``). Reports combine them (``run_report.py``).
+Each objective has its own (``click_analysis.py``, ``list_analysis.py``, ``next_item_analysis.py``). Reports combine
+them (``run_report.py``).
 """
 
 from __future__ import annotations

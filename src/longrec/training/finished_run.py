@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from longrec.models.core.base import Model
     from longrec.training.objectives.objective import Objective
 
-OBJECTIVE_NAMES = ("clicks", "next_item")
+OBJECTIVE_NAMES = ("clicks", "lists", "next_item")
 """Names of ``training/objectives``, which a run may have."""
 
 

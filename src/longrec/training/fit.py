@@ -21,9 +21,10 @@ from longrec.errors import ConfigError
 from longrec.models.core import artifact
 from longrec.models.core import registry as models
 from longrec.models.core.base import Model
-from longrec.models.core.kinds import FittedRetriever
+from longrec.models.core.kinds import FittedRetriever, Reranker
 from longrec.training import checkpoint
 from longrec.training.device import choose_device, prepare_torch
+from longrec.training.earlier_base import check_earlier_base
 from longrec.training.finished_run import Run, open_earlier_run, open_log, open_run, read_log, require_run
 from longrec.training.fitted import fit_model
 from longrec.training.folder import create_run_folder, lock_folder, record_resume, require_free, warm_start_warnings
@@ -295,8 +296,11 @@ def _check_seen_labels(job: Job, log: Log, model: Model) -> tuple[SeenLabels, li
     seen = compute_seen_labels(log, model.targets)
     if job.fit.init_from is None:
         return seen, []
-    before = read_seen_labels(open_earlier_run(job.fit.init_from, model))
-    warnings = check_warm_start(before, log, f"fit.init_from: {job.fit.init_from}", job.fit.allow_future_weights)
+    run, where = open_earlier_run(job.fit.init_from, model), f"fit.init_from: {job.fit.init_from}"
+    if isinstance(model, Reranker):
+        check_earlier_base(run, log, where)
+    before = read_seen_labels(run)
+    warnings = check_warm_start(before, log, where, job.fit.allow_future_weights)
     return seen.merge(before.with_delays(collect_delays(log.schema))), warnings
 
 

@@ -27,7 +27,7 @@ from longrec.models.core.settings_schema import ModelFacts, find_facts, read_fac
 from longrec.training.job_checks import SOURCES, SchemaFile, find_excess, find_missing_files
 from longrec.training.job_schema import read_schema, resolve_path
 from longrec.training.job_upgrade import is_of_run, upgrade_job
-from longrec.training.objective_settings import ClickSettings, NextItemSettings, ObjectiveSettings
+from longrec.training.objective_settings import ClickSettings, ListSettings, NextItemSettings, ObjectiveSettings
 from longrec.training.settings import EvaluateConfig, FitConfig
 
 if TYPE_CHECKING:
@@ -352,6 +352,8 @@ def _complete_fit(
 ) -> FitConfig:
     """Return the settings of training with the defaults of the model's objective, and check those that it reads."""
     objective: ObjectiveSettings = NextItemSettings() if facts.is_retriever else ClickSettings()
+    if facts.is_reranker:
+        objective = ListSettings()
     faults += objective.find_faults(fit, evaluate)
     monitors = objective.monitors(evaluate)
     if fit.monitor is not None and fit.monitor not in (*monitors, *own_monitors):

@@ -24,7 +24,7 @@ from longrec.data.scratch import SCRATCH, in_use, sweep
 from longrec.data.targets import compute_target
 from longrec.errors import RunError
 from longrec.features.entity_table import EntityTable
-from longrec.models.core.kinds import Encoder, Retriever
+from longrec.models.core.kinds import Encoder, Reranker, Retriever
 from longrec.progress import Progress
 from longrec.training.checkpoint import replace_file
 from longrec.training.predict_run import ScoringRun, load_scorer
@@ -150,6 +150,13 @@ def _check_kind(run: ScoringRun) -> None:
             f"a retriever ({name}), which ranks all items for a request and scores no rows",
             "the run of a ranker",
             f"serve its recommendations: longrec export {run.folder} {run.name}.bundle",
+        )
+    if issubclass(kind, Reranker):
+        raise RunError(
+            str(run.folder),
+            f"a re-ranker ({name}), which orders whole lists and scores no single rows",
+            "the run of a ranker",
+            f"serve it: longrec export {run.folder} {run.name}.bundle, or score a split of its own log",
         )
     if issubclass(kind, Encoder):
         raise RunError(

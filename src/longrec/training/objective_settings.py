@@ -69,3 +69,28 @@ class NextItemSettings(ObjectiveSettings):
         keys = find_set_keys(fit, _RANKER_ONLY, "fit")
         keys += find_set_keys(evaluate, ("sample_weight", "resample"), "evaluate")
         return [f"{key}: is for rankers, and a retriever ranks a catalog; remove it" for key in keys]
+
+
+class ListSettings(ObjectiveSettings):
+    """Settings of the objective ``lists``, of re-rankers."""
+
+    fit_defaults: ClassVar[Mapping[str, Any]] = {"group_requests": True}
+
+    def monitors(self, evaluate: EvaluateConfig) -> Mapping[str, Literal["max", "min"]]:
+        """Return NDCG and HR at each cut, and MRR."""
+        names = [f"{metric}@{cut}" for metric in ("ndcg", "hr") for cut in evaluate.k]
+        return dict.fromkeys([*names, "mrr"], "max")
+
+    def find_faults(self, fit: FitConfig, evaluate: EvaluateConfig) -> list[str]:
+        """Return the settings that break lists apart, and those of other kinds of models."""
+        faults = [
+            f"{key}: a re-ranker learns from whole lists; remove it"
+            for key in find_set_keys(fit, ("negative_rate", "bucket_by_length"), "fit")
+        ]
+        if "group_requests" in fit.model_fields_set and not fit.group_requests:
+            faults.append("fit.group_requests: must be true, because a re-ranker learns from whole lists; remove it")
+        keys = find_set_keys(evaluate, ("recall_k", "seen", "catalog", "valid_rows"), "evaluate")
+        keys += find_set_keys(fit, ("windows", "ties"), "fit")
+        faults += [f"{key}: is for retrievers, which rank a catalog; remove it" for key in keys]
+        keys = find_set_keys(evaluate, ("sample_weight", "resample"), "evaluate")
+        return faults + [f"{key}: is for rankers, and a re-ranker is measured by lists; remove it" for key in keys]

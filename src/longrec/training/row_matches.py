@@ -18,6 +18,7 @@ from torch import Tensor
 from longrec.errors import DataError
 from longrec.features.feature_encoders import (
     FIRST,
+    UNSEEN,
     BucketizedEncoder,
     CrossEncoder,
     Encoder,
@@ -60,6 +61,12 @@ class RowMatch:
         """True if every row stays where it is."""
         every = np.arange(self.before)
         return self.before == self.now and all(np.array_equal(rows, every) for rows in (self.source, self.target))
+
+    def fill_unseen(self) -> RowMatch:
+        """Return these matches, and the row of unseen values as the source of every new row."""
+        new = np.setdiff1d(np.arange(self.now), self.target)
+        source, target = np.concatenate([self.source, np.full(len(new), UNSEEN)]), np.concatenate([self.target, new])
+        return RowMatch(source, target, self.before, self.now, self.by_interval)
 
     def copy(self, former: Tensor, initial: Tensor) -> Tensor:
         """Return a copy of ``initial`` with the matched rows of ``former``."""

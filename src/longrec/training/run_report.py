@@ -19,12 +19,13 @@ from longrec.reporting.tables import format_counts
 from longrec.training.analysis import Analysis, FinishedRun, Reference, count_positives
 from longrec.training.click_analysis import ClickAnalysis
 from longrec.training.device import CPU, prepare_torch
+from longrec.training.list_analysis import ListAnalysis
 from longrec.training.next_item_analysis import NextItemAnalysis
 from longrec.training.row_groups import group_rows
 from longrec.training.same_rows import check_same_rows
 
 FILE = "report.html"
-ANALYSES: dict[str, Analysis] = {"clicks": ClickAnalysis(), "next_item": NextItemAnalysis()}
+ANALYSES: dict[str, Analysis] = {"clicks": ClickAnalysis(), "lists": ListAnalysis(), "next_item": NextItemAnalysis()}
 _LONGEST_NAME = 80
 
 

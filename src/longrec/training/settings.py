@@ -76,8 +76,8 @@ class FitConfig(Strict):
         None,
         min_length=1,
         description="validation metric that selects the best checkpoint: log_loss, auc or gauc of a ranker (the last "
-        "two ignore calibration), ndcg@K, hr@K or mrr of a retriever; default: log_loss of a ranker, ndcg@K of a "
-        "retriever",
+        "two ignore calibration), ndcg@K, hr@K or mrr of a retriever or a re-ranker; default: log_loss of a ranker, "
+        "ndcg@K of the others",
     )
     patience: int = Setting(
         5, ge=0, description="validations without improvement before training stops; 0 never stops early"
@@ -116,7 +116,7 @@ class FitConfig(Strict):
         None,
         min_length=1,
         description="folder of a finished run whose last weights and optimizer state training begins with; rows of "
-        "embedding tables are matched by value; keep_plug may start from a run of its base",
+        "embedding tables are matched by value; keep_plug may start from a run of its base, and prm starts from one",
     )
     reset_optimizer: bool = Setting(
         False, description="let init_from load the weights only, and start with a new optimizer state"
@@ -180,7 +180,7 @@ class EvaluateConfig(Strict):
     sample_weight: str | None = Setting(
         None, description="column with the weight of each row in all metrics, also in validations"
     )
-    k: Cuts = Setting((10,), description="cuts of HR and NDCG of a retriever")
+    k: Cuts = Setting((10,), description="cuts of HR and NDCG of a retriever or a re-ranker")
     recall_k: Cuts = Setting((50, 200), description="cuts of recall of a retriever, for lists that a ranker gets")
     seen: Literal["mask", "mask_same_time", "keep"] = Setting(
         "mask",

@@ -16,7 +16,7 @@ from longrec.models.core.base import Model
 from longrec.models.core.registry import name_of
 from longrec.nn.embedding import Embeddings
 from longrec.training import checkpoint
-from longrec.training.finished_run import open_earlier_run
+from longrec.training.finished_run import Run, open_earlier_run
 from longrec.training.hook_record import read_record
 from longrec.training.hooks import Hooks
 from longrec.training.negative_correction import move_rate
@@ -49,7 +49,9 @@ def warm_start(
     Every tensor of the run must exist in the model under the prefix of the other model (``Model.warm_start_prefix``),
     and the reverse. Tensors outside the prefix, as those of a plug, keep their initial values. Rows of embedding tables
     are matched by the values that they stand for (``training/row_matches.py``). Rows of new values keep their initial
-    values. The last checkpoint is loaded, not the best one, because the optimizer state belongs to it.
+    values. The last checkpoint is loaded, not the best one, because the optimizer state belongs to it. A model with
+    ``starts_from_best`` reads the best weights of another model, without optimizer state, and its rows of new values
+    have the vectors of unseen ones: so this part scores as the run that is served.
 
     Args:
         config: with ``reset_optimizer``, the optimizers keep their initial state.
@@ -60,6 +62,8 @@ def warm_start(
         RunError: no finished run, weights or encodings that do not fit, or another optimizer.
     """
     run = open_earlier_run(run_path, model)
+    if model.starts_from_best and run.results.get("model") != name_of(model):
+        return _load_best(run, model, fitted)
     with torch.random.fork_rng(devices=[]):  # the random generator of the run is not restored
         old = run.model()
         _check_own_optimizers(f"fit.init_from: {run_path}", run.folder, hooks or Hooks())
@@ -81,6 +85,19 @@ def warm_start(
         for name, match in matches.items()
     ]
     return CarryReport(str(run_path), tables, len(old.state_dict()) - len(tables), not config.reset_optimizer, notes)
+
+
+def _load_best(run: Run, model: Model, fitted: FittedSchema) -> CarryReport:
+    """Load the best weights of a run, which score as those of the run."""
+    where, old = f"fit.init_from: {run.folder}", run.model()
+    faults, notes = _compare_encodings(old, run.fitted, fitted)
+    matches = {} if faults else _match_tables(model, old, run.fitted, fitted)
+    inherit(model, old, where, {name: match.fill_unseen() for name, match in matches.items()}, faults)
+    tables = [
+        TableReport(name.removeprefix("embeddings.table_"), len(match.target), match.new, match.dropped)
+        for name, match in matches.items()
+    ]
+    return CarryReport(str(run.folder), tables, len(old.state_dict()) - len(tables), False, notes)
 
 
 def inherit(

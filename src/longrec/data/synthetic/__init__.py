@@ -24,6 +24,7 @@ from longrec.data.settings import Split
 from longrec.data.synthetic import (
     bought_or_passed,
     co_action,
+    crowded_lists,
     drifting_interest,
     frequent_queries,
     late_correction,
@@ -56,6 +57,7 @@ __all__ = [
 RECIPES: dict[str, Recipe] = {
     "bought_or_passed": bought_or_passed.RECIPE,
     "co_action": co_action.RECIPE,
+    "crowded_lists": crowded_lists.RECIPE,
     "drifting_interest": drifting_interest.RECIPE,
     "frequent_queries": frequent_queries.RECIPE,
     "late_correction": late_correction.RECIPE,

@@ -14,7 +14,7 @@ from longrec.errors import ConfigError, UnknownName
 
 _FOLDER = Path(__file__).parent.parent
 
-KINDS = ("Ranker", "Encoder", "Extractor", "Retriever", "FittedRetriever", "VectorRetriever", "Model")
+KINDS = ("Ranker", "Reranker", "Encoder", "Extractor", "Retriever", "FittedRetriever", "VectorRetriever", "Model")
 """Classes of ``models/core/kinds.py`` that models derive from."""
 
 

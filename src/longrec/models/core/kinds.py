@@ -4,6 +4,7 @@
     Encoder     encodes each row as one vector, for other models to read
     Extractor   an encoder of users and of items, each without the other
     Retriever   scores all items of a catalog for a request
+    Reranker    scores the candidates of a request together, after a ranker has ordered them one by one
 
 A ranker consists of three parts, so that other models can build on each of them:
 
@@ -24,17 +25,20 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from longrec.errors import ConfigError
 from longrec.features.batch import Batch, Column
 from longrec.features.sampling import Sampling
 from longrec.models.core.base import ContextInstances, Model
-from longrec.models.core.losses import bce_loss
+from longrec.models.core.losses import bce_loss, compute_list_loss
 from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.lists import Lists
 
 
 class Ranker(Model):
@@ -171,6 +175,90 @@ class Extractor(Encoder):
     @abstractmethod
     def item_knowledge(self, batch: Batch) -> Float[Tensor, "C D_v"]:
         """Return the vector of every item, from the features of items only."""
+
+
+@dataclass(frozen=True)
+class ListScores:
+    """Scores of a re-ranker.
+
+    Attributes:
+        lists: the candidates of each request.
+        score: float32 ``[C]``. Its softmax over a list is the probability of each item.
+        initial: float32 ``[C]``, the logit of the base.
+        rank: int64 ``[C]``, the rank in the initial list, which ``initial`` orders. 0 is the first one.
+    """
+
+    lists: Lists
+    score: Tensor
+    initial: Tensor
+    rank: Tensor
+
+    @property
+    def probability(self) -> Float[Tensor, " C"]:
+        """The probability of each item, which sums up to 1 over a list."""
+        return self.lists.softmax(self.score)
+
+
+class Reranker(Model):
+    """A model that orders the candidates of a request again. They see each other, and no other request.
+
+    It is built on a trained ranker, which it never changes. The rank of a candidate by this ``base`` is its position in
+    the initial list. A subclass calls ``set_base`` in its constructor.
+    """
+
+    reads_groups = True
+    needs_init_from = True
+    starts_from_best = True
+    base: Ranker
+
+    def set_base(self, base: Ranker) -> None:
+        """Freeze the base and take over its flags.
+
+        Raises:
+            ConfigError: if its rows read other rows of their user, or if it computes statistics, which would not be
+                those of its run.
+        """
+        name, do = type(base).__name__, "build on another ranker"
+        if base.user_order is not None:
+            raise ConfigError("config", [f"model.base: {name} reads earlier rows of the user in a batch; {do}"])
+        if any(isinstance(module, Model) and module.needs_training_window for module in base.modules()):
+            raise ConfigError("config", [f"model.base: {name} computes statistics of a training window; {do}"])
+        self.base = base.requires_grad_(False).eval()
+        self.reads_history, self.order_matters = base.reads_history, base.order_matters
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation. The base stays in evaluation."""
+        super().train(mode)
+        self.base.eval()
+        return self
+
+    def warm_start_prefix(self, other: Model) -> str:
+        """Return the prefix of the base for a run of a ranker."""
+        return "base." if isinstance(other, Ranker) else ""
+
+    def read_base(self, batch: Batch) -> tuple[Float[Tensor, " C"], Float[Tensor, "C H"]]:
+        """Return the logit for ranking and the representation of every candidate by the base, without a gradient."""
+        own = batch if self.base.reads_groups else batch.ungroup()
+        with torch.no_grad():
+            h_CH = self.base.represent(own)
+            return self.base.ranking_logit(self.base.head(h_CH)).float(), h_CH
+
+    def forward(self, batch: Batch) -> Float[Tensor, " C"]:
+        """Return the score of every candidate within its list."""
+        return self.score_lists(batch).score
+
+    @abstractmethod
+    def score_lists(self, batch: Batch, rank_C: Tensor | None = None) -> ListScores:
+        """Return the scores of all candidates, and the initial lists.
+
+        Args:
+            rank_C: ranks in the initial lists. None: those of the base.
+        """
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """Return the mean of - log P over the clicked candidates, in float32."""
+        scores = self.score_lists(batch)
+        return compute_list_loss(scores.lists.log_softmax(scores.score), batch)
 
 
 class Retriever(Model):

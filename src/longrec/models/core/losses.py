@@ -1,4 +1,4 @@
-"""Losses of binary labels over the rows of a batch.
+"""Losses of binary labels over the rows of a batch, or over its lists.
 
 Shapes: B rows.
 """
@@ -43,6 +43,21 @@ def compute_mean_loss(loss_B: Float[Tensor, " B"], batch: Batch, labeled_B: Bool
     if batch.loss_mask is not None:
         labeled_B = labeled_B & batch.loss_mask
     return _mean(loss_B, labeled_B if batch.weight is None else batch.weight.masked_fill(~labeled_B, 0.0))
+
+
+def compute_list_loss(log_p_B: Float[Tensor, " B"], batch: Batch) -> Float[Tensor, ""]:
+    """Return the mean of - log P over the positive rows in the loss mask, by ``batch.weight`` if set. 0 if none is.
+
+    Args:
+        log_p_B: logarithm of the probability of each row within its list.
+
+    Raises:
+        ValueError: if the batch has no labels.
+    """
+    if batch.label is None:
+        raise ValueError("the batch carries no label")
+    weight_B = batch.label if batch.weight is None else batch.label * batch.weight
+    return _mean(-log_p_B, weight_B if batch.loss_mask is None else weight_B * batch.loss_mask)
 
 
 def _mean(loss_B: Tensor, weight_B: Tensor | None) -> Tensor:

@@ -30,7 +30,7 @@ _LIMITS = {
     "minLength": "min_length", "minItems": "min_length", "maxItems": "max_length", "minProperties": "min_length",
 }  # fmt: skip
 """Key of JSON Schema -> constraint of pydantic."""
-FACTS = ("reads_history", "history_optional", "is_retriever", "is_encoder")
+FACTS = ("reads_history", "history_optional", "is_retriever", "is_encoder", "is_reranker")
 """Facts of a model in the file, beside its settings."""
 
 
@@ -44,6 +44,7 @@ class ModelFacts:
         history_optional: True if the model also accepts a schema without histories.
         is_retriever: True for a model that ranks a catalog.
         is_encoder: True for a model that writes tokens per user.
+        is_reranker: True for a model that orders lists again.
     """
 
     config: type[Strict]
@@ -51,6 +52,7 @@ class ModelFacts:
     history_optional: bool
     is_retriever: bool
     is_encoder: bool
+    is_reranker: bool = False
 
 
 def find_facts(name: str) -> ModelFacts:
@@ -72,14 +74,18 @@ def build_facts(name: str) -> ModelFacts | None:
     if content is None:
         return None
     config = build_config(name, content["settings"])
-    return ModelFacts(config, **{key: content[key] for key in FACTS})
+    return ModelFacts(config, **{key: content[key] for key in FACTS if key in content})
 
 
 def read_facts(model: Any) -> ModelFacts:
     """Return the facts of an imported class of models."""
-    from longrec.models.core.kinds import Encoder, Retriever
+    from longrec.models.core.kinds import Encoder, Reranker, Retriever
 
-    kinds = {"is_retriever": issubclass(model, Retriever), "is_encoder": issubclass(model, Encoder)}
+    kinds = {
+        "is_retriever": issubclass(model, Retriever),
+        "is_encoder": issubclass(model, Encoder),
+        "is_reranker": issubclass(model, Reranker),
+    }
     return ModelFacts(model.Config, model.reads_history, model.history_optional, **kinds)
 
 

@@ -52,7 +52,8 @@ class Evaluation(Tabular):
         users_skipped: users whose rows have one class, which GAUC excludes.
         metrics: values with 95 % intervals. Of clicks: AUC, GAUC, log loss, normalized entropy, PCOC, ECE; of models of
             several tasks also AUC, log loss, normalized entropy and PCOC of each further task, as ``auc.TASK``. Of the
-            next item: HR, NDCG, MRR and recall.
+            next item: HR, NDCG, MRR and recall. Of lists: NDCG, HR and MRR, those of the initial order as
+            ``ndcg@10.base``, and the gains over it as ``ndcg@10.gain``.
         warnings: one sentence per reason for caution with these metrics.
         sample_weight: column with the weights of the rows. None for equal weights.
         objective: name of the objective.
