@@ -39,8 +39,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "exporting": {"features", "store", "models", "pipeline", "index"},
     "serve": {"features", "store", "pipeline", "exporting", "index"},
     "reporting": {"metrics"},
+    "evaluation": {
+        "features", "metrics", "store", "data", "models", "pipeline", "training", "exporting", "serve", "reporting",
+    },
     "testing": {"features", "nn", "models", "training"},
-}
+}  # fmt: skip
 LINES = 400
 VAGUE = re.compile(r"(^|_)(utils?|commons?|helpers?|misc)(_|$)")
 UNSAFE_MODULES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

@@ -19,6 +19,7 @@ from typing import Any
 
 from longrec import __version__, command_output, help_pages
 from longrec.errors import LongRecError, StoppedRun, UnknownName
+from longrec.evaluation.command import add_options as add_pipeline_options
 from longrec.former_names import refuse_former_names
 from longrec.new_row_options import add_common_rows, add_new_rows
 from longrec.pipeline_commands import add_trace_options
@@ -167,11 +168,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings: every, learn, codec, ...")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
     run_help = "run folder, such as runs/shop-din"
-    parser = add("evaluate", command_output.evaluate, "compute all metrics of a run with confidence intervals")
-    parser.add_argument("run", help=run_help)
+    about = "compute all metrics of a run, or of every stage of a pipeline, with confidence intervals"
+    parser = add("evaluate", command_output.evaluate, about)
+    parser.add_argument("run", help=f"{run_help}; or the YAML file of a pipeline")
     _add_split(parser)
     add_new_rows(parser)
     _add_device(parser)
+    add_pipeline_options(parser)
     parser = add(
         "predict",
         command_output.predict,
@@ -183,7 +186,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_device(parser)
     parser.add_argument("--into", metavar="FILE", help="file for the scores (default: inside the run)")
     parser = add("compare", command_output.compare, "compare runs on the same rows; the first is the baseline")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    compared = "run folders; or files of pipelines that evaluate has measured, or the folders of their results"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=compared)
     _add_split(parser)
     parser.add_argument("--resample", choices=["user", "row"], default="user", help="unit that the bootstrap draws")
     parser.add_argument("--n-resamples", type=int, default=300, metavar="N", help="number of bootstrap draws")

@@ -143,8 +143,14 @@ def _write_report(args: argparse.Namespace, report: Any, rows_name: str, warning
 def evaluate(args: argparse.Namespace) -> None:
     """Print the metrics of a run."""
     from longrec import commands
+    from longrec.evaluation import command
     from longrec.reporting import tables
 
+    command.check_options(args)
+    if command.is_pipeline(args.run):
+        measured, folder = command.evaluate(args)
+        _write_result(args, {**measured.to_dict(), "folder": str(folder)}, f"{measured.format()}\n{folder}")
+        return
     evaluation = commands.evaluate(args.run, args.split, **read_new_rows(args), device=args.device)
     _write_result(args, evaluation.to_dict(), tables.results_table(evaluation.run, evaluation.to_dict()))
 
@@ -166,8 +172,12 @@ def predict(args: argparse.Namespace) -> None:
 def compare(args: argparse.Namespace) -> None:
     """Print a comparison."""
     from longrec import commands
+    from longrec.evaluation import command
     from longrec.reporting import tables
 
+    if command.are_pipelines(args.runs):
+        _write_result(args, *command.compare(args))
+        return
     rows = {**read_new_rows(args), "resample": args.resample, "n_resamples": args.n_resamples, "common": args.common}
     result = commands.compare(args.runs, args.split, **rows).to_dict()
     own_rows = args.log is None and not args.common and args.split == "test"  # those of the predictions of each run

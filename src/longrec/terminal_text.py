@@ -15,7 +15,7 @@ _LEAST = 8
 """Least width of a column of text that is wrapped."""
 _HEADER = 32
 """Largest width of a header over numbers. A longer one is wrapped."""
-_NUMBER = re.compile(r"[-+<>]?[\d,]*\.?\d+(e[-+]?\d+)?\s?(%|[a-zA-Z/]{1,4})?( \[.*\])?|-|undefined", re.ASCII)
+_NUMBER = re.compile(r"[-+<>]?[\d,]*\.?\d+(e[-+]?\d+)?\s?(%|[a-zA-Z/]{1,4})?( \[.*\]| ±[\d.]+)?|-|undefined", re.ASCII)
 _PIECES = re.compile(r"\s+|[^\s/_.,-]*[/_.,-]+|[^\s/_.,-]+")
 """Pieces of a cell between which a line may end: after blanks, and after marks inside names and paths."""
 

@@ -7,7 +7,7 @@ import pytest
 
 from longrec.errors import ConfigError, DataError
 from longrec.metrics import hit_rate_at_k, mrr, ndcg_at_k
-from longrec.metrics.lists import compare_lists, rate_lists, summarize_lists
+from longrec.metrics.lists import compare_orders, rate_orders, summarize_orders
 
 
 def draw(lists: int = 40, users: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
@@ -20,7 +20,7 @@ def draw(lists: int = 40, users: int = 8, seed: int = 0) -> dict[str, np.ndarray
 
 
 def test_each_list_by_hand() -> None:
-    rated = rate_lists([0, 1, 0, 1, 0], {"": [3, 2, 1, 5, 6]}, [0, 0, 0, 1, 1], [4, 4, 4, 9, 9], (1, 2))
+    rated = rate_orders([0, 1, 0, 1, 0], {"": [3, 2, 1, 5, 6]}, [0, 0, 0, 1, 1], [4, 4, 4, 9, 9], (1, 2))
     assert rated.names == ("ndcg@1", "hr@1", "ndcg@2", "hr@2", "mrr")
     second = 1 / np.log2(3)
     np.testing.assert_allclose(rated.values[""], [[0, 0, second, 1, 0.5], [0, 0, second, 1, 0.5]])
@@ -29,8 +29,8 @@ def test_each_list_by_hand() -> None:
 
 def test_means_are_those_of_the_metrics_of_ranking() -> None:
     data = draw()
-    rated = rate_lists(data["label"], {"": data["score"], "base": data["base"]}, data["lists"], data["user"], (3,))
-    metrics = summarize_lists(rated, n_resamples=50)
+    rated = rate_orders(data["label"], {"": data["score"], "base": data["base"]}, data["lists"], data["user"], (3,))
+    metrics = summarize_orders(rated, n_resamples=50)
     for suffix, name in (("", "score"), (".base", "base")):
         arguments = data["label"], data[name], data["lists"]
         assert metrics[f"ndcg@3{suffix}"].value == pytest.approx(ndcg_at_k(*arguments, 3))
@@ -45,8 +45,8 @@ def test_means_are_those_of_the_metrics_of_ranking() -> None:
 def test_a_gain_is_paired() -> None:
     """Two equal orders have a gain of exactly zero, with a spread of zero, however the lists differ."""
     data = draw()
-    rated = rate_lists(data["label"], {"": data["score"], "base": data["score"]}, data["lists"], data["user"], (10,))
-    gain = summarize_lists(rated, n_resamples=20)["ndcg@10.gain"]
+    rated = rate_orders(data["label"], {"": data["score"], "base": data["score"]}, data["lists"], data["user"], (10,))
+    gain = summarize_orders(rated, n_resamples=20)["ndcg@10.gain"]
     assert (gain.value, gain.low, gain.high) == (0, 0, 0)
 
 
@@ -58,8 +58,8 @@ def test_an_interval_has_the_spread_of_users() -> None:
     good = random.random(users) < 0.5
     score = np.where(np.repeat(good, 2), label, 1 - label)
     number = np.repeat(np.arange(users), 2)
-    rated = rate_lists(label, {"": score, "base": score}, number, number, (1,))
-    one = summarize_lists(rated, n_resamples=400)["ndcg@1"]
+    rated = rate_orders(label, {"": score, "base": score}, number, number, (1,))
+    one = summarize_orders(rated, n_resamples=400)["ndcg@1"]
     expected = 1.96 * np.sqrt(good.mean() * (1 - good.mean()) / users)
     assert (one.high - one.low) / 2 == pytest.approx(expected, rel=0.15)
 
@@ -67,20 +67,20 @@ def test_an_interval_has_the_spread_of_users() -> None:
 def test_runs_are_compared_on_the_same_lists() -> None:
     data = draw()
     orders = {"a": data["base"], "b": data["label"], "c": data["base"]}
-    rated = rate_lists(data["label"], orders, data["lists"], data["user"], (10,))
+    rated = rate_orders(data["label"], orders, data["lists"], data["user"], (10,))
     counts = {"rows": len(data["label"]), "users": 8, "positives": int(data["label"].sum())}
-    result = compare_lists(rated, counts, baseline="a", n_resamples=50, seed=0, split="test")
+    result = compare_orders(rated, counts, baseline="a", n_resamples=50, seed=0, split="test")
     assert result.runs["b"]["ndcg@10"].value == 1
     assert result.differences["b"]["ndcg@10"].verdict == "better"
     assert result.differences["c"]["ndcg@10"].verdict == "unclear"
     assert result.objective == "lists"
     with pytest.raises(ConfigError, match="two runs or more"):
-        compare_lists(rated, counts, baseline="x", n_resamples=50, seed=0, split="test")
+        compare_orders(rated, counts, baseline="x", n_resamples=50, seed=0, split="test")
 
 
 def test_what_cannot_be_measured() -> None:
     with pytest.raises(DataError, match="no click in 2 lists"):
-        rate_lists([0, 0, 0], {"": [1, 2, 3]}, [1, 1, 2], [1, 1, 1], (10,))
-    rated = rate_lists([1, 0], {"": [1, 2]}, [1, 1], [1, 1], (10,))
+        rate_orders([0, 0, 0], {"": [1, 2, 3]}, [1, 1, 2], [1, 1, 1], (10,))
+    rated = rate_orders([1, 0], {"": [1, 2]}, [1, 1], [1, 1], (10,))
     with pytest.raises(DataError, match="two users or more"):
-        summarize_lists(rated)
+        summarize_orders(rated)

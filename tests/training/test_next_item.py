@@ -144,7 +144,7 @@ def test_the_protocol_is_printed_with_the_results(sasrec: Run, capsys: pytest.Ca
     assert "HR@5" in text
     assert "candidates: all items with an event before the target" in text
     assert "ties: at mid rank" in text
-    assert evaluate(sasrec).protocol == sasrec.results["protocol"]
+    assert evaluate(sasrec).protocol.items() > sasrec.results["protocol"].items()  # and that of lists
 
 
 def test_a_fitted_model_measures_every_alternative_and_keeps_the_best(covisit: Run) -> None:

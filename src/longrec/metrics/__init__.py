@@ -9,7 +9,13 @@ from __future__ import annotations
 from longrec.metrics.auc import GroupedAUC, auc, gauc, grouped_auc
 from longrec.metrics.bootstrap import METRICS, Draws, bootstrap
 from longrec.metrics.bounds import metric_warnings
-from longrec.metrics.business import ctr_at_k, value_share_at_k
+from longrec.metrics.business import (
+    Impressions,
+    compare_impressions,
+    ctr_at_k,
+    summarize_impressions,
+    value_share_at_k,
+)
 from longrec.metrics.calibration import (
     CalibrationCurve,
     calibration_curve,
@@ -19,9 +25,47 @@ from longrec.metrics.calibration import (
     pcoc,
 )
 from longrec.metrics.compare import BETTER, Comparison, Difference, compare, summary
-from longrec.metrics.diversity import coverage, gini, intra_list_diversity, novelty
+from longrec.metrics.diversity import (
+    coverage,
+    entropy_of_exposure,
+    gini,
+    intra_list_diversity,
+    list_diversity,
+    novelty,
+)
+from longrec.metrics.exposure import draw_exposure, summarize_exposure
 from longrec.metrics.interval import Interval, rename_metric
-from longrec.metrics.ranking import hit_rate_at_k, lists_skipped, mrr, ndcg_at_k, recall_at_k
+from longrec.metrics.popularity import (
+    item_shares,
+    list_novelty,
+    list_popularity_bias,
+    list_serendipity,
+    mean_by_list,
+    popularity_percentiles,
+)
+from longrec.metrics.ranking import (
+    hit_rate_at_k,
+    lists_skipped,
+    map_at_k,
+    mrr,
+    ndcg_at_k,
+    precision_at_k,
+    recall_at_k,
+)
+from longrec.metrics.ratios import UserSums, difference_of_ratios, ratio_interval
+from longrec.metrics.relevant import (
+    RelevantRanks,
+    list_average_precision,
+    list_hit_rate,
+    list_mrr,
+    list_ndcg,
+    list_precision,
+    list_recall,
+    rate_lists,
+)
+from longrec.metrics.resamples import MetricDraws, UserResamples, compare_draws, compare_lists, summarize_lists
+from longrec.metrics.sampled import sample_ranks
+from longrec.metrics.slices import Slices, slice_by_quantile, slice_by_share
 
 __all__ = [
     "BETTER",
@@ -31,29 +75,64 @@ __all__ = [
     "Difference",
     "Draws",
     "GroupedAUC",
+    "Impressions",
     "Interval",
+    "MetricDraws",
+    "RelevantRanks",
+    "Slices",
+    "UserResamples",
+    "UserSums",
     "auc",
     "bootstrap",
     "calibration_curve",
     "compare",
+    "compare_draws",
+    "compare_impressions",
+    "compare_lists",
     "coverage",
     "ctr_at_k",
+    "difference_of_ratios",
+    "draw_exposure",
     "ece",
+    "entropy_of_exposure",
     "gauc",
     "gini",
     "grouped_auc",
     "hit_rate_at_k",
     "intra_list_diversity",
+    "item_shares",
+    "list_average_precision",
+    "list_diversity",
+    "list_hit_rate",
+    "list_mrr",
+    "list_ndcg",
+    "list_novelty",
+    "list_popularity_bias",
+    "list_precision",
+    "list_recall",
+    "list_serendipity",
     "lists_skipped",
     "log_loss",
+    "map_at_k",
+    "mean_by_list",
     "metric_warnings",
     "mrr",
     "ndcg_at_k",
     "normalized_entropy",
     "novelty",
     "pcoc",
+    "popularity_percentiles",
+    "precision_at_k",
+    "rate_lists",
+    "ratio_interval",
     "recall_at_k",
     "rename_metric",
+    "sample_ranks",
+    "slice_by_quantile",
+    "slice_by_share",
+    "summarize_exposure",
+    "summarize_impressions",
+    "summarize_lists",
     "summary",
     "value_share_at_k",
 ]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.trace import Trace
@@ -52,6 +55,8 @@ class Query:
         trace: what every stage kept and dropped. None in normal service, so that it costs nothing.
         began: when the request began, in seconds of ``time.perf_counter``.
         fallbacks: stages that were left out because they were late, see ``pipeline/deadline.py``.
+        eligible: function of the keys of a catalog ``[I]``, which returns the mask of items that may be retrieved. None
+            for all. An evaluation leaves out items that did not exist yet.
     """
 
     user: int | str | None
@@ -67,6 +72,7 @@ class Query:
     trace: Trace | None = field(default=None, repr=False, compare=False)
     began: float = field(default_factory=time.perf_counter, repr=False, compare=False)
     fallbacks: list[str] = field(default_factory=list, compare=False)
+    eligible: Callable[[NDArray[Any]], NDArray[np.bool_]] | None = field(default=None, repr=False, compare=False)
 
     def encode(self, encoder: QueryEncoder[Encoded]) -> Encoded:
         """Return the query as encoded by an encoder, which encodes it once."""
@@ -115,8 +121,12 @@ class Stages:
         seconds = {}
         for stage in self.stages:
             began = time.perf_counter()
+            if query.trace is None:
+                candidates = stage(candidates, query)
+                seconds[stage.name] = time.perf_counter() - began
+                continue
+            cpu = time.process_time()
             before, candidates = candidates, stage(candidates, query)
-            seconds[stage.name] = time.perf_counter() - began
-            if query.trace is not None:
-                query.trace.record(stage.name, before, candidates, seconds[stage.name])
+            seconds[stage.name], cpu = time.perf_counter() - began, time.process_time() - cpu
+            query.trace.record(stage.name, before, candidates, seconds[stage.name], cpu)
         return PipelineResult(candidates, seconds, tuple(query.fallbacks))

@@ -35,6 +35,7 @@ class StageTrace:
         dropped: keys that it dropped, by the reason.
         seconds: duration.
         late: True if the stage was left out because it was late.
+        cpu_seconds: CPU time of the process during the stage, with all threads.
     """
 
     name: str
@@ -43,6 +44,7 @@ class StageTrace:
     dropped: Mapping[str, list[Any]]
     seconds: float
     late: bool = False
+    cpu_seconds: float = 0.0
 
     @property
     def is_source(self) -> bool:
@@ -109,7 +111,9 @@ class Trace:
         """Note time that the running stage spent for the trace alone. It is no time of the stage."""
         self._extra += seconds
 
-    def record(self, name: str, before: Candidates, after: Candidates, seconds: float) -> None:
+    def record(
+        self, name: str, before: Candidates, after: Candidates, seconds: float, cpu_seconds: float = 0.0
+    ) -> None:
         """Record the running stage, which has ended."""
         if self.reasons:
             kept = set(after.keys.tolist())
@@ -118,5 +122,5 @@ class Trace:
             if rest:
                 self._dropped.setdefault(BUDGET, []).extend(rest)
         dropped = {reason: keys for reason, keys in self._dropped.items() if keys}
-        self.stages.append(StageTrace(name, before, after, dropped, seconds - self._extra, self._late))
+        self.stages.append(StageTrace(name, before, after, dropped, seconds - self._extra, self._late, cpu_seconds))
         self._dropped, self._late, self._extra = {}, False, 0.0

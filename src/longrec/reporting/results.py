@@ -138,7 +138,7 @@ def format_intervals(runs: Sequence[RunView], comparison: Mapping[str, Any] | No
             chart = plots.draw_interval_chart(
                 rows, f"difference in {format_metric_name(key)}", reference=0.0, signed=True
             )
-            better = BETTER.get(key, "higher" if describe_metric(key) else "")
+            better = BETTER.get(key, "higher" if "higher is better" in describe_metric(key) else "")
             way = {"higher": "to the right is better", "lower": "to the left is better"}.get(better, "")
             cards.append(
                 format_card(format_metric_name(key), chart, f"{way or 'neither side is better'}; dashed: no difference")

@@ -39,6 +39,22 @@ RANK_LABELS: dict[str, tuple[str, str]] = {
     "recall": ("Recall", "share of targets in a longer list; higher is better"),
 }
 """Metrics of ranks, whose keys end in their cut, such as ``hr@10``."""
+LIST_LABELS: dict[str, tuple[str, str]] = {
+    "precision": ("Precision", "share of the list that is relevant; higher is better"),
+    "map": ("MAP", "precision at the relevant items; higher is better"),
+    "coverage": ("Coverage", "share of the catalog that is listed for anybody; higher is better"),
+    "gini": ("Gini", "concentration of the listed items: 0 all alike, 1 one item"),
+    "entropy": ("Entropy", "evenness of the listed items in bits"),
+    "novelty": ("Novelty", "mean -log2 of the share of users who had a listed item"),
+    "popularity_bias": ("Popularity bias", "popularity percentile of the list minus that of the history"),
+    "serendipity": ("Serendipity", "listed targets that popularity would list further down; higher is better"),
+    "diversity": ("Diversity", "mean cosine distance of two listed items"),
+    "cpu_ms": ("CPU ms", "CPU time per request; lower is better"),
+    "candidates": ("Items", "length of the list"),
+}
+"""Metrics of lists, whose keys end in their cut."""
+SAMPLED = "sampled_"
+"""Prefix of the metrics of ranks among sampled negatives."""
 
 
 _LONGEST_NAME = 24
@@ -61,8 +77,16 @@ def results_table(name: str, results: object) -> str:
     metrics = {key: Interval.from_dict(one) for key, one in content["metrics"].items()}
     head = f"{name} ({content['model']}) on {content['split']}: {rows}{_format_weighting(content)}"
     shown, left_out = metrics_table({name: metrics}, content["split"]), left_out_lines(content.get("left_out", {}))
+    slices = [slices_table(title, rows) for title, rows in content.get("slices", {}).items() if rows]
     protocol = [f"{key}: {text}" for key, text in content.get("protocol", {}).items()]
-    return "\n".join([head, shown, *protocol, *left_out, *warning_lines(content.get("warnings", ()))])
+    return "\n".join([head, shown, *slices, *protocol, *left_out, *warning_lines(content.get("warnings", ()))])
+
+
+def slices_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Format the metrics of the slices of a division, with one row per slice."""
+    keys = list_metric_keys(rows.values())
+    cells = [[name, *(str(Interval.from_dict(row[key])) for key in keys)] for name, row in rows.items()]
+    return "\n" + table([title, *map(format_metric_name, keys)], cells)
 
 
 def format_counts(content: Mapping[str, Any]) -> str:
@@ -142,7 +166,7 @@ def list_metric_keys(runs: Any) -> list[str]:
 
 def describe_metric(key: str) -> str:
     """Return the description of a metric. Empty for an unknown one."""
-    return (METRIC_LABELS | RANK_LABELS).get(key.partition("@")[0], ("", ""))[1]
+    return (METRIC_LABELS | RANK_LABELS | LIST_LABELS).get(key.partition("@")[0], ("", ""))[1]
 
 
 def format_metric_name(key: str) -> str:
@@ -155,8 +179,10 @@ def format_metric_name(key: str) -> str:
     """
     metric, _, task = key.partition(".")
     base, at, cut = metric.partition("@")
-    if base in RANK_LABELS:
-        shown = f"{RANK_LABELS[base][0]}{at}{cut}"
+    if base.startswith(SAMPLED):
+        return f"sampled {format_metric_name(key.removeprefix(SAMPLED))}"
+    if label := (RANK_LABELS | LIST_LABELS).get(base):
+        shown = f"{label[0]}{at}{cut}"
         if not task:
             return shown
         return f"gain in {shown}" if task == "gain" else f"{shown} of {task}"

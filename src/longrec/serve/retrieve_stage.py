@@ -82,6 +82,9 @@ class RetrieveStage:
             seen = self._encoder.read_seen_items(encoded, query.timestamp)
             allowed = np.ones(len(catalog), bool) if allowed is None else allowed
             allowed[seen[seen > 0] - 1] = False
+        if query.eligible is not None:
+            eligible = query.eligible(catalog.keys)
+            allowed = eligible if allowed is None else allowed & eligible
         return allowed
 
     def _search(

@@ -19,6 +19,7 @@ from longrec.training.hooks import add_differences, add_metrics
 from longrec.training.new_data import read_new_labels
 from longrec.training.objectives.objective import Evaluation
 from longrec.training.predict_run import predict_split
+from longrec.training.retriever_lists import add_list_metrics
 from longrec.training.row_alignment import select_common_rows
 from longrec.training.same_rows import check_same_rows
 from longrec.training.seen_labels import read_seen_labels
@@ -58,6 +59,8 @@ def evaluate(
     evaluation = add_metrics(
         run.objective.measure(table, run.name, run.config.model["name"], split, config), table, own, config
     )
+    if run.objective.name == "next_item":
+        evaluation = add_list_metrics(evaluation, run, table, config, device)
     return replace(evaluation, warnings=(*run.results.get("run_warnings", ()), *evaluation.warnings))
 
 

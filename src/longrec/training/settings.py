@@ -195,3 +195,15 @@ class EvaluateConfig(Strict):
     valid_rows: int | None = Setting(
         None, ge=1, description="rows that a validation of a retriever measures, drawn once; default: all"
     )
+    list_rows: int | None = Setting(
+        2000,
+        ge=0,
+        description="rows whose lists of a retriever are measured for coverage, Gini, entropy, novelty and popularity "
+        "bias by longrec evaluate, drawn once; 0 for none, null for all",
+    )
+    sampled_negatives: int | None = Setting(
+        None,
+        ge=1,
+        description="also rank each target of a retriever among so many sampled items, in longrec evaluate, to compare "
+        "with papers that do; these metrics begin with sampled_ and can order models the other way",
+    )

@@ -22,7 +22,7 @@ from longrec.data.splits import SPLITS
 from longrec.data.user_loader import number_requests
 from longrec.errors import ConfigError, DataError, RunError, UnknownName
 from longrec.metrics import Comparison
-from longrec.metrics.lists import BASE, RatedLists, compare_lists, rate_lists, summarize_lists
+from longrec.metrics.lists import BASE, RatedLists, compare_orders, rate_orders, summarize_orders
 from longrec.metrics.own import Metric
 from longrec.models.core.base import Model
 from longrec.models.core.kinds import Reranker
@@ -98,7 +98,7 @@ class Lists(Objective):
         assert isinstance(model, Reranker)
         scored = score_lists(model, log, rows, evaluate.batch_size, bf16=fit.bf16)
         labels, users = log.labels.take(rows), log.user(rows)
-        rated = rate_lists(labels, {"": scored.score, BASE: scored.base}, scored.lists, users, evaluate.k)
+        rated = rate_orders(labels, {"": scored.score, BASE: scored.base}, scored.lists, users, evaluate.k)
         measures = {
             f"{name}.{order}" if order else name: float(value)
             for order, values_LM in rated.values.items()
@@ -135,8 +135,8 @@ class Lists(Objective):
     def measure(self, table: pa.Table, run: str, model: str, split: str, config: EvaluateConfig) -> Evaluation:
         """Compute NDCG, HR and MRR of the scores and of the initial order, and the gains, with intervals over users."""
         label, user, lists = (table[name].to_numpy() for name in ("label", "user", "list"))
-        rated = rate_lists(label, {name: table[c].to_numpy() for name, c in _ORDERS.items()}, lists, user, config.k)
-        values = summarize_lists(rated, n_resamples=config.n_resamples, seed=config.seed)
+        rated = rate_orders(label, {name: table[c].to_numpy() for name, c in _ORDERS.items()}, lists, user, config.k)
+        values = summarize_orders(rated, n_resamples=config.n_resamples, seed=config.seed)
         count = len(np.unique(lists))
         key = f"ndcg@{config.k[0]}"
         gain = values[f"{key}.gain"]
@@ -186,8 +186,8 @@ class Lists(Objective):
         first = next(iter(tables.values()))
         label, user, lists = (first[name].to_numpy() for name in ("label", "user", "list"))
         scores = {name: table["score"].to_numpy() for name, table in tables.items()}
-        rated: RatedLists = rate_lists(label, scores, lists, user, config.k)
-        return compare_lists(
+        rated: RatedLists = rate_orders(label, scores, lists, user, config.k)
+        return compare_orders(
             rated,
             {"rows": len(label), "users": len(np.unique(user)), "positives": int(label.sum())},
             baseline=next(iter(tables)) if baseline is None else baseline,

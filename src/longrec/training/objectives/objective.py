@@ -58,6 +58,7 @@ class Evaluation(Tabular):
         sample_weight: column with the weights of the rows. None for equal weights.
         objective: name of the objective.
         protocol: what the metrics depend on besides the rows, by name, in words.
+        slices: metrics of slices of the rows, by division, slice and name.
     """
 
     run: str
@@ -72,6 +73,7 @@ class Evaluation(Tabular):
     sample_weight: str | None = None
     objective: str = "clicks"
     protocol: Mapping[str, str] = field(default_factory=dict)
+    slices: Mapping[str, Mapping[str, Mapping[str, Interval]]] = field(default_factory=dict)
 
     def to_columns(self) -> Columns:
         """Return one row per metric, with its interval."""
@@ -87,7 +89,12 @@ class Evaluation(Tabular):
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts and numbers for JSON."""
         metrics = {key: one.to_dict() for key, one in self.metrics.items()}
-        return {**vars(self), "metrics": metrics, "warnings": list(self.warnings), "protocol": dict(self.protocol)}
+        slices = {
+            title: {name: {key: one.to_dict() for key, one in row.items()} for name, row in rows.items()}
+            for title, rows in self.slices.items()
+        }
+        content = {**vars(self), "metrics": metrics, "warnings": list(self.warnings), "protocol": dict(self.protocol)}
+        return {**content, "slices": slices} if slices else {key: content[key] for key in content if key != "slices"}
 
 
 class Objective(ABC):
