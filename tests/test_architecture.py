@@ -21,7 +21,7 @@ PACKAGE = ROOT / "src" / "longrec"
 
 BASE = {"errors", "config", "progress", "resources", "signatures", "tabular", "terminal_text"}
 TOP = {
-    "__init__", "__main__", "cli", "command_output", "commands", "demo", "entry", "exports", "fitting", "former_names",
+    "__init__", "__main__", "audits", "cli", "command_output", "commands", "demo", "entry", "exports", "fitting", "former_names",
     "help_pages", "imports", "listings", "new_row_options", "prepared_log", "settings_text",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"features", "metrics", "nn", "store", "data", "models", "pipeline", "reporting"},
     "exporting": {"features", "store", "models", "pipeline"},
     "serve": {"features", "store", "pipeline", "exporting"},
+    "auditing": {"features", "metrics", "nn", "data", "models"},
     "reporting": {"metrics"},
     "testing": {"features", "nn", "models", "training"},
 }

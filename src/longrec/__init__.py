@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longrec import errors, metrics, models
+    from longrec.audits import audit
     from longrec.commands import check, compare, compress, encode, evaluate, export, predict, report, train
     from longrec.data.settings import Source, Split
     from longrec.features.schema import Condition, Feature, History, Label, Schema, TimeColumn
@@ -29,6 +30,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 __version__ = "0.8.0"
 
 _MODULES = {
+    "longrec.audits": ("audit",),
     "longrec.commands": ("check", "compare", "compress", "encode", "evaluate", "export", "predict", "report", "train"),
     "longrec.data.settings": ("Source", "Split"),
     "longrec.features.schema": ("Condition", "Feature", "History", "Label", "Schema", "TimeColumn"),
@@ -56,6 +58,7 @@ __all__ = [
     "Source",
     "Split",
     "TimeColumn",
+    "audit",
     "check",
     "client",
     "compare",
