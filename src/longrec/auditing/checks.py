@@ -75,10 +75,20 @@ def run_checks(
         users=len(events.offsets) - 1,
         items=len(np.unique(events.item)),
         columns=dict(columns or {}),
-        notes=(*notes, note),
+        notes=(*notes, note, *_describe_limits(events)),
         findings=(*findings, *further),
         seconds=seconds,
     )
+
+
+def _describe_limits(events: Events) -> list[str]:
+    """Return a sentence about each role without a column that much depends on, and about the label."""
+    limits = []
+    if events.time is None:
+        limits.append("no time: what depends on it (ties, the timeline, strict histories) is not measured")
+    if events.label is not None:
+        limits.append("targets, and the events that the counting rule counts, are the positive rows")
+    return limits
 
 
 def _check_order(events: Events, sequences: sequence_order.Sequences | None) -> list[Finding]:

@@ -48,7 +48,8 @@ class ColumnRoles:
     Attributes:
         user, item: keys.
         time: time of the event.
-        label: SQL of the label, 0 or 1.
+        label: column of the label.
+        label_sql: SQL of the label, 0 or 1.
         order: column that orders the events of a user.
         split: column with train, valid or test.
         features: further columns.
@@ -61,6 +62,7 @@ class ColumnRoles:
     item: str
     time: str | None = None
     label: str | None = None
+    label_sql: str | None = None
     order: str | None = None
     split: str | None = None
     features: tuple[str, ...] = ()
@@ -112,7 +114,7 @@ def choose_columns(
     items = [column for column in lists if column not in times and _has_type_of(log, column, chosen["item"])]
     every = tuple(column for column, kind in log.types.items() if is_scalar(kind) and column not in chosen.values())
     return ColumnRoles(
-        **{**chosen, "label": name(chosen["label"]) if "label" in chosen else None},
+        **{**chosen, "label_sql": name(chosen["label"]) if "label" in chosen else None},
         features=every if features is None else tuple(features),
         histories=tuple(items if histories is None else histories),
         history_times=tuple(times),
@@ -210,7 +212,8 @@ def read_roles(log: Relation, schema: Schema, data: DataConfig) -> ColumnRoles:
     log.need({column: role for role, column in roles.items()} | ({} if label is None else {label.column: "label"}))
     return ColumnRoles(
         **roles,
-        label=None if label is None else _label_sql(label),
+        label=None if label is None else label.column,
+        label_sql=None if label is None else _label_sql(label),
         features=tuple(dict.fromkeys(features)),
         histories=tuple(lists),
     )

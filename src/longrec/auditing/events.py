@@ -43,6 +43,7 @@ class Events:
         item: int64 ``[N]`` number of the item, -1 for none. Numbers follow the order of the keys.
         row: int64 ``[N]`` row in the input, from 0.
         time: int64 ``[N]``, ascending with time, or None for a log without times.
+        filled: bool ``[N]``, True for events whose time is that of another event, because they have none; or None.
         label: float64 ``[N]``, 0 or 1 or NaN, or None for a log without labels.
         split: int8 ``[N]`` 0 train, 1 valid, 2 test, -1 none; or None.
         features: other columns, by name.
@@ -59,6 +60,7 @@ class Events:
     item: NDArray[np.int64]
     row: NDArray[np.int64]
     time: NDArray[np.int64] | None = None
+    filled: NDArray[np.bool_] | None = None
     label: NDArray[np.float64] | None = None
     split: NDArray[np.int8] | None = None
     features: dict[str, Values] = field(default_factory=dict)
@@ -87,6 +89,13 @@ class Events:
         if self.time is not None:
             tied[1:] = self.time[1:] == self.time[:-1]
         return tied & self.follows
+
+    @cached_property
+    def recorded_ties(self) -> NDArray[np.bool_]:
+        """``tied``, without events that have no time of their own or follow such an event, bool ``[N]``."""
+        if self.filled is None:
+            return self.tied
+        return self.tied & ~self.filled & ~np.append(False, self.filled[:-1])
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
@@ -123,7 +132,7 @@ class Events:
 
         return replace(
             self,
-            **{name: own(getattr(self, name)) for name in ("user", "item", "row", "time", "label", "split")},
+            **{name: own(getattr(self, name)) for name in ("user", "item", "row", "time", "filled", "label", "split")},
             features={name: values.take(at) for name, values in self.features.items()},
             lists={},
             list_times={},

@@ -132,6 +132,15 @@ def percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.001 else f"{100 * share:.1f} %"
 
 
+def bound(share: float) -> str:
+    """Format the share of a bound.
+
+    >>> bound(0.05), bound(0.001)
+    ('5 %', '0.1 %')
+    """
+    return f"{100 * share:g} %"
+
+
 def share_of(mask: NDArray[np.bool_]) -> float:
     """Return the share of True values, 0 of none."""
     return float(mask.mean()) if len(mask) else 0.0

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.auditing.events import Events
-from longrec.auditing.finding import ALARM, NOTICE, OK, Finding, percent, share_of, skip
+from longrec.auditing.finding import ALARM, NOTICE, OK, Finding, bound, percent, share_of, skip
 from longrec.features.feature_encoders import Lists
 
 _COVERED = 0.9
@@ -56,21 +56,23 @@ def _check_list(events: Events, column: str, lists: Lists) -> list[Finding]:
     return [
         Finding(
             "histories",
-            f"{column}: rows whose history holds the event itself",
-            f"{percent(wrong)} of {int(some.sum()):,}; {percent(held)} hold the item, {percent(natural)} by repetition",
-            f"alarm {percent(_IMPOSSIBLE)}",
+            f"{column} holds the event itself",
+            f"{percent(wrong)} of {int(some.sum()):,}",
+            f"alarm {bound(_IMPOSSIBLE)}",
             ALARM if wrong >= _IMPOSSIBLE else NOTICE if wrong or held >= _HELD else OK,
             wrong,
-            "The user had no earlier event with this item in the log, so the history holds the target of its own row. "
+            f"{percent(held)} of the histories hold the item of their row, {percent(natural)} by repetition alone. "
+            "In this share of the rows the user had no earlier event with this item in the log, so the history holds "
+            "the target of its own row. "
             "A model finds the answer in its input.",
             "Build histories from events strictly before the row. longrec prepare does so from the log alone.",
             {"rows": int(itself.sum()), "holds_item": held, "natural": natural, "ends_with_item": ends},
         ),
         Finding(
             "histories",
-            f"{column}: rows whose history holds later events",
-            f"{percent(future)} of {int(some.sum()):,}; {percent(tied)} hold events of the same time",
-            f"alarm {percent(_IMPOSSIBLE)}",
+            f"{column} holds later events",
+            f"{percent(future)} of {int(some.sum()):,}, same time {percent(tied)}",
+            f"alarm {bound(_IMPOSSIBLE)}",
             ALARM if future >= _IMPOSSIBLE else NOTICE if future or tied >= _HELD else OK,
             future,
             "The first event of the user with one of these items is later than the row, so the history was not "
@@ -130,18 +132,18 @@ def _judge_excess(
     apart = ""
     if events.label is not None:
         rates = [share_of(holds[some & (events.label > 0.5)]), share_of(holds[some & (events.label <= 0.5)])]
-        apart = f"; {percent(rates[0])} of positive, {percent(rates[1])} of negative rows"
+        apart = f" It is so in {percent(rates[0])} of the positive rows and {percent(rates[1])} of the negative ones."
         excess = max(excess, min(rates[0] - rates[1], rates[0] - natural))
     return Finding(
         "histories",
-        f"{column}: rows whose history holds the item of the row",
-        f"{percent(held)} of {int(some.sum()):,}; {percent(natural)} by repetition{apart}",
-        f"alarm {percent(_EXCESS)} above repetition",
+        f"{column} holds the item of the row",
+        f"{percent(held)} of {int(some.sum()):,}, by repetition {percent(natural)}",
+        f"alarm +{bound(_EXCESS)}",
         ALARM if excess >= _EXCESS else NOTICE if held >= _HELD else OK,
         held,
         "The newest event of a history repeats an earlier one as often as users do. If the item of the row is in the "
         "history far more often, or in positive rows alone, the target was joined into it. The log does not have the "
-        "events of these histories, so it cannot say when they happened.",
+        f"events of these histories, so it cannot say when they happened.{apart}",
         "Build histories from events strictly before the row.",
         {"natural": natural, "ends_with_item": ends, "excess": excess},
     )
@@ -159,9 +161,9 @@ def _check_times(events: Events, column: str, lists: Lists) -> list[Finding]:
     return [
         Finding(
             "histories",
-            f"{column}: rows with a time in their history after their own",
-            f"{percent(future)} of {int((lengths > 0).sum()):,}; {percent(tied)} with their own time",
-            f"alarm {percent(_IMPOSSIBLE)}",
+            f"{column} holds later times",
+            f"{percent(future)} of {int((lengths > 0).sum()):,}, same time {percent(tied)}",
+            f"alarm {bound(_IMPOSSIBLE)}",
             ALARM if future >= _IMPOSSIBLE else NOTICE if future or tied >= _HELD else OK,
             future,
             "These histories hold events that had not happened.",

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.auditing.events import Events, Values
-from longrec.auditing.finding import ALARM, NOTICE, OK, Finding, skip
-from longrec.data.label_copies import AUC, LEAST, find_purest, smooth_rates, to_buckets, weighted_auc
+from longrec.auditing.finding import ALARM, NOTICE, OK, Finding, percent, skip
+from longrec.data.label_copies import AUC, LEAST, PURE, find_purest, smooth_rates, to_buckets, weighted_auc
 from longrec.data.splits import TEST, TRAIN
 
 _AHEAD, _STRONG = 0.1, 0.75
@@ -80,15 +80,16 @@ def _measure(
 
 
 def _describe(column: str, auc: float, pure: float, verdict: str, more: str) -> Finding:
-    value = f", {pure:.1%} of the rows of one value are positive".replace("%", " %") if pure else ""
+    value = f", one value {percent(pure)} positive" if pure else ""
     return Finding(
         "features",
-        f"AUC on test of {column}",
+        f"AUC of {column} alone",
         f"{auc:.3f}{value or more}",
-        f"alarm {AUC}, or a value that copies",
+        f"alarm {AUC}, {PURE:.0%}".replace("%", " %"),
         verdict,
         auc,
-        "A feature that is available before the event rarely reaches this alone. One that is recorded with or after "
+        "Fitted on train, measured on test. A feature that is available before the event rarely reaches this alone. "
+        "One that is recorded with or after "
         "it, such as a watch time or a later conversion, does, and is not there when the model is used.",
         f"If {column!r} is available only after the event, use it as feedback (feedback: true) or leave it out.",
         {"column": column, "pure": pure},

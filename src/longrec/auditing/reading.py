@@ -49,8 +49,11 @@ def read_events(
         columns = columns.keep(complete)
     times = None if roles.time is None else _read_times(columns.of("_time"))
     order, ordered = _read_order(columns, roles, times, notes)
-    if times is not None and (times.mask.any()):
+    filled = None
+    if times is not None and times.mask.any():
+        filled = np.ma.getmaskarray(times).copy()
         columns, times, order = _fill_times(columns, times, order, ordered, notes)
+        filled = filled if len(filled) == len(columns.row) else None
     time_N = None if times is None else np.asarray(times.data)
     sort = [columns.row, *([] if order is None else [order])]
     if time_N is not None and not ordered:
@@ -67,6 +70,7 @@ def read_events(
             item=columns.item[at],
             row=columns.row[at],
             time=None if time_N is None else time_N[at],
+            filled=None if filled is None else filled[at],
             label=labels,
             split=_read_split(columns, log, roles, at),
             features=features,
@@ -90,7 +94,7 @@ def _select(log: Relation, roles: ColumnRoles, time: TimeColumn | None) -> str:
         if kind == "VARCHAR" or kind.startswith("ENUM") or (time is not None and time.format is not None):
             sql = read_timestamps(log, roles.time, time or TimeColumn(column=roles.time)).sql
         selected.append(f"{sql} AS _time")
-    selected += [f"({roles.label})::DOUBLE AS _label"] if roles.label is not None else []
+    selected += [f"({roles.label_sql})::DOUBLE AS _label"] if roles.label is not None else []
     selected += [f"{name(roles.order)} AS _order"] if roles.order is not None else []
     split = SPLIT_COLUMN if SPLIT_COLUMN in log.types else roles.split
     selected += [f"{name(split)} AS _split"] if split is not None else []

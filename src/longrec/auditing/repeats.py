@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.auditing.events import Events
-from longrec.auditing.finding import ALARM, NOTICE, OK, Finding, judge, percent, share_of, skip
+from longrec.auditing.finding import ALARM, NOTICE, OK, Finding, bound, judge, percent, share_of, skip
 from longrec.data.splits import TRAIN
 
 _REPEATED = 0.01
@@ -41,12 +41,13 @@ def check_repeated_rows(events: Events) -> list[Finding]:
     return [
         Finding(
             "repeats",
-            "rows with user, item and time of an earlier row",
-            f"{repeated:,} ({percent(share)}), {int(copies.sum()):,} equal in all columns",
-            f"alarm {percent(_REPEATED)}",
+            "repeated rows",
+            f"{percent(share)}, {repeated:,} rows, {int(copies.sum()):,} equal",
+            f"alarm {bound(_REPEATED)}",
             verdict,
             share,
-            "A copy of a row makes its item a repetition, which is easy to predict, and counts twice in training. "
+            "These rows have user, item and time of an earlier row. A copy makes its item a repetition, which is "
+            "easy to predict, and counts twice in training. "
             f"Repetition by the users explains about {expected:,.0f} of these rows.",
             "Remove the copies, unless they are events of their own, before any sequence is built.",
             {"rows": repeated, "equal": int(copies.sum()), "expected": expected},
@@ -76,12 +77,13 @@ def check_targets(events: Events, targets: NDArray[np.int64]) -> list[Finding]:
     findings = [
         Finding(
             "repeats",
-            "test targets that the user has had before",
+            "repeated test targets",
             f"{percent(repeated)} of {len(targets):,}",
-            f"notice {percent(_TARGETS)}",
+            f"notice {bound(_TARGETS)}",
             judge(repeated, _TARGETS),
             repeated,
-            "People repeat songs, foods and pages, so this is no fault. But a protocol that masks seen items can never "
+            "The user has had the item before. People repeat songs, foods and pages, so this is no fault. But a "
+            "protocol that masks seen items can never "
             "reach these targets, and one that does not is won by repeating the history.",
             "State whether seen items are masked. Report the metric of repeating the latest items beside a model.",
         )
@@ -99,12 +101,14 @@ def check_targets(events: Events, targets: NDArray[np.int64]) -> list[Finding]:
         findings.append(
             Finding(
                 "cold",
-                f"test rows of {what} without a training row",
-                f"{percent(share)}{' (a split by user)' if disjoint else ''}",
-                f"notice {percent(_COLD)}, alarm {percent(_NEW)}",
+                f"cold test {what}",
+                f"{percent(share)} of {len(targets):,}{', a split by user' if disjoint else ''}",
+                f"notice {bound(_COLD)}, alarm {bound(_NEW)}",
                 NOTICE if disjoint else judge(share, _COLD, _NEW),
                 share,
-                f"A model that learns one vector for each of the {what} has nothing to say about these rows.",
+                f"These test rows are of {what} without a training row. A model that learns one vector for each of "
+                "them "
+                "has nothing to say.",
                 "Report them apart, or state that they are left out. Check that the files belong together if there are "
                 "many.",
             )

@@ -14,9 +14,9 @@ def format_audit(audit: Audit) -> str:
     lines = [audit.describe(), *([_wrap(roles, "  ")] if roles else [])]
     lines += [_wrap(note, "  ") for note in audit.notes]
     measured = [finding for finding in audit.findings if finding.verdict != SKIPPED]
-    rows = [[one.check, one.name, one.figure, one.bound, _mark(one.verdict)] for one in measured]
-    lines += ["", table(["check", "measured", "figure", "bound", "verdict"], rows)]
-    skipped = [f"{one.check}, {one.name} ({one.figure})" for one in audit.findings if one.verdict == SKIPPED]
+    rows = [[_mark(one.verdict), one.name, one.figure, one.bound] for one in measured]
+    lines += ["", table(["verdict", "measured", "figure", "bound"], rows)]
+    skipped = [f"{one.name} ({one.figure})" for one in audit.findings if one.verdict == SKIPPED]
     if skipped:
         lines += ["", _wrap(f"not measured: {'; '.join(skipped)}", "")]
     for finding in list_worst(audit.findings):

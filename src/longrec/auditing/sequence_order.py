@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.auditing.events import Events
-from longrec.auditing.finding import ALARM, NOTICE, OK, Finding, judge, percent, share_of, skip
+from longrec.auditing.finding import ALARM, NOTICE, OK, Finding, bound, judge, percent, share_of, skip
 
 _UNSTABLE = 0.001
 """Share of tied neighbors in another order than in the source from which the sort was not stable. A stable sort has
@@ -118,9 +118,9 @@ def _compare(stable: Events, at: NDArray[np.int64], user: NDArray[np.int64], whe
         _report_time(back, where),
         Finding(
             "sort",
-            "tied neighbors in another order than in the file",
+            "ties not in the order of the file",
             f"{percent(descends)} of {int(tied.sum()):,}{explained}",
-            f"alarm {percent(_UNSTABLE)}",
+            f"alarm {bound(_UNSTABLE)}",
             verdict,
             descends,
             f"A stable sort by time keeps the order of the file. Where {where} has another order and no key explains "
@@ -130,12 +130,13 @@ def _compare(stable: Events, at: NDArray[np.int64], user: NDArray[np.int64], whe
         ),
         Finding(
             "sort",
-            "last events that are not the last in the stable order",
+            "last events moved by the sort",
             f"{percent(moved)} of {len(last):,} users",
-            f"alarm {percent(_UNSTABLE)} if unstable",
+            f"alarm {bound(_UNSTABLE)}",
             judge(moved, _UNSTABLE, _UNSTABLE if verdict == ALARM else None),
             moved,
-            "These test targets are others than those of a stable sort, so the results compare with nothing.",
+            "These last events are not the last ones in the stable order. The test targets are others than those of "
+            "a stable sort, so the results compare with nothing.",
             "Build the sequences again from the source, with a stable sort.",
             numbers,
         ),
@@ -156,9 +157,9 @@ def _judge_order(descends: float, ascending: float, count: int) -> tuple[str, st
 def _report_time(back: float, where: str) -> Finding:
     return Finding(
         "sort",
-        "events earlier than the event before",
+        "events that step back in time",
         percent(back),
-        f"alarm {percent(_BACK)}",
+        f"alarm {bound(_BACK)}",
         NOTICE if 0 < back < _BACK else judge(back, None, _BACK),
         back,
         f"The order of {where} contradicts the times, so the last event of a user is not the latest.",
@@ -169,9 +170,9 @@ def _report_time(back: float, where: str) -> Finding:
 def _report_unmatched(share: float) -> Finding:
     return Finding(
         "sort",
-        "published events that the log does not have",
+        "published events not in the log",
         percent(share),
-        f"notice {percent(_UNMATCHED)}",
+        f"notice {bound(_UNMATCHED)}",
         NOTICE,
         share,
         "The published sequences are of another version of the log, or of other ids.",

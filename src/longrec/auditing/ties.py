@@ -13,12 +13,13 @@ negatively correlated, so the true standard error is never larger, and the test 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from longrec.auditing.events import Events, Values
-from longrec.auditing.finding import ALARM, NOTICE, OK, Finding, judge, percent, share_of, sign_deviation, skip
+from longrec.auditing.finding import ALARM, NOTICE, OK, Finding, bound, judge, percent, share_of, sign_deviation, skip
 
 _TIED, _TIED_TARGETS = 0.05, 0.05
 """Shares of tied events and targets from which protocols that differ in their order give visibly different numbers."""
@@ -28,6 +29,12 @@ _PREDICTED = 0.6
 """Share of neighbors in one direction from which it is an alarm: one in five neighbors is settled by the column."""
 _AGREED = 0.75
 """Share of agreement from which it is an alarm: as if half of the ties were sorted by a key."""
+_SORTED = 0.99
+"""Share of neighbors in one direction from which a column explains the whole order."""
+_AFFECTED = 0.01
+"""Share of the events that are such neighbors below which an alarm is a notice, since metrics hardly move."""
+_FEW = 0.001
+"""Share of the events that are such neighbors below which nothing is said."""
 _LEAST = 30
 """Least number of neighbors for a verdict."""
 _ROW_NUMBER = 0.9
@@ -44,28 +51,30 @@ def check_ties(events: Events, targets: NDArray[np.int64]) -> list[Finding]:
     """
     if events.time is None:
         return [skip("ties", "tied events", "the log has no times")]
-    tied, own = share_of(events.tied[events.follows]), share_of(events.tied[targets])
+    tied, own = share_of(events.recorded_ties[events.follows]), share_of(events.recorded_ties[targets])
     kept = _expect_kept_targets(events)
     return [
         Finding(
             "ties",
-            "events with the time of the user's event before",
+            "tied events",
             f"{percent(tied)} of {int(events.follows.sum()):,}",
-            f"notice {percent(_TIED)}",
+            f"notice {bound(_TIED)}",
             judge(tied, _TIED),
             tied,
-            "The log does not say in which order these events happened. The order of the file is then a part of the "
+            "These events have the time of their user's event before, and the log does not say which was first. The "
+            "order of the file is then a part of the "
             "data.",
             "State the order in ties with every result. A strict history (events of earlier times only) needs none.",
         ),
         Finding(
             "ties",
-            "test targets with the time of the user's event before",
+            "tied test targets",
             f"{percent(own)} of {len(targets):,}",
-            f"notice {percent(_TIED_TARGETS)}",
+            f"notice {bound(_TIED_TARGETS)}",
             judge(own, _TIED_TARGETS),
             own,
-            f"A model that reads all earlier rows sees events of the same time as the target. A sort that is not "
+            "They have the time of the event before. A model that reads all earlier rows sees events of the same "
+            "time as the target. A sort that is not "
             f"stable would keep {percent(kept)} of the last events of the users as the last.",
             "Report the strict protocol beside the published one, and sort by (time, row in file) with a stable sort.",
             {"kept_by_unstable_sort": kept},
@@ -83,14 +92,20 @@ def _expect_kept_targets(events: Events) -> float:
 
 def check_tie_order(events: Events) -> list[Finding]:
     """Return whether the order inside ties follows the item id, another column of the item, or any order of items."""
-    if not events.tied.any():
-        return [skip("tie order", "item id", "no ties")]
-    second = np.flatnonzero(events.tied)
-    return [
-        _judge_columns(events, second, "item id", list(_list_ids(events)), skip_first=True),
-        _judge_columns(events, second, "column of the item", list(_list_columns(events))),
-        _judge_agreement(events, second),
+    if not events.recorded_ties.any():
+        return [skip("tie order", "order in ties", "no ties")]
+    second = np.flatnonzero(events.recorded_ties)
+    findings = [
+        _judge_columns(events, second, "order in ties by item id", list(_list_ids(events)), skip_first=True),
+        _judge_columns(events, second, "order in ties by a column", list(_list_columns(events))),
     ]
+    sides = [finding.value or 0.0 for finding in findings]
+    if max(sides) >= _SORTED:  # columns that are related to the key follow the order too, and are no news
+        findings = [
+            replace(finding, verdict=OK) if finding.verdict == NOTICE and side < _SORTED else finding
+            for finding, side in zip(findings, sides)
+        ]
+    return [*findings, _judge_agreement(events, second)]
 
 
 def _list_ids(events: Events) -> Iterator[tuple[str, Values]]:
@@ -134,6 +149,7 @@ def _judge_columns(
     best, strongest = None, -1.0
     for column, values in columns:
         usable = values.present[second] & values.present[second - 1]
+        usable &= events.item[second] != events.item[second - 1]
         at = second[usable]
         differ = values.array[at] != values.array[at - 1]
         up = values.array[at] > values.array[at - 1]
@@ -149,18 +165,19 @@ def _judge_columns(
     share, direction = ascents / count, "ascending" if ascents * 2 >= count else "descending"
     side = max(share, 1 - share)
     verdict = OK
-    if count >= _LEAST and strongest >= _DEVIATIONS:
-        verdict = ALARM if side >= _PREDICTED else NOTICE
+    if count >= max(_LEAST, _FEW * len(events)) and strongest >= _DEVIATIONS:
+        verdict = ALARM if side >= _PREDICTED and count >= _AFFECTED * len(events) else NOTICE
+    cause = "so it was written by a sort and not by the users" if side >= _SORTED else "more often than chance explains"
     shown = ascending if direction == "ascending" else every - ascending
     return Finding(
         "tie order",
         what,
-        f"{percent(shown / every)} of {every:,} tied neighbors {direction} by {column}",
-        f"alarm {percent(_PREDICTED)}, {_DEVIATIONS:.0f} errors",
+        f"{percent(shown / every)} of {every:,} {direction} by {column}",
+        f"alarm {bound(_PREDICTED)}",
         verdict,
         side,
-        f"The order of events with equal times can be predicted from {column!r} ({strongest:.0f} standard errors from "
-        "1/2), so it was written by a sort and not by the users. A model that reads ids, texts or codes gains from it.",
+        f"Of {every:,} neighbors with equal times, this share is {direction} by {column!r} ({strongest:.0f} standard "
+        f"errors from 1/2), {cause}. A model that reads ids, texts or codes gains from it.",
         "Draw the order inside ties at random, or use strict histories. Do not compare results in the published order "
         "with results in another one.",
         {"column": column, "tested": count, "ascending": ascents, "neighbors": every, "deviations": strongest},
@@ -195,16 +212,16 @@ def _judge_agreement(events: Events, second: NDArray[np.int64]) -> Finding:
     again = keys[1:] == keys[:-1]
     agree, count = int((up[1:] == up[:-1])[again].sum()), int(again.sum())
     if not count:
-        return skip("tie order", "agreement of repeated pairs", "no two items are neighbors in two ties")
+        return skip("tie order", "repeated pairs in one order", "no two items are neighbors in two ties")
     deviation, share = sign_deviation(agree, count), agree / count
     verdict = OK
     if count >= _LEAST and deviation >= _DEVIATIONS:
-        verdict = ALARM if share >= _AGREED else NOTICE
+        verdict = ALARM if share >= _AGREED and len(second) >= _AFFECTED * len(events) else NOTICE
     return Finding(
         "tie order",
-        "agreement of repeated pairs",
-        f"{percent(share)} of {count:,} repetitions of a pair in the same order",
-        f"alarm {percent(_AGREED)}, {_DEVIATIONS:.0f} errors",
+        "repeated pairs in one order",
+        f"{percent(share)} of {count:,} repetitions",
+        f"alarm {bound(_AGREED)}",
         verdict,
         share,
         f"Two items that stand side by side in ties of several users have the same order more often than by chance "

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.auditing.events import Events
-from longrec.auditing.finding import ALARM, NOTICE, OK, Finding, percent, share_of, skip
+from longrec.auditing.finding import ALARM, NOTICE, OK, Finding, bound, percent, share_of, skip
 from longrec.data.splits import TEST, TRAIN
 
 _BY_TIME = 0.8
@@ -33,9 +33,9 @@ def check_timeline(events: Events) -> list[Finding]:
         _compare_own_rows(events, train, test),
         Finding(
             "timeline",
-            "training rows later than the first test row",
-            f"{percent(after_first)}{' (a split by time)' if by_time else ''}",
-            f"alarm {percent(_LATER)} in a split by time",
+            "training rows after the first test row",
+            f"{percent(after_first)}{', a split by time' if by_time else ''}",
+            f"alarm {bound(_LATER)}" if by_time else f"notice {bound(_LATER)}",
             _judge_time(after_first, by_time),
             after_first,
             "In a split by time every training row is earlier than every test row. Others show the model what was "
@@ -50,13 +50,14 @@ def check_timeline(events: Events) -> list[Finding]:
         ),
         Finding(
             "timeline",
-            "training rows later than the median test row",
+            "training rows after the median one",
             percent(after_median),
-            f"notice {percent(_LATER)}",
+            f"notice {bound(_LATER)}",
             NOTICE if after_median >= _LATER else OK,
             after_median,
-            "The periods of training and test overlap by this much.",
-            "As above.",
+            "This share of the training rows is from after the median test row, so the periods of training and test "
+            "overlap.",
+            "Report a split at one time for all users beside it.",
             {"first_test": int(first), "last_train": int(time[train].max())},
         ),
     ]
@@ -76,9 +77,9 @@ def _compare_own_rows(events: Events, train: NDArray[np.int64], test: NDArray[np
     later = share_of(latest[events.user[test]] > events.time[test])
     return Finding(
         "timeline",
-        "test rows whose user has a later training row",
+        "test rows before an own training row",
         f"{percent(later)} of {len(test):,}",
-        f"alarm {percent(_LATER)}",
+        f"alarm {bound(_LATER)}",
         ALARM if later >= _LATER else NOTICE if later else OK,
         later,
         "The model has learned what these users did next. Their test rows measure memory.",
