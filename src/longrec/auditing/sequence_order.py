@@ -46,7 +46,7 @@ def check_sequences(events: Events, sequences: Sequences) -> list[Finding]:
     at, user = at[matched], sequences.user[matched]
     unmatched = 1 - share_of(matched)
     findings = [] if unmatched < _UNMATCHED else [_report_unmatched(unmatched)]
-    return findings + _compare(stable, at, user, "the published sequences")
+    return findings + _compare(stable, at, user, "the published order")
 
 
 def check_own_order(events: Events) -> list[Finding]:
@@ -58,11 +58,11 @@ def check_own_order(events: Events) -> list[Finding]:
     if (by_row.follows[1:] & (by_row.time[1:] < by_row.time[:-1])).any():
         # The file is in no order of time, so its order says nothing about ties.
         back = events.follows[1:] & (events.time[1:] < events.time[:-1])
-        return [_report_time(share_of(back[events.follows[1:]]), "the order column")]
+        return [_report_time(share_of(back[events.follows[1:]]), "the order by the column")]
     order = np.lexsort([events.row, events.time, events.user])
     at = np.empty(len(events), np.int64)
     at[order] = np.arange(len(events))
-    return _compare(events.reorder(order), at, events.user, "the order column")
+    return _compare(events.reorder(order), at, events.user, "the order by the column")
 
 
 def _match(stable: Events, sequences: Sequences) -> NDArray[np.int64]:
@@ -123,8 +123,9 @@ def _compare(stable: Events, at: NDArray[np.int64], user: NDArray[np.int64], whe
             f"alarm {bound(_UNSTABLE)}",
             verdict,
             descends,
-            f"A stable sort by time keeps the order of the file. Where {where} has another order and no key explains "
-            "it, the order is that of an unstable sort, which no other tool can repeat.",
+            f"A stable sort by time keeps the order of the file. {where[0].upper()}{where[1:]} has another one. "
+            "Unless a key "
+            "explains it, it is that of an unstable sort, which no other tool can repeat.",
             "Sort by (time, row in file) with a stable sort, such as kind='stable' in pandas and numpy.",
             numbers,
         ),
@@ -162,7 +163,7 @@ def _report_time(back: float, where: str) -> Finding:
         f"alarm {bound(_BACK)}",
         NOTICE if 0 < back < _BACK else judge(back, None, _BACK),
         back,
-        f"The order of {where} contradicts the times, so the last event of a user is not the latest.",
+        f"{where[0].upper()}{where[1:]} contradicts the times, so the last event of a user is not the latest.",
         "Sort by time, or leave out the order column.",
     )
 
