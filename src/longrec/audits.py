@@ -74,7 +74,10 @@ def audit(
         _refuse(options, "the config names the columns, the files and the split")
         return _audit_job(source, overrides, items, sequences, seed)
     if overrides:
-        raise ConfigError("audit", ["overrides: are settings of a config; name columns with options"])
+        fault = f"{overrides[0]!r}: one log at a time; several files are a folder or a pattern in quotes"
+        if "=" in overrides[0]:
+            fault = f"{overrides[0]!r}: is a setting of a config; name columns with options"
+        raise ConfigError("audit", [fault])
     if _is_path(source) and (Path(source) / "log.json").exists():
         _refuse({**options, "items": items, "sequences": sequences}, "a prepared log has its columns and its split")
         return _audit_prepared(Path(source), seed)
@@ -83,8 +86,6 @@ def audit(
 
     rule = Split.model_validate({"by": split}) if split in _RULES else None
     named |= {"split": None} if rule is not None else {}
-    if label is not None:
-        named["label"] = label
     with _connect() as (con, scratch):
         log = _open(con, "log", _build_source(source, valid, test), scratch)
         roles = choose_columns(log, named, features, histories)
@@ -259,5 +260,5 @@ def run_audit(args: argparse.Namespace) -> None:
     if args.json:
         write_json(result, args.json)
     if args.strict and result.alarms:
-        alarms = "; ".join(finding.name for finding in result.alarms)
-        raise DataError(args.log, f"{len(result.alarms)} alarms: {alarms}", "none with --strict")
+        count = f"{len(result.alarms)} alarm{'s' if len(result.alarms) > 1 else ''}"
+        raise DataError(args.log, f"{count}: {', '.join(one.name for one in result.alarms)}", "none with --strict")

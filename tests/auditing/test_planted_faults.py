@@ -49,6 +49,21 @@ def test_a_clean_log_of_days_raises_no_alarm(seed: int, make_events: Maker) -> N
     assert repeated.verdict == (NOTICE if seed % 3 else OK)
 
 
+@pytest.mark.parametrize("split", ["chosen", "column"])
+def test_leave_one_out_of_users_who_stay_to_the_end_is_no_split_by_time(split: str) -> None:
+    """Nearly all training rows are before the test rows, as in a split by time."""
+    random = np.random.default_rng(0)
+    user, when = random.integers(0, 400, 12_000), random.integers(0, 60, 12_000) * 86_400
+    frame = pd.DataFrame({"user_id": user, "item_id": random.zipf(1.3, 12_000) % 300, "timestamp": when})
+    frame = frame.sort_values("timestamp", kind="stable")
+    if split == "column":
+        left = frame.groupby("user_id").cumcount(ascending=False)
+        frame["split"] = np.where(left == 0, "test", np.where(left == 1, "valid", "train"))
+    audit = lr.audit(frame)
+    assert not audit.alarms, describe(audit)
+    assert audit.find("timeline", "training rows after the first test row").value > 0.1
+
+
 def duplicate(frame: pd.DataFrame) -> pd.DataFrame:
     copies = frame.sample(frac=0.03, random_state=0)
     return pd.concat([frame, copies]).sort_values("timestamp", kind="stable")

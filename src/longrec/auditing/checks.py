@@ -54,9 +54,11 @@ def run_checks(
         raise DataError(log, "no rows with a user and an item", "a log with events")
     events, note = assign_split(events, split, log)
     targets = _find_targets(events)
+    # Sequences are built of these: the order of candidates that were only shown is that of a page.
+    positive = events if events.label is None else events.select(events.label > 0.5)
     steps: dict[str, Callable[[], list[Finding]]] = {
         "ties": lambda: ties.check_ties(events, targets),
-        "tie order": lambda: ties.check_tie_order(events),
+        "tie order": lambda: ties.check_tie_order(positive),
         "sort": lambda: _check_order(events, sequences),
         "histories": lambda: histories.check_histories(events),
         "repeats": lambda: [*repeats.check_repeated_rows(events), *repeats.check_targets(events, targets)],
@@ -87,7 +89,7 @@ def _describe_limits(events: Events) -> list[str]:
     if events.time is None:
         limits.append("no time: what depends on it (ties, the timeline, strict histories) is not measured")
     if events.label is not None:
-        limits.append("targets, and the events that the counting rule counts, are the positive rows")
+        limits.append("sequences (targets, order in ties, counting rule) are those of the positive rows")
     return limits
 
 

@@ -10,7 +10,7 @@ from longrec.data.casts import is_real, is_text
 from longrec.data.relation import INTEGERS, Relation
 from longrec.data.settings import DataConfig
 from longrec.data.sql import literal, name
-from longrec.errors import DataError
+from longrec.errors import DataError, nearest
 from longrec.features.schema import Label, Schema
 
 USUAL: Mapping[str, tuple[tuple[str, ...], ...]] = {
@@ -94,10 +94,8 @@ def choose_columns(
         DataError: a column that the log does not have, a required one that no usual name fits, or several that fit.
     """
     options = {role: column for role, column in named.items() if column is not None}
-    options_of = {column: f"--{role}" for role, column in options.items()}
-    options_of |= dict.fromkeys(features or (), "--features") | dict.fromkeys(histories or (), "--history")
-    log.need(options_of)
-    chosen, guessed = dict(options), []
+    _check_columns(log, options, features or (), histories or ())
+    chosen, guessed = dict[str, str](options), list[str]()
     for role in USUAL:
         if role in chosen:
             continue
@@ -112,14 +110,42 @@ def choose_columns(
     lists = [column for column, kind in log.types.items() if kind.endswith("[]") and not kind.endswith("[][]")]
     times = [column for column in lists if re.search(r"time|(^|_)ts(_|$)", column, re.I) and "time" in chosen]
     items = [column for column in lists if column not in times and _has_type_of(log, column, chosen["item"])]
+    stem = normalize_name(chosen["item"]).removesuffix("id").rstrip("_")
+    # Numbers of categories look like numbers of items. A name that says which is which settles it.
+    items = [column for column in items if stem and stem in normalize_name(column)] or items
     every = tuple(column for column, kind in log.types.items() if is_scalar(kind) and column not in chosen.values())
     return ColumnRoles(
-        **{**chosen, "label_sql": name(chosen["label"]) if "label" in chosen else None},
-        features=every if features is None else tuple(features),
-        histories=tuple(items if histories is None else histories),
+        user=chosen["user"],
+        item=chosen["item"],
+        time=chosen.get("time"),
+        label=chosen.get("label"),
+        label_sql=name(chosen["label"]) if "label" in chosen else None,
+        order=chosen.get("order"),
+        split=chosen.get("split"),
+        features=every if features is None else tuple(dict.fromkeys(features)),
+        histories=tuple(items if histories is None else dict.fromkeys(histories)),
         history_times=tuple(times),
         guessed=tuple(guessed),
     )
+
+
+def _check_columns(
+    log: Relation, options: Mapping[str, str], features: Sequence[str], histories: Sequence[str]
+) -> None:
+    """Raise one error for all named columns that the log does not have, or that are of another kind."""
+    named = [(f"--{role}", column, True) for role, column in options.items()]
+    named += [("--features", column, True) for column in features] + [("--history", one, False) for one in histories]
+    faults = []
+    for option, column, scalar in named:
+        if column not in log.types:
+            near = nearest(column, log.types)
+            faults.append(f"no column {column!r} ({option})" + (f", did you mean {near!r}?" if near else ""))
+        elif is_scalar(log.types[column]) != scalar:
+            wanted = "numbers, texts or times" if scalar else "lists"
+            faults.append(f"column {column!r} ({option}) has values of type {log.types[column]}, not {wanted}")
+    if faults:
+        raise DataError(log.where, "; ".join(faults), f"columns of the log: {', '.join(log.types)}")
+    log.need({column: option for option, column, _ in named})  # columns that only some of the files have
 
 
 def is_scalar(kind: str) -> bool:
@@ -199,7 +225,7 @@ def read_roles(log: Relation, schema: Schema, data: DataConfig) -> ColumnRoles:
     features = [
         column
         for feature, settings in schema.features.items()
-        if not settings.feedback and settings.source is None and schema.in_row(feature)
+        if not settings.feedback and settings.source is None and settings.kind != "calendar"
         for column in schema.columns(feature)
         if column in log.types and column not in roles.values() and is_scalar(log.types[column])
     ]
@@ -211,7 +237,11 @@ def read_roles(log: Relation, schema: Schema, data: DataConfig) -> ColumnRoles:
     ]
     log.need({column: role for role, column in roles.items()} | ({} if label is None else {label.column: "label"}))
     return ColumnRoles(
-        **roles,
+        user=schema.user,
+        item=schema.item,
+        time=roles.get("time"),
+        order=roles.get("order"),
+        split=roles.get("split"),
         label=None if label is None else label.column,
         label_sql=None if label is None else _label_sql(label),
         features=tuple(dict.fromkeys(features)),

@@ -59,7 +59,7 @@ def _check_list(events: Events, column: str, lists: Lists) -> list[Finding]:
             f"{column} holds the event itself",
             f"{percent(wrong)} of {int(some.sum()):,}",
             f"alarm {bound(_IMPOSSIBLE)}",
-            ALARM if wrong >= _IMPOSSIBLE else NOTICE if wrong or held >= _HELD else OK,
+            ALARM if wrong >= _IMPOSSIBLE else NOTICE if wrong else OK,
             wrong,
             f"{percent(held)} of the histories hold the item of their row, {percent(natural)} by repetition alone. "
             "In this share of the rows the user had no earlier event with this item in the log, so the history holds "
@@ -137,11 +137,12 @@ def _judge_excess(
     return Finding(
         "histories",
         f"{column} holds the item of the row",
-        f"{percent(held)} of {int(some.sum()):,}, by repetition {percent(natural)}",
+        f"{percent(held)} ({percent(natural)} by repetition)",
         f"alarm +{bound(_EXCESS)}",
         ALARM if excess >= _EXCESS else NOTICE if held >= _HELD else OK,
         held,
-        "The newest event of a history repeats an earlier one as often as users do. If the item of the row is in the "
+        f"Measured on {int(some.sum()):,} histories. The newest event of a history repeats an earlier one as often "
+        "as users do. If the item of the row is in the "
         "history far more often, or in positive rows alone, the target was joined into it. The log does not have the "
         f"events of these histories, so it cannot say when they happened.{apart}",
         "Build histories from events strictly before the row.",

@@ -49,10 +49,10 @@ def check_features(events: Events) -> list[Finding]:
         findings.append(Finding("features", f"{len(loud) - _SHOWN} further features", others, f"alarm {AUC}", ALARM))
     quiet = [column for column in ranked if column not in loud]
     if quiet:
-        best = measured[quiet[0]][0]
-        second = measured[quiet[1]][0] if len(quiet) > 1 else 0.5
+        best, second = measured[quiet[0]][0], measured[quiet[1]][0] if len(quiet) > 1 else 0.5
+        more = f", the next {second:.3f}" if len(quiet) > 1 else ""
         verdict = NOTICE if best >= _STRONG and best - second >= _AHEAD else OK
-        findings.append(_describe(quiet[0], best, 0.0, verdict, f", the next {second:.3f}"))
+        findings.append(_describe(quiet[0], best, 0.0, verdict, more))
     return findings
 
 
@@ -74,8 +74,8 @@ def _measure(
     distinct, index = np.unique(ids, return_inverse=True)
     if len(distinct) < 2:
         return 0.5, 0.0
-    counts = np.bincount((2 * half + positive) * len(distinct) + index, minlength=4 * len(distinct))
-    counts = counts.reshape(2, 2, -1).astype(np.float64)
+    cells = np.bincount((2 * half + positive) * len(distinct) + index, minlength=4 * len(distinct))
+    counts = cells.reshape(2, 2, -1).astype(np.float64)
     return weighted_auc(smooth_rates(counts[0]), counts[1]), find_purest(counts, np.ones(2))
 
 

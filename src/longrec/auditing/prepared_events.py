@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from longrec.auditing.events import Events, Values, encode_keys
 from longrec.auditing.finding import NOTICE, Finding
@@ -49,12 +52,15 @@ def read_prepared(log: Log) -> Events:
     )
 
 
-def _to_values(array: np.ndarray) -> Values:  # type: ignore[type-arg]
+def _to_values(array: NDArray[Any]) -> Values:
     return Values(array.astype(np.float64))
 
 
 def list_warnings(log: Log) -> list[Finding]:
-    """Return the warnings of ``prepare`` as findings."""
-    warnings = dict.fromkeys([*log.warnings, *read_facts(log.folder).warnings])
-    why = "longrec prepare has measured this on the same log."
-    return [Finding("prepare", "warning of longrec prepare", text, "", NOTICE, None, why, "") for text in warnings]
+    """Return the warnings of ``prepare`` as one finding. Empty without any."""
+    warnings = list(dict.fromkeys([*log.warnings, *read_facts(log.folder).warnings]))
+    if not warnings:
+        return []
+    figure, text = f"{len(warnings)}", "; ".join(warnings)
+    why = f"longrec prepare has measured on this log: {text}."
+    return [Finding("prepare", "warnings of longrec prepare", figure, "notice 1", NOTICE, float(len(warnings)), why)]

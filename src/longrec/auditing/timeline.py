@@ -13,6 +13,8 @@ _BY_TIME = 0.8
 """Share of training rows before the earliest test rows from which the split is meant to be one by time."""
 _EARLY = 0.01
 """Quantile of the test times that stands for the earliest, because one wrong time must not decide it."""
+_ONE_EACH = 0.9
+"""Share of users with one test row from which the split is leave one out."""
 _LATER = 0.001
 """Share of rows in the wrong period that is an alarm: such rows are few in number, and are what the model learns by
 heart."""
@@ -28,7 +30,7 @@ def check_timeline(events: Events) -> list[Finding]:
     time = events.time
     first, early, median = time[test].min(), np.quantile(time[test], _EARLY), np.median(time[test])
     after_first, after_median = share_of(time[train] > first), share_of(time[train] > median)
-    by_time = bool((time[train] < early).mean() >= _BY_TIME)
+    by_time = bool((time[train] < early).mean() >= _BY_TIME) and not _leaves_one_out(events, train, test)
     return [
         _compare_own_rows(events, train, test),
         Finding(
@@ -61,6 +63,13 @@ def check_timeline(events: Events) -> list[Finding]:
             {"first_test": int(first), "last_train": int(time[train].max())},
         ),
     ]
+
+
+def _leaves_one_out(events: Events, train: NDArray[np.int64], test: NDArray[np.int64]) -> bool:
+    """Return whether nearly every user of the training rows has one test row, which no split by time gives."""
+    counts = np.bincount(events.user[test], minlength=int(events.user.max()) + 1)
+    trained = np.unique(events.user[train])
+    return bool((counts[counts > 0] == 1).mean() >= _ONE_EACH and (counts[trained] > 0).mean() >= _ONE_EACH)
 
 
 def _judge_time(later: float, by_time: bool) -> str:
