@@ -194,6 +194,26 @@ def test_an_audit_is_a_table(frame: pd.DataFrame) -> None:
         audit.find("ties", "nothing")
 
 
+def test_the_order_of_a_schema_orders_the_events_of_one_time(tmp_path: Path, make_events: Maker) -> None:
+    """``time.order`` may begin anew at every time, while ``--order`` numbers all events of a user."""
+    shuffled = make_events(2, clock=86_400, repetition=0).sample(frac=1, random_state=0)
+    turn = shuffled.sort_values("item_id").groupby(["user_id", "timestamp"]).cumcount()
+    shuffled.assign(turn=turn).to_parquet(tmp_path / "log.parquet")
+    schema = {"user": "user_id", "item": "item_id", "time": {"column": "timestamp", "unit": "s", "order": "turn"}}
+    schema |= {"features": {"item_id": {"kind": "id"}}}
+    schema |= {"histories": {"all": {"features": ["item_id"], "max_length": 5}}}
+    data = {"log": str(tmp_path / "log.parquet"), "split": {"by": "leave_one_out"}, "schema": schema}
+    audit = lr.audit({"data": data, "model": {"name": "sasrec"}})
+    assert audit.find("tie order", "order in ties by item id").value == 1.0
+    assert audit.find("timeline", "test rows before an own training row").value == 0
+    assert audit.find("sort", "events that step back in time").value == 0
+
+
+def test_a_label_has_two_values(frame: pd.DataFrame) -> None:
+    with pytest.raises(DataError, match=r"price: the label [\d.]+; expected 0 and 1\n  Write such a column"):
+        lr.audit(frame, label="price")
+
+
 def test_overrides_are_for_configs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", "log.parquet", "data.log=x"]) == 2
     assert "'data.log=x': is a setting of a config" in capsys.readouterr().err

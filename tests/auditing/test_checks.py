@@ -237,6 +237,18 @@ def test_the_floor_is_the_definition_under_every_protocol(monkeypatch: pytest.Mo
     assert 0 < named["N3"].numbers["hr@10"] < 1
 
 
+def test_targets_are_sampled_by_the_size_of_the_catalog(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floor, "_LEAST", 5)
+    monkeypatch.setattr(floor, "_FEWEST", 20)
+    random = np.random.default_rng(0)
+    rows = [(user, int(item), 0) for user in range(60) for item in random.integers(0, 40, 5)]
+    events, targets = events_of(rows, time=None), {}
+    for cells in (10, 1_200, 10_000):
+        monkeypatch.setattr(floor, "_CELLS", cells)
+        targets[cells] = floor.check_floor(events)[0].numbers["targets"]
+    assert targets == {10: 20, 1_200: 30, 10_000: 60}
+
+
 def test_splits_of_a_log_without_one() -> None:
     rows = [(0, n, n) for n in range(10)]
     _, text = assign_split(events_of(rows), None, "log")

@@ -30,7 +30,9 @@ from longrec.models.covisit import CoVisit, CoVisitConfig
 from longrec.nn.embedding import RESERVED
 
 _SETTINGS = {"window": 10, "back": 0.5, "alpha": 0.3, "decay": 0.6}
-_LENGTH, _TARGETS = 50, 25_000
+_LENGTH = 50
+_TARGETS, _FEWEST, _CELLS = 25_000, 1_000, 1_000_000_000
+"""Most and fewest sampled targets, and the number of scores between them: a second takes about 100 million."""
 _LEAST = 200
 """Least number of targets: with fewer, the standard error exceeds the metric."""
 _SCORES = 3_000_000
@@ -106,15 +108,16 @@ def _leave_one_out(events: Events, last: NDArray[np.int64], seed: int) -> _Reque
     train = np.ones(len(events), bool)
     train[last[enough]] = False
     train[last[enough] - 1] = False
-    target = _sample(last[enough], seed)
+    target = _sample(events, last[enough], seed)
     first = target - events.rank_in_user[target]
     return _Requests(train, first, target, target, target)
 
 
-def _sample(target: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    if len(target) <= _TARGETS:
+def _sample(events: Events, target: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    most = max(_FEWEST, min(_TARGETS, _CELLS // (int(events.item.max()) + 1)))
+    if len(target) <= most:
         return target
-    return np.sort(np.random.default_rng(seed).choice(target, _TARGETS, replace=False))
+    return np.sort(np.random.default_rng(seed).choice(target, most, replace=False))
 
 
 def _cut_ties(events: Events, requests: _Requests) -> _Requests:
@@ -132,7 +135,7 @@ def _cut_time(events: Events, seed: int) -> _Requests:
     after = np.flatnonzero(~train & events.follows)
     after = after[train[after - 1]]
     # One target of each user, also where the order of its events contradicts the time.
-    target = _sample(after[np.unique(events.user[after], return_index=True)[1]], seed)
+    target = _sample(events, after[np.unique(events.user[after], return_index=True)[1]], seed)
     first = target - events.rank_in_user[target]
     return _Requests(train, first, target, target, target, existing=True)
 
@@ -196,7 +199,9 @@ def _describe(
         "",
         verdict,
         hit,
-        why or "A count of neighbors without training. A model whose result on this log is below has learned less.",
+        why
+        or f"Measured on {count:,} targets. A count of neighbors without training. "
+        "A model whose result on this log is below has learned less.",
         do or "Report it in the first row of the table.",
         {"hr@10": hit, "ndcg@10": ndcg, "targets": count, **_SETTINGS},
     )

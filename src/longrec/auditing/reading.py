@@ -49,20 +49,21 @@ def read_events(
         columns = columns.keep(complete)
     times = None if roles.time is None else _read_times(columns.of("_time"))
     order, ordered = _read_order(columns, roles, times, notes)
+    within_ties = time is not None and time.order is not None  # a schema orders the events of one time
     filled = None
     if times is not None and times.mask.any():
         filled = np.ma.getmaskarray(times).copy()
-        columns, times, order = _fill_times(columns, times, order, ordered, notes)
+        columns, times, order = _fill_times(columns, times, order, ordered and not within_ties, notes)
         filled = filled if len(filled) == len(columns.row) else None
     time_N = None if times is None else np.asarray(times.data)
     sort = [columns.row, *([] if order is None else [order])]
-    if time_N is not None and not ordered:
+    if time_N is not None and (within_ties or not ordered):
         sort.append(time_N)
     at = np.lexsort([*sort, columns.user])
     if roles.time is not None and time_N is not None and len(time_N):
         notes += _describe_span(table["_time"].type, int(time_N.min()), int(time_N.max()))
     features = {column: read_values(columns.of(f"f.{column}")).take(at) for column in roles.features}
-    labels = None if roles.label is None else read_values(columns.of("_label")).array[at]
+    labels = None if roles.label_sql is None else _read_labels(columns.of("_label"), f"{log.where}: {roles.label}")[at]
     lists, list_times = _read_lists(columns, roles, keys, at, notes)
     return (
         Events(
@@ -94,7 +95,7 @@ def _select(log: Relation, roles: ColumnRoles, time: TimeColumn | None) -> str:
         if kind == "VARCHAR" or kind.startswith("ENUM") or (time is not None and time.format is not None):
             sql = read_timestamps(log, roles.time, time or TimeColumn(column=roles.time)).sql
         selected.append(f"{sql} AS _time")
-    selected += [f"({roles.label_sql})::DOUBLE AS _label"] if roles.label is not None else []
+    selected += [f"({roles.label_sql})::DOUBLE AS _label"] if roles.label_sql is not None else []
     selected += [f"{name(roles.order)} AS _order"] if roles.order is not None else []
     split = SPLIT_COLUMN if SPLIT_COLUMN in log.types else roles.split
     selected += [f"{name(split)} AS _split"] if split is not None else []
@@ -131,6 +132,20 @@ def _read_times(column: pa.ChunkedArray) -> np.ma.MaskedArray[Any, np.dtype[np.i
     if (values == np.floor(values)).all() and np.abs(values).max(initial=0) < 2**53:
         return np.ma.MaskedArray(values.astype(np.int64), mask)
     return np.ma.MaskedArray(np.unique(values, return_inverse=True)[1].astype(np.int64), mask)
+
+
+def _read_labels(column: pa.ChunkedArray, where: str) -> NDArray[np.float64]:
+    """Return labels.
+
+    Raises:
+        DataError: a label other than 0 and 1.
+    """
+    labels: NDArray[np.float64] = read_values(column).array
+    odd = labels[~np.isnan(labels) & (labels != 0) & (labels != 1)]
+    if len(odd):
+        do = "write such a column, or name a condition in the schema of a config: label: {column: ..., at_least: ...}"
+        raise DataError(where, f"the label {odd[0]:g}", "0 and 1", do)
+    return labels
 
 
 def _read_order(
