@@ -11,6 +11,7 @@ from longrec.cli import build_parser
 
 GUIDES = {
     "check": "[Train a model](../guide/training.md)",
+    "audit": "[Audit a log](../guide/audit.md)",
     "prepare": "[Histories and point in time](../guide/histories.md)",
     "train": "[Train a model](../guide/training.md)",
     "import": "[Coming from EasyRec](../guide/from-easyrec.md)",

@@ -21,6 +21,8 @@ INTRO = """The names of the package `longrec`. A name is imported on first use, 
 FURTHER = (
     "longrec.training.finished_run.Run",
     "longrec.training.evaluate.Evaluation",
+    "longrec.auditing.finding.Audit",
+    "longrec.auditing.finding.Finding",
     "longrec.metrics.Interval",
     "longrec.metrics.Comparison",
     "longrec.serve.interface.Client",

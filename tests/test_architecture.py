@@ -21,7 +21,7 @@ PACKAGE = ROOT / "src" / "longrec"
 
 BASE = {"errors", "config", "progress", "resources", "signatures", "tabular", "terminal_text"}
 TOP = {
-    "__init__", "__main__", "catalog_command", "cli", "command_output", "commands", "demo", "entry", "exports",
+    "__init__", "__main__", "audits", "catalog_command", "cli", "command_output", "commands", "demo", "entry", "exports",
     "fitting", "former_names", "help_pages", "imports", "listings", "new_row_options",
     "pipeline_commands", "prepared_log", "settings_text",
 }  # fmt: skip
@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"features", "metrics", "nn", "store", "data", "models", "pipeline", "reporting"},
     "exporting": {"features", "store", "models", "pipeline", "index"},
     "serve": {"features", "store", "pipeline", "exporting", "index"},
+    "auditing": {"features", "metrics", "nn", "data", "models"},
     "reporting": {"metrics"},
     "evaluation": {
         "features", "metrics", "store", "data", "models", "pipeline", "training", "exporting", "serve", "reporting",

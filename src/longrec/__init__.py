@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longrec import errors, metrics, models
+    from longrec.audits import audit
     from longrec.catalog_command import change_catalog
     from longrec.commands import check, compare, compress, encode, evaluate, export, predict, report, train
     from longrec.data.settings import Source, Split
@@ -31,6 +32,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 __version__ = "0.8.0"
 
 _MODULES = {
+    "longrec.audits": ("audit",),
     "longrec.catalog_command": ("change_catalog",),
     "longrec.commands": ("check", "compare", "compress", "encode", "evaluate", "export", "predict", "report", "train"),
     "longrec.data.settings": ("Source", "Split"),
@@ -61,6 +63,7 @@ __all__ = [
     "Source",
     "Split",
     "TimeColumn",
+    "audit",
     "change_catalog",
     "check",
     "client",

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from longrec import __version__, command_output, help_pages
+from longrec import __version__, audits, command_output, help_pages
 from longrec.errors import LongRecError, StoppedRun, UnknownName
 from longrec.evaluation.command import add_options as add_pipeline_options
 from longrec.former_names import refuse_former_names
@@ -140,6 +140,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_device(parser, "replaces fit.device, also of a resumed run")
     parser.add_argument("--no-report", action="store_true", help="write no HTML report into the run folder")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
+    audits.add_options(
+        add("audit", audits.run_audit, "audit a log for faults that make published results wrong: ties, order, leaks")
+    )
     parser = add(
         "import",
         command_output.import_config,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from longrec.settings_text import SettingText
 
 GROUPS: Mapping[str, Sequence[str]] = {
-    "data": ("check", "prepare", "import", "synthetic"),
+    "data": ("check", "audit", "prepare", "import", "synthetic"),
     "models": ("train", "evaluate", "predict", "compare", "report", "models", "cite"),
     "two stages": ("compress", "encode"),
     "serving": ("export", "serve", "trace", "catalog"),

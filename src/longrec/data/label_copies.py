@@ -240,23 +240,8 @@ class _Sample:
             for label in (0, 1):
                 at = (self.half == half) & (self.label == bool(label))
                 counts[half, label] = np.bincount(index[at], minlength=len(distinct))
-        auc = float(np.mean([_weighted_auc(_rates(counts[1 - half]), counts[half]) for half in (0, 1)]))
-        return LabelCopy(auc, self._find_purest(counts), int(counts.sum()))
-
-    def _find_purest(self, counts: NDArray[np.float64]) -> float:
-        """Return the largest share of positive rows, in both halves, of one value or of all but the most frequent."""
-        weighted = counts * self.weight[None, :, None]
-        total, mode = weighted.sum(2), int(weighted.sum((0, 1)).argmax())
-        # All values but the most frequent one (usually the missing value) are also tested as one value.
-        every = np.concatenate([weighted, (total - weighted[:, :, mode])[:, :, None]], 2)
-        number = np.concatenate([counts, (counts.sum(2) - counts[:, :, mode])[:, :, None]], 2)
-        # One more negative row accounts for rows that the sample may have missed.
-        missed = every[:, 0] + self.weight[0]
-        share = every[:, 1] / (every[:, 1] + missed)
-        odds = every[:, 1] * (total[:, :1] - every[:, 0] + 1)
-        good = (number[:, 1] >= LEAST) & (share >= PURE) & (odds >= ODDS * missed * (total[:, 1:] - every[:, 1]))
-        both = good.all(0)
-        return float(share.min(0)[both].max()) if both.any() else 0.0
+        auc = float(np.mean([weighted_auc(smooth_rates(counts[1 - half]), counts[half]) for half in (0, 1)]))
+        return LabelCopy(auc, find_purest(counts, self.weight), int(counts.sum()))
 
     def _measure_lists(self, lists: Lists) -> LabelCopy:
         lengths = np.diff(lists.offsets)
@@ -268,12 +253,12 @@ class _Sample:
             pairs = [
                 np.bincount(index[learn & (self.label[owner] == bool(x))], minlength=len(distinct)) for x in (0, 1)
             ]
-            rate = _rates(np.stack(pairs).astype(np.float64))
+            rate = smooth_rates(np.stack(pairs).astype(np.float64))
             score = np.bincount(owner, rate[index], minlength=len(lengths)) / np.maximum(lengths, 1)
             empty = (lengths == 0) & (self.half == 1 - half)
             score[lengths == 0] = (self.label[empty].sum() + _PRIOR / 2) / (empty.sum() + _PRIOR)
             own = self.half == half
-            aucs.append(_weighted_auc(score[own], np.stack([~self.label[own], self.label[own]]).astype(np.float64)))
+            aucs.append(weighted_auc(score[own], np.stack([~self.label[own], self.label[own]]).astype(np.float64)))
         return LabelCopy(float(np.mean(aucs)), 0.0, len(lengths))
 
 
@@ -288,17 +273,39 @@ def _columns(values: NDArray[Any] | Lists, label: NDArray[np.bool_] | None = Non
         if values.weights is None:
             return [values, lengths]
         owner = np.repeat(np.arange(len(lengths)), lengths)
-        return [values, lengths, _to_buckets(np.bincount(owner, values.weights, minlength=len(lengths)))]
+        return [values, lengths, to_buckets(np.bincount(owner, values.weights, minlength=len(lengths)))]
     if values.dtype.kind != "f":
         return [values.astype(np.int64)]
     numbers = values.reshape(len(values), -1)
     if numbers.shape[1] > _NUMBERS and label is not None:
         apart = np.abs(numbers[label].mean(0) - numbers[~label].mean(0)) / (numbers.std(0) + 1e-12)
         numbers = numbers[:, np.argsort(-apart, kind="stable")[:_NUMBERS]]
-    return [_to_buckets(column) for column in numbers.T[:_NUMBERS]]
+    return [to_buckets(column) for column in numbers.T[:_NUMBERS]]
 
 
-def _to_buckets(numbers: NDArray[Any]) -> NDArray[np.int64]:
+def find_purest(counts: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
+    """Return the largest share of positive rows, in both halves, of one value or of all but the most frequent.
+
+    Args:
+        counts: number of rows by half, label and value, ``[2, 2, V]``.
+        weight: number of training rows per sampled row, for negative and positive rows, ``[2]``.
+    """
+    weighted = counts * weight[None, :, None]
+    total, mode = weighted.sum(2), int(weighted.sum((0, 1)).argmax())
+    # All values but the most frequent one (usually the missing value) are also tested as one value.
+    every = np.concatenate([weighted, (total - weighted[:, :, mode])[:, :, None]], 2)
+    number = np.concatenate([counts, (counts.sum(2) - counts[:, :, mode])[:, :, None]], 2)
+    # One more negative row accounts for rows that the sample may have missed.
+    missed = every[:, 0] + weight[0]
+    share = every[:, 1] / (every[:, 1] + missed)
+    odds = every[:, 1] * (total[:, :1] - every[:, 0] + 1)
+    good = (number[:, 1] >= LEAST) & (share >= PURE) & (odds >= ODDS * missed * (total[:, 1:] - every[:, 1]))
+    both = good.all(0)
+    return float(share.min(0)[both].max()) if both.any() else 0.0
+
+
+def to_buckets(numbers: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the numbers of buckets of equal size, or one bucket per value if there are few values."""
     distinct, index = np.unique(numbers, return_inverse=True)
     if len(distinct) <= _BUCKETS:
         return index.astype(np.int64)
@@ -307,14 +314,14 @@ def _to_buckets(numbers: NDArray[Any]) -> NDArray[np.int64]:
     return np.searchsorted(edges, numbers, side="left") + np.searchsorted(edges, numbers, side="right")
 
 
-def _rates(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+def smooth_rates(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the smoothed label rate per value, from counts of negative and positive rows ``[2, V]``."""
     prior = counts[1].sum() / max(counts.sum(), 1)
     rates: NDArray[np.float64] = (counts[1] + _PRIOR * prior) / (counts.sum(0) + _PRIOR)
     return rates
 
 
-def _weighted_auc(score: NDArray[np.float64], counts: NDArray[np.float64]) -> float:
+def weighted_auc(score: NDArray[np.float64], counts: NDArray[np.float64]) -> float:
     """Return the AUC of scores ``[V]``, weighted by counts of negative and positive rows ``[2, V]``.
 
     Ties count half.

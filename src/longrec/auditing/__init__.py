@@ -1,0 +1,1 @@
+"""Audit of an interaction log for the faults that make published numbers of recommendation wrong."""
