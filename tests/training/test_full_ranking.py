@@ -14,7 +14,7 @@ from longrec.data.log import Log
 from longrec.errors import RunError
 from longrec.models.core.kinds import Retriever, VectorRetriever
 from longrec.testing.pretend_device import PretendDevice, move_model
-from longrec.training.full_ranking import rank_targets
+from longrec.training.full_ranking import list_top, rank_targets
 from longrec.training.settings import EvaluateConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
@@ -141,3 +141,39 @@ def test_another_device_gives_the_same_ranks(log: Log, kind: str) -> None:
         move_model(model)
         ranks = rank_targets(model, log, rows, EvaluateConfig())
     np.testing.assert_array_equal(ranks, expected)
+
+
+@pytest.mark.parametrize("seen", ["mask", "mask_same_time", "keep"])
+@pytest.mark.parametrize("catalog", ["existing", "all"])
+@pytest.mark.parametrize("kind", ["popular", "mean"])
+def test_lists_agree_with_ranks(log: Log, kind: str, seen: Any, catalog: Any) -> None:
+    torch.manual_seed(0)
+    model = Popular(Strict(), log.fields()) if kind == "popular" else Mean(log.fields())
+    rows = positives(log, "test")
+    config = EvaluateConfig(seen=seen, catalog=catalog)
+    ranks, count = rank_targets(model, log, rows, config), len(log.items) + 3
+    lists, few = list_top(model, log, rows, config, count), list_top(model, log, rows, config, 4)
+    assert lists.shape == (len(rows), count)
+    assert few.shape == (len(rows), 4)
+    listed = 0
+    for row, rank, items, first in zip(rows, ranks, lists, few):
+        real = items[items > 0]
+        assert len(np.unique(real)) == len(real) < count
+        assert not items[len(real) :].any()
+        if kind == "mean":
+            np.testing.assert_array_equal(first, items[:4])
+        target = log.events.columns["item"][row]
+        if target in real:
+            listed += 1
+            assert kind == "popular" or list(real).index(target) == rank
+        else:
+            assert seen != "keep" or catalog == "existing"
+    assert listed or seen != "keep"
+
+
+def test_lists_refuse_scores_that_are_not_finite(log: Log) -> None:
+    model = Mean(log.fields())
+    with torch.no_grad():
+        model.table[3] = torch.nan
+    with pytest.raises(RunError, match="not finite"):
+        list_top(model, log, positives(log, "test"), EvaluateConfig(), 3)

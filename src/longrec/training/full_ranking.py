@@ -1,4 +1,4 @@
-"""Full ranking: the rank of each target among all items of a catalog, in blocks of requests.
+"""Full ranking: the rank of each target among all items of a catalog, and the best items, in blocks of requests.
 
 The history of a target is that of its row in the log, strictly before its timestamp. Ties are at mid rank. The target
 is always in the ranking. Items are left out by two rules of ``evaluate``:
@@ -55,11 +55,64 @@ def rank_targets(
     Raises:
         RunError: a score that is not finite.
     """
+    exclude, ranks = Exclusions(log, config), np.empty(len(rows), np.float32)
+
+    def rank(own: slice, scores: Tensor) -> None:
+        targets = log.events.columns["item"].take(rows[own]).astype(np.int64) - 1
+        ranks[own] = _rank_block(scores, targets, exclude, rows[own])
+
+    _visit_scores(model, log, rows, rank, bf16=bf16, progress=progress)
+    return ranks
+
+
+def list_top(
+    model: Retriever,
+    log: Log,
+    rows: NDArray[np.int64],
+    config: EvaluateConfig,
+    count: int,
+    *,
+    bf16: bool = False,
+    progress: Progress | None = None,
+) -> NDArray[np.int32]:
+    """Return the items with the highest scores for the request of each row, int32 ``[N, count]``, the best first.
+
+    They are rows of the item table. 0 stands for no item. Items are left out as in ``rank_targets``, and targets are
+    left out like all others. Of equal scores any may be taken.
+
+    Args:
+        rows: int64 ``[N]`` rows of the log.
+        progress: advanced by the number of rows.
+
+    Raises:
+        RunError: a score that is not finite.
+    """
+    exclude, lists = Exclusions(log, config), np.zeros((len(rows), count), np.int32)
+
+    def take_best(own: slice, scores: Tensor) -> None:
+        _check_finite(scores, rows[own])
+        exclude.mask(scores, rows[own])
+        best = torch.topk(scores, min(count, scores.shape[1]))
+        items = (best.indices + 1).masked_fill(best.values == -torch.inf, 0)
+        lists[own, : items.shape[1]] = items.cpu().numpy()
+
+    _visit_scores(model, log, rows, take_best, bf16=bf16, progress=progress)
+    return lists
+
+
+def _visit_scores(
+    model: Retriever,
+    log: Log,
+    rows: NDArray[np.int64],
+    visit: Callable[[slice, Tensor], None],
+    *,
+    bf16: bool,
+    progress: Progress | None,
+) -> None:
+    """Call ``visit`` with each block of rows and its scores ``[B, I]`` of all items, which it may change."""
     device, was_training = find_device(model), model.training
     items = np.arange(1, len(log.items))
     catalog = _move(build_catalog(log, items, int(log.timestamps.take(rows).min(initial=0))), device)
-    exclude = Exclusions(log, config)
-    ranks = np.empty(len(rows), np.float32)
     block = max(1, min(_REQUESTS, _SCORES // len(items)))
     model.eval()
     try:
@@ -70,14 +123,11 @@ def rank_targets(
                 score_rows = score_block(transfer(gather(log, some), device))
                 for first in range(0, len(some), block):
                     own = slice(first, min(first + block, len(some)))
-                    scores = score_rows(own).float()
-                    targets = log.events.columns["item"].take(some[own]).astype(np.int64) - 1
-                    ranks[at + own.start : at + own.stop] = _rank_block(scores, targets, exclude, some[own])
+                    visit(slice(at + own.start, at + own.stop), score_rows(own).float())
                     if progress is not None:
                         progress.advance(own.stop - own.start)
     finally:
         model.train(was_training)
-    return ranks
 
 
 def rank_by_scores(
@@ -174,6 +224,31 @@ class Exclusions:
             owner, item = owner[visible], item[visible]
         return owner, item
 
+    def mask(self, scores: Tensor, rows: NDArray[np.int64]) -> None:
+        """Set the scores ``[B, I]`` of the items that are left out for each row to minus infinity."""
+        device = scores.device
+        owner, item = self.find_seen(rows)
+        scores[torch.from_numpy(owner).to(device), torch.from_numpy(item).to(device)] = -torch.inf
+        if self.first is None:
+            return
+        timestamps = self.log.timestamps.take(rows)
+        # Most blocks are after the first event of almost all items, so that few columns need a mask.
+        late = np.flatnonzero(self.first >= timestamps.min())
+        future = torch.from_numpy(self.first[late][None] >= timestamps[:, None]).to(device)
+        columns = torch.from_numpy(late).to(device)
+        scores[:, columns] = scores[:, columns].masked_fill(future, -torch.inf)
+
+
+def _check_finite(scores: Tensor, rows: NDArray[np.int64]) -> None:
+    """Refuse scores ``[B, I]`` that are not finite."""
+    if not bool(torch.isfinite(scores.sum())):
+        raise RunError(
+            f"rows {rows[0]} to {rows[-1]} of the log",
+            "a score that is not finite",
+            "finite scores",
+            "train again with a lower fit.lr, or with fit.clip_norm",
+        )
+
 
 def _rank_block(
     scores: Tensor, targets: NDArray[np.int64], exclude: Exclusions, some: NDArray[np.int64]
@@ -182,22 +257,8 @@ def _rank_block(
     device = scores.device
     target_B1 = torch.from_numpy(targets).to(device).unsqueeze(1)
     own_B1 = scores.gather(1, target_B1)
-    if not bool(torch.isfinite(own_B1).all()) or not bool(torch.isfinite(scores.sum())):
-        raise RunError(
-            f"rows {some[0]} to {some[-1]} of the log",
-            "a score that is not finite",
-            "finite scores",
-            "train again with a lower fit.lr, or with fit.clip_norm",
-        )
-    owner, item = exclude.find_seen(some)
-    scores[torch.from_numpy(owner).to(device), torch.from_numpy(item).to(device)] = -torch.inf
-    if exclude.first is not None:
-        timestamps = exclude.log.timestamps.take(some)
-        # Most blocks are after the first event of almost all items, so that few columns need a mask.
-        late = np.flatnonzero(exclude.first >= timestamps.min())
-        future = torch.from_numpy(exclude.first[late][None] >= timestamps[:, None]).to(device)
-        columns = torch.from_numpy(late).to(device)
-        scores[:, columns] = scores[:, columns].masked_fill(future, -torch.inf)
+    _check_finite(scores, some)
+    exclude.mask(scores, some)
     scores.scatter_(1, target_B1, own_B1)
     # Sums of floats are much faster than sums of booleans.
     flags = torch.empty_like(scores)
