@@ -22,6 +22,7 @@ import next_item
 import next_item_logs
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 import yaml
@@ -69,9 +70,10 @@ def write_movielens(data: Path) -> Path:
     }
     films = pq.read_table(fetch_movielens_1m(atomic.read) / "movies.parquet")
     ratings = pq.read_table(fetch_movielens_1m(atomic.read) / "ratings.parquet")
-    names = ratings["movie"].combine_chunks().dictionary_encode().dictionary
-    ids = pa.table({"movie": names, "item_id": pa.array(np.arange(len(names)))})
-    pq.write_table(films.join(ids, "movie", join_type="inner"), folder / "items.parquet")
+    codes = ratings["movie"].combine_chunks().dictionary_encode().dictionary
+    ids = pc.index_in(films["movie"], value_set=codes)
+    rated = ids.is_valid()
+    pq.write_table(films.append_column("item_id", ids).filter(rated), folder / "items.parquet")
     pq.write_table(pa.table(columns), folder / "log.parquet")
     return folder
 
