@@ -38,6 +38,8 @@ NEGATIVES = 4
 """Items drawn for each rating. Half of them are drawn by popularity."""
 WINDOW = 350_000
 """Ratings before the end of training that the ranker of MovieLens learns from."""
+DELAY = "5m"
+"""Time until a click of KuaiRand is visible to its retrievers: longer than almost all videos play."""
 SOURCES = {
     "movielens": ("softmax", "covisit", "item_knn", "popularity"),
     "kuairand": ("sasrec", "covisit", "item_knn", "popularity"),
@@ -57,7 +59,7 @@ def write_movielens(data: Path) -> Path:
     cuts = np.sort(time)[[int(len(time) * share) for share in (0.8, 0.9)]]
     training = np.flatnonzero(time < cuts[0])
     newest = training[np.argsort(time[training], kind="stable")[-WINDOW:]]
-    asked = np.concatenate([newest, np.flatnonzero((time >= cuts[0]) & (time < cuts[1]))[::4]])
+    asked = np.concatenate([newest, np.flatnonzero(time >= cuts[0])[::4]])
     drawn = draw_items(item, time, asked, cuts[0])
     fresh = ~is_seen(user, item, time, np.repeat(asked, NEGATIVES), drawn)
     at, split = np.repeat(asked, NEGATIVES)[fresh], name_splits(time, cuts)
@@ -127,7 +129,7 @@ def build_movielens(data: Path) -> tuple[dict[str, Run], Run]:
             "genres": {"kind": "multi_id", "side": "item"},
             "watched": {"kind": "id", "feedback": True},
         },
-        "histories": {"seen": {"features": ["item_id", "genres"], "where": "watched = 1", "max_length": 50}},
+        "histories": {"seen": {"features": ["item_id", "genres"], "where": {"watched": 1}, "max_length": 50}},
     }
     config = {
         "name": "movielens-din",
@@ -153,8 +155,12 @@ def build_kuairand(data: Path) -> tuple[dict[str, Run], Run]:
     job = kuairand.job(data / "kuairand_pure_14d", WORK / "kuairand", {"name": "din"}, 0)
     job["data"]["folder"] = str(WORK / "prepared")
     job |= {"name": "kuairand-din", "fit": {**job["fit"], "runs": str(WORK / "runs"), **_quiet()}}
-    schema = dict(job["data"]["schema"])
-    schema["histories"] = {"clicked": {"features": ["video_id"], "where": "is_click = 1", "max_length": 50}}
+    schema = {
+        **{key: job["data"]["schema"][key] for key in ("user", "item", "time", "label")},
+        "label_delay": DELAY,
+        "features": {"video_id": {"kind": "id"}, "is_click": {"kind": "id", "feedback": True}},
+        "histories": {"clicked": {"features": ["video_id"], "where": {"is_click": 1}, "max_length": 50}},
+    }
     retrievers = {}
     for name in SOURCES["kuairand"]:
         fit: dict[str, Any] = {"runs": str(WORK / "runs"), **_quiet()}
