@@ -56,7 +56,7 @@ class DSSMConfig(PooledHistoryConfig):
         "uniform, or by popularity in training",
     )
     cosine: bool = Field(True, description="Vectors of length 1, whose inner products are cosines.")
-    temperature: float = Field(0.1, gt=0, description="tau: divisor of the cosines in training")
+    temperature: float = Field(0.07, gt=0, description="tau: divisor of the cosines in training")
     item_mlp: tuple[Width, ...] = Field((128,), description="Hidden units of the tower of items.")
 
 

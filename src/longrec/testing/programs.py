@@ -8,7 +8,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -132,19 +131,14 @@ def unflatten(tensors: Mapping[str, Tensor], fields: Fields) -> Batch:
     return of_layout(Layout.shared(tensors[f"f__{own}"].shape[0]), features, histories, fields)
 
 
-def build_example(fields: Fields) -> tuple[dict[str, Tensor], tuple[dict[int, Any], ...]]:
-    """Return a shared batch as named tensors, and the dimensions of each that a program leaves free."""
-    one = {f"f__{value.name}" for value in fields.features if value.side != "item"}
-    fixed = one | {f"{name}__offsets" for name in one}
-    # Lengths that all differ, so that no two free dimensions are taken for one; and none that is 1 by chance.
-    examples = (flatten(shared(5, 7, seed, fields, apart=2)) for seed in range(1, 50))
-    example = next(e for e in examples if all(len(value) > 1 for name, value in e.items() if name not in fixed))
-    return example, tuple({} if name in fixed else {0: torch.export.Dim.DYNAMIC} for name in example)
-
-
 def capture(model: Ranker | Encoder) -> torch.export.ExportedProgram:
     """Trace the graph of a model, with dynamic numbers of candidates, events and values."""
-    example, shapes = build_example(model.fields)
+    one = {f"f__{value.name}" for value in model.fields.features if value.side != "item"}
+    fixed = one | {f"{name}__offsets" for name in one}
+    # Lengths that all differ, so that no two free dimensions are taken for one; and none that is 1 by chance.
+    examples = (flatten(shared(5, 7, seed, model.fields, apart=2)) for seed in range(1, 50))
+    example = next(e for e in examples if all(len(value) > 1 for name, value in e.items() if name not in fixed))
+    shapes = tuple({} if name in fixed else {0: torch.export.Dim.DYNAMIC} for name in example)
     module = Program(model, list(example)).eval()
     with silence_exporter(), torch.no_grad():
         return torch.export.export(module, tuple(example.values()), dynamic_shapes=(shapes,), strict=False)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from longrec.features.batch import Batch, Layout
 from longrec.models.core.kinds import Retriever
+from longrec.testing.batches import shared
 from longrec.testing.case import Case
-from longrec.testing.programs import build_example, compare_program, silence_exporter, unflatten
+from longrec.testing.programs import compare_program, flatten, silence_exporter, unflatten
 from longrec.testing.retrievers import lively
 
 
@@ -44,7 +45,12 @@ def _score(model: Retriever, batch: Batch) -> Tensor:
 
 
 def _write_program(model: Retriever, path: Path) -> None:
-    example, shapes = build_example(model.fields)
+    # The lengths of an example differ, so that no two free dimensions are taken for one, and none is 1.
+    example = flatten(shared(5, 7, fields=model.fields, apart=2))
+    fixed = {f"f__{field.name}__offsets" for field in model.fields.features if field.side != "item"}
+    shapes = tuple(
+        {0: torch.export.Dim.DYNAMIC} if len(value) > 1 and name not in fixed else {} for name, value in example.items()
+    )
     with silence_exporter(), torch.no_grad():
         program = torch.onnx.export(
             _Program(model, list(example)).eval(),
