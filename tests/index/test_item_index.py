@@ -176,7 +176,9 @@ def test_the_kind_follows_from_the_number_of_items(monkeypatch: pytest.MonkeyPat
     assert build_index(vectors, IndexSettings())[0] is None
     monkeypatch.setattr(build, "EXACT_UP_TO", 399)
     assert build_index(vectors, IndexSettings("exact"))[0] is None
-    assert build_index(vectors, IndexSettings(), lambda: draw(30, 1)[:, None])[1].kind == "ivf"
+    assert build_index(vectors, IndexSettings(recall_target=0.3), lambda: draw(30, 1)[:, None])[1].kind == "ivf"
+    lists, facts = build_index(vectors, IndexSettings(recall_target=1.0), lambda: draw(30, 1)[:, None])
+    assert (lists, facts.kind, facts.queries) == (None, "exact", 30)  # almost all lists would be read
     with pytest.raises(BundleError, match="19 requests to measure the recall of inverted lists; expected at least 20"):
         build_index(vectors, IndexSettings(), lambda: draw(19, 1)[:, None])
     with pytest.raises(ConfigError) as caught:

@@ -19,6 +19,9 @@ EXACT, IVF, AUTO = "exact", "ivf", "auto"
 EXACT_UP_TO = 200_000
 """Number of items up to which ``auto`` searches exactly, which takes about 3 ms."""
 LEAST_QUERIES = 20
+"""Smallest number of requests that measure the recall of inverted lists."""
+_WORTH = 1 / 3
+"""Share of the lists above which reading them takes as long as exact search, so that ``auto`` keeps that."""
 
 Queries = Callable[[], NDArray[np.float32]]
 """Function that returns the vectors of requests, float32 ``[R, K, D]``."""
@@ -58,6 +61,7 @@ class IndexFacts:
     """Description of an index in a bundle.
 
     Attributes:
+        kind: exact also where ``auto`` has measured that inverted lists would not be faster.
         lists: number of inverted lists.
         nprobe: number of lists that a search reads: the smallest that reaches the target on half of the queries.
         recall: share of the best ``recall_at`` items that it returns, on the other half.
@@ -107,6 +111,9 @@ def build_index(
     exact = ItemIndex(vectors)
     best = [np.sort(exact.search(request, k)[0]) for request in requests]
     lists.nprobe = tune_nprobe(lists, vectors, requests[::2], best[::2], settings.recall_target)
+    if settings.kind == AUTO and lists.nprobe > _WORTH * lists.count:
+        seconds = round(time.perf_counter() - began, 3)
+        return None, IndexFacts("exact", items, width, queries=len(requests), seconds=seconds)
     return lists, IndexFacts(
         "ivf",
         items,
