@@ -36,6 +36,7 @@ class RankStage:
             RequestError: if the request does not fit the bundle. Then no candidate is scored.
             LongRecError: if a score is not finite.
         """
+        self.model.catalog.refresh()
         encoded = query.encode(self._encoder)
         if self.drop_unknown:
             candidates = candidates.take(np.flatnonzero(self._encoder.find_items(candidates.keys)))
