@@ -31,7 +31,7 @@ from longrec.config import to_yaml
 from longrec.serve.client import client
 from longrec.serve.server import run_server
 
-USERS, EVENTS, START = 2_000, 120, 1_700_000_000
+USERS, EVENTS, START = 1_000, 120, 1_700_000_000
 PIPELINE = {
     "name": "bench",
     "recall": {
@@ -65,7 +65,8 @@ def build_job(folder: Path, name: str, model: dict) -> dict:
     time_column = {"column": "time", "unit": "s"}
     schema = {"user": "user_id", "item": "item_id", "time": time_column, "label": "click", "features": features}
     data = {"log": str(folder / "events.parquet"), "items": str(folder / "items.parquet"),
-            "folder": str(folder / "prepared"), "schema": {**schema, "histories": histories}}  # fmt: skip
+            "folder": str(folder / "prepared"), "schema": {**schema, "histories": histories},
+            "split": {"by": "time", "valid": 0.001, "test": 0.001}}  # fmt: skip
     job = {"name": name, "data": data, "model": model, "evaluate": {"n_resamples": 2, "valid_rows": 10}}
     fit = {"epochs": 1, "max_steps": 5, "val_checks_per_epoch": 1, "runs": str(folder / "runs")}
     return job if name == "covisit" else {**job, "fit": fit}
