@@ -77,7 +77,8 @@ def rate_lists(
         for cut in k:
             columns.append(_discount(label_N, rank_N, list_N, count, cut)[kept])
             columns[-1] /= _discount(label_N, best_N, list_N, count, cut)[kept]
-            columns.append(np.bincount(list_N, label_N * (rank_N <= cut), count)[kept] > 0)
+            hits_L = np.bincount(list_N, label_N * (rank_N <= cut), count)[kept] > 0
+            columns.append(hits_L.astype(np.float64))
         first_L = np.full(count, np.inf)
         np.minimum.at(first_L, list_N[label_N > 0], rank_N[label_N > 0])
         values[order] = np.stack([*columns, 1 / first_L[kept]], 1).astype(np.float64)
@@ -154,7 +155,7 @@ def _discount(
 ) -> NDArray[np.float64]:
     """Return the DCG of every list."""
     gain_N = np.where(rank_N <= cut, label_N / np.log2(rank_N + 1), 0.0)
-    return np.bincount(list_N, weights=gain_N, minlength=count)
+    return np.bincount(list_N, weights=gain_N, minlength=count).astype(np.float64)
 
 
 def _resample(rated: RatedLists, n_resamples: int, seed: int) -> dict[str, NDArray[np.float64]]:
