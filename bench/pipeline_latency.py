@@ -31,10 +31,13 @@ from longrec.config import to_yaml
 from longrec.serve.client import client
 from longrec.serve.server import run_server
 
-USERS, EVENTS, START = 2_000, 120, 1_700_000_000
+USERS, EVENTS, START = 1_000, 120, 1_700_000_000
 PIPELINE = {
     "name": "bench",
-    "recall": {"sasrec": {"bundle": "sasrec.bundle", "count": 300}, "covisit": {"bundle": "covisit.bundle", "count": 200}},
+    "recall": {
+        "sasrec": {"bundle": "sasrec.bundle", "count": 300},
+        "covisit": {"bundle": "covisit.bundle", "count": 200},
+    },
     "merge": {"count": 100},
     "rank": {"bundle": "din.bundle", "count": 60},
     "rerank": [{"method": "mmr", "lambda": 0.7, "vectors": "sasrec", "count": 20}],
@@ -51,9 +54,8 @@ def write_log(folder: Path, items: int, rng: np.random.Generator) -> None:
     columns = {"user_id": np.repeat(np.arange(USERS), EVENTS), "item_id": item, "time": times,
                "click": rng.integers(0, 2, count)}  # fmt: skip
     pq.write_table(pa.table(columns), folder / "events.parquet")
-    pq.write_table(
-        pa.table({"item_id": np.arange(items), "category": np.arange(items) % 1_000}), folder / "items.parquet"
-    )
+    categories = pa.table({"item_id": np.arange(items), "category": np.arange(items) % 1_000})
+    pq.write_table(categories, folder / "items.parquet")
 
 
 def build_job(folder: Path, name: str, model: dict) -> dict:
@@ -63,10 +65,11 @@ def build_job(folder: Path, name: str, model: dict) -> dict:
     time_column = {"column": "time", "unit": "s"}
     schema = {"user": "user_id", "item": "item_id", "time": time_column, "label": "click", "features": features}
     data = {"log": str(folder / "events.parquet"), "items": str(folder / "items.parquet"),
-            "folder": str(folder / "prepared"), "schema": {**schema, "histories": histories}}  # fmt: skip
+            "folder": str(folder / "prepared"), "schema": {**schema, "histories": histories},
+            "split": {"by": "time", "valid": 0.001, "test": 0.001}}  # fmt: skip
     job = {"name": name, "data": data, "model": model, "evaluate": {"n_resamples": 2, "valid_rows": 10}}
-    fit = {"epochs": 1, "max_steps": 5, "val_checks_per_epoch": 1, "runs": str(folder / "runs")}
-    return job if name == "covisit" else {**job, "fit": fit}
+    steps = {} if name == "covisit" else {"epochs": 1, "max_steps": 5, "val_checks_per_epoch": 1}
+    return {**job, "fit": {**steps, "runs": str(folder / "runs")}}
 
 
 def build_bundles(folder: Path, items: int) -> None:
@@ -132,7 +135,7 @@ def main() -> None:
     parser.add_argument("--folder", help="folder for the bundles, which are used again if they are there")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    print(machine.describe())
+    print(machine.get_hardware_name())
     with open_folder(args.folder) as folder:
         if not (folder / "bench.yaml").exists():
             build_bundles(folder, args.items)

@@ -138,5 +138,7 @@ def test_prepare_reads_what_was_shown_with_clicks_joined(tmp_path: Path) -> None
     assert log.log.rows_of("train").size > 0
     del clicks
     label, plain = {"column": "position", "at_least": 3}, {"user": "id", "item": "id", "source": "id"}
-    whole = lr.prepare(str(tmp_path / "shown"), schema={**schema, "label": label, "features": plain}, folder=tmp_path / "other")
+    whole = lr.prepare(
+        str(tmp_path / "shown"), schema={**schema, "label": label, "features": plain}, folder=tmp_path / "other"
+    )
     assert whole.log.rows_of("train").size > 0
