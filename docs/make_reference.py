@@ -14,9 +14,11 @@ from pathlib import Path
 import reference_commands
 import reference_errors
 import reference_python
-from reference_settings import CONFIG, SCHEMA, TOKENS, format_page
+from reference_settings import CONFIG, PIPELINE, SCHEMA, TOKENS, format_page
 
 FOLDER = Path(__file__).resolve().parent / "reference"
+PIPELINE_INTRO = """All keys of a pipeline, the YAML file that joins bundles to one request. `NAME` stands for the name
+of a source. Every `count` means "or `k`, if that is more"."""
 SCHEMA_INTRO = """All keys of a schema, the YAML file that describes the columns of a log. A word in capitals (`NAME`,
 `COLUMN`) stands for a name of yours. The guide explains the keys with examples: [Describe your
 log](../guide/schema.md)."""
@@ -37,6 +39,7 @@ def build_pages() -> dict[str, str]:
     """Return the text of every reference page by its file name."""
     return {
         "schema.md": format_page("Schema keys", SCHEMA_INTRO, SCHEMA),
+        "pipeline.md": format_page("Pipeline keys", PIPELINE_INTRO, PIPELINE),
         "config.md": format_page("Config keys", CONFIG_INTRO, CONFIG),
         "tokens.md": format_page("Keys of compress and encode", TOKENS_INTRO, TOKENS),
         "commands.md": reference_commands.format_page(),

@@ -21,6 +21,7 @@ GUIDES = {
     "export": "[Export and serve](../guide/serving.md)",
     "catalog": "[Retrieval](../guide/retrieval.md)",
     "serve": "[Export and serve](../guide/serving.md)",
+    "trace": "[Pipelines](../guide/pipeline.md)",
     "models": "[Choose a model](../guide/choosing-a-model.md)",
     "synthetic": "[Synthetic datasets](../guide/adding-a-model.md#synthetic-datasets)",
 }

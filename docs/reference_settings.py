@@ -16,6 +16,17 @@ from longrec.data.file_format import FileFormat, PackedCells
 from longrec.data.settings import DataConfig, Source, Split, SplitFiles
 from longrec.features.feature import list_kinds
 from longrec.features.schema import Condition, Feature, History, Label, Schema, TimeColumn
+from longrec.pipeline.config import (
+    FilterConfig,
+    LogConfig,
+    MergeConfig,
+    PipelineConfig,
+    PrerankConfig,
+    RankConfig,
+    RecallSource,
+    RerankConfig,
+)
+from longrec.pipeline.mix_config import Cap, MixConfig, Quota, Slot
 from longrec.signatures import get_text
 from longrec.training.compress_settings import CompressConfig, ExtractConfig
 from longrec.training.objective_settings import NextItemSettings
@@ -136,7 +147,22 @@ TOKENS = (
     Section("Compress", "", CompressConfig, "[Instance tokens](../guide/instance-tokens.md)"),
     Section("Encode", "", ExtractConfig, "[Knowledge](../guide/instance-tokens.md#knowledge)"),
 )
-SECTIONS = (*SCHEMA, *CONFIG, *TOKENS)
+_RULES = "[Rules of a page](../guide/pipeline.md#rules-of-a-page)"
+PIPELINE = (
+    Section("Pipeline", "", PipelineConfig, "[Pipelines](../guide/pipeline.md)"),
+    Section("recall", "recall.NAME.", RecallSource, "[Stages](../guide/pipeline.md#stages)"),
+    Section("filter", "filter.", FilterConfig, "[Stages](../guide/pipeline.md#stages)"),
+    Section("merge", "merge.", MergeConfig, "[Stages](../guide/pipeline.md#stages)"),
+    Section("prerank", "prerank.", PrerankConfig, "[Stages](../guide/pipeline.md#stages)"),
+    Section("rank", "rank.", RankConfig, "[Stages](../guide/pipeline.md#stages)"),
+    Section("rerank", "rerank.", RerankConfig, "[Stages](../guide/pipeline.md#stages)"),
+    Section("mix", "mix.", MixConfig, _RULES),
+    Section("quotas", "mix.quotas.", Quota, _RULES),
+    Section("slots", "mix.slots.", Slot, _RULES),
+    Section("caps", "mix.caps.", Cap, _RULES),
+    Section("log", "log.", LogConfig, "[The log](../guide/pipeline.md#the-log-of-what-was-shown)"),
+)
+SECTIONS = (*SCHEMA, *CONFIG, *TOKENS, *PIPELINE)
 
 
 def list_keys(section: Section) -> dict[str, FieldInfo]:

@@ -18,6 +18,7 @@ from doc_pages import PAGES, ROOT, Block, blocks, link_faults, list_commands_use
 from longrec import __version__
 from longrec.config import parse, read_yaml
 from longrec.features.schema import Schema
+from longrec.pipeline.config import is_pipeline_file, read_pipeline
 from longrec.training.job import read_job
 
 JOBS = sorted((ROOT / "examples").rglob("*.yaml"))
@@ -28,6 +29,14 @@ BASE: dict[str, Any] = {
     "label": "y",
     "features": {"u": {"kind": "id"}, "i": {"kind": "id"}},
 }
+
+
+def read_file(path: Path) -> None:
+    """Read a job or a pipeline."""
+    if is_pipeline_file(path):
+        read_pipeline(path)
+    else:
+        read_job(path)
 
 
 def parse_yaml(block: Block, folder: Path) -> None:
@@ -42,7 +51,7 @@ def parse_yaml(block: Block, folder: Path) -> None:
     elif block.file.endswith(".schema.yaml"):
         parse(Schema, read_yaml(files[block.file]), str(block))
     else:
-        read_job(files[block.file])
+        read_file(files[block.file])
 
 
 @pytest.mark.parametrize("block", of("yaml"), ids=str)
@@ -55,7 +64,7 @@ def test_every_example_parses(path: Path) -> None:
     if path.name.endswith(".schema.yaml"):
         parse(Schema, read_yaml(path), path.name)
     else:
-        read_job(path)
+        read_file(path)
 
 
 def test_there_are_examples_and_pages() -> None:

@@ -33,8 +33,8 @@ _FIRST = {
     "longrec check din.yaml": "all errors of a config together",
     "longrec train din.yaml": "prepare the log, train, evaluate",
 }
-SECTIONS = ("data", "schema", "model", "fit", "evaluate", "compress", "encode")
-"""Sections of a config, and the settings of two commands."""
+SECTIONS = ("data", "schema", "model", "fit", "evaluate", "compress", "encode", "pipeline")
+"""Sections of a config, the settings of two commands, and pipelines."""
 
 
 def format_overview() -> str:
@@ -124,13 +124,14 @@ def _list_keys() -> list[_Page]:
     """Return the pages of all sections and keys, in the order of the sections. A repeated class is listed once."""
     from longrec.data.settings import DataConfig
     from longrec.features.schema import Schema
+    from longrec.pipeline.config import PipelineConfig
     from longrec.training.compress_settings import CompressConfig, ExtractConfig
     from longrec.training.objective_settings import NextItemSettings
     from longrec.training.settings import EvaluateConfig, FitConfig
 
     roots: dict[str, type[Strict]] = {
         "data": DataConfig, "schema": Schema, "fit": FitConfig, "evaluate": EvaluateConfig, "compress": CompressConfig,
-        "encode": ExtractConfig,
+        "encode": ExtractConfig, "pipeline": PipelineConfig,
     }  # fmt: skip
     seen: set[type[Strict]] = set()
     others = {"fit": NextItemSettings.fit_defaults}
@@ -141,7 +142,7 @@ def _list_keys() -> list[_Page]:
     ]
 
 
-_WRITTEN = {"schema": "data.schema", "compress": "", "encode": ""}
+_WRITTEN = {"schema": "data.schema", "compress": "", "encode": "", "pipeline": ""}
 
 
 def _walk(
@@ -188,6 +189,8 @@ def _format_page(page: _Page) -> str:
 
 
 def _format_title(page: _Page) -> str:
+    if page.path == "pipeline":
+        return "pipeline, a file of its own"
     if page.path in ("compress", "encode"):
         return f"settings of longrec {page.path}, as key=value after the run"
     return f"{page.path}, a section of a config"

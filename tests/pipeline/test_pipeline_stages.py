@@ -229,7 +229,7 @@ def test_all_faults_of_a_pipeline_are_listed(tmp_path: Path) -> None:
         "rerank.0: theta does not belong to method mmr, which takes lambda, vectors, attribute",
         "rerank.1: spacing needs attribute",
         "rerank.2: dpp needs either vectors, a source in recall, or attribute",
-        "rerank.3.method: must be one of 'mmr', 'dpp' or 'spacing'; got 'mrr'",
+        "rerank.3.method: must be one of 'mmr', 'dpp', 'spacing' or 'model'; got 'mrr'",
         "mix.quotas.0: needs at_least or at_most",
         "mix.quotas.1: at_least needs the value of the attribute",
         "mix.quotas.2: needs either source or attribute",

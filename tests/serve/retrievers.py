@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from longrec.config import Strict
 from longrec.exporting.golden import GoldenRequest
-from longrec.exporting.offline import build_golden_retrieval
-from longrec.exporting.write import export
+from longrec.exporting.offline import build_golden_retrieval, build_request_batch
+from longrec.exporting.write import CatalogOptions, export
 from longrec.features.batch import Batch, Column, Jagged
 from longrec.features.fields import Fields
+from longrec.index.build import IndexSettings
 from longrec.models.core.kinds import FittedRetriever, Retriever, VectorRetriever
 from longrec.nn.segments import Segments
 from longrec.serve.service import replay
@@ -103,6 +104,17 @@ class RetrievalShop:
         seen = self.find_seen_items(sample.user, sample.timestamp) if exclude_seen else None
         return build_golden_retrieval(self.model, own.fitted, own.users, own.items, sample, k, seen)
 
+    def compute_queries(self, count: int) -> NDArray[np.float32]:
+        """Return the vectors of the requests at the first rows of the log."""
+        assert isinstance(self.model, VectorRetriever)
+        own = self.shop
+        vectors = []
+        for row in range(count):
+            batch = build_request_batch(own.fitted, own.users, own.items, own.sample(row, np.array([1])))
+            with torch.no_grad():
+                vectors.append(self.model.users(batch).numpy())
+        return np.concatenate(vectors)
+
     def find_seen_items(self, user: int, timestamp: int) -> NDArray[Any]:
         """Return the rows of the items of earlier events by a linear search."""
         segment = self.shop.segment
@@ -111,13 +123,14 @@ class RetrievalShop:
         return np.array(items, np.int64)
 
 
-def make(own: shop.Shop, model: Retriever, name: str) -> RetrievalShop:
+def make(own: shop.Shop, model: Retriever, name: str, index: IndexSettings | None = None) -> RetrievalShop:
     """Export a retriever over the log of a shop."""
     bundle = own.log.parent / f"{name}.bundle"
     exported = RetrievalShop(own, model.eval(), bundle, [])
     rows = np.random.default_rng(6).choice(len(own.segment), 8, replace=False)
     exported.golden.extend(exported.retrieve(int(row), 3 + number, number % 3 > 0) for number, row in enumerate(rows))
-    export(model, own.log, bundle, exported.golden, replay, name=name, source={"run": name})
+    catalog = CatalogOptions(own.things, index or IndexSettings(), lambda: exported.compute_queries(30))
+    export(model, own.log, bundle, exported.golden, replay, name=name, source={"run": name}, catalog=catalog)
     return exported
 
 
@@ -132,6 +145,13 @@ def _export_vectors(interests: int) -> RetrievalShop:
     torch.manual_seed(interests)
     model = MeanRetriever(MeanConfig(interests=interests), own.fitted.fields())
     return make(own, model, f"mean{interests}")
+
+
+@functools.cache
+def lists() -> RetrievalShop:
+    """Return the retriever of three interests, whose items are in inverted lists."""
+    one = _export_vectors(3)
+    return make(one.shop, one.model, "lists", IndexSettings("ivf", recall_target=0.8, recall_at=5))
 
 
 @functools.cache

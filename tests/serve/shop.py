@@ -25,7 +25,7 @@ from longrec.config import Strict
 from longrec.exporting.bundle import Bundle
 from longrec.exporting.golden import GoldenRequest, Sample
 from longrec.exporting.offline import build_golden_request
-from longrec.exporting.write import export
+from longrec.exporting.write import CatalogOptions, export
 from longrec.features.batch import Batch, Jagged
 from longrec.features.encoder_fitter import EncoderFitter
 from longrec.features.entity_table import EntityTable
@@ -166,6 +166,7 @@ class Shop:
     model: Ranker
     golden: list[GoldenRequest]
     histories: dict[str, dict[str, Lists]]
+    things: pa.Table
 
     def sample(self, row: int, items: NDArray[Any], timestamp: int | None = None) -> Sample:
         """Return the impression of a row of the log, in encoded values."""
@@ -298,13 +299,13 @@ def make(
     segment.write(log / "events")
     torch.manual_seed(3)
     ranker = model(fitted.fields()).eval()
-    shop = Shop(log, fitted, user_table, item_table, segment, lists, out, ranker, [], histories)
+    shop = Shop(log, fitted, user_table, item_table, segment, lists, out, ranker, [], histories, pa.table(items))
     rng = np.random.default_rng(5)
     wanted = [int(row) for row in rng.choice(len(segment), 12, replace=False)]
     for row in wanted:
         others = rng.permutation(np.arange(1, len(item_table)))[: rng.integers(1, 20)]
         shop.golden.append(build_golden_request(ranker, fitted, user_table, item_table, shop.sample(row, others)))
-    export(ranker, log, out, shop.golden, replay, source={"run": "shop"})
+    export(ranker, log, out, shop.golden, replay, source={"run": "shop"}, catalog=CatalogOptions(shop.things))
     return shop
 
 
@@ -347,6 +348,7 @@ def full() -> Shop:
         ),
         "actors": pa.array(cast, pa.list_(pa.int64())),
         "fame": pa.array([[0.5 + i for i, _ in enumerate(row)] for row in cast], pa.list_(pa.float64())),
+        "year": pa.array([None if n == 9 else 1980 + n for n in range(items)]),
     }
     # the activations whose usual ONNX translations are slow or easily wrong
     settings = {"name": "din", "attention": [8, 4], "mlp": [8], "embedding_dim": 4, "init_std": 0.5}

@@ -137,6 +137,8 @@ def test_prepare_reads_what_was_shown_with_clicks_joined(tmp_path: Path) -> None
     log = lr.prepare(str(tmp_path / "events.parquet"), schema=schema, folder=tmp_path / "prepared")
     assert log.log.rows_of("train").size > 0
     del clicks
-    label = {"column": "position", "at_least": 3}
-    whole = lr.prepare(str(tmp_path / "shown"), schema={**schema, "label": label}, folder=tmp_path / "other")
+    label, plain = {"column": "position", "at_least": 3}, {"user": "id", "item": "id", "source": "id"}
+    whole = lr.prepare(
+        str(tmp_path / "shown"), schema={**schema, "label": label, "features": plain}, folder=tmp_path / "other"
+    )
     assert whole.log.rows_of("train").size > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,17 @@ import longrec as lr
 from longrec.cli import main
 from longrec.errors import ConfigError, RequestError
 from longrec.exporting.bundle import Bundle
-from longrec.exporting.offline import build_ragged_batch
+from longrec.exporting.offline import build_golden_list, build_ragged_batch
+from longrec.exporting.write import export
 from longrec.features.batch import Batch
+from longrec.models.core.registry import build
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.mmr import mmr
 from longrec.pipeline.trace import REASONS
 from longrec.serve.client import client
 from longrec.serve.request_json import decode_recommend_request
 from longrec.serve.server import run_server
-from longrec.serve.service import Service
+from longrec.serve.service import Service, replay
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +214,40 @@ def test_frequency_caps_count_what_was_shown_and_the_history(tmp_path: Path) -> 
     assert set(keys["merge"]) & recent
 
 
+def test_a_condition_and_a_changed_item_hold_in_every_source(tmp_path: Path) -> None:
+    copies = {name: str(tmp_path / f"{name}.bundle") for name in ("mean", "three", "din")}
+    for name, path in copies.items():
+        shutil.copytree(pipelines.bundles()[name], path)
+    changes = {
+        "recall": {name: {"bundle": copies[name], "count": 9} for name in ("mean", "three")},
+        "rank": {"bundle": copies["din"]},
+        "rerank": None,
+        "filter": {"seen": False, "where": "year >= 2000"},
+        "merge": None,
+    }
+    request = pipelines.request(exclude_seen=None)
+    with open_with(tmp_path, **changes) as films:
+        trace = films.trace(**request)
+        every = set(trace.stage_keys["recall.mean"]) | set(trace.stage_keys["recall.three"])
+        assert every <= {f"i{number}" for number in range(20, 40)}
+        plain = list_ids(films.recommend(**request | {"exclude_seen": True}))
+        assert set(trace.stages[0].dropped) == {"filter"}
+        best = trace.page[0]
+        new = {"item_id": "new", "year": 2020, "price": 1.5, "genres": ["a"], "actors": [], "fame": []}
+        body = orjson.dumps({"items": [{"item_id": best, "withdrawn": True}, new]})
+        assert films._service.change_items(body)["withdrawn"] == 1
+        after = films.list_stage_keys(**request)
+        assert best not in after["rank"]
+        assert plain != after["top"]
+        with pytest.raises(RequestError) as caught:
+            films._service.change_items(orjson.dumps({"items": [{"item_id": "x", "yaer": 2020}]}))
+        assert caught.value.status == 422
+    with run_server(tmp_path / "films.yaml") as url, client(url) as http:
+        body = orjson.dumps({"items": [{"item_id": best, "withdrawn": False}]})
+        assert orjson.loads(http._call("POST", "/items", body))["withdrawn"] == 0  # type: ignore[attr-defined]
+        assert [item.id for item in http.recommend(**request)] == trace.page
+
+
 # ---- deadlines ---------------------------------------------------------------------------------------------------
 
 
@@ -261,7 +298,7 @@ def test_a_check_lists_what_is_wrong_with_the_bundles(tmp_path: Path, capsys: py
     ):
         assert fault in text, text
     wrong = {
-        "filter": {"where": "price > 3"},
+        "filter": {"where": "yeer > 3"},
         "rank": {"bundle": paths["din"], "score": "lable * 2"},
         "rerank": [{"method": "mmr", "attribute": "genre"}],
         "mix": {
@@ -273,7 +310,7 @@ def test_a_check_lists_what_is_wrong_with_the_bundles(tmp_path: Path, capsys: py
         lr.open_pipeline(pipelines.write(tmp_path, **wrong))
     text = str(caught.value)
     for fault in (
-        "filter.where: reads raw columns of items, and recall.mean.bundle has none",
+        "filter.where: 'yeer > 3': no column 'yeer', did you mean 'year'? (of recall.mean.bundle)",
         "rank.score: no score named 'lable'; did you mean 'label'?",
         "rerank.0.attribute: no feature of the item named 'genre'",
         "did you mean 'genres'?",
@@ -337,6 +374,35 @@ def two_tasks() -> shop.Shop:
     people, things = {"name": pa.array([f"n{n}" for n in range(5)])}, {"film": pa.array(np.arange(1, 9))}
     folder = shop._make_folder()
     return shop.make(folder, shop.STEPS, events, people, things, lambda fields: TwoTasks(shop.PlainConfig(), fields))
+
+
+@functools.cache
+def prm() -> Path:
+    """Export an untrained re-ranker of lists over the full shop."""
+    own = shop.full()
+    torch.manual_seed(4)
+    settings = {"name": "prm", "base": {"name": "lr"}}
+    model = build(settings, own.fitted.fields()).eval()
+    samples = [own.sample(row, np.arange(1, size)) for row, size in ((3, 9), (50, 20), (200, 3))]
+    golden = [build_golden_list(model, own.fitted, own.users, own.items, sample) for sample in samples]
+    folder = shop._make_folder() / "prm.bundle"
+    export(model, own.log, folder, golden, replay, name="prm", source={"run": "prm"})
+    return folder
+
+
+def test_a_trained_reranker_sees_the_whole_list(tmp_path: Path) -> None:
+    rerank = [{"method": "model", "bundle": str(prm()), "count": 6}]
+    request = pipelines.request()
+    with open_with(tmp_path, rerank=rerank) as films:
+        assert films.stages[-2:] == ["rerank.model", "top"]
+        keys, answer = films.list_stage_keys(**request), films.recommend(**request)
+    with client(prm()) as alone:
+        context = {name: request["context"][name] for name in shop.full().golden[0].request["context"]}
+        ranked = alone.rank(request["user"], keys["rank"], request["at"], context)
+    assert keys["rerank.model"] == list_ids(ranked)[:6]
+    assert [item.scores["rerank.model"] for item in answer] == pytest.approx([item.score for item in ranked[:4]])
+    with pytest.raises(ConfigError, match="is a bundle of a ranker; expected one of a reranker"):
+        lr.open_pipeline(pipelines.write(tmp_path, rerank=[{**rerank[0], "bundle": pipelines.bundles()["din"]}]))
 
 
 def test_a_formula_joins_the_tasks_of_a_ranker(tmp_path: Path) -> None:

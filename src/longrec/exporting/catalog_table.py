@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -171,15 +172,16 @@ def _replace_columns(columns: pa.Table, keys: Keys, rows: NDArray[np.int64], cha
 
 def _cast(value: Any, kind: pa.DataType, where: str) -> pa.Array:
     """Return a raw value as an array of one entry in the type of its column."""
+    is_text = isinstance(value, str)
     try:
         if isinstance(value, bool) and not pa.types.is_boolean(kind):
             raise pa.ArrowInvalid("a truth value")
-        if isinstance(value, str) and not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            if not pa.types.is_temporal(kind) and not pa.types.is_dictionary(kind):
-                raise pa.ArrowInvalid("text")
-            return pa.array([value]).cast(kind)
-        return pa.array([value], kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+        if is_text and (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+            raise pa.ArrowInvalid("text")
+        if pa.types.is_decimal(kind) and value is not None:
+            return pa.array([Decimal(str(value))], kind)
+        return pa.array([value]).cast(kind)  # without the loss of a fraction that a conversion in one step accepts
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ArithmeticError) as error:
         raise DataError(
             where, f"{value!r} ({error})", f"a value of type {kind}, or null", "correct the value"
         ) from None

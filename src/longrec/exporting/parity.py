@@ -38,7 +38,8 @@ def check_shapes(module: ProgramModule, program: Program) -> dict[str, float]:
         where, names = f"shape {candidates}x{events}", module.compared
         expected, online = module.compute_expected(tensors, program, where), program.run_outputs(tensors, names)
         worst[where.removeprefix("shape ")] = max(
-            check_difference(*pair, f"{where}, {name}") for name, *pair in zip(names, expected, online, strict=True)
+            check_difference(own, served, f"{where}, {name}")
+            for name, own, served in zip(names, expected, online, strict=True)
         )
     return worst
 

@@ -103,7 +103,7 @@ class ItemIndex:
             allowed: mask ``[I]`` of the rows that may be returned. None: all.
             exact: compare all rows in spite of inverted lists.
         """
-        count = len(self) if allowed is None else np.count_nonzero(allowed)
+        count = len(self) if allowed is None else int(np.count_nonzero(allowed))
         if self.lists is None or exact or count < _FEW * len(self):
             return self._search_exactly(queries, k, allowed, count)
         rows, scores = self.search_lists(queries, k, allowed)

@@ -99,7 +99,7 @@ def _parse(con: duckdb.DuckDBPyConnection, condition: str, where: str) -> duckdb
     import duckdb
 
     expression = duckdb.SQLExpression(condition)
-    tree = con.execute("SELECT json_serialize_sql(?)", [f"SELECT (\n{condition}\n)"]).fetchone()
-    if tree is None or '"error":true' in tree[0] or '"class":"SUBQUERY"' in tree[0]:
+    ((tree,),) = con.execute("SELECT json_serialize_sql(?)", [f"SELECT (\n{condition}\n)"]).fetchall()
+    if '"error":true' in tree or '"class":"SUBQUERY"' in tree:
         raise ConfigError(where, [f"{condition!r} is no plain condition; write one without a query inside"])
     return expression

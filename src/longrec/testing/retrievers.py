@@ -44,7 +44,7 @@ def training_histories(case: Case, seed: int) -> dict[str, HistoryBatch]:
     """Return random histories of 200 users with the times of their events."""
     histories = ragged(200, seed, fields=case.fields).histories
     return {
-        name: replace(history, seconds=np.arange(int(history.host_offsets[-1])) * 60.0)
+        name: replace(history, seconds=np.linspace(0, 36_000, int(history.host_offsets[-1])))
         for name, history in histories.items()
     }
 
