@@ -143,7 +143,8 @@ class PipelineEvaluation(Tabular):
     def _list_cells(self) -> tuple[list[str], list[list[str | None]]]:
         metrics = self.metrics
         names = [f"{name}@{self.k}" for name in SHOWN]
-        names.insert(3, f"recall@{self.budget}")
+        if self.budget != self.k:
+            names.insert(3, f"recall@{self.budget}")
         names = [name for name in names if any(name in own for own in metrics.values())]
         page = self.stages[self.page].values
         if np.array_equal(page[f"hr@{self.k}"], page[f"recall@{self.k}"]):  # one relevant item per request
@@ -165,7 +166,7 @@ class PipelineEvaluation(Tabular):
             return f"{stage.removeprefix(ALONE)} alone, {self.budget}"
         if stage.startswith(FLOOR):
             return f"floor: {stage.removeprefix(FLOOR)}"
-        return f"{stage} (page)" if stage == self.page else stage.removeprefix(SOURCE) if SOURCE in stage else stage
+        return f"{stage} (page)" if stage == self.page else stage.removeprefix(SOURCE)
 
     def _slices(self) -> dict[str, dict[str, dict[str, Any]]]:
         return {
