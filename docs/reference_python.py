@@ -23,6 +23,7 @@ FURTHER = (
     "longrec.training.evaluate.Evaluation",
     "longrec.metrics.Interval",
     "longrec.metrics.Comparison",
+    "longrec.evaluation.results.PipelineEvaluation",
     "longrec.serve.interface.Client",
     "longrec.serve.interface.Ranking",
     "longrec.serve.interface.RankedItem",
