@@ -111,7 +111,7 @@ def test_the_table_has_every_stage_each_source_alone_and_floors(measured: Pipeli
     assert metrics["top"]["ndcg@5"].value == metrics["rerank.mmr"]["ndcg@5"].value
     assert metrics["floor.random"]["hr@5"].value == pytest.approx(5 / 40, abs=0.1)
     text = measured.format()
-    for shown in ("sasrec alone, 10", "floor: popularity", "top (page)", "item popularity", "±"):
+    for shown in ("sasrec alone, 10", "floor: popular", "top (page)", "item popularity", "±"):
         assert shown in text
 
 

@@ -21,6 +21,7 @@ from longrec.evaluation.stage_lists import (
     FLOOR,
     StageLists,
     compute_budget,
+    find_allowed,
     list_floors,
     list_stages,
     read_vectors,
@@ -95,7 +96,8 @@ def evaluate_pipeline(
         budget = max(compute_budget(opened.config), cut)
         with Progress(len(chosen), opened.config.name, "requests", stream=io.StringIO() if quiet else None) as progress:
             lists = list_stages(service, chosen, contexts, existing, cut, progress)
-        lists |= list_floors(chosen, existing, budget, opened.config.filter.seen, config.seed)
+        allowed = find_allowed(service, log, rows)
+        lists |= list_floors(chosen, existing, allowed, budget, opened.config.filter.seen, config.seed)
         warnings = [*contexts.warn(), *_warn_of_bundles(service, run, log)]
         digest = opened.digest
     evaluator = ListEvaluator(log, chosen.rows, config, chosen.relevant, chosen.owner)

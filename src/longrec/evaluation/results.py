@@ -32,6 +32,7 @@ RESULTS, REQUESTS, ITEMS, TABLE = "results.json", "requests.parquet", "items.par
 FORMAT = "longrec pipeline evaluation 1"
 SHOWN = ("hr", "ndcg", "recall", "coverage", "diversity", "novelty", "gini", "popularity_bias")
 """Metrics of the table."""
+_FLOORS = {"popularity": "popular", "random": "random"}
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ class PipelineEvaluation(Tabular):
         if stage.startswith(ALONE):
             return f"{stage.removeprefix(ALONE)} alone, {self.budget}"
         if stage.startswith(FLOOR):
-            return f"floor: {stage.removeprefix(FLOOR)}"
+            return f"floor: {_FLOORS[stage.removeprefix(FLOOR)]}"
         return f"{stage} (page)" if stage == self.page else stage.removeprefix(SOURCE)
 
     def _slices(self) -> dict[str, dict[str, dict[str, Any]]]:

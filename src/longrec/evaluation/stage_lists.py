@@ -145,13 +145,31 @@ def _build_sources_alone(service: Service, k: int) -> dict[str, RetrieveStage]:
     }
 
 
+def find_allowed(service: Service, log: Log, rows: ItemRows) -> NDArray[np.bool_]:
+    """Return the items of the log that the sources may retrieve by ``filter.where``, and that are not withdrawn.
+
+    Returns:
+        bool ``[I]`` by row of the item table.
+    """
+    assert service.pipeline is not None
+    config, allowed = service.pipeline.config, np.zeros(len(log.items), bool)
+    for name in config.recall:
+        catalog = service.pipeline.models[f"recall.{name}.bundle"].catalog
+        mask = np.ones(len(catalog), bool) if catalog.withdrawn is None else ~catalog.withdrawn
+        if config.filter.where is not None:
+            mask = mask & catalog.match(config.filter.where)
+        allowed[rows.of_catalog(catalog.keys)[mask]] = True
+    return allowed
+
+
 def list_floors(
-    requests: Requests, existing: ExistingItems, budget: int, seen: bool, seed: int
+    requests: Requests, existing: ExistingItems, allowed: NDArray[np.bool_], budget: int, seen: bool, seed: int
 ) -> dict[str, StageLists]:
     """Return lists without a model: the most popular items of the training rows, and random ones.
 
     Args:
         seen: leave out the items of the user's earlier events, as the pipeline does.
+        allowed: bool ``[I]``, items that the filter of the pipeline lets through, see ``find_allowed``.
     """
     log = requests.log
     train = log.rows_of("train")
@@ -161,7 +179,7 @@ def list_floors(
     bounds = np.searchsorted(requests.owner, np.arange(len(requests) + 1))
     for number, row in enumerate(requests.rows.tolist()):
         relevant = requests.relevant[bounds[number] : bounds[number + 1]]
-        mask = existing.mask(int(log.timestamps[row]), relevant, len(log.items))
+        mask = allowed & existing.mask(int(log.timestamps[row]), relevant, len(log.items))
         if seen:
             mask[_list_seen(log, row)] = False
         lists[f"{FLOOR}popularity"].items.append(popular[mask[popular]][:budget].astype(np.int32))
