@@ -68,8 +68,8 @@ def build_job(folder: Path, name: str, model: dict) -> dict:
             "folder": str(folder / "prepared"), "schema": {**schema, "histories": histories},
             "split": {"by": "time", "valid": 0.001, "test": 0.001}}  # fmt: skip
     job = {"name": name, "data": data, "model": model, "evaluate": {"n_resamples": 2, "valid_rows": 10}}
-    fit = {"epochs": 1, "max_steps": 5, "val_checks_per_epoch": 1, "runs": str(folder / "runs")}
-    return job if name == "covisit" else {**job, "fit": fit}
+    steps = {} if name == "covisit" else {"epochs": 1, "max_steps": 5, "val_checks_per_epoch": 1}
+    return {**job, "fit": {**steps, "runs": str(folder / "runs")}}
 
 
 def build_bundles(folder: Path, items: int) -> None:

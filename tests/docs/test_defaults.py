@@ -158,7 +158,9 @@ def test_no_description_states_another_default() -> None:
 def test_the_default_of_monitor_is_the_first_metric_of_each_objective() -> None:
     stated = (FitConfig.model_fields["monitor"].description or "").partition("; default: ")[2]
     first = {name: next(iter(one.settings.monitors(EvaluateConfig()))) for name, one in OBJECTIVES.items()}
-    assert stated == f"{first['clicks']} of a ranker, {re.sub('[0-9]+', 'K', first['next_item'])} of a retriever"
+    of_ranks = re.sub("[0-9]+", "K", first["next_item"])
+    assert stated == f"{first['clicks']} of a ranker, {of_ranks} of a retriever or a re-ranker"
+    assert first["lists"] == first["next_item"]
 
 
 # ---- planted faults ----------------------------------------------------------------------------------------------

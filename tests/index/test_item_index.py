@@ -147,17 +147,29 @@ def test_the_number_of_lists_that_are_read_reaches_the_recall(tmp_path: Path) ->
     assert (facts.kind, facts.items, facts.width, facts.queries) == ("ivf", 3_000, WIDTH, 60)
     assert facts.lists == lists.count == 128
     best = [np.sort(np.argsort(-compute_scores(vectors, request))[:20]) for request in requests]
-    recalls = [measure_recall(lists, vectors, requests[::2], best[::2], nprobe) for nprobe in range(1, 129)]
+    recalls = [measure_recall(lists, vectors, requests[::2], best[::2], nprobe) for nprobe in range(1, 129, 3)]
     assert (np.diff(recalls) >= 0).all()
-    assert facts.nprobe == 1 + int(np.argmax(np.array(recalls) >= 0.9))
+    reached = [measure_recall(lists, vectors, requests[::2], best[::2], facts.nprobe - less) for less in (0, 1)]
+    assert reached[0] >= 0.9 > reached[1]
     assert facts.recall == round(measure_recall(lists, vectors, requests[1::2], best[1::2], facts.nprobe), 4)
+    half = np.random.default_rng(1).random(3_000) < 0.5
+    some = np.flatnonzero(half)
+    best = [np.sort(some[np.argsort(-compute_scores(vectors[some], request))[:20]]) for request in requests]
+    recalls = [measure_recall(lists, vectors, requests[::2], best[::2], nprobe, half) for nprobe in (1, 20, 40, 128)]
+    assert (np.diff(recalls) >= 0).all()
+    assert facts.nprobe < facts.nprobe_half < 128
+    reached = [
+        measure_recall(lists, vectors, requests[::2], best[::2], facts.nprobe_half - less, half) for less in (0, 1)
+    ]
+    assert reached[0] >= 0.9 > reached[1]
+    assert [lists.count_read(share) for share in (1.0, 0.5, 1e-9)] == [facts.nprobe, facts.nprobe_half, 128]
     again, repeated = build_index(vectors, wanted, lambda: requests)
     assert again is not None
     assert (repeated.nprobe, repeated.recall) == (facts.nprobe, facts.recall)
     for name, one in (("one", lists), ("two", again)):
         one.save(tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    opened = InvertedLists.open(tmp_path / "one", 3_000, facts.nprobe)
+    opened = InvertedLists.open(tmp_path / "one", 3_000, facts.nprobe, facts.nprobe_half)
     rows, scores = ItemIndex(vectors, opened).search(requests[0], 9)
     assert rows.tolist() == ItemIndex(vectors, lists).search(requests[0], 9)[0].tolist()
     assert np.array_equal(scores, ItemIndex(vectors, lists).search(requests[0], 9)[1])
@@ -176,7 +188,9 @@ def test_the_kind_follows_from_the_number_of_items(monkeypatch: pytest.MonkeyPat
     assert build_index(vectors, IndexSettings())[0] is None
     monkeypatch.setattr(build, "EXACT_UP_TO", 399)
     assert build_index(vectors, IndexSettings("exact"))[0] is None
-    assert build_index(vectors, IndexSettings(), lambda: draw(30, 1)[:, None])[1].kind == "ivf"
+    assert build_index(vectors, IndexSettings(recall_target=0.3), lambda: draw(30, 1)[:, None])[1].kind == "ivf"
+    lists, facts = build_index(vectors, IndexSettings(recall_target=1.0), lambda: draw(30, 1)[:, None])
+    assert (lists, facts.kind, facts.queries) == (None, "exact", 30)  # almost all lists would be read
     with pytest.raises(BundleError, match="19 requests to measure the recall of inverted lists; expected at least 20"):
         build_index(vectors, IndexSettings(), lambda: draw(19, 1)[:, None])
     with pytest.raises(ConfigError) as caught:

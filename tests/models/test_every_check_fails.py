@@ -216,6 +216,17 @@ def rows_of_padding(patch: Patch) -> None:
     around(patch, PRM, "_embed", wrong)
 
 
+def the_base_in_bfloat16(patch: Patch) -> None:
+    def wrong(right: Wrong) -> Wrong:
+        def read(self: PRM, batch: Batch) -> tuple[Tensor, Tensor]:
+            logit_C, h_CH = right(self, batch)
+            return (logit_C.bfloat16().float() if torch.is_autocast_enabled("cpu") else logit_C), h_CH
+
+        return read
+
+    around(patch, Reranker, "read_base", wrong)
+
+
 def another_scale_of_lists_each_time(patch: Patch) -> None:
     number = count(1)
 
@@ -308,6 +319,7 @@ PLANTED: dict[str, tuple[str, Callable[[Patch], None]]] = {
             patch, Reranker, "loss", lambda right: lambda self, batch: right(self, batch) * (-1 if self.training else 1)
         ),
     ),
+    "bfloat16_keeps_the_initial_order": ("prm", the_base_in_bfloat16),
     "a_step_of_lists_on_another_device": ("prm", the_host_reads_values_of_a_list),
     "a_reranker_is_saved_and_loaded": ("prm", another_scale_of_lists_each_time),
     "every_alternative_can_be_selected": (

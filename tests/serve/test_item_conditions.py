@@ -85,15 +85,15 @@ def test_a_stage_retrieves_the_best_of_the_items_that_it_may(kind: str) -> None:
         )
         for count, exclude in ((2, True), (5, False), (100, True)):
             stage = RetrieveStage(model, count=count, where=where, exclude_seen=exclude, source="own")
-            found = stage(Candidates.of([], "request"), query)
+            retrieved = stage(Candidates.of([], "request"), query)
             wanted = [item for item in every.items if item in met and not (exclude and item in seen_keys)]
             scores = dict(zip(every.items, every.scores))
-            assert len(found) == min(count, len(wanted))
-            assert set(found.keys.tolist()) <= set(wanted)
+            assert len(retrieved) == min(count, len(wanted))
+            assert set(retrieved.keys.tolist()) <= set(wanted)
             expected = [scores[item] for item in wanted[:count]]
             if kind != "lists" or count == 100:
-                np.testing.assert_allclose(found.score, expected, atol=1e-4)
-            assert found.sources == ("own",)
+                np.testing.assert_allclose(retrieved.score, expected, atol=1e-4)
+            assert retrieved.sources == ("own",)
     with pytest.raises(ConfigError, match="retrieve.where: 1 fault"):
         RetrieveStage(model, where="nothing = 1")
     model.close()

@@ -61,8 +61,8 @@ class Trained:
         return {**job, "name": name, "evaluate": {"n_resamples": 100}}
 
     def train(self, name: str, **fit: Any) -> Run:
-        given = {"init_from": str(self.base.folder), "train_from": FROM, **fit}
-        return train(self.job(self.dataset.must[0], name, self.dataset.split, **given), quiet=True)
+        settings = {"init_from": str(self.base.folder), "train_from": FROM, **fit}
+        return train(self.job(self.dataset.must[0], name, self.dataset.split, **settings), quiet=True)
 
 
 def start(folder: Path, **parameters: Any) -> Trained:

@@ -57,7 +57,7 @@ def open_index(bundle: Bundle, exact: bool = False) -> ItemIndex:
     vectors, facts = open_array(bundle.path / INDEX), bundle.manifest.index
     if exact or facts is None or not facts.lists:
         return ItemIndex(vectors)
-    return ItemIndex(vectors, InvertedLists.open(bundle.path / LISTS, len(vectors), facts.nprobe))
+    return ItemIndex(vectors, InvertedLists.open(bundle.path / LISTS, len(vectors), facts.nprobe, facts.nprobe_half))
 
 
 def compute_vectors(

@@ -18,7 +18,11 @@ from longrec.index.item_index import ItemIndex
 EXACT, IVF, AUTO = "exact", "ivf", "auto"
 EXACT_UP_TO = 200_000
 """Number of items up to which ``auto`` searches exactly, which takes about 3 ms."""
+_SEED = 1
 LEAST_QUERIES = 20
+"""Smallest number of requests that measure the recall of inverted lists."""
+_WORTH = 1 / 3
+"""Share of the lists above which reading them takes as long as exact search, so that ``auto`` keeps that."""
 
 Queries = Callable[[], NDArray[np.float32]]
 """Function that returns the vectors of requests, float32 ``[R, K, D]``."""
@@ -58,8 +62,10 @@ class IndexFacts:
     """Description of an index in a bundle.
 
     Attributes:
+        kind: exact also where ``auto`` has measured that inverted lists would not be faster.
         lists: number of inverted lists.
         nprobe: number of lists that a search reads: the smallest that reaches the target on half of the queries.
+        nprobe_half: the same if half of the items may be returned.
         recall: share of the best ``recall_at`` items that it returns, on the other half.
         queries: number of requests that were measured, of users of the log.
         seconds: duration of building and measuring.
@@ -70,6 +76,7 @@ class IndexFacts:
     width: int
     lists: int = 0
     nprobe: int = 0
+    nprobe_half: int = 0
     recall_target: float = 1.0
     recall_at: int = 0
     recall: float = 1.0
@@ -107,12 +114,19 @@ def build_index(
     exact = ItemIndex(vectors)
     best = [np.sort(exact.search(request, k)[0]) for request in requests]
     lists.nprobe = tune_nprobe(lists, vectors, requests[::2], best[::2], settings.recall_target)
+    if settings.kind == AUTO and lists.nprobe > _WORTH * lists.count:
+        seconds = round(time.perf_counter() - began, 3)
+        return None, IndexFacts("exact", items, width, queries=len(requests), seconds=seconds)
+    half = np.random.default_rng(_SEED).random(items) < 0.5
+    best_half = [np.sort(exact.search(request, k, half)[0]) for request in requests[::2]]
+    lists.nprobe_half = tune_nprobe(lists, vectors, requests[::2], best_half, settings.recall_target, half)
     return lists, IndexFacts(
         "ivf",
         items,
         width,
         lists.count,
         lists.nprobe,
+        lists.nprobe_half,
         settings.recall_target,
         k,
         round(measure_recall(lists, vectors, requests[1::2], best[1::2], lists.nprobe), 4),
@@ -136,19 +150,21 @@ def tune_nprobe(
     requests: NDArray[np.float32],
     best: list[NDArray[np.int64]],
     target: float,
+    allowed: NDArray[np.bool_] | None = None,
 ) -> int:
     """Return the smallest number of lists whose recall reaches a target, by bisection: more lists lose no item.
 
     Args:
         requests: float32 ``[R, K, D]``.
         best: the best rows of each request by exact search, ascending.
+        allowed: mask ``[I]`` of the rows that may be returned. None: all.
     """
     low, high = 1, 1
-    while high < lists.count and measure_recall(lists, vectors, requests, best, high) < target:
+    while high < lists.count and measure_recall(lists, vectors, requests, best, high, allowed) < target:
         low, high = high + 1, min(2 * high, lists.count)
     while low < high:
         middle = (low + high) // 2
-        if measure_recall(lists, vectors, requests, best, middle) < target:
+        if measure_recall(lists, vectors, requests, best, middle, allowed) < target:
             low = middle + 1
         else:
             high = middle
@@ -161,11 +177,12 @@ def measure_recall(
     requests: NDArray[np.float32],
     best: list[NDArray[np.int64]],
     nprobe: int,
+    allowed: NDArray[np.bool_] | None = None,
 ) -> float:
     """Return the mean share of the best rows that a search of some lists returns."""
     index = ItemIndex(vectors, lists.with_nprobe(nprobe))
     shares = [
-        np.isin(rows, index.search_lists(request, len(rows))[0]).mean() if len(rows) else 1.0
+        np.isin(rows, index.search_lists(request, len(rows), allowed)[0]).mean() if len(rows) else 1.0
         for request, rows in zip(requests, best)
     ]
     return float(np.mean(shares))

@@ -5,6 +5,7 @@ faiss is imported when lists are built or opened, so that a bundle with exact se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,10 +27,12 @@ class InvertedLists:
     Attributes:
         rows: number of rows that ids may have.
         nprobe: number of lists that a search reads.
+        nprobe_half: number of them if half of the rows may be returned, whose best ones lie in more lists.
     """
 
-    def __init__(self, lists: Any, rows: int, nprobe: int) -> None:
+    def __init__(self, lists: Any, rows: int, nprobe: int, nprobe_half: int = 0) -> None:
         self._lists, self.rows, self.nprobe = lists, rows, nprobe
+        self.nprobe_half = nprobe_half or 2 * nprobe
 
     @classmethod
     def train(cls, vectors: NDArray[np.float32], count: int, nprobe: int = 1) -> InvertedLists:
@@ -50,8 +53,8 @@ class InvertedLists:
         return cls(lists, len(vectors), nprobe)
 
     def with_nprobe(self, nprobe: int) -> InvertedLists:
-        """Return the same lists, of which a search reads another number."""
-        return InvertedLists(self._lists, self.rows, nprobe)
+        """Return the same lists, of which a search reads another number, under any filter."""
+        return InvertedLists(self._lists, self.rows, nprobe, nprobe)
 
     @property
     def count(self) -> int:
@@ -61,14 +64,22 @@ class InvertedLists:
     def __len__(self) -> int:
         return int(self._lists.ntotal)
 
+    def count_read(self, share: float) -> int:
+        """Return the number of lists that a search reads if a share of the rows may be returned.
+
+        It grows with every halving of the share as it does with the first.
+        """
+        growth = max(self.nprobe_half / self.nprobe, 1.0)
+        return min(math.ceil(self.nprobe * growth ** -math.log2(share)), self.count)
+
     def save(self, path: Path) -> None:
         """Write the lists into a file."""
         import_faiss().write_index(self._lists, str(path))
 
     @classmethod
-    def open(cls, path: Path, rows: int, nprobe: int) -> InvertedLists:
+    def open(cls, path: Path, rows: int, nprobe: int, nprobe_half: int = 0) -> InvertedLists:
         """Read the lists from a file."""
-        return cls(import_faiss().read_index(str(path)), rows, nprobe)
+        return cls(import_faiss().read_index(str(path)), rows, nprobe, nprobe_half)
 
     def replace(self, rows: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
         """Set the vectors of some rows, known or new. The centroids remain."""
@@ -79,16 +90,17 @@ class InvertedLists:
         self.rows = max(self.rows, int(rows.max(initial=-1)) + 1)
 
     def search(
-        self, queries: NDArray[np.float32], k: int, kept: NDArray[np.bool_] | None = None
+        self, queries: NDArray[np.float32], k: int, kept: NDArray[np.bool_] | None = None, share: float = 1.0
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return rows and scores of the best rows of every query, in no order, -1 where there are fewer than k.
 
         Args:
             queries: float32 ``[K, D]``.
             kept: mask ``[I]`` of the rows that may be returned. None: all.
+            share: share of the rows that may be returned, above 0.
         """
         faiss = import_faiss()
-        parameters = faiss.SearchParametersIVF(nprobe=self.nprobe)
+        parameters = faiss.SearchParametersIVF(nprobe=self.count_read(share))
         if kept is not None:
             bits = np.packbits(kept, bitorder="little")
             parameters.sel = faiss.IDSelectorBitmap(bits)

@@ -142,7 +142,8 @@ class ItemIndex:
         if len(stale):
             kept = np.ones(lists.rows, bool) if kept is None else kept.copy()
             kept[stale] = False
-        rows_KN, scores_KN = lists.search(queries, k, kept)
+        share = 1.0 if allowed is None else max(np.count_nonzero(allowed) / len(allowed), _FEW)
+        rows_KN, scores_KN = lists.search(queries, k, kept, share)
         rows, scores = rows_KN.ravel(), scores_KN.ravel()
         rows, scores = rows[rows >= 0], scores[rows >= 0]
         if len(side):

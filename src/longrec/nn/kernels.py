@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Literal
 
 import torch
@@ -19,6 +20,15 @@ Kernel = Literal["traced", "plain", "cpu", "cuda"]
 def is_traced() -> bool:
     """Return True while torch captures a program."""
     return torch.compiler.is_compiling()
+
+
+def disable_autocast() -> ExitStack:
+    """Return the context in which autocast is off, on every device where it is on."""
+    stack = ExitStack()
+    for device in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
+            stack.enter_context(torch.autocast(device, enabled=False))
+    return stack
 
 
 def choose(x: Tensor, min_rows: int = 0, *, casts: bool = True) -> Kernel:

@@ -116,7 +116,7 @@ class _Factor:
         self.rows, self.capacity = 0, capacity
         # With one more number in every vector, inner products are (1 + <f_i, f_j>) / 2.
         self._f_ND = np.concatenate([f_ND, np.ones((len(f_ND), 1))], 1) / math.sqrt(2)
-        self._zero_N = ~f_ND.any(1)
+        self._zero_N: NDArray[np.bool_] = np.abs(f_ND).sum(1) == 0
         self._c_TN = np.zeros((capacity, len(f_ND)))
         self._rest_N = np.ones(len(f_ND))  # S_ii of a zero vector is 1 too
         self._items: list[int] = []

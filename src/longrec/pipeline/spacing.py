@@ -39,7 +39,7 @@ def space_categories(
     faults = [f"{name}: must be at least 1, got {n}" for name, n in [("at_most", at_most), ("within", within)] if n < 1]
     if faults:
         raise ConfigError("spacing", faults)
-    queues: dict[Hashable, deque[int]] = {}
+    queues: dict[tuple[str, Hashable], deque[int]] = {}
     keys = [
         ("none", index) if category is None else ("category", category) for index, category in enumerate(categories_N)
     ]

@@ -170,6 +170,21 @@ def check_lists_are_learned(case: Case) -> None:
         losses.append(measure())
 
 
+def check_bfloat16_keeps_the_initial_order(case: Case) -> None:
+    """Under autocast to bfloat16 the initial order is that of float32, and probabilities are near. So is the loss."""
+    model, batch = lively(case), grouped(np.arange(12).repeat(20).tolist(), fields=case.few)
+    with torch.no_grad():
+        expected, loss = model.score_lists(batch), model.loss(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            actual, narrow = model.score_lists(batch), model.loss(batch)
+    moved = int((actual.rank != expected.rank).sum())
+    expect(moved == 0, f"bfloat16 moves {moved} of {batch.size} candidates in the initial order")
+    away = float((actual.probability - expected.probability).abs().max())
+    expect(away < 0.1, f"bfloat16 moves a probability by {away:.2g}")
+    expect(narrow.dtype == torch.float32, f"the loss under autocast is {narrow.dtype}, expected float32")
+    expect(abs(float(narrow - loss)) < 0.1, f"the loss under autocast is {float(narrow)}, not {float(loss)}")
+
+
 def check_a_step_of_lists_on_another_device(case: Case) -> None:
     """A training step on another device has the loss and gradients of the CPU, and hardly waits for the device."""
     here, batch = lively(case).train(), grouped(sorted(OWNER), fields=case.few)
@@ -205,6 +220,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     check_no_layer_computes_on_padding,
     check_lists_reach_every_parameter,
     check_lists_are_learned,
+    check_bfloat16_keeps_the_initial_order,
     check_a_step_of_lists_on_another_device,
     check_a_reranker_is_saved_and_loaded,
 )

@@ -78,7 +78,7 @@ def make(parameters: CrowdedLists, random: np.random.Generator) -> SyntheticData
             "features": features,
             "histories": {},
         },
-        split={"by": "time", "valid_from": _format_day(7), "test_from": _format_day(8)},
+        split={"by": "time", "valid": 0.1, "test": 0.2},
         true_probability=chance.ravel(),
         must=({"name": "prm", "base": BASE, "width": 32, "blocks": 1, "hidden": 64},),
         must_not=(BASE,),
@@ -92,10 +92,6 @@ BASE_SPLIT = {"by": "time", "valid_from": "2025-01-04", "test_from": "2025-01-05
 """Split of its run, which ends before the lists of a re-ranker with ``FROM``."""
 FROM = "2025-01-05"
 """First day of the lists of a re-ranker, ``fit.train_from``."""
-
-
-def _format_day(day: int) -> str:
-    return str(np.datetime64(START + day * _DAY, "s").astype("datetime64[D]"))
 
 
 RECIPE = Recipe(STORY, CrowdedLists, make)

@@ -37,6 +37,7 @@ from longrec.features.batch import Batch, Column
 from longrec.features.sampling import Sampling
 from longrec.models.core.base import ContextInstances, Model
 from longrec.models.core.losses import bce_loss, compute_list_loss
+from longrec.nn import kernels
 from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.lists import Lists
 
@@ -237,11 +238,14 @@ class Reranker(Model):
         return "base." if isinstance(other, Ranker) else ""
 
     def read_base(self, batch: Batch) -> tuple[Float[Tensor, " C"], Float[Tensor, "C H"]]:
-        """Return the logit for ranking and the representation of every candidate by the base, without a gradient."""
+        """Return the logit for ranking and the representation of every candidate by the base, without a gradient.
+
+        They are those of float32 under autocast too: else logits would be equal by rounding, and order another list.
+        """
         own = batch if self.base.reads_groups else batch.ungroup()
-        with torch.no_grad():
+        with torch.no_grad(), kernels.disable_autocast():
             h_CH = self.base.represent(own)
-            return self.base.ranking_logit(self.base.head(h_CH)).float(), h_CH
+            return self.base.ranking_logit(self.base.head(h_CH)), h_CH
 
     def forward(self, batch: Batch) -> Float[Tensor, " C"]:
         """Return the score of every candidate within its list."""

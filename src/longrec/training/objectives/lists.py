@@ -140,7 +140,7 @@ class Lists(Objective):
         count = len(np.unique(lists))
         key = f"ndcg@{config.k[0]}"
         gain = values[f"{key}.gain"]
-        warnings = ()
+        warnings: tuple[str, ...] = ()
         if not gain.low > 0:
             warnings = (
                 f"NDCG@{config.k[0]} on {split} is not above that of the initial order "
