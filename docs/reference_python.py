@@ -25,6 +25,7 @@ FURTHER = (
     "longrec.auditing.finding.Finding",
     "longrec.metrics.Interval",
     "longrec.metrics.Comparison",
+    "longrec.evaluation.results.PipelineEvaluation",
     "longrec.serve.interface.Client",
     "longrec.serve.interface.Ranking",
     "longrec.serve.interface.RankedItem",

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from longrec.catalog_command import change_catalog
     from longrec.commands import check, compare, compress, encode, evaluate, export, predict, report, train
     from longrec.data.settings import Source, Split
+    from longrec.evaluation.compare import compare_pipelines
+    from longrec.evaluation.pipeline_evaluation import evaluate_pipeline
     from longrec.features.schema import Condition, Feature, History, Label, Schema, TimeColumn
     from longrec.fitting import fit
     from longrec.metrics.own import Metric
@@ -36,6 +38,8 @@ _MODULES = {
     "longrec.catalog_command": ("change_catalog",),
     "longrec.commands": ("check", "compare", "compress", "encode", "evaluate", "export", "predict", "report", "train"),
     "longrec.data.settings": ("Source", "Split"),
+    "longrec.evaluation.compare": ("compare_pipelines",),
+    "longrec.evaluation.pipeline_evaluation": ("evaluate_pipeline",),
     "longrec.features.schema": ("Condition", "Feature", "History", "Label", "Schema", "TimeColumn"),
     "longrec.fitting": ("fit",),
     "longrec.metrics.own": ("Metric",),
@@ -68,10 +72,12 @@ __all__ = [
     "check",
     "client",
     "compare",
+    "compare_pipelines",
     "compress",
     "encode",
     "errors",
     "evaluate",
+    "evaluate_pipeline",
     "export",
     "fit",
     "load_model",

@@ -112,7 +112,7 @@ def test_slices_hold_all_targets_once(log: Log) -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    config = write_config(tmp_path_factory.mktemp("follows"), follows=0.9, model="covisit")
+    config = write_config(tmp_path_factory.mktemp("follows"), follows=0.9, model="item_knn")
     return train(config, ["name=covisit", "evaluate.sampled_negatives=10"], quiet=True)
 
 

@@ -21,6 +21,7 @@ from longrec.evaluation.stage_lists import (
     FLOOR,
     StageLists,
     compute_budget,
+    find_allowed,
     list_floors,
     list_stages,
     read_vectors,
@@ -87,21 +88,26 @@ def evaluate_pipeline(
             raise ConfigError(str(pipeline), ["is a bundle and no pipeline; evaluate the run of its model"])
         _check_same_keys(service, log)
         opened, rows = service.pipeline, ItemRows(log)
+        read = read_vectors(
+            {name: opened.models[f"recall.{name}.bundle"] for name in opened.config.recall}, log, vectors
+        )
         contexts = Contexts(log, sorted({column for model in service.models for column in model.encoder.context}))
         existing = ExistingItems(log, rows, config.catalog)
         budget = max(compute_budget(opened.config), cut)
         with Progress(len(chosen), opened.config.name, "requests", stream=io.StringIO() if quiet else None) as progress:
             lists = list_stages(service, chosen, contexts, existing, cut, progress)
-        lists |= list_floors(chosen, existing, budget, opened.config.filter.seen, config.seed)
-        sources = [(name, opened.models[f"recall.{name}.bundle"]) for name in opened.config.recall]
-        if vectors is not None and vectors not in opened.config.recall:
-            raise ConfigError("vectors", [f"no source in recall named {vectors!r}: {', '.join(opened.config.recall)}"])
-        read = read_vectors(sources, log, vectors)
+        allowed = find_allowed(service, log, rows)
+        lists |= list_floors(chosen, existing, allowed, budget, opened.config.filter.seen, config.seed)
         warnings = [*contexts.warn(), *_warn_of_bundles(service, run, log)]
         digest = opened.digest
     evaluator = ListEvaluator(log, chosen.rows, config, chosen.relevant, chosen.owner)
     own_vectors = None if read is None else read[1]
     measured = {name: _measure(evaluator, own, cut, budget, own_vectors) for name, own in lists.items()}
+    warnings += [
+        f"{name}: left out of {own.late:,} of {len(chosen):,} requests, whose deadline was over on this machine"
+        for name, own in lists.items()
+        if own.late
+    ]
     absent = sum(int((one == 0).sum()) for own in lists.values() for one in own.items)
     if absent:
         warnings.append(f"{absent:,} listed items are not in the log of the requests, and are left out of all lists")

@@ -32,6 +32,7 @@ RESULTS, REQUESTS, ITEMS, TABLE = "results.json", "requests.parquet", "items.par
 FORMAT = "longrec pipeline evaluation 1"
 SHOWN = ("hr", "ndcg", "recall", "coverage", "diversity", "novelty", "gini", "popularity_bias")
 """Metrics of the table."""
+_FLOORS = {"popularity": "popular", "random": "random"}
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,8 @@ class PipelineEvaluation(Tabular):
     def _list_cells(self) -> tuple[list[str], list[list[str | None]]]:
         metrics = self.metrics
         names = [f"{name}@{self.k}" for name in SHOWN]
-        names.insert(3, f"recall@{self.budget}")
+        if self.budget != self.k:
+            names.insert(3, f"recall@{self.budget}")
         names = [name for name in names if any(name in own for own in metrics.values())]
         page = self.stages[self.page].values
         if np.array_equal(page[f"hr@{self.k}"], page[f"recall@{self.k}"]):  # one relevant item per request
@@ -164,8 +166,8 @@ class PipelineEvaluation(Tabular):
         if stage.startswith(ALONE):
             return f"{stage.removeprefix(ALONE)} alone, {self.budget}"
         if stage.startswith(FLOOR):
-            return f"floor: {stage.removeprefix(FLOOR)}"
-        return f"{stage} (page)" if stage == self.page else stage.removeprefix(SOURCE) if SOURCE in stage else stage
+            return f"floor: {_FLOORS[stage.removeprefix(FLOOR)]}"
+        return f"{stage} (page)" if stage == self.page else stage.removeprefix(SOURCE)
 
     def _slices(self) -> dict[str, dict[str, dict[str, Any]]]:
         return {

@@ -10,7 +10,7 @@ Shapes: L requests, N listed items.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from longrec.data.catalog import count_items
 from longrec.data.log import Log
+from longrec.errors import ConfigError
 from longrec.evaluation.existing import ExistingItems, ItemRows
 from longrec.evaluation.requests import Contexts, Requests
 from longrec.exporting.inputs import USERS_PROGRAM
@@ -45,10 +46,12 @@ class StageLists:
     Attributes:
         items: one int32 array per request, rows of the item table, best first, 0 for an item that the log lacks.
         seconds: CPU time per request. Empty for lists that cost nothing, such as floors.
+        late: number of requests whose deadline left the stage out.
     """
 
     items: list[NDArray[np.int32]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    late: int = 0
 
     def collect(self) -> Lists:
         """Return the lists without items that the log lacks."""
@@ -79,7 +82,7 @@ def list_stages(
     """
     assert service.pipeline is not None
     log, config = requests.log, service.pipeline.config
-    stages, alone = service.get_stages(RECOMMEND), _build_sources_alone(service)
+    stages, alone = service.get_stages(RECOMMEND), _build_sources_alone(service, k)
     lists: dict[str, StageLists] = {}
     bounds = np.searchsorted(requests.owner, np.arange(len(requests) + 1))
     for number, row in enumerate(requests.rows.tolist()):
@@ -100,6 +103,7 @@ def list_stages(
         assert query.trace is not None
         for stage in query.trace.stages:
             _append(lists, stage.name, existing.rows, stage.own.keys, stage.cpu_seconds)
+            lists[stage.name].late += stage.late
             name = stage.name.removeprefix(SOURCE)
             if stage.is_source and name in alone:
                 began = time.process_time()
@@ -122,13 +126,13 @@ def _append(lists: dict[str, StageLists], name: str, rows: ItemRows, keys: NDArr
     own.seconds.append(seconds)
 
 
-def _build_sources_alone(service: Service) -> dict[str, RetrieveStage]:
+def _build_sources_alone(service: Service, k: int) -> dict[str, RetrieveStage]:
     """Return a stage per source that retrieves the budget of the merged list. Empty for a single source."""
     assert service.pipeline is not None
     config, models = service.pipeline.config, service.pipeline.models
     if len(config.recall) < 2:
         return {}
-    budget = compute_budget(config)
+    budget = max(compute_budget(config), k)
     return {
         name: RetrieveStage(
             models[f"recall.{name}.bundle"],
@@ -141,13 +145,31 @@ def _build_sources_alone(service: Service) -> dict[str, RetrieveStage]:
     }
 
 
+def find_allowed(service: Service, log: Log, rows: ItemRows) -> NDArray[np.bool_]:
+    """Return the items of the log that the sources may retrieve by ``filter.where``, and that are not withdrawn.
+
+    Returns:
+        bool ``[I]`` by row of the item table.
+    """
+    assert service.pipeline is not None
+    config, allowed = service.pipeline.config, np.zeros(len(log.items), bool)
+    for name in config.recall:
+        catalog = service.pipeline.models[f"recall.{name}.bundle"].catalog
+        mask = np.ones(len(catalog), bool) if catalog.withdrawn is None else ~catalog.withdrawn
+        if config.filter.where is not None:
+            mask = mask & catalog.match(config.filter.where)
+        allowed[rows.of_catalog(catalog.keys)[mask]] = True
+    return allowed
+
+
 def list_floors(
-    requests: Requests, existing: ExistingItems, budget: int, seen: bool, seed: int
+    requests: Requests, existing: ExistingItems, allowed: NDArray[np.bool_], budget: int, seen: bool, seed: int
 ) -> dict[str, StageLists]:
     """Return lists without a model: the most popular items of the training rows, and random ones.
 
     Args:
         seen: leave out the items of the user's earlier events, as the pipeline does.
+        allowed: bool ``[I]``, items that the filter of the pipeline lets through, see ``find_allowed``.
     """
     log = requests.log
     train = log.rows_of("train")
@@ -157,7 +179,7 @@ def list_floors(
     bounds = np.searchsorted(requests.owner, np.arange(len(requests) + 1))
     for number, row in enumerate(requests.rows.tolist()):
         relevant = requests.relevant[bounds[number] : bounds[number + 1]]
-        mask = existing.mask(int(log.timestamps[row]), relevant, len(log.items))
+        mask = allowed & existing.mask(int(log.timestamps[row]), relevant, len(log.items))
         if seen:
             mask[_list_seen(log, row)] = False
         lists[f"{FLOOR}popularity"].items.append(popular[mask[popular]][:budget].astype(np.int32))
@@ -179,17 +201,23 @@ def _list_seen(log: Log, row: int) -> NDArray[np.int64]:
 
 
 def read_vectors(
-    models: Sequence[tuple[str, OpenModel]], log: Log, source: str | None
+    models: Mapping[str, OpenModel], log: Log, source: str | None
 ) -> tuple[str, NDArray[np.float32]] | None:
     """Return the vectors of the items of the log by a source, float32 ``[I, D]``, with its name. None without any.
 
     Args:
-        models: the sources.
+        models: the sources by name.
         source: name of the source. None: the first with vectors.
+
+    Raises:
+        ConfigError: a source that does not exist, or has no vectors.
     """
-    for name, model in models:
-        if USERS_PROGRAM in model.programs and source in (None, name):
-            keys = log.items.keys.values.to_numpy(zero_copy_only=False)
-            vectors = ItemVectors(model).read(keys)
-            return name, np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors])
-    return None
+    names = [name for name, model in models.items() if USERS_PROGRAM in model.programs]
+    if source is not None and source not in names:
+        fault = f"no source in recall named {source!r}" if source not in models else f"{source} has no vectors"
+        raise ConfigError("vectors", [f"{fault}; sources with vectors: {', '.join(names) or 'none'}"])
+    if not names:
+        return None
+    chosen = names[0] if source is None else source
+    vectors = ItemVectors(models[chosen]).read(log.items.keys.values.to_numpy(zero_copy_only=False))
+    return chosen, np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors])

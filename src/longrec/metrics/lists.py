@@ -114,4 +114,5 @@ def compare_orders(
     """
     resamples, drawn = rated.draw(n_resamples, seed)
     comparison = compare_draws(drawn, resamples, baseline=baseline, split=split)
-    return replace(comparison, **counts, objective="lists")
+    rows, users, positives = (counts[name] for name in ("rows", "users", "positives"))
+    return replace(comparison, rows=rows, users=users, positives=positives, objective="lists")
