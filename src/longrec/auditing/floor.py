@@ -221,8 +221,6 @@ def _compare(
     verdict = NOTICE if abs(gap) >= _GAP and deviation >= 2 else OK
     if alarm and gap >= _LARGE and deviation >= _DEVIATIONS:
         verdict = ALARM
-    described = _describe(
-        name, other, verdict, f", {'-' if gap >= 0 else '+'}{abs(gap):.1%}".replace("%", " %"), why, do
-    )
+    described = _describe(name, other, verdict, f", {-100 * gap + 0.0:+.1f} %", why, do)
     bounds = f"notice {bound(_GAP)}{f', alarm {bound(_LARGE)}' if alarm else ''}"
     return Finding(**{**vars(described), "bound": bounds, "numbers": {**described.numbers, "gap": gap}})

@@ -68,7 +68,7 @@ def _check_list(events: Events, column: str, lists: Lists) -> list[Finding]:
             f"{percent(held)} of the histories hold the item of their row, {percent(natural)} by repetition alone. In "
             "this share of the rows the user had no earlier event with this item in the log, so the history holds "
             "the target of its own row. A model finds the answer in its input.",
-            "Build histories from events strictly before the row. longrec prepare does so from the log alone.",
+            "Build histories from events strictly before the row. A history that longrec prepare builds is so.",
             {"rows": int(itself.sum()), "holds_item": held, "natural": natural, "ends_with_item": ends},
         ),
         Finding(
@@ -169,7 +169,9 @@ def _judge_excess(
         "users do. If the item of the row is in the history far more often, or in positive rows alone, the target "
         "was joined into it. The log does not have the events of these histories, so it cannot say when they "
         f"happened.{apart}",
-        "Build histories from events strictly before the row.",
+        "Build histories from events strictly before the row."
+        if excess >= _EXCESS
+        else "Nothing, if users repeat items. Report how often they do.",
         {"natural": natural, "ends_with_item": ends, "excess": excess},
     )
 

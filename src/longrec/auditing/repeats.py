@@ -42,13 +42,13 @@ def check_repeated_rows(events: Events) -> list[Finding]:
         Finding(
             "repeats",
             "repeated rows",
-            f"{percent(share)}, {repeated:,} rows, {int(copies.sum()):,} equal",
+            f"{percent(share)}, {repeated:,} rows",
             f"alarm {bound(_REPEATED)}",
             verdict,
             share,
-            "These rows have user, item and time of an earlier row. A copy makes its item a repetition, which is "
-            f"easy to predict, and counts twice in training. Repetition by the users explains about {expected:,.0f} "
-            "of these rows.",
+            f"These rows have user, item and time of an earlier row. {int(copies.sum()):,} equal it in all columns "
+            "that were read. A copy makes its item a repetition, which is easy to predict, and counts twice in "
+            f"training. Repetition by the users explains about {expected:,.0f} of these rows.",
             "Remove the copies, unless they are events of their own, before any sequence is built.",
             {"rows": repeated, "equal": int(copies.sum()), "expected": expected},
         )
