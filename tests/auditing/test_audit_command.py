@@ -63,6 +63,11 @@ def test_the_command_prints_a_table_and_exits_with_zero(
     assert lines[0] == f"log.parquet: {len(frame):,} rows of 400 users and {frame['item_id'].nunique()} items"
     assert max(map(measure_width, lines)) <= WIDTH
     assert lines[-1].startswith("0 alarms, ")
+    long = folder / ("a" * 30) / ("b" * 60) / "log.parquet"
+    long.parent.mkdir(parents=True)
+    frame[["user_id", "item_id"]].to_parquet(long)
+    assert main(["audit", str(long)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("  ")
     content = json.loads((folder / "audit.json").read_text())
     assert content["columns"]["label"] == "click (guessed)"
     assert {one["check"] for one in content["findings"]} >= {"ties", "cold", "timeline", "floor"}

@@ -64,6 +64,19 @@ def test_leave_one_out_of_users_who_stay_to_the_end_is_no_split_by_time(split: s
     assert audit.find("timeline", "training rows after the first test row").value > 0.1
 
 
+def test_histories_that_began_before_the_log_are_no_fault(make_impressions: Maker) -> None:
+    """The log begins in the middle: items of old events happen again later, and are no events from the future."""
+    frame = make_impressions(4, repetition=0.6)
+    late = frame[frame["timestamp"] >= frame["timestamp"].median()].drop(columns="split")
+    audit = lr.audit(late)
+    assert not audit.alarms, describe(audit)
+    assert audit.find("histories").name == "hist_items holds the item of the row"
+    once = late.assign(hist_items=late["hist_items"].map(lambda own: list(dict.fromkeys(own))))
+    assert not lr.audit(once).alarms
+    joined = [[*own, item] for own, item in zip(once["hist_items"], once["item_id"])]
+    assert alarms(lr.audit(once.assign(hist_items=joined))) == {"histories"}
+
+
 def duplicate(frame: pd.DataFrame) -> pd.DataFrame:
     copies = frame.sample(frac=0.03, random_state=0)
     return pd.concat([frame, copies]).sort_values("timestamp", kind="stable")

@@ -31,7 +31,7 @@ from longrec.nn.embedding import RESERVED
 
 _SETTINGS = {"window": 10, "back": 0.5, "alpha": 0.3, "decay": 0.6}
 _LENGTH = 50
-_TARGETS, _FEWEST, _CELLS = 25_000, 1_000, 1_000_000_000
+_TARGETS, _FEWEST, _CELLS = 25_000, 1_000, 400_000_000
 """Most and fewest sampled targets, and the number of scores between them: a second takes about 100 million."""
 _LEAST = 200
 """Least number of targets: with fewer, the standard error exceeds the metric."""
@@ -221,8 +221,6 @@ def _compare(
     verdict = NOTICE if abs(gap) >= _GAP and deviation >= 2 else OK
     if alarm and gap >= _LARGE and deviation >= _DEVIATIONS:
         verdict = ALARM
-    described = _describe(
-        name, other, verdict, f", {'-' if gap >= 0 else '+'}{abs(gap):.1%}".replace("%", " %"), why, do
-    )
+    described = _describe(name, other, verdict, f", {-100 * gap + 0.0:+.1f} %", why, do)
     bounds = f"notice {bound(_GAP)}{f', alarm {bound(_LARGE)}' if alarm else ''}"
     return Finding(**{**vars(described), "bound": bounds, "numbers": {**described.numbers, "gap": gap}})

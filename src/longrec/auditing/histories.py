@@ -11,6 +11,10 @@ from longrec.features.feature_encoders import Lists
 
 _COVERED = 0.9
 """Share of the elements of a history that are events of their user in the log, from which the log can refute it."""
+_LONGER = 0.1
+"""Share of histories with more events than the log has before their row, from which the log begins too late."""
+_SAME_END = 0.9
+"""Share of the targets inside histories without repetition that stand at one end, from which they were joined in."""
 _IMPOSSIBLE = 0.001
 """Share of rows with an event in their history that had not happened which is an alarm: there is no honest cause."""
 _EXCESS = 0.2
@@ -61,11 +65,10 @@ def _check_list(events: Events, column: str, lists: Lists) -> list[Finding]:
             f"alarm {bound(_IMPOSSIBLE)}",
             ALARM if wrong >= _IMPOSSIBLE else NOTICE if wrong else OK,
             wrong,
-            f"{percent(held)} of the histories hold the item of their row, {percent(natural)} by repetition alone. "
-            "In this share of the rows the user had no earlier event with this item in the log, so the history holds "
-            "the target of its own row. "
-            "A model finds the answer in its input.",
-            "Build histories from events strictly before the row. longrec prepare does so from the log alone.",
+            f"{percent(held)} of the histories hold the item of their row, {percent(natural)} by repetition alone. In "
+            "this share of the rows the user had no earlier event with this item in the log, so the history holds "
+            "the target of its own row. A model finds the answer in its input.",
+            "Build histories from events strictly before the row. A history that longrec prepare builds is so.",
             {"rows": int(itself.sum()), "holds_item": held, "natural": natural, "ends_with_item": ends},
         ),
         Finding(
@@ -93,6 +96,14 @@ def _find_natural_repetition(lists: Lists, owner: NDArray[np.int64], lengths: ND
     return share_of(repeats[lengths > 1])
 
 
+def _repeats(lists: Lists) -> bool:
+    """Return whether a history has an item twice."""
+    owner = np.repeat(np.arange(len(lists.offsets) - 1), np.diff(lists.offsets))
+    order = np.lexsort([lists.values, owner])
+    same = (owner[order][1:] == owner[order][:-1]) & (lists.values[order][1:] == lists.values[order][:-1])
+    return bool((same & (lists.values[order][1:] >= 0)).any())
+
+
 def _join_log(
     events: Events, lists: Lists, owner: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]] | None:
@@ -113,9 +124,19 @@ def _join_log(
         index = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
         covered = (keys[index] == wanted) & (lists.values >= 0)
         others = lists.values != events.item[owner]
-        if others.any() and share_of(covered[others]) >= _COVERED:
+        begins_late = share_of(np.diff(lists.offsets) > _count_earlier(events, mask) + 1) > _LONGER
+        if others.any() and share_of(covered[others]) >= _COVERED and not begins_late:
             return time[order][at[index]], covered
     return None
+
+
+def _count_earlier(events: Events, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the number of events of the user, where a mask is True, up to the time of each event, int64 ``[N]``."""
+    assert events.time is not None
+    times, code = np.unique(events.time, return_inverse=True)
+    when = events.user * len(times) + code
+    own = np.sort(when[mask])
+    return np.searchsorted(own, when, side="right") - np.searchsorted(own, events.user * len(times))
 
 
 def _judge_excess(
@@ -130,7 +151,10 @@ def _judge_excess(
     """Return the finding about a history whose events are not in the log: too many targets inside."""
     excess = held - natural
     apart = ""
-    if events.label is not None:
+    if not _repeats(events.lists[column]) and ends < _SAME_END * held:
+        # Each item is listed once, so that repetition inside says nothing about users.
+        excess = 0.0
+    elif events.label is not None:
         rates = [share_of(holds[some & (events.label > 0.5)]), share_of(holds[some & (events.label <= 0.5)])]
         apart = f" It is so in {percent(rates[0])} of the positive rows and {percent(rates[1])} of the negative ones."
         excess = max(excess, min(rates[0] - rates[1], rates[0] - natural))
@@ -141,11 +165,13 @@ def _judge_excess(
         f"alarm +{bound(_EXCESS)}",
         ALARM if excess >= _EXCESS else NOTICE if held >= _HELD else OK,
         held,
-        f"Measured on {int(some.sum()):,} histories. The newest event of a history repeats an earlier one as often "
-        "as users do. If the item of the row is in the "
-        "history far more often, or in positive rows alone, the target was joined into it. The log does not have the "
-        f"events of these histories, so it cannot say when they happened.{apart}",
-        "Build histories from events strictly before the row.",
+        f"Measured on {int(some.sum()):,} histories. The newest event of a history repeats an earlier one as often as "
+        "users do. If the item of the row is in the history far more often, or in positive rows alone, the target "
+        "was joined into it. The log does not have the events of these histories, so it cannot say when they "
+        f"happened.{apart}",
+        "Build histories from events strictly before the row."
+        if excess >= _EXCESS
+        else "Nothing, if users repeat items. Report how often they do.",
         {"natural": natural, "ends_with_item": ends, "excess": excess},
     )
 

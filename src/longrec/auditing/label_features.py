@@ -89,8 +89,8 @@ def _describe(column: str, auc: float, pure: float, verdict: str, more: str) -> 
         verdict,
         auc,
         "Fitted on train, measured on test. A feature that is available before the event rarely reaches this alone. "
-        "One that is recorded with or after "
-        "it, such as a watch time or a later conversion, does, and is not there when the model is used.",
+        "One that is recorded with or after it, such as a watch time or a later conversion, does, and is not there "
+        "when the model is used.",
         f"If {column!r} is available only after the event, use it as feedback (feedback: true) or leave it out.",
         {"column": column, "pure": pure},
     )

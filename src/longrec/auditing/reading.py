@@ -211,9 +211,9 @@ def _read_split(columns: _Columns, log: Relation, roles: ColumnRoles, at: NDArra
         return None
     codes, keys = encode_keys(columns.of("_split"))
     table = np.array([SPLIT_NAMES.get(str(key).strip().lower(), -1) for key in keys] or [-1], np.int8)
-    if (table < 0).all() and len(keys):
-        where = f"{log.where}: column {roles.split!r}"
-        raise DataError(where, f"the values {', '.join(map(str, keys[:5]))}", "train, valid and test")
+    if (table < 0).any() and len(keys):
+        odd = ", ".join(map(str, keys[table < 0][:5]))
+        raise DataError(f"{log.where}: column {roles.split!r}", f"the split {odd}", "train, valid and test")
     return np.where(codes >= 0, table[codes], -1).astype(np.int8)[at]
 
 

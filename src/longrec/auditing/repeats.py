@@ -42,13 +42,13 @@ def check_repeated_rows(events: Events) -> list[Finding]:
         Finding(
             "repeats",
             "repeated rows",
-            f"{percent(share)}, {repeated:,} rows, {int(copies.sum()):,} equal",
+            f"{percent(share)}, {repeated:,} rows",
             f"alarm {bound(_REPEATED)}",
             verdict,
             share,
-            "These rows have user, item and time of an earlier row. A copy makes its item a repetition, which is "
-            "easy to predict, and counts twice in training. "
-            f"Repetition by the users explains about {expected:,.0f} of these rows.",
+            f"These rows have user, item and time of an earlier row. {int(copies.sum()):,} equal it in all columns "
+            "that were read. A copy makes its item a repetition, which is easy to predict, and counts twice in "
+            f"training. Repetition by the users explains about {expected:,.0f} of these rows.",
             "Remove the copies, unless they are events of their own, before any sequence is built.",
             {"rows": repeated, "equal": int(copies.sum()), "expected": expected},
         )
@@ -83,8 +83,8 @@ def check_targets(events: Events, targets: NDArray[np.int64]) -> list[Finding]:
             judge(repeated, _TARGETS),
             repeated,
             "The user has had the item before. People repeat songs, foods and pages, so this is no fault. But a "
-            "protocol that masks seen items can never "
-            "reach these targets, and one that does not is won by repeating the history.",
+            "protocol that masks seen items can never reach these targets, and one that does not is won by repeating "
+            "the history.",
             "State whether seen items are masked. Report the metric of repeating the latest items beside a model.",
         )
     ]
@@ -107,10 +107,9 @@ def check_targets(events: Events, targets: NDArray[np.int64]) -> list[Finding]:
                 NOTICE if disjoint else judge(share, _COLD, _NEW),
                 share,
                 f"These test rows are of {what} without a training row. A model that learns one vector for each of "
-                "them "
-                "has nothing to say.",
-                "Report them apart, or state that they are left out. Check that the files belong together if there are "
-                "many.",
+                "them has nothing to say.",
+                "Report them apart, or state that they are left out. Check that the files belong together if there "
+                "are many.",
             )
         )
     return findings

@@ -11,7 +11,7 @@ from longrec.terminal_text import WIDTH, table
 def format_audit(audit: Audit) -> str:
     """Return the text of an audit, at most 100 columns wide."""
     roles = ", ".join(f"{role} {column}" for role, column in audit.columns.items())
-    lines = [audit.describe(), *([_wrap(roles, "  ")] if roles else [])]
+    lines = [_wrap(audit.describe(), "", "  "), *([_wrap(roles, "  ")] if roles else [])]
     lines += [_wrap(note, "  ") for note in audit.notes]
     measured = [finding for finding in audit.findings if finding.verdict != SKIPPED]
     rows = [[_mark(one.verdict), one.name, one.figure, one.bound] for one in measured]

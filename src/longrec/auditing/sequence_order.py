@@ -124,8 +124,7 @@ def _compare(stable: Events, at: NDArray[np.int64], user: NDArray[np.int64], whe
             verdict,
             descends,
             f"A stable sort by time keeps the order of the file. {where[0].upper()}{where[1:]} has another one. "
-            "Unless a key "
-            "explains it, it is that of an unstable sort, which no other tool can repeat.",
+            "Unless a key explains it, it is that of an unstable sort, which no other tool can repeat.",
             "Sort by (time, row in file) with a stable sort, such as kind='stable' in pandas and numpy.",
             numbers,
         ),

@@ -62,8 +62,7 @@ def check_ties(events: Events, targets: NDArray[np.int64]) -> list[Finding]:
             judge(tied, _TIED),
             tied,
             "These events have the time of their user's event before, and the log does not say which was first. The "
-            "order of the file is then a part of the "
-            "data.",
+            "order of the file is then a part of the data.",
             "State the order in ties with every result. A strict history (events of earlier times only) needs none.",
         ),
         Finding(
@@ -74,8 +73,8 @@ def check_ties(events: Events, targets: NDArray[np.int64]) -> list[Finding]:
             judge(own, _TIED_TARGETS),
             own,
             "They have the time of the event before. A model that reads all earlier rows sees events of the same "
-            "time as the target. A sort that is not "
-            f"stable would keep {percent(kept)} of the last events of the users as the last.",
+            f"time as the target. A sort that is not stable would keep {percent(kept)} of the last events of the "
+            "users as the last.",
             "Report the strict protocol beside the published one, and sort by (time, row in file) with a stable sort.",
             {"kept_by_unstable_sort": kept},
         ),
@@ -178,8 +177,8 @@ def _judge_columns(
         side,
         f"Of {every:,} neighbors with equal times, this share is {direction} by {column!r} ({strongest:.0f} standard "
         f"errors from 1/2), {cause}. A model that reads ids, texts or codes gains from it.",
-        "Draw the order inside ties at random, or use strict histories. Do not compare results in the published order "
-        "with results in another one.",
+        "Draw the order inside ties at random, or use strict histories. Do not compare results in the published "
+        "order with results in another one.",
         {"column": column, "tested": count, "ascending": ascents, "neighbors": every, "deviations": strongest},
     )
 
@@ -199,20 +198,20 @@ def _judge_agreement(events: Events, second: NDArray[np.int64]) -> Finding:
     """Return whether two items that are neighbors in several ties always have the same order.
 
     In random orders, two occurrences of a pair agree with a probability of 1/2. This needs no column, so it also shows
-    an order by a key that the log does not have.
+    an order by a key that the log does not have. Only occurrences of different users are compared, because a user may
+    have a habit.
     """
-    one, two = events.item[second - 1], events.item[second]
-    # Identical baskets of other users are independent only if their order is, so they count.
+    one, two, user = events.item[second - 1], events.item[second], events.user[second]
     differ = one != two
     low, high = np.minimum(one, two)[differ], np.maximum(one, two)[differ]
     up = one[differ] < two[differ]
     keys = low * (int(events.item.max()) + 1) + high
     order = np.argsort(keys, kind="stable")
-    keys, up = keys[order], up[order]
-    again = keys[1:] == keys[:-1]
+    keys, up, user = keys[order], up[order], user[differ][order]
+    again = (keys[1:] == keys[:-1]) & (user[1:] != user[:-1])
     agree, count = int((up[1:] == up[:-1])[again].sum()), int(again.sum())
     if not count:
-        return skip("tie order", "repeated pairs in one order", "no two items are neighbors in two ties")
+        return skip("tie order", "repeated pairs in one order", "no two items are neighbors in ties of two users")
     deviation, share = sign_deviation(agree, count), agree / count
     verdict = OK
     if count >= _LEAST and deviation >= _DEVIATIONS:
@@ -224,7 +223,7 @@ def _judge_agreement(events: Events, second: NDArray[np.int64]) -> Finding:
         f"alarm {bound(_AGREED)}",
         verdict,
         share,
-        f"Two items that stand side by side in ties of several users have the same order more often than by chance "
+        "Two items that stand side by side in ties of several users have the same order more often than by chance "
         f"({deviation:.0f} standard errors). Unrelated users do not agree on an order, but a key does, even one that "
         "the log does not have. Items that are used in a fixed order, such as episodes, also agree.",
         "Find the key (a catalog number, a title, the order of a page), and draw the order inside ties at random.",
