@@ -1,4 +1,4 @@
-"""Next-item recommendation: popularity, nearest neighbors, the counting rule, SASRec by loss, and a blend.
+"""Next-item recommendation: popularity, nearest neighbors, the counting rule, SASRec by loss, two towers, and a blend.
 
     python bench/quality/next_item.py beauty_n1 toys_n1 [--arms covisit softmax] [--seeds 3] [--data FOLDER]
     python bench/quality/next_item.py --blend beauty_n1 beauty_n2
@@ -50,6 +50,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "gru4rec": {"name": "gru4rec", "dropout": 0.5},
     "mind": {"name": "mind", "dropout": 0.5, "mlp": None, "temperature": 0.1},
     "comirec_sa": {"name": "comirec", "dropout": 0.5},
+    "youtube_dnn": {"name": "youtube_dnn"},
+    "dssm": {"name": "dssm"},
 }
 FLOORS = ("popularity", "item_knn", "covisit")
 FIT: dict[str, Any] = {

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from longrec.models.bst import BST
     from longrec.models.can import CAN
     from longrec.models.core.base import Model
+    from longrec.models.core.item_history import ItemHistoryConfig, ItemHistoryRetriever
     from longrec.models.core.kinds import Encoder, Extractor, FittedRetriever, Ranker, Retriever, VectorRetriever
     from longrec.models.core.top import EmbeddingConfig, TopConfig, TopRanker
     from longrec.models.covisit import CoVisit
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from longrec.models.distillation import Distillation
     from longrec.models.dmt import DMT
     from longrec.models.dsin import DSIN
+    from longrec.models.dssm import DSSM
     from longrec.models.dstn import DSTN
     from longrec.models.dupn import DUPN
     from longrec.models.esmm import ESMM
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from longrec.models.shared_bottom import SharedBottom
     from longrec.models.tissa import TiSSA
     from longrec.models.wide_deep import WideDeep
+    from longrec.models.youtube_dnn import YoutubeDNN
 
 _MODULES = {
     "ATRank": "atrank",
@@ -65,6 +68,7 @@ _MODULES = {
     "DIN": "din",
     "DMT": "dmt",
     "DSIN": "dsin",
+    "DSSM": "dssm",
     "DSTN": "dstn",
     "DUPN": "dupn",
     "DeepFM": "deepfm",
@@ -79,6 +83,8 @@ _MODULES = {
     "HUP": "hup",
     "IAT": "iat",
     "IATReader": "iat_reader",
+    "ItemHistoryConfig": "core.item_history",
+    "ItemHistoryRetriever": "core.item_history",
     "KEEP": "keep",
     "KEEPPlug": "keep_plug",
     "KFAtt": "kfatt",
@@ -101,6 +107,7 @@ _MODULES = {
     "TopRanker": "core.top",
     "VectorRetriever": "core.kinds",
     "WideDeep": "wide_deep",
+    "YoutubeDNN": "youtube_dnn",
 }
 """Class -> module, relative to this package."""
 __all__ = [
@@ -114,6 +121,7 @@ __all__ = [
     "DIN",
     "DMT",
     "DSIN",
+    "DSSM",
     "DSTN",
     "DUPN",
     "ESMM",
@@ -134,6 +142,8 @@ __all__ = [
     "Extractor",
     "FittedRetriever",
     "IATReader",
+    "ItemHistoryConfig",
+    "ItemHistoryRetriever",
     "KEEPPlug",
     "KFAtt",
     "MMoE",
@@ -152,6 +162,7 @@ __all__ = [
     "TopRanker",
     "VectorRetriever",
     "WideDeep",
+    "YoutubeDNN",
 ]
 
 
