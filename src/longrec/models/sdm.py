@@ -16,10 +16,10 @@ from older events, feature by feature:
 The loss is at every event: o of the session up to it, with the next item as the target.
 
 Departures from the paper
-    - sessions are the runs of one value of the column ``session_recency``, which splits at a gap (``session_gap`` in the
-      schema; the paper's is 10 minutes). Without that column they are runs of ``session_events`` events, counted from
-      the oldest one that a history holds: a rule for logs in steps or days. The column depends on when it is read, so a
-      log with it trains on one history per target;
+    - sessions are the runs of one value of the column ``session_recency``, which splits at a gap (``session_gap`` in
+      the schema; the paper's is 10 minutes). Without that column they are runs of ``session_events`` events, counted
+      from the oldest one that a history holds: a rule for logs in steps or days. The column depends on when it is read,
+      so a log with it trains on one history per target;
     - long-term are all older events that a history holds. The paper takes 7 days, and 20 distinct values per feature;
     - attention by e_u is divided by sqrt(d), as in the authors' code;
     - a residual connection and layer normalization around the self-attention, as in the authors' code;
@@ -166,7 +166,7 @@ class SDM(ItemHistoryRetriever):
         return self.any_user.unsqueeze(0).expand(self.segments(batch).rows, -1)
 
     def _choose_fields(self, fields: Fields) -> tuple[str, Fields]:
-        """Return the name of the first history, and the fields that the model reads: of the user, not of the context."""
+        """Return the name of the first history, and the fields that the model reads: none of the context."""
         name, read = super()._choose_fields(
             Fields(tuple(field for field in fields.features if field.side != "context"), fields.histories)
         )

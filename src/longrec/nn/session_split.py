@@ -1,6 +1,7 @@
 """Sessions of a history as a short-term part, the events of a session, and a long-term part, those of older sessions.
 
-A session is a run of events with one key, which no other session of its history has. Two classes have the same methods, so that a model is written once:
+A session is a run of events with one key, which no other session of its history has. Two classes have the same methods,
+so that a model is written once:
 
     EverySession     a result for each event: of its session up to it, and of all sessions before
     NewestSession    a result for each request: of its newest session, and of all sessions before

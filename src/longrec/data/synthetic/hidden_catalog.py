@@ -45,9 +45,9 @@ def make(parameters: HiddenCatalog, random: np.random.Generator) -> SyntheticDat
         name="hidden_catalog",
         story=STORY,
         log=build_rounds(item, random),
-        items=pa.table({
-            "item": np.arange(2 * groups * each), "group": np.concatenate([old.category_of, new.category_of])
-        }),
+        items=pa.table(
+            {"item": np.arange(2 * groups * each), "group": np.concatenate([old.category_of, new.category_of])}
+        ),
         schema={
             "user": "user",
             "item": "item",
