@@ -47,10 +47,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "bce": {**SASREC, "loss": "bce"},
     "gbce": {**SASREC, "loss": "gbce", "negatives": 256},
     "cross_entropy": {**SASREC, "loss": "cross_entropy"},
+    "gru4rec": {"name": "gru4rec", "dropout": 0.5},
+    "mind": {"name": "mind", "dropout": 0.5, "mlp": None, "temperature": 0.1},
+    "comirec_sa": {"name": "comirec", "dropout": 0.5},
     "youtube_dnn": {"name": "youtube_dnn"},
     "dssm": {"name": "dssm"},
-    "gru4rec": {"name": "gru4rec", "dropout": 0.5},
-    "comirec_sa": {"name": "comirec", "dropout": 0.5},
 }
 FLOORS = ("popularity", "item_knn", "covisit")
 FIT: dict[str, Any] = {
@@ -59,6 +60,7 @@ FIT: dict[str, Any] = {
 }
 ARM_FIT: dict[str, dict[str, Any]] = {
     "gru4rec": {"lr": 5e-3},
+    "mind": {"lr": 3e-3},
     "comirec_sa": {"lr": 2e-3},
 }
 """Settings of training that differ for an arm. They were chosen on valid of Beauty N1."""

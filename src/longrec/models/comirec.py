@@ -18,8 +18,8 @@ that weighs diversity against these scores (eq. 15).
 Departures from the paper
     - the paper draws one moment of a random user; here every event of a user is a target in one pass, and each target
       has the interests of the events before it, exactly;
-    - the loss is sampled softmax with uniform negatives, and the correction for them. The authors' code draws by rank of
-      popularity (``draw: popularity`` is the nearest), 10 negatives for each target of a batch;
+    - the loss is sampled softmax with uniform negatives, and the correction for them. The authors' code draws by rank
+      of popularity (``draw: popularity`` is the nearest), 10 negatives for each target of a batch;
     - positions count from the oldest event that a history holds, as in the authors' code, which pads on the right.
       Events from ``positions`` on share the last one. In training they count from the first event of the sequence;
     - the authors train ``dr`` with a learning rate of 5e-3, five times that of ``sa``. Set ``fit.lr``;

@@ -9,8 +9,8 @@ items, and the next item shall be the nearest:
     h_t = GRU(e_t, h_{t-1})          h_0 = 0                                                    (eq. 1 to 4)
     score(i) = <h_n, v_i>                                                   (state of the last event, item i)
 
-e_t is the sum of the embeddings of the ids of event t, and v_i that of the ids of item i. Both read the same tables: the
-authors found these "constrained embeddings" best. Several layers read the states of the one before. The authors' study
+e_t is the sum of the embeddings of the ids of event t, and v_i that of the ids of item i. Both read the same tables:
+the authors advise these "constrained embeddings". Several layers read the states of the one before. The authors' study
 of other implementations (RecSys 2023) lists what is often wrong in them: a state that is carried over to another
 session, a softmax over the wrong axis, no shared table, no negatives beside those of the batch.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -78,7 +78,7 @@ class Rectangles:
             return cls(shapes)
         return cls(shapes, *put_all([np.concatenate(positions), slots], segments.offsets.device))
 
-    def fill(self, x_NX: Float[Tensor, "N X"]) -> list[Tensor]:
+    def fill(self, x_NX: Shaped[Tensor, "N X"]) -> list[Tensor]:
         """Return the values of the slots of each rectangle, ``[R, T, X]``."""
         if self.from_flat is not None:
             x_NX = Pad.apply(x_NX, self.from_flat, self.to_flat)  # type: ignore[no-untyped-call]

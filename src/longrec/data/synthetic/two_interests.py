@@ -23,7 +23,7 @@ class TwoInterests(Strict):
     """Parameters of ``two_interests``."""
 
     users: int = Field(800, ge=1, description="number of users")
-    clusters: int = Field(24, ge=3, description="number of clusters")
+    clusters: int = Field(40, ge=3, description="number of clusters")
     each: int = Field(5, ge=1, description="items of each cluster")
     events: int = Field(12, ge=5, description="events of each user; the last one is tested, the one before validated")
 

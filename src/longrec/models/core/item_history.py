@@ -84,6 +84,11 @@ class ItemHistoryRetriever(VectorRetriever):
             self.sampling = replace(self.sampling, requests=True)
         self.embeddings = Embeddings(self.read_fields, width=self.width, histories=True, std=config.init_std)
 
+    def embed(self, batch: Batch) -> Embedded:
+        """Look up all vectors: those of the attribute ``embeddings``."""
+        embedded: Embedded = self.embeddings(batch)
+        return embedded
+
     def encode(self, batch: Batch, embedded: Embedded) -> Float[Tensor, "N *K D"]:
         """Return the state after each stored event, from this event and earlier ones: one, or one per interest."""
         raise NotImplementedError(f"{type(self).__name__} reads no sequences in one pass")
@@ -128,7 +133,7 @@ class ItemHistoryRetriever(VectorRetriever):
             items,
             {self.history: HistoryBatch(events, _empty_offsets(items))},
         )
-        return self._finish(self.encode_items(self.embeddings(batch)))
+        return self._finish(self.encode_items(self.embed(batch)))
 
     def states(self, batch: Batch) -> Float[Tensor, "N *K D"]:
         """Return the state after each stored event of the history: one, or one per interest."""
@@ -143,7 +148,7 @@ class ItemHistoryRetriever(VectorRetriever):
         if batch.targets is None:
             raise ValueError("a retriever needs a batch with targets")
         targets = batch.targets
-        embedded = self.embeddings(batch if targets.requests is None else replace(batch, requests=targets.requests))
+        embedded = self.embed(batch if targets.requests is None else replace(batch, requests=targets.requests))
         item_CD = self._finish(self.encode_items(embedded))
         if targets.per_position:
             state_TD = self._finish(self.encode_targets(batch, embedded))
@@ -156,7 +161,7 @@ class ItemHistoryRetriever(VectorRetriever):
     def embed_requests(self, batch: Batch) -> Embedded:
         """Look up the events, and the features of requests if it reads them, without candidates."""
         items = make_empty(_divide(self.read_fields)[0], batch.histories[self.history].columns)
-        return self.embeddings(replace(batch, candidates={**batch.candidates, **items}))
+        return self.embed(replace(batch, candidates={**batch.candidates, **items}))
 
     def add_events(self, embedded: Embedded) -> Float[Tensor, "N D"]:
         """Return the sum of the embeddings of the columns of each event."""
