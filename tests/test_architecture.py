@@ -21,8 +21,8 @@ PACKAGE = ROOT / "src" / "longrec"
 
 BASE = {"errors", "config", "progress", "resources", "signatures", "tabular", "terminal_text"}
 TOP = {
-    "__init__", "__main__", "audits", "catalog_command", "cli", "command_output", "commands", "demo", "entry", "exports",
-    "fitting", "former_names", "help_pages", "imports", "listings", "new_row_options",
+    "__init__", "__main__", "audits", "catalog_command", "cli", "command_output", "commands", "demo", "entry",
+    "exports", "fitting", "former_names", "help_pages", "imports", "listings", "new_row_options",
     "pipeline_commands", "prepared_log", "settings_text",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {

@@ -134,7 +134,7 @@ class MIND(ItemHistoryRetriever):
             return u_XKD
         repeated = [x_XD.unsqueeze(1).expand(-1, self.interests, -1) for x_XD in profile]
         interests: Tensor = self.mlp(torch.cat([u_XKD, *repeated], 2).flatten(0, 1))
-        return interests.unflatten(0, (-1, self.interests))
+        return interests.view(-1, self.interests, interests.shape[1])
 
     def _choose_fields(self, fields: Fields) -> tuple[str, Fields]:
         """Return the name of the first history, and the fields that the model reads: of the user for the network."""

@@ -45,6 +45,6 @@ class PositionMatrices(nn.Module):
         steps, weights = Steps.of(segments), self.weight.unbind()
         # All events from position P - 1 on are one product.
         counts = steps.counts[:last] + ([sum(steps.counts[last:])] if len(steps.counts) > last else [])
-        chunks = x_NI.index_select(0, steps.positions).split(counts)
+        chunks = torch.split(x_NI.index_select(0, steps.positions), counts)
         y_NO = torch.cat([chunk @ weight for chunk, weight in zip(chunks, weights)])
         return torch.empty_like(y_NO).index_copy(0, steps.positions, y_NO)

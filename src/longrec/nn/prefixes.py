@@ -35,7 +35,7 @@ def attend_each_prefix(
     (scores, width), plan = s_NK.shape[1:] + v_ND.shape[1:], Rectangles.of(segments)
     if not plan.shapes:
         return v_ND.unsqueeze(1).expand(-1, scores, -1)
-    every = [_attend(*sv_RTW.split([scores, width], 2)) for sv_RTW in plan.fill(torch.cat([s_NK, v_ND], 1))]
+    every = [_attend(*torch.split(sv_RTW, [scores, width], 2)) for sv_RTW in plan.fill(torch.cat([s_NK, v_ND], 1))]
     return plan.restore(every).view(-1, scores, width)
 
 
