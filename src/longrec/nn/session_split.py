@@ -69,7 +69,8 @@ class EverySession:
             return x_UW
         session_U1 = self._sessions.expand_rows(torch.arange(self._sessions.rows, device=x_UW.device)).unsqueeze(1)
         filled = zip(plan.fill(torch.cat([q_XW, x_UW], 1)), plan.fill(session_U1))
-        return plan.restore([_attend(*qx_RTW.chunk(2, 2), session_RT1) for qx_RTW, session_RT1 in filled])
+        width = x_UW.shape[1]
+        return plan.restore([_attend(qx[..., :width], qx[..., width:], session_RT1) for qx, session_RT1 in filled])
 
 
 def _attend(q_RTW: Tensor, x_RTW: Tensor, session_RT1: Tensor) -> Tensor:
