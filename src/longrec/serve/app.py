@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
 import re
@@ -223,4 +224,5 @@ def create_worker_app() -> Starlette:
     except LongRecError as error:
         print(f"longrec: {error}", file=sys.stderr)
         sys.exit(3)  # with this status uvicorn does not start the worker again
+    atexit.register(service.close)  # writes the last rows of its log
     return App(service, ServerMetrics(Path(os.environ[COUNTS]))).starlette()
