@@ -124,14 +124,16 @@ def score(model: Model, batch: Batch) -> Tensor:
     return out
 
 
-def with_one_item(batch: Batch) -> Batch:
-    """Return the batch with its first candidate alone, as the catalog of a retriever."""
-    first = torch.zeros(1, dtype=torch.int64)
+def with_one_item(batch: Batch, fields: Fields) -> Batch:
+    """Return the requests of a batch, with the item of its first candidate alone as the catalog of a retriever."""
+    first, items = torch.zeros(1, dtype=torch.int64), {field.name for field in fields.features if field.side == "item"}
     columns = {
         name: column[:1] if isinstance(column, Tensor) else column.select_rows(first)
-        for name, column in batch.candidates.items()
+        for name, column in batch.features.items()
+        if name in items
     }
-    return replace(batch, candidates=columns)
+    requests = {name: column for name, column in batch.features.items() if name not in items}
+    return Batch(Layout.catalog(batch.layout.requests, 1), requests, columns, batch.histories)
 
 
 def one_request(fields: Fields, candidates: int = CANDIDATES, events: int = EVENTS) -> Batch:

@@ -122,7 +122,7 @@ def costs(name: str) -> Costs:
 def _row(model: Model, fields: Fields, events: int) -> int:
     batch = some_rows(fields, [events] * _ROWS[events])
     if isinstance(model, Retriever):
-        batch = with_one_item(batch)
+        batch = with_one_item(batch, fields)
     return count_operations(model, batch) // _ROWS[events]
 
 

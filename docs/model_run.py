@@ -40,6 +40,8 @@ def _format_costs(counts: Costs) -> str:
     if counts.candidate:
         lines.append(f"| a candidate | {' | '.join(short(counts.candidate[many]) for many in EVENTS)} |")
     middle, most = EVENTS[1:]
+    if not counts.row[middle]:
+        return "\n".join([*lines, "", "A score is a look-up."])
     by_t = math.log(counts.row[most] / counts.row[middle]) / math.log(most / middle)
     by_d = math.log2(counts.wide / counts.row[middle])
     sentence = f"From {middle:,} to {most:,} events the cost of a row grows as T^{by_t:.1f}"
