@@ -37,10 +37,7 @@ NOT_RUN = {
     ("docs/guide/python.md", "lr.export(run"): "an export costs seconds; the page on serving runs one",
     ("docs/guide/adding-a-model.md", "# mine/liking.py"): "a file; the conformance suite runs it below",
     ("docs/guide/adding-a-model.md", "from longrec.testing"): "run below",
-    (
-        "docs/guide/metrics.md",
-        "$ longrec evaluate runs/sasrec",
-    ): "a run of the page on retrieval; its tests evaluate one",
+    ("docs/guide/metrics.md", "$ longrec evaluate runs/sasrec"): "a run of the page on retrieval; tests evaluate one",
     ("docs/guide/metrics.md", "$ longrec evaluate shop.yaml"): "needs bundles; tests/evaluation run both commands",
     ("docs/guide/retrieval.md", "# mine/taste.py"): "a file; the conformance suite runs it below",
     ("docs/guide/retrieval.md", "# test_taste.py"): "run below",

@@ -274,6 +274,8 @@ def test_options_that_do_not_fit(shop: Shop, options: list[str], says: str, caps
     path = shop.write("open")
     assert main(["evaluate", str(path), *[run if one == "RUN" else one for one in options]]) == 2
     assert says in capsys.readouterr().err
+    assert main(["evaluate", str(shop.folder / "job.yaml")]) == 2
+    assert "is no pipeline: it has no section recall" in capsys.readouterr().err
     assert main(["evaluate", run, "--rows", "5"]) == 2
     assert "--rows: is for a pipeline" in capsys.readouterr().err
 

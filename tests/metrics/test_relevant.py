@@ -11,7 +11,7 @@ from sklearn.metrics.pairwise import cosine_distances
 from longrec import metrics
 from longrec.errors import ConfigError, DataError
 from longrec.metrics import RelevantRanks, map_at_k, mrr, ndcg_at_k, precision_at_k, rate_lists
-from longrec.metrics.relevant import NAMES
+from longrec.metrics.accuracy import NAMES
 
 STORED = json.loads((Path(__file__).parent / "library_values.json").read_text(encoding="utf-8"))
 

@@ -40,6 +40,8 @@ def is_pipeline(target: str) -> bool:
 
 def check_options(args: argparse.Namespace) -> None:
     """Raise a ConfigError for options of a pipeline with a run, and for those of a run with a pipeline."""
+    if is_pipeline(args.run):
+        _check_file(args.run)
     if not is_pipeline(args.run):
         faults = [
             f"--{name}: is for a pipeline; name its YAML file" for name in _OPTIONS if getattr(args, name) is not None
@@ -55,6 +57,16 @@ def check_options(args: argparse.Namespace) -> None:
             faults.append(f"--k: must be at least 1, got {args.k}")
     if faults:
         raise ConfigError("longrec evaluate", faults)
+
+
+def _check_file(path: str) -> None:
+    """Raise a ConfigError for a file that is no pipeline, such as the config of a training."""
+    from longrec.config import read_yaml
+    from longrec.pipeline.config import is_pipeline as has_sources
+
+    if not has_sources(read_yaml(path)):
+        do = "evaluate the folder of its run, such as runs/shop-din"
+        raise ConfigError(path, [f"is no pipeline: it has no section recall; {do}"])
 
 
 def find_folder(target: str | Path) -> Path:

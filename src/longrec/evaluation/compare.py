@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from longrec.errors import ConfigError, RunError
-from longrec.evaluation.results import StoredEvaluation
+from longrec.evaluation.stored import StoredEvaluation
 from longrec.metrics import Comparison, MetricDraws, UserResamples, compare_draws, draw_exposure
 from longrec.training.list_metrics import find_better
 

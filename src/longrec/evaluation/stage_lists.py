@@ -85,11 +85,12 @@ def list_stages(
     stages, alone = service.get_stages(RECOMMEND), _build_sources_alone(service, k)
     lists: dict[str, StageLists] = {}
     bounds = np.searchsorted(requests.owner, np.arange(len(requests) + 1))
-    for number, row in enumerate(requests.rows.tolist()):
-        relevant = requests.relevant[bounds[number] : bounds[number + 1]]
+
+    def answer(number: int) -> Query:
+        row = int(requests.rows[number])
         timestamp = int(log.timestamps[row])
         query = Query(
-            _read_user(log, row),
+            log.users.key(int(log.user(np.array([row]))[0])),
             timestamp,
             contexts.read(row),
             allow_unknown=True,
@@ -97,9 +98,14 @@ def list_stages(
             exclude_seen=config.filter.seen,
             further_context=frozenset(contexts.columns),
             trace=Trace(reasons=False),
-            eligible=existing.at(timestamp, relevant),
+            eligible=existing.at(timestamp, requests.relevant[bounds[number] : bounds[number + 1]]),
         )
         stages(Candidates.of([], "request"), query)
+        return query
+
+    answer(0)  # what stages build once is no time of a request
+    for number in range(len(requests)):
+        query = answer(number)
         assert query.trace is not None
         for stage in query.trace.stages:
             _append(lists, stage.name, existing.rows, stage.own.keys, stage.cpu_seconds)
@@ -114,10 +120,6 @@ def list_stages(
     sources = [name for name in lists if name.startswith(SOURCE)]
     first = [*sources, *(name for name in lists if name.startswith(ALONE))]
     return {name: lists[name] for name in [*first, *(other for other in lists if other not in first)]}
-
-
-def _read_user(log: Log, row: int) -> Any:
-    return log.users.key(int(log.user(np.array([row]))[0]))
 
 
 def _append(lists: dict[str, StageLists], name: str, rows: ItemRows, keys: NDArray[Any], seconds: float) -> None:

@@ -6,6 +6,15 @@ rows, with confidence intervals. The package needs numpy and nothing else.
 
 from __future__ import annotations
 
+from longrec.metrics.accuracy import (
+    list_average_precision,
+    list_hit_rate,
+    list_mrr,
+    list_ndcg,
+    list_precision,
+    list_recall,
+    rate_lists,
+)
 from longrec.metrics.auc import GroupedAUC, auc, gauc, grouped_auc
 from longrec.metrics.bootstrap import METRICS, Draws, bootstrap
 from longrec.metrics.bounds import metric_warnings
@@ -53,16 +62,7 @@ from longrec.metrics.ranking import (
     recall_at_k,
 )
 from longrec.metrics.ratios import UserSums, difference_of_ratios, ratio_interval
-from longrec.metrics.relevant import (
-    RelevantRanks,
-    list_average_precision,
-    list_hit_rate,
-    list_mrr,
-    list_ndcg,
-    list_precision,
-    list_recall,
-    rate_lists,
-)
+from longrec.metrics.relevant import RelevantRanks
 from longrec.metrics.resamples import MetricDraws, UserResamples, compare_draws, compare_lists, summarize_lists
 from longrec.metrics.sampled import sample_ranks
 from longrec.metrics.slices import Slices, slice_by_quantile, slice_by_share

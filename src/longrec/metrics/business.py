@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from longrec.errors import ConfigError, DataError
+from longrec.metrics.accuracy import check_k
 from longrec.metrics.columns import as_labels, as_numbers
 from longrec.metrics.interval import Interval
 from longrec.metrics.ranking import compute_ranks
 from longrec.metrics.ratios import Method, UserSums, difference_of_ratios, summarize_ratios
-from longrec.metrics.relevant import check_k
 
 
 def ctr_at_k(label: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> float:

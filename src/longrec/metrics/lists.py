@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from longrec.errors import DataError
+from longrec.metrics.accuracy import list_mrr, rate_lists
 from longrec.metrics.columns import as_labels, number_groups
 from longrec.metrics.compare import Comparison
 from longrec.metrics.interval import Interval
-from longrec.metrics.relevant import RelevantRanks, list_mrr, rate_lists
+from longrec.metrics.relevant import RelevantRanks
 from longrec.metrics.resamples import MetricDraws, UserResamples, compare_draws
 
 BASE, GAIN = "base", "gain"

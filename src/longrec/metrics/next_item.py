@@ -1,6 +1,6 @@
 """Metrics of next-item recommendation from the rank of each target in the whole catalog, with intervals over users.
 
-A request has one target, so that HR@k and recall@k are the same. Formulas are in :mod:`longrec.metrics.relevant`. A
+A request has one target, so that HR@k and recall@k are the same. Formulas are in :mod:`longrec.metrics.accuracy`. A
 rank is 0 for the best item. A target whose score equals that of others has the mean of their ranks, which may be a
 half.
 
@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from longrec.errors import DataError
+from longrec.metrics.accuracy import list_mrr, rate_lists
 from longrec.metrics.columns import Floats
 from longrec.metrics.compare import Comparison
 from longrec.metrics.interval import Interval
-from longrec.metrics.relevant import RelevantRanks, list_mrr, rate_lists
+from longrec.metrics.relevant import RelevantRanks
 from longrec.metrics.resamples import compare_lists, summarize_lists
 
 

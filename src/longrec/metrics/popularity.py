@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from longrec.errors import DataError, UnknownName
+from longrec.metrics.accuracy import check_k
 from longrec.metrics.columns import Floats, as_numbers
-from longrec.metrics.relevant import check_k
 
 Serendipity = Literal["rank_gap", "unexpected"]
 """Definition of serendipity."""

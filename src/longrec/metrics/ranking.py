@@ -1,7 +1,7 @@
 """Metrics of ranked lists of rows: NDCG, hit rate, recall, precision, reciprocal rank and average precision.
 
 Every function takes one row per (list, item) pair in any order, and averages over lists. Formulas and values per list
-are in :mod:`longrec.metrics.relevant`. Items of equal score are ranked with the least relevant first, so that a
+are in :mod:`longrec.metrics.accuracy`. Items of equal score are ranked with the least relevant first, so that a
 constant score gains nothing from the row order. A list without a relevant item is left out (``empty="skip"``, as
 :func:`lists_skipped` counts), or has the value 0 (``empty="zero"``).
 """
@@ -14,19 +14,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from longrec.errors import DataError, UnknownName
-from longrec.metrics.columns import Floats, Ints, as_numbers, number_groups
-from longrec.metrics.relevant import (
+from longrec.metrics.accuracy import (
     Divisor,
     Gain,
-    RelevantRanks,
     list_average_precision,
     list_hit_rate,
     list_mrr,
     list_ndcg,
     list_precision,
     list_recall,
-    rank_rows,
 )
+from longrec.metrics.columns import Floats, Ints, as_numbers, number_groups
+from longrec.metrics.relevant import RelevantRanks, rank_rows
 
 Empty = Literal["skip", "zero"]
 """What a list without a relevant item does: it is left out, or counts as 0."""

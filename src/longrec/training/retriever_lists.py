@@ -63,7 +63,7 @@ def draw_rows(rows: NDArray[np.int64], count: int | None, seed: int) -> NDArray[
     """Return rows drawn once without replacement, in their order. All rows for None or fewer rows.
 
     >>> draw_rows(np.arange(5), 3, seed=0).tolist()
-    [0, 2, 3]
+    [2, 3, 4]
     """
     if count is None or count >= len(rows):
         return rows
