@@ -255,11 +255,11 @@ def synthetic(args: argparse.Namespace) -> None:
     result = listings.make_synthetic(args.name, args.into, overrides, seed=args.seed)
     text = f"{result['events']:,} events of {result['users']:,} users in {result['folder']}\n"
     text += _wrap_text(", ".join(result["files"]))
-    rows = f"on {result['test_rows']:,} test rows"
+    tested = f"on {result['test_rows']:,} test rows"
     if "bayes_auc" in result:
-        measured = table([f"true probability, {rows}", "AUC"], list(result["bayes_auc"].items()))
+        measured = table([f"true probability, {tested}", "AUC"], list(result["bayes_auc"].items()))
     else:
-        measured = table([f"largest to expect, {rows}", "rate"], list(result["best_hit_rate"].items()))
+        measured = table([f"largest to expect, {tested}", "rate"], list(result["best_hit_rate"].items()))
     text += f"\n\n{measured}\n\ncontinue with"
     jobs = [name for name in result["files"] if name.endswith(".yaml") and not name.endswith(".schema.yaml")]
     _write_result(args, result, text + "".join(f"\n  longrec train {Path(args.into) / job}" for job in jobs))

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from longrec.nn.prefixes import count_older
 from longrec.nn.segments import Segments
 from longrec.nn.steps import Steps
 
@@ -38,13 +39,13 @@ class PositionMatrices(nn.Module):
         """
         last = len(self.weight) - 1
         if segments.shared:
-            at_N = segments.count_older().clamp(max=last)
+            at_N = count_older(segments).clamp(max=last)
             return torch.bmm(x_NI.unsqueeze(1), self.weight.index_select(0, at_N)).squeeze(1)
         if not segments.positions:
             return x_NI.new_zeros(0, self.weight.shape[2])
         steps, weights = Steps.of(segments), self.weight.unbind()
         # All events from position P - 1 on are one product.
         counts = steps.counts[:last] + ([sum(steps.counts[last:])] if len(steps.counts) > last else [])
-        chunks = x_NI.index_select(0, steps.positions).split(counts)
+        chunks = torch.split(x_NI.index_select(0, steps.positions), counts)
         y_NO = torch.cat([chunk @ weight for chunk, weight in zip(chunks, weights)])
         return torch.empty_like(y_NO).index_copy(0, steps.positions, y_NO)
