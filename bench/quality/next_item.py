@@ -1,4 +1,4 @@
-"""Next-item recommendation: popularity, nearest neighbors, the counting rule, SASRec by loss, two towers, and a blend.
+"""Next-item recommendation: popularity, nearest neighbors, the counting rule, retrievers that learn, and a blend.
 
     python bench/quality/next_item.py beauty_n1 toys_n1 [--arms covisit softmax] [--seeds 3] [--data FOLDER]
     python bench/quality/next_item.py --blend beauty_n1 beauty_n2
@@ -50,6 +50,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "gru4rec": {"name": "gru4rec", "dropout": 0.5},
     "mind": {"name": "mind", "dropout": 0.5, "mlp": None, "temperature": 0.1},
     "comirec_sa": {"name": "comirec", "dropout": 0.5},
+    "comirec_dr": {"name": "comirec", "extractor": "dr", "dropout": 0.5, "temperature": 0.1, "matrix_std": 0.1},
+    "sdm": {"name": "sdm", "dropout": 0.5},
     "youtube_dnn": {"name": "youtube_dnn"},
     "dssm": {"name": "dssm"},
 }
@@ -62,6 +64,8 @@ ARM_FIT: dict[str, dict[str, Any]] = {
     "gru4rec": {"lr": 5e-3},
     "mind": {"lr": 3e-3},
     "comirec_sa": {"lr": 2e-3},
+    "comirec_dr": {"lr": 5e-3},
+    "sdm": {"lr": 2e-3},
 }
 """Settings of training that differ for an arm. They were chosen on valid of Beauty N1."""
 MOVIELENS: dict[str, Any] = {"epochs": 60, "batch_size": 8192}

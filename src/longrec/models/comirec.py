@@ -49,7 +49,7 @@ from longrec.nn.dropout import Dropout
 from longrec.nn.embedding import Embedded
 from longrec.nn.linear import Linear
 from longrec.nn.position_matrices import PositionMatrices
-from longrec.nn.prefixes import attend_each, attend_each_prefix
+from longrec.nn.prefixes import attend_each, attend_each_prefix, count_older
 from longrec.nn.segments import Segments
 
 
@@ -105,7 +105,7 @@ class _SelfAttention(nn.Module):
 
     def forward(self, e_ND: Float[Tensor, "N D"], segments: Segments, prefixes: bool) -> Tensor:
         """Return the interests of each row, or of each prefix."""
-        at_N = segments.count_older().clamp(max=len(self.position_embedding) - 1)
+        at_N = count_older(segments).clamp(max=len(self.position_embedding) - 1)
         h_NH = torch.tanh(self.first(e_ND + self.position_embedding.index_select(0, at_N)))
         return (attend_each_prefix if prefixes else attend_each)(self.second(h_NH), e_ND, segments)
 

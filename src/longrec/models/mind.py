@@ -49,6 +49,7 @@ from longrec.nn.dropout import Dropout
 from longrec.nn.embedding import Embedded
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
+from longrec.nn.prefixes import count_older
 
 _LARGEST = 1e30
 """Bound of a power of a score, which keeps a softmax finite."""
@@ -123,7 +124,7 @@ class MIND(ItemHistoryRetriever):
         """Return the capsules of each prefix, or of each request."""
         segments = self.segments(batch)
         votes_N1D = self.bilinear(self.dropout(self.add_events(embedded))).unsqueeze(1)
-        at_N = segments.count_older().clamp(max=len(self.routing_logit) - 1)
+        at_N = count_older(segments).clamp(max=len(self.routing_logit) - 1)
         logit_NK = self.routing_logit.index_select(0, at_N)
         run = route_prefixes if prefixes else route
         return run(votes_N1D, logit_NK, segments, self.config.iterations, adaptive=True)
@@ -134,7 +135,7 @@ class MIND(ItemHistoryRetriever):
             return u_XKD
         repeated = [x_XD.unsqueeze(1).expand(-1, self.interests, -1) for x_XD in profile]
         interests: Tensor = self.mlp(torch.cat([u_XKD, *repeated], 2).flatten(0, 1))
-        return interests.view(-1, self.interests, interests.shape[1])
+        return interests.view(-1, self.interests, self.width)
 
     def _choose_fields(self, fields: Fields) -> tuple[str, Fields]:
         """Return the name of the first history, and the fields that the model reads: of the user for the network."""

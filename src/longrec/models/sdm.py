@@ -52,6 +52,7 @@ from longrec.nn.dropout import Dropout
 from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.lstm import LSTM
+from longrec.nn.prefixes import count_older
 from longrec.nn.session_split import EverySession, NewestSession
 
 
@@ -144,7 +145,7 @@ class SDM(ItemHistoryRetriever):
         segments = self.segments(batch)
         key_U = cast(Tensor | None, batch.histories[self.history].on_host.columns.get(SESSION_RECENCY))
         if key_U is None:
-            older_U = segments.on_host.count_older()
+            older_U = count_older(segments.on_host)
             key_U = torch.div(older_U, self.config.session_events, rounding_mode="floor")
         split = (EverySession if every else NewestSession)(key_U, segments)
         columns = [self.dropout(e_UD) for e_UD in embedded.histories[self.history].values()]

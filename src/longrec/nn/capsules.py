@@ -51,17 +51,17 @@ def route(
         logit_NK: b at the start, constants.
         segments: rows that share no positions, or one shared history, which is one row.
     """
-    count = logit_NK.shape[1]
+    count, width = logit_NK.shape[1], votes_NJD.shape[2]
     active_BK = None
     if adaptive:
         active_BK = _find_active(_count_events(segments), count)
         logit_NK = logit_NK.masked_fill(~segments.expand_rows(active_BK), -torch.inf)
 
     def pool(w_NK: Tensor, v_NJD: Tensor) -> Tensor:
-        return segments.pool((w_NK.unsqueeze(2) * v_NJD).flatten(1), "sum").view(-1, count, v_NJD.shape[2])
+        return segments.pool((w_NK.unsqueeze(2) * v_NJD).flatten(1), "sum").reshape(-1, count, width)
 
     def agree(u_BKD: Tensor, v_NJD: Tensor) -> Tensor:
-        return (segments.expand(u_BKD.flatten(1)).view(-1, count, u_BKD.shape[2]) * v_NJD).sum(2)
+        return (segments.expand(u_BKD.flatten(1)).reshape(-1, count, width) * v_NJD).sum(2)
 
     u_BKD = _run(votes_NJD, logit_NK, pool, agree, iterations)
     return u_BKD if active_BK is None else torch.where(active_BK.unsqueeze(2), u_BKD, u_BKD[:, :1])
@@ -75,14 +75,14 @@ def route_prefixes(
     adaptive: bool = False,
 ) -> Float[Tensor, "N K D"]:
     """Return the capsules of the prefix that ends at each position. Arguments as above."""
-    capsules, plan = logit_NK.shape[1], Rectangles.of(segments)
+    capsules, plan, (votes, width) = logit_NK.shape[1], Rectangles.of(segments), votes_NJD.shape[1:]
     if not plan.shapes:
         return votes_NJD.expand(-1, capsules, -1)
     every = [
-        _route_rectangle(votes_RTX.view(*votes_RTX.shape[:2], *votes_NJD.shape[1:]), logit_RTK, iterations, adaptive)
+        _route_rectangle(votes_RTX.view(*logit_RTK.shape[:2], votes, width), logit_RTK, iterations, adaptive)
         for votes_RTX, logit_RTK in zip(plan.fill(votes_NJD.flatten(1)), plan.fill(logit_NK.detach()))
     ]
-    return plan.restore(every).view(-1, capsules, votes_NJD.shape[2])
+    return plan.restore(every).view(-1, capsules, width)
 
 
 def _route_rectangle(votes_RTJD: Tensor, logit_RTK: Tensor, iterations: int, adaptive: bool) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from longrec.nn.prefixes import count_older
 from longrec.nn.segments import Segments
 from longrec.nn.steps import Steps
 
@@ -38,7 +39,7 @@ class PositionMatrices(nn.Module):
         """
         last = len(self.weight) - 1
         if segments.shared:
-            at_N = segments.count_older().clamp(max=last)
+            at_N = count_older(segments).clamp(max=last)
             return torch.bmm(x_NI.unsqueeze(1), self.weight.index_select(0, at_N)).squeeze(1)
         if not segments.positions:
             return x_NI.new_zeros(0, self.weight.shape[2])

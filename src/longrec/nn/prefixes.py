@@ -1,12 +1,12 @@
-"""Attention of every prefix of a history to its events, with scores that do not depend on the prefix.
+"""Prefixes of a history: attention of each to its events, with scores that do not depend on the prefix.
 
     o_tk = sum_{i <= t} softmax_{i <= t}(s_ik) v_i                    for each event t and each of K scores
 
 One pass over the rows of a batch gives the results of all their prefixes: the last one of a row is the attention to the
 whole row, as ``attend_each`` computes it alone.
 
-Shapes: N positions, B rows, R rows of a rectangle (see nn/rectangles.py), T events of its longest row, K scores of an
-event, D width of a value.
+Shapes: N positions, U stored positions of a history, B rows, R rows of a rectangle (see nn/rectangles.py), T events of
+its longest row, K scores of an event, D width of a value.
 """
 
 from __future__ import annotations
@@ -45,6 +45,13 @@ def _attend(s_RTK: Tensor, v_RTD: Tensor) -> Tensor:
     s_RTKT = s_RTK.transpose(1, 2).unsqueeze(1).masked_fill(find_later(longest, s_RTK.device).unsqueeze(1), -torch.inf)
     o_RTKD = torch.bmm(s_RTKT.softmax(3).view(rows, longest * scores, longest), v_RTD)
     return o_RTKD.view(rows, longest, -1)
+
+
+def count_older(segments: Segments) -> Tensor:
+    """Return int64 ``[U]``: the number of older positions in the history of each stored position."""
+    stored = segments.requests
+    index_U = torch.arange(stored.positions, device=stored.offsets.device)
+    return index_U if stored.shared else index_U - stored.expand_rows(stored.offsets[:-1])
 
 
 def find_later(longest: int, device: torch.device) -> Tensor:

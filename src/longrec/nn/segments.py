@@ -164,12 +164,6 @@ class Segments:
         stop = stored.positions if self.shared else stored.expand_rows(stored.offsets[1:])
         return stop - 1 - torch.arange(stored.positions, device=self.offsets.device)
 
-    def count_older(self) -> Tensor:
-        """Return int64 ``[U]``: the number of older positions in the history of each stored position."""
-        stored = self.requests
-        index_U = torch.arange(stored.positions, device=self.offsets.device)
-        return index_U if self.shared else index_U - stored.expand_rows(stored.offsets[:-1])
-
     def by_candidate(self, w_N: Float[Tensor, " N"]) -> Tensor:
         """Return weights of positions as a model explains them: ``[N]``, or ``[B, T]`` when shared."""
         return w_N.reshape(self.rows, -1) if self.shared else w_N

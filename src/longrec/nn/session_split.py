@@ -68,9 +68,8 @@ class EverySession:
         if not plan.shapes:
             return x_UW
         session_U1 = self._sessions.expand_rows(torch.arange(self._sessions.rows, device=x_UW.device)).unsqueeze(1)
-        filled = zip(plan.fill(torch.cat([q_XW, x_UW], 1)), plan.fill(session_U1))
-        width = x_UW.shape[1]
-        return plan.restore([_attend(qx[..., :width], qx[..., width:], session_RT1) for qx, session_RT1 in filled])
+        filled = zip(plan.fill(q_XW), plan.fill(x_UW), plan.fill(session_U1))
+        return plan.restore([_attend(*of_rectangle) for of_rectangle in filled])
 
 
 def _attend(q_RTW: Tensor, x_RTW: Tensor, session_RT1: Tensor) -> Tensor:
