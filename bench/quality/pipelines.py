@@ -59,10 +59,10 @@ def write_movielens(data: Path) -> Path:
     cuts = np.sort(time)[[int(len(time) * share) for share in (0.8, 0.9)]]
     training = np.flatnonzero(time < cuts[0])
     newest = training[np.argsort(time[training], kind="stable")[-WINDOW:]]
-    asked = np.concatenate([newest, np.flatnonzero(time >= cuts[0])[::4]])
-    drawn = draw_items(item, time, asked, cuts[0])
-    fresh = ~is_seen(user, item, time, np.repeat(asked, NEGATIVES), drawn)
-    at, split = np.repeat(asked, NEGATIVES)[fresh], name_splits(time, cuts)
+    rows = np.concatenate([newest, np.flatnonzero(time >= cuts[0])[::4]])
+    drawn = draw_items(item, time, rows, cuts[0])
+    fresh = ~is_seen(user, item, time, np.repeat(rows, NEGATIVES), drawn)
+    at, split = np.repeat(rows, NEGATIVES)[fresh], name_splits(time, cuts)
     columns = {
         "user_id": np.concatenate([user, user[at]]),
         "item_id": np.concatenate([item, drawn[fresh]]),

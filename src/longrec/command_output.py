@@ -42,6 +42,11 @@ def check(args: argparse.Namespace) -> None:
     from longrec import commands
 
     summary = commands.check(args.config, args.overrides)
+    if "pipeline" in summary:
+        from longrec.pipeline_commands import format_check
+
+        _write_result(args, summary, format_check(args.config, summary))
+        return
     histories = [f"{name} ({', '.join(of)})" for name, of in summary["histories"].items()] or ["none"]
     text = f"{args.config}: no faults\n  model      {summary['model']}\n  log        {summary['log']}\n"
     text += f"{_format_list('features', summary['features'])}\n{_format_list('histories', histories)}"
@@ -138,8 +143,14 @@ def _write_report(args: argparse.Namespace, report: Any, rows_name: str, warning
 def evaluate(args: argparse.Namespace) -> None:
     """Print the metrics of a run."""
     from longrec import commands
+    from longrec.evaluation import command
     from longrec.reporting import tables
 
+    command.check_options(args)
+    if command.is_pipeline(args.run):
+        measured, folder = command.evaluate(args)
+        _write_result(args, {**measured.to_dict(), "folder": str(folder)}, f"{measured.format()}\n{folder}")
+        return
     evaluation = commands.evaluate(args.run, args.split, **read_new_rows(args), device=args.device)
     _write_result(args, evaluation.to_dict(), tables.results_table(evaluation.run, evaluation.to_dict()))
 
@@ -161,8 +172,12 @@ def predict(args: argparse.Namespace) -> None:
 def compare(args: argparse.Namespace) -> None:
     """Print a comparison."""
     from longrec import commands
+    from longrec.evaluation import command
     from longrec.reporting import tables
 
+    if command.are_pipelines(args.runs):
+        _write_result(args, *command.compare(args))
+        return
     rows = {**read_new_rows(args), "resample": args.resample, "n_resamples": args.n_resamples, "common": args.common}
     result = commands.compare(args.runs, args.split, **rows).to_dict()
     own_rows = args.log is None and not args.common and args.split == "test"  # those of the predictions of each run
@@ -175,14 +190,31 @@ def export(args: argparse.Namespace) -> None:
     """Print the command that serves a new bundle."""
     from longrec import commands
 
-    manifest = commands.export(args.run, args.bundle, overwrite=args.overwrite)
-    kinds = dict.fromkeys(("ranker", "retriever"), f"serve {args.bundle}")
+    own = {"index": args.index, "recall_target": args.recall_target, "recall_at": args.recall_at}
+    manifest = commands.export(args.run, args.bundle, overwrite=args.overwrite, **own)
+    kinds = dict.fromkeys(("ranker", "reranker", "retriever"), f"serve {args.bundle}")
     kinds |= {"encoder": f"serve RANKER.bundle --events {args.bundle}"}
     _write_result(args, manifest, f"{args.bundle}\nserve it with: longrec {kinds[manifest.kind]}")
 
 
+def trace(args: argparse.Namespace) -> None:
+    """Print the trace of a request."""
+    from longrec.pipeline_commands import trace as run_trace
+
+    run_trace(args)
+
+
+def catalog(args: argparse.Namespace) -> None:
+    """Print how many items a bundle has after changes."""
+    from longrec.catalog_command import change_catalog
+
+    counts = change_catalog(args.bundle, args.changes)
+    numbers = f"{counts['items']:,} items, {counts['withdrawn']:,} of them withdrawn"
+    _write_result(args, counts, f"{args.bundle}: {counts['changes']:,} changes, {numbers}")
+
+
 def serve(args: argparse.Namespace) -> None:
-    """Serve a bundle."""
+    """Serve a bundle or a pipeline."""
     from longrec.serve.server import serve as run_server
     from longrec.serve.settings import build_settings
 

@@ -145,8 +145,7 @@ class HistoryBatch:
             first needed.
         source: the history on the host that this one is a copy of. None: this one, or copied when first needed.
         memo: what was derived from the offsets, so that it is derived once per batch.
-        seconds: float64 ``[N]`` timestamps of the events on the host, in seconds or steps. In the histories of the
-            training window alone.
+        seconds: float64 ``[N]`` timestamps on the host, in seconds or steps, in histories of the training window alone.
     """
 
     columns: Mapping[str, Column]
