@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from longrec.models.atrank import ATRank
     from longrec.models.bst import BST
     from longrec.models.can import CAN
+    from longrec.models.comirec import ComiRec
     from longrec.models.core.base import Model
     from longrec.models.core.item_history import ItemHistoryConfig, ItemHistoryRetriever
     from longrec.models.core.kinds import (
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from longrec.models.esmm import ESMM
     from longrec.models.fm import FM
     from longrec.models.fnn import FNN
+    from longrec.models.gru4rec import GRU4Rec
     from longrec.models.hup import HUP
     from longrec.models.iat import IAT
     from longrec.models.iat_reader import IATReader
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from longrec.models.keep_plug import KEEPPlug
     from longrec.models.kfatt import KFAtt
     from longrec.models.lr import LR
+    from longrec.models.mind import MIND
     from longrec.models.mmoe import MMoE
     from longrec.models.multi_tower import MultiTower
     from longrec.models.ple import PLE
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
     from longrec.models.res_embedding import ResEmbedding
     from longrec.models.rocket_launching import RocketLaunching
     from longrec.models.sasrec import SASRec
+    from longrec.models.sdm import SDM
     from longrec.models.search_user import SearchUser
     from longrec.models.shared_bottom import SharedBottom
     from longrec.models.tissa import TiSSA
@@ -70,27 +74,29 @@ _MODULES = {
     "ATRank": "atrank",
     "BST": "bst",
     "CAN": "can",
+    "ComiRec": "comirec",
     "CoVisit": "covisit",
     "DCN": "dcn",
     "DCNV2": "dcn_v2",
+    "DeepFM": "deepfm",
     "DFN": "dfn",
     "DHAN": "dhan",
     "DIEN": "dien",
     "DIN": "din",
+    "Distillation": "distillation",
     "DMT": "dmt",
     "DSIN": "dsin",
     "DSSM": "dssm",
     "DSTN": "dstn",
     "DUPN": "dupn",
-    "DeepFM": "deepfm",
-    "Distillation": "distillation",
-    "ESMM": "esmm",
     "EmbeddingConfig": "core.top",
     "Encoder": "core.kinds",
+    "ESMM": "esmm",
     "Extractor": "core.kinds",
+    "FittedRetriever": "core.kinds",
     "FM": "fm",
     "FNN": "fnn",
-    "FittedRetriever": "core.kinds",
+    "GRU4Rec": "gru4rec",
     "HUP": "hup",
     "IAT": "iat",
     "IATReader": "iat_reader",
@@ -101,20 +107,22 @@ _MODULES = {
     "KEEPPlug": "keep_plug",
     "KFAtt": "kfatt",
     "LR": "lr",
+    "MIND": "mind",
     "MMoE": "mmoe",
     "Model": "core.base",
     "MultiTower": "multi_tower",
     "PLE": "ple",
     "PNN": "pnn",
-    "PRM": "prm",
     "Pooling": "pooling",
     "Popularity": "popularity",
+    "PRM": "prm",
     "Ranker": "core.kinds",
     "Reranker": "core.kinds",
     "ResEmbedding": "res_embedding",
     "Retriever": "core.kinds",
     "RocketLaunching": "rocket_launching",
     "SASRec": "sasrec",
+    "SDM": "sdm",
     "SearchUser": "search_user",
     "SharedBottom": "shared_bottom",
     "TiSSA": "tissa",
@@ -146,17 +154,21 @@ __all__ = [
     "IAT",
     "KEEP",
     "LR",
+    "MIND",
     "PLE",
     "PNN",
     "PRM",
+    "SDM",
     "ATRank",
     "CoVisit",
+    "ComiRec",
     "DeepFM",
     "Distillation",
     "EmbeddingConfig",
     "Encoder",
     "Extractor",
     "FittedRetriever",
+    "GRU4Rec",
     "IATReader",
     "ItemHistoryConfig",
     "ItemHistoryRetriever",
