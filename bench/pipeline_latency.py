@@ -47,10 +47,11 @@ PIPELINE = {
 
 
 def write_log(folder: Path, items: int, rng: np.random.Generator) -> None:
-    """Write a log of 120 events per user, an hour apart."""
+    """Write a log of 120 events per user, an hour apart. The most popular item has two percent of the events."""
     count = USERS * EVENTS
     times = START + np.tile(np.arange(EVENTS) * 3_600, USERS) + rng.integers(0, 3_600, count)
-    item = np.minimum(rng.zipf(1.2, count) - 1, rng.integers(0, items, count))
+    share = np.arange(1, items + 1) ** -0.8
+    item = rng.choice(items, count, p=share / share.sum())
     columns = {"user_id": np.repeat(np.arange(USERS), EVENTS), "item_id": item, "time": times,
                "click": rng.integers(0, 2, count)}  # fmt: skip
     pq.write_table(pa.table(columns), folder / "events.parquet")

@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 import pipelines
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import retrievers
 import shop
@@ -120,9 +121,9 @@ def test_a_trace_explains_every_item(films: lr.Pipeline) -> None:
 
 
 def test_a_pipeline_answers_over_http_as_in_process(films: lr.Pipeline, tmp_path: Path) -> None:
-    path = pipelines.write(tmp_path)
+    path = pipelines.write(tmp_path, log={"folder": "shown", "flush_seconds": 60})
     request = pipelines.request()
-    with run_server(path) as url, client(url) as shop_client:
+    with run_server(path, workers=2) as url, client(url) as shop_client:
         answer, own = shop_client.recommend(**request), films.recommend(**request)
         assert [(item.id, item.via) for item in answer] == [(item.id, item.via) for item in own]
         assert (answer.fallbacks, answer.at, len(answer.request or "")) == ((), own.at, 24)
@@ -130,7 +131,10 @@ def test_a_pipeline_answers_over_http_as_in_process(films: lr.Pipeline, tmp_path
         assert len(shop_client.rank(**golden)) == len(golden["candidates"])
         assert shop_client.health()["model"] == "films"
         example = orjson.loads(shop_client._call("GET", "/example"))  # type: ignore[attr-defined]
-        assert shop_client.recommend(**example)
+        others = shop_client.recommend(**example)
+    logged = pq.read_table(tmp_path / "shown").to_pylist()  # written when the workers end
+    expected = [(one.request, item.id) for one in (answer, others) for item in one]
+    assert sorted((row["request"], row["item"]) for row in logged) == sorted(expected)
 
 
 def test_a_service_of_a_pipeline_opens_each_bundle_once_and_checks_it(tmp_path: Path) -> None:

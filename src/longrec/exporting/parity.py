@@ -38,7 +38,7 @@ def check_shapes(module: ProgramModule, program: Program) -> dict[str, float]:
         where, names = f"shape {candidates}x{events}", module.compared
         expected, online = module.compute_expected(tensors, program, where), program.run_outputs(tensors, names)
         worst[where.removeprefix("shape ")] = max(
-            check_difference(own, served, f"{where}, {name}")
+            check_difference(own, served, where if name == names[0] else f"{where}, {name}")
             for name, own, served in zip(names, expected, online, strict=True)
         )
     return worst

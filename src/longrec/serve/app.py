@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
@@ -37,6 +38,7 @@ _NO_TOKEN = re.compile(r"[^\w!#$%&'*+.^`|~-]", re.ASCII)
 """Letters that a name in a header cannot have."""
 _log = logging.getLogger(__name__)
 Handler = Callable[[Request], Awaitable[Response]]
+Lifespan = Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]]
 
 
 class App:
@@ -52,8 +54,12 @@ class App:
         self._event_lock, self._event_executor = asyncio.Lock(), ThreadPoolExecutor(1, thread_name_prefix="events")
         self._page = files("longrec.serve").joinpath("console", "index.html").read_bytes()
 
-    def starlette(self) -> Starlette:
-        """Return the ASGI application."""
+    def starlette(self, lifespan: Lifespan | None = None) -> Starlette:
+        """Return the ASGI application.
+
+        Args:
+            lifespan: context from the start of the server to its end.
+        """
         model = "/v2/models/{name}"
         routes = [
             self._build_route("/rank", self._handle_rank, "/rank", "POST"),
@@ -71,7 +77,8 @@ class App:
             self._build_route("/example", self._handle_example, "other"),
             self._build_route("/", self._handle_console, "/"),
         ]
-        return Starlette(routes=routes, exception_handlers={HTTPException: self._handle_http_error})
+        handlers = {HTTPException: self._handle_http_error}
+        return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
 
     def _build_route(self, path: str, handler: Handler, name: str, method: str = "GET") -> Route:
         async def handle_and_count(request: Request) -> Response:
@@ -223,4 +230,10 @@ def create_worker_app() -> Starlette:
     except LongRecError as error:
         print(f"longrec: {error}", file=sys.stderr)
         sys.exit(3)  # with this status uvicorn does not start the worker again
-    return App(service, ServerMetrics(Path(os.environ[COUNTS]))).starlette()
+
+    @contextlib.asynccontextmanager
+    async def close_at_end(app: Starlette) -> AsyncIterator[None]:
+        yield
+        service.close()  # writes the last rows of its log; the signal that ends a worker runs no other handler
+
+    return App(service, ServerMetrics(Path(os.environ[COUNTS]))).starlette(close_at_end)

@@ -45,6 +45,7 @@ _OPTIONS: dict[str, Any] = {
     # A worker that starts on a busy machine is not dead: the default of five seconds would restart it again and again.
     "timeout_worker_healthcheck": 60,
 }
+_WORKER_OPTIONS = {**_OPTIONS, "lifespan": "on"}
 
 
 def serve(
@@ -90,7 +91,9 @@ def serve(
         os.environ[BUNDLE], os.environ[COUNTS] = str(Path(bundle).resolve()), counts
         os.environ[SETTINGS] = msgspec.json.encode(settings).decode()
         with _absorb_signals():
-            config = uvicorn.Config("longrec.serve.app:create_worker_app", factory=True, workers=workers, **_OPTIONS)
+            config = uvicorn.Config(
+                "longrec.serve.app:create_worker_app", factory=True, workers=workers, **_WORKER_OPTIONS
+            )
             print(format_announcement(url), flush=True)
             supervisor = _Supervisor(config, sockets=[sock])
             supervisor.run()

@@ -306,6 +306,7 @@ class Service:
             "version": manifest.version,
             "created": manifest.created,
             **manifest.counts,
+            **({} if self.pipeline is None else {"policy_digest": self.pipeline.digest}),
         }
 
     def check(self) -> float:

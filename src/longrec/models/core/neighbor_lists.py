@@ -115,16 +115,22 @@ class NeighborRetriever(FittedRetriever):
         return total.view(rows, self.rows)
 
     def _score_traced(self, id_N: Tensor, weight_N: Tensor, segments: Segments) -> Tensor:
-        """``[R, V]`` as of ``_score_lists``, in operators that every runtime supports: all lists have M entries."""
+        """``[R, V]`` as of ``_score_lists``, in operators that every runtime supports."""
         first_N, length_N = self._find_lists(id_N)
-        rank_M = torch.arange(self._longest, device=id_N.device)
-        at_NM = (first_N.unsqueeze(1) + rank_M).clamp(max=len(self.items) - 1)
-        value_NM = self.weights[at_NM] * weight_N.unsqueeze(1) * (rank_M < length_N.unsqueeze(1))
-        cell_NM, rows = self.items[at_NM].long(), 1
+        # One entry more than the lists have, of weight 0, so that they are never empty.
+        length_N = torch.cat([length_N, length_N.new_ones(1)])
+        first_N = torch.cat([first_N, first_N.new_full((1,), len(self.items) - 1)])
+        weight_N = torch.cat([weight_N, weight_N.new_zeros(1)])
+        event_P = torch.repeat_interleave(length_N)
+        shift_N = first_N - (length_N.cumsum(0) - length_N)
+        at_P = torch.ones_like(event_P).cumsum(0) - 1 + shift_N.index_select(0, event_P)
+        value_P = self.weights.index_select(0, at_P) * weight_N.index_select(0, event_P)
+        cell_P, rows = self.items.index_select(0, at_P).long(), 1
         if not segments.shared:
             rows = segments.rows
-            cell_NM = cell_NM + (segments.row * self.rows).unsqueeze(1)
-        score = value_NM.new_zeros(rows * self.rows).index_add(0, cell_NM.reshape(-1), value_NM.reshape(-1))
+            row_N = torch.cat([segments.row, segments.row.new_zeros(1)])
+            cell_P = cell_P + (row_N * self.rows).index_select(0, event_P)
+        score = value_P.new_zeros(rows * self.rows).index_add(0, cell_P, value_P)
         return score.view(rows, self.rows)
 
     def _find_lists(self, id_N: Tensor) -> tuple[Tensor, Tensor]:
