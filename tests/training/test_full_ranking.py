@@ -137,10 +137,15 @@ def test_another_device_gives_the_same_ranks(log: Log, kind: str) -> None:
         model.register_parameter("weight", torch.nn.Parameter(torch.zeros(1)))  # its device is that of the model
     rows = positives(log, "test")
     expected = rank_targets(model, log, rows, EvaluateConfig())
+    lists = list_top(model, log, rows, EvaluateConfig(), 4)
     with PretendDevice():
         move_model(model)
         ranks = rank_targets(model, log, rows, EvaluateConfig())
+        listed = list_top(model, log, rows, EvaluateConfig(), 4)
     np.testing.assert_array_equal(ranks, expected)
+    assert listed.shape == (len(rows), 4)
+    if kind == "mean":  # without ties
+        np.testing.assert_array_equal(listed, lists)
 
 
 @pytest.mark.parametrize("seen", ["mask", "mask_same_time", "keep"])

@@ -39,8 +39,6 @@ from longrec.metrics.slices import Slices, slice_by_quantile, slice_by_share
 from longrec.training.settings import EvaluateConfig
 
 Floats = NDArray[np.float64]
-Slicing = Mapping[str, Mapping[str, Mapping[str, Interval]]]
-"""Metrics by division, slice and name."""
 _NEITHER = ("candidates", "gini", "entropy", "novelty", "popularity_bias", "diversity")
 """Metrics that are not better in one direction."""
 LEAST = 20
