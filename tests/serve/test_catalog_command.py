@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,6 +22,7 @@ from longrec.features.schema import Schema
 from longrec.features.vocabulary import Keys
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.stage import Query
+from longrec.serve.live_catalog import change_items, open_catalog
 from longrec.serve.open_model import OpenModel
 from longrec.serve.retrieve_stage import RetrieveStage
 
@@ -128,3 +130,17 @@ def test_an_item_has_its_newest_version(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="BIGINT keys; expected keys as in the prepared log"):
         read_item_columns(config, schema, Keys(pa.array(["1"])))
     assert read_item_columns(DataConfig.model_validate({"log": "log.parquet"}), schema, Keys(pa.array([1]))) is None
+
+
+def test_dates_and_missing_numbers_of_parquet_change_nothing_twice(runs: Path, tmp_path: Path) -> None:
+    rows = {"film": [3, 4], "year": [float("nan"), 1999.0], "title": ["2026-01-02", None]}
+    pq.write_table(pa.table(rows).set_column(2, "title", pa.array([date(2026, 1, 2), None])), tmp_path / "a.parquet")
+    catalog = open_catalog(runs / "popularity.bundle")
+    for _ in range(2):
+        change_items([catalog], read_changes(tmp_path / "a.parquet"))
+    revision = catalog.changes.revision
+    change_items([open_catalog(runs / "popularity.bundle")], read_changes(tmp_path / "a.parquet"))
+    assert catalog.changes.items[3].columns == {"year": None, "title": "2026-01-02"}
+    assert open_catalog(runs / "popularity.bundle").changes.revision == revision
+    with pytest.raises(DataError, match="a value of type bytes"):
+        change_items([catalog], [{"film": 3, "title": b"x"}])

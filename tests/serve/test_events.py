@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,12 +20,14 @@ import torch
 
 from longrec.data.gather import gather
 from longrec.errors import BundleError, LongRecError, RequestError, StoreError
+from longrec.exporting.catalog_table import build_change_reader
 from longrec.exporting.scale import Scale
 from longrec.features.label_encoding import POSITIVE
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.stage import Query
 from longrec.serve.client import Client, RecordedEvent, client
 from longrec.serve.knowledge_features import key_number
+from longrec.serve.live_catalog import change_items
 from longrec.serve.online_source import OnlineSource
 from longrec.serve.server import run_server, serve
 from longrec.serve.service import Service
@@ -517,3 +521,25 @@ def test_items_of_recorded_events_are_seen(service: Service, clock: Clock) -> No
     assert read_items("u1", now) == before
     assert read_items("u1", now + 1) == [*before, encoder.look_up_item(104)]
     assert not event.replaced
+
+
+def test_an_event_of_an_added_item_is_read_also_after_its_change_was_removed(
+    shop: Shop, tmp_path: Path, clock: Clock
+) -> None:
+    shutil.copytree(shop.bundle, tmp_path / "bundle")
+    settings = Settings(events=str(shop.source), state=str(tmp_path / "state"))
+    with contextlib.closing(Service(tmp_path / "bundle", settings, clock)) as service:
+        catalog = service.served.catalog
+        columns = build_change_reader(service.bundle, None).read
+        change_items([catalog], [{"item_id": 777, **dict.fromkeys(columns)}])
+        row = service.served.encoder.look_up_item(777)
+        assert row == len(service.bundle.items)
+        record_event(service, item=777, allow_unknown=True)
+        clock.now += 60_000
+        query = Query("u1", clock.now, CONTEXT)
+        encoded = service.served.encoder.encode(query)
+        assert row in service.served.encoder.read_seen_items(encoded, clock.now)
+        assert len(rank(service, at=None)) == 3
+        (catalog.folder / "catalog.json").unlink()
+        assert len(rank(service, at=None)) == 3
+        assert service.served.encoder.look_up_item(777) == 0

@@ -13,11 +13,13 @@ again. The file is replaced in one step, and the same changes leave it as it is.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,7 @@ class CatalogChanges:
             ],
         }
         half = folder / f".{NAME}"
-        half.write_text(json.dumps(content, default=_to_json), encoding="utf-8")
+        half.write_text(json.dumps(content), encoding="utf-8")
         sync_path(half)
         os.replace(half, folder / NAME)
         sync_path(folder)
@@ -189,7 +191,7 @@ class ChangeReader:
         says, withdrawn = WITHDRAWN in change, change.get(WITHDRAWN, False)
         if not isinstance(withdrawn, bool):
             raise DataError(where, f"{WITHDRAWN}: {withdrawn!r}", "true or false")
-        columns = {name: value for name, value in change.items() if name not in (self.key, WITHDRAWN)}
+        columns = {name: _plain(value) for name, value in change.items() if name not in (self.key, WITHDRAWN)}
         faults = []
         for name in columns:
             if name not in self.columns:
@@ -222,8 +224,20 @@ class ChangeReader:
         return several
 
 
-def _to_json(value: Any) -> Any:
-    """Return a raw value that JSON lacks as text."""
+def _plain(value: Any) -> Any:
+    """Return a raw value as JSON has it, so that it equals itself after the file was read again. NaN is null.
+
+    Raises:
+        DataError: if JSON lacks its type.
+    """
+    if isinstance(value, float) and math.isnan(value):
+        return None
     if isinstance(value, (date, datetime)):
         return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
     raise DataError("a change", f"a value of type {type(value).__name__}", "numbers, text, lists, dates or null")

@@ -117,7 +117,7 @@ def build_index(
     if settings.kind == AUTO and lists.nprobe > _WORTH * lists.count:
         seconds = round(time.perf_counter() - began, 3)
         return None, IndexFacts("exact", items, width, queries=len(requests), seconds=seconds)
-    half = np.random.default_rng(_SEED).random(items) < 0.5
+    half = np.asarray(np.random.default_rng(_SEED).random(items) < 0.5, np.bool_)
     best_half = [np.sort(exact.search(request, k, half)[0]) for request in requests[::2]]
     lists.nprobe_half = tune_nprobe(lists, vectors, requests[::2], best_half, settings.recall_target, half)
     return lists, IndexFacts(

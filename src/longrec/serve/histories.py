@@ -83,9 +83,12 @@ class EventHistories:
         for history in self._read:
             events = self._read_last(user, row, timestamp, history)
             columns = events.columns
+            items = columns["item"]
+            if int(items.max(initial=0)) >= len(self.items):  # of an added item, whose changes were removed since
+                items = np.where(items < len(self.items), items, 0)
             seen = HistoryEvents(
                 events.times,
-                columns["item"],
+                items,
                 {name: columns[name] for name in self._values},
                 {name: columns[column] for name, column in self._availability_columns.items()},
             )

@@ -6,10 +6,12 @@ Every process reads the file of changes when it opens the bundle, and again when
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from longrec.errors import ConfigError, DataError
@@ -48,9 +50,8 @@ class LiveCatalog:
     Attributes:
         folder: folder of the changes.
         changes: all changes since the bundle.
-        table: the items with all changes.
+        table: the items with all changes. Its raw columns are read if there are changes.
         index: index of their vectors. None for a bundle without vectors.
-        keys: ``[I]`` keys of the items.
     """
 
     def __init__(
@@ -58,10 +59,9 @@ class LiveCatalog:
     ) -> None:
         self.bundle, self.folder = bundle, locate_changes(bundle.path)
         self._programs, self._listener, self._pristine = programs, listener, pristine
-        self._columns = read_item_columns(bundle.path)
         self._signature: tuple[int, ...] | None = None
         self.changes = CatalogChanges()
-        self.table = CatalogTable(bundle.items, self._columns, None, np.zeros(0, np.int64))
+        self.table = CatalogTable(bundle.items, None, None, np.zeros(0, np.int64))
         self.index: ItemIndex | None = None
         self._reset()
         self.refresh()
@@ -73,12 +73,25 @@ class LiveCatalog:
         self._use(self.changes, self.table)
 
     def _use(self, changes: CatalogChanges, table: CatalogTable) -> None:
-        self.changes, self.table, self.keys = changes, table, read_keys(table.items)
+        self.changes, self.table = changes, table
+        self._keys: NDArray[Any] | None = None
         self._conditions: ItemConditions | None = None
         self._tensors: dict[str, NDArray[Any]] | None = None
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.table.items) - 1
+
+    @cached_property
+    def _columns(self) -> pa.Table | None:
+        """Raw columns of the bundle. Most rankers never need them."""
+        return read_item_columns(self.bundle.path)
+
+    @property
+    def keys(self) -> NDArray[Any]:
+        """``[I]`` keys of the items."""
+        if self._keys is None:
+            self._keys = read_keys(self.table.items)
+        return self._keys
 
     @property
     def is_as_exported(self) -> bool:
@@ -104,10 +117,11 @@ class LiveCatalog:
             ConfigError: if it is no condition on columns of the items, or the bundle has no raw columns.
         """
         if self._conditions is None:
-            if self.table.columns is None:
+            columns = self.table.columns if self.changes.items else self._columns
+            if columns is None:
                 fault = f"{condition!r} reads raw columns of items, and {self.bundle.path} has none"
                 raise ConfigError(where, [f"{fault}; export it from a log with an item table (data.items)"])
-            self._conditions = ItemConditions(self.table.columns)
+            self._conditions = ItemConditions(columns)
         return self._conditions.match(condition, where)
 
     def refresh(self) -> bool:
@@ -137,7 +151,7 @@ class LiveCatalog:
 
         merged = self.changes.merge(reader.read_all(changes, contains, where))
         try:
-            build_catalog_table(self.bundle, self._columns, merged)
+            self._build_table(merged)
         except DataError as error:
             raise DataError(f"{where}: {error.where}", error.found, error.expected, error.do) from None
         return merged
@@ -150,13 +164,16 @@ class LiveCatalog:
         self._apply(merged)
         self._signature = _read_signature(self.folder / NAME)
 
+    def _build_table(self, changes: CatalogChanges) -> CatalogTable:
+        return build_catalog_table(self.bundle, self._columns if changes.items else None, changes)
+
     def _apply(self, changes: CatalogChanges) -> None:
         before = self.changes
         if any(key not in changes.items for key in before.items):  # the file was removed or replaced from elsewhere
             before = CatalogChanges()
-            self.changes, self.table = before, build_catalog_table(self.bundle, self._columns, before)
+            self.changes, self.table = before, self._build_table(before)
             self._reset()
-        table = build_catalog_table(self.bundle, self._columns, changes)
+        table = self._build_table(changes)
         if self.index is not None:
             rows = find_changed_rows(before, changes, table.items)
             if len(rows):

@@ -58,6 +58,7 @@ class RankStage:
             RequestError: if the request does not fit the bundle. Then no candidate is scored.
             LongRecError: if a score is not finite.
         """
+        self.model.catalog.refresh()
         encoded = query.encode(self._encoder)
         if self.drop_unknown and len(candidates):
             candidates = drop_unknown_items(candidates, self._encoder, query)

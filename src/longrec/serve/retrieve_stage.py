@@ -81,7 +81,7 @@ class RetrieveStage:
         if query.exclude_seen if self.exclude_seen is None else self.exclude_seen:
             seen = self._encoder.read_seen_items(encoded, query.timestamp)
             allowed = np.ones(len(catalog), bool) if allowed is None else allowed
-            allowed[seen[seen > 0] - 1] = False
+            allowed[seen[(seen > 0) & (seen <= len(catalog))] - 1] = False
         return allowed
 
     def _search(
