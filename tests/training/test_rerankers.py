@@ -175,6 +175,16 @@ def test_a_log_without_lists_is_refused(trained: Trained) -> None:
         train(single, quiet=True)
 
 
+def test_a_context_that_divides_lists_is_refused(trained: Trained) -> None:
+    job = trained.job(trained.dataset.must[0], "slots", trained.dataset.split, init_from=str(trained.base.folder))
+    log, schema = trained.dataset.log, trained.dataset.schema
+    slot = {"slot": {"kind": "id", "side": "context"}}
+    job["data"]["log"] = {"frame": log.append_column("slot", pa.array(np.arange(len(log)) % 3))}
+    job["data"]["schema"] = {**schema, "features": {**schema["features"], **slot}}
+    with pytest.raises(DataError, match=r"context \(slot\): values that differ between rows of one user and timestamp"):
+        train(job, quiet=True)
+
+
 def test_new_rows_are_no_lists(run: Run) -> None:
     with pytest.raises(RunError, match="orders whole lists and scores no single rows"):
         predict_new(run, "rows.parquet")

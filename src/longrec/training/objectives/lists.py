@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from longrec.data.gather import gather
 from longrec.data.label_checks import check_window
 from longrec.data.log import Log
 from longrec.data.splits import SPLITS
@@ -76,7 +77,17 @@ class Lists(Objective):
                 raise DataError(f"the {split} split", "clicks of one user", "two users or more", do)
 
     def check_model(self, model: Model, log: Log, fit: FitConfig) -> None:
-        """Do nothing: ``check_log`` has checked all."""
+        """Refuse features of the context that differ between the items of a list, which would be lists of their own."""
+        rows = np.unique(log.rows_of("train"))[:_CHECKED]
+        lists, requests = int(number_requests(log, rows)[-1]) + 1, gather(log, rows, group=True).layout.requests
+        if requests > lists:
+            names = ", ".join(name for name in log.fitted.list_features("context"))
+            raise DataError(
+                f"features of the context ({names})",
+                f"values that differ between rows of one user and timestamp ({requests:,} contexts of {lists:,} lists)",
+                "one context for all items of a list",
+                "set side: candidate for a feature that differs between them, or remove it",
+            )
 
     def build_loader(self, model: Model, log: Log, fit: FitConfig) -> Loader:
         """Return batches of whole lists."""
@@ -201,6 +212,8 @@ class Lists(Objective):
         return []
 
 
+_CHECKED = 4_096
+"""Number of rows whose contexts are compared."""
 _ORDERS = {"": "score", BASE: "base"}
 """Column of each order."""
 
