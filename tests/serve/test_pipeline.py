@@ -130,6 +130,8 @@ def test_a_pipeline_answers_over_http_as_in_process(films: lr.Pipeline, tmp_path
         golden = shop.full().golden[0].request
         assert len(shop_client.rank(**golden)) == len(golden["candidates"])
         assert shop_client.health()["model"] == "films"
+        changed = shop_client._call("POST", "/items", b'{"items": []}')  # type: ignore[attr-defined]
+        assert orjson.loads(changed) == {"changes": 0, "items": 40, "withdrawn": 0}
         example = orjson.loads(shop_client._call("GET", "/example"))  # type: ignore[attr-defined]
         others = shop_client.recommend(**example)
     logged = pq.read_table(tmp_path / "shown").to_pylist()  # written when the workers end
@@ -246,12 +248,12 @@ def test_a_condition_and_a_changed_item_hold_in_every_source(tmp_path: Path) -> 
         with pytest.raises(RequestError) as caught:
             films._service.change_items(orjson.dumps({"items": [{"item_id": "x", "yaer": 2020}]}))
         assert caught.value.status == 422
-        with run_server(tmp_path / "films.yaml") as url, client(url) as http:
+        with lr.open_pipeline(tmp_path / "films.yaml") as other:
             body = orjson.dumps({"items": [{"item_id": best, "withdrawn": False}]})
-            assert orjson.loads(http._call("POST", "/items", body))["withdrawn"] == 0  # type: ignore[attr-defined]
-            page = list_ids(http.recommend(**request))
+            assert other._service.change_items(body)["withdrawn"] == 0
+            page = list_ids(other.recommend(**request))
         assert best in page
-        assert list_ids(films.recommend(**request)) == page, "every process reads the changes of the others"
+        assert list_ids(films.recommend(**request)) == page, "an opened pipeline reads the changes of others"
 
 
 # ---- deadlines ---------------------------------------------------------------------------------------------------
