@@ -38,10 +38,14 @@ def read_job_source(source: Config, overrides: Sequence[str] = ()) -> JobSource:
     """Read a config of EasyRec or of LongRec.
 
     Raises:
-        ConfigError: if the EasyRec configuration has faults. All are listed.
+        ConfigError: if the EasyRec configuration has faults. All are listed. Also for a pipeline.
     """
     from longrec.interop.easyrec_suffixes import is_easyrec
+    from longrec.pipeline.config import is_pipeline_file
 
+    if is_pipeline_file(source):
+        fault = "is a pipeline and no config of a training; longrec check, serve and trace take it"
+        raise ConfigError(str(source), [fault])
     if not is_easyrec(source):
         return JobSource(source)
     from longrec.interop import easyrec, easyrec_folder

@@ -130,6 +130,8 @@ def test_a_pipeline_answers_over_http_as_in_process(films: lr.Pipeline, tmp_path
         golden = shop.full().golden[0].request
         assert len(shop_client.rank(**golden)) == len(golden["candidates"])
         assert shop_client.health()["model"] == "films"
+        changed = shop_client._call("POST", "/items", b'{"items": []}')  # type: ignore[attr-defined]
+        assert orjson.loads(changed) == {"changes": 0, "items": 40, "withdrawn": 0}
         example = orjson.loads(shop_client._call("GET", "/example"))  # type: ignore[attr-defined]
         others = shop_client.recommend(**example)
     logged = pq.read_table(tmp_path / "shown").to_pylist()  # written when the workers end
@@ -246,12 +248,12 @@ def test_a_condition_and_a_changed_item_hold_in_every_source(tmp_path: Path) -> 
         with pytest.raises(RequestError) as caught:
             films._service.change_items(orjson.dumps({"items": [{"item_id": "x", "yaer": 2020}]}))
         assert caught.value.status == 422
-        with run_server(tmp_path / "films.yaml") as url, client(url) as http:
+        with lr.open_pipeline(tmp_path / "films.yaml") as other:
             body = orjson.dumps({"items": [{"item_id": best, "withdrawn": False}]})
-            assert orjson.loads(http._call("POST", "/items", body))["withdrawn"] == 0  # type: ignore[attr-defined]
-            page = list_ids(http.recommend(**request))
+            assert other._service.change_items(body)["withdrawn"] == 0
+            page = list_ids(other.recommend(**request))
         assert best in page
-        assert list_ids(films.recommend(**request)) == page, "every process reads the changes of the others"
+        assert list_ids(films.recommend(**request)) == page, "an opened pipeline reads the changes of others"
 
 
 # ---- deadlines ---------------------------------------------------------------------------------------------------
@@ -324,6 +326,8 @@ def test_a_check_lists_what_is_wrong_with_the_bundles(tmp_path: Path, capsys: py
         "mix.caps.0: counts shown items and needs log",
     ):
         assert fault in text, text
+    with pytest.raises(ConfigError, match="is a pipeline and no config of a training"):
+        lr.train(good)
     with pytest.raises(ConfigError, match="is a bundle and no pipeline"):
         lr.open_pipeline(paths["mean"])
 
@@ -384,12 +388,12 @@ def two_tasks() -> shop.Shop:
 
 @functools.cache
 def prm() -> Path:
-    """Export an untrained re-ranker of lists over the full shop."""
-    own = shop.full()
+    """Export an untrained re-ranker of lists over the shop of steps."""
+    own = shop.steps()
     torch.manual_seed(4)
-    settings = {"name": "prm", "base": {"name": "lr"}}
+    settings = {"name": "prm", "base": {"name": "lr"}, "blocks": 1, "width": 8, "hidden": 8}
     model = build(settings, own.fitted.fields()).eval()
-    samples = [own.sample(row, np.arange(1, size)) for row, size in ((3, 9), (50, 20), (200, 3))]
+    samples = [own.sample(row, np.arange(1, size)) for row, size in ((3, 9), (20, 5), (50, 3))]
     golden = [build_golden_list(model, own.fitted, own.users, own.items, sample) for sample in samples]
     folder = shop._make_folder() / "prm.bundle"
     export(model, own.log, folder, golden, replay, name="prm", source={"run": "prm"})
@@ -397,18 +401,20 @@ def prm() -> Path:
 
 
 def test_a_trained_reranker_sees_the_whole_list(tmp_path: Path) -> None:
-    rerank = [{"method": "model", "bundle": str(prm()), "count": 6}]
-    request = pipelines.request()
-    with open_with(tmp_path, rerank=rerank) as films:
-        assert films.stages[-2:] == ["rerank.model", "top"]
+    rerank = [{"method": "model", "bundle": str(prm()), "count": 4}]
+    recall = {"count": {"bundle": str(retrievers.counts().bundle), "count": 6}}
+    golden = shop.steps().golden[0].request
+    request = {name: golden[name] for name in ("user", "at", "context")} | {"exclude_seen": False, "k": 3}
+    with open_with(tmp_path, recall=recall, merge=None, rank=None, rerank=rerank) as films:
+        assert films.stages == ["recall.count", "rerank.model", "top"]
         keys, answer = films.list_stage_keys(**request), films.recommend(**request)
     with client(prm()) as alone:
-        context = {name: request["context"][name] for name in shop.full().golden[0].request["context"]}
-        ranked = alone.rank(request["user"], keys["rank"], request["at"], context)
-    assert keys["rerank.model"] == list_ids(ranked)[:6]
-    assert [item.scores["rerank.model"] for item in answer] == pytest.approx([item.score for item in ranked[:4]])
+        ranked = alone.rank(request["user"], keys["recall.count"], request["at"], request["context"])
+    assert (len(ranked), keys["rerank.model"]) == (6, list_ids(ranked)[:4])
+    assert [item.scores["rerank.model"] for item in answer] == pytest.approx([item.score for item in ranked[:3]])
+    wrong = [{**rerank[0], "bundle": pipelines.bundles()["din"]}]
     with pytest.raises(ConfigError, match="is a bundle of a ranker; expected one of a reranker"):
-        lr.open_pipeline(pipelines.write(tmp_path, rerank=[{**rerank[0], "bundle": pipelines.bundles()["din"]}]))
+        lr.open_pipeline(pipelines.write(tmp_path, rerank=wrong))
 
 
 def test_a_formula_joins_the_tasks_of_a_ranker(tmp_path: Path) -> None:

@@ -123,10 +123,10 @@ def client(
     state: str | Path | None = None,
     recall: str | Path | None = None,
 ) -> Client:
-    """Return a client of a bundle's folder, or of the server at an ``http://`` address.
+    """Return a client of a bundle's folder, of a pipeline, or of the server at an ``http://`` address.
 
     Args:
-        target: folder of a bundle, or address of a server.
+        target: folder of a bundle, YAML file of a pipeline, or address of a server.
         tokens: live stores by token history, used instead of the copies in the bundle. For a folder only.
         events: bundle of the source model that encodes events as tokens. For a folder only.
         state: folder or address where events are stored, by default beside the bundle. For a folder only.

@@ -51,10 +51,12 @@ _WORKER_OPTIONS = {**_OPTIONS, "lifespan": "on"}
 def serve(
     bundle: str | Path, host: str = HOST, port: int = PORT, workers: int = 1, settings: Settings | None = None
 ) -> None:
-    """Serve a bundle until SIGTERM. SIGINT raises KeyboardInterrupt at the end. Running requests are finished first.
+    """Serve a bundle or a pipeline until SIGTERM. SIGINT raises KeyboardInterrupt at the end.
+
+    Running requests are finished first.
 
     Args:
-        bundle: folder of the bundle.
+        bundle: folder of the bundle, or YAML file of the pipeline.
         host: address to listen on.
         port: port to listen on, 0 for a free one. The URL is printed.
         workers: number of processes that share the port, one core each.
