@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from longrec.models.atrank import ATRank
     from longrec.models.bst import BST
     from longrec.models.can import CAN
+    from longrec.models.comirec import ComiRec
     from longrec.models.core.base import Model
     from longrec.models.core.item_history import ItemHistoryConfig, ItemHistoryRetriever
     from longrec.models.core.kinds import Encoder, Extractor, FittedRetriever, Ranker, Retriever, VectorRetriever
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from longrec.models.esmm import ESMM
     from longrec.models.fm import FM
     from longrec.models.fnn import FNN
+    from longrec.models.gru4rec import GRU4Rec
     from longrec.models.hup import HUP
     from longrec.models.iat import IAT
     from longrec.models.iat_reader import IATReader
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from longrec.models.keep_plug import KEEPPlug
     from longrec.models.kfatt import KFAtt
     from longrec.models.lr import LR
+    from longrec.models.mind import MIND
     from longrec.models.mmoe import MMoE
     from longrec.models.multi_tower import MultiTower
     from longrec.models.ple import PLE
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from longrec.models.res_embedding import ResEmbedding
     from longrec.models.rocket_launching import RocketLaunching
     from longrec.models.sasrec import SASRec
+    from longrec.models.sdm import SDM
     from longrec.models.search_user import SearchUser
     from longrec.models.shared_bottom import SharedBottom
     from longrec.models.tissa import TiSSA
@@ -60,6 +64,7 @@ _MODULES = {
     "BST": "bst",
     "CAN": "can",
     "CoVisit": "covisit",
+    "ComiRec": "comirec",
     "DCN": "dcn",
     "DCNV2": "dcn_v2",
     "DFN": "dfn",
@@ -80,6 +85,7 @@ _MODULES = {
     "FM": "fm",
     "FNN": "fnn",
     "FittedRetriever": "core.kinds",
+    "GRU4Rec": "gru4rec",
     "HUP": "hup",
     "IAT": "iat",
     "IATReader": "iat_reader",
@@ -89,6 +95,7 @@ _MODULES = {
     "KEEPPlug": "keep_plug",
     "KFAtt": "kfatt",
     "LR": "lr",
+    "MIND": "mind",
     "MMoE": "mmoe",
     "Model": "core.base",
     "MultiTower": "multi_tower",
@@ -100,6 +107,7 @@ _MODULES = {
     "Retriever": "core.kinds",
     "RocketLaunching": "rocket_launching",
     "SASRec": "sasrec",
+    "SDM": "sdm",
     "SearchUser": "search_user",
     "SharedBottom": "shared_bottom",
     "TiSSA": "tissa",
@@ -131,16 +139,20 @@ __all__ = [
     "IAT",
     "KEEP",
     "LR",
+    "MIND",
     "PLE",
     "PNN",
+    "SDM",
     "ATRank",
     "CoVisit",
+    "ComiRec",
     "DeepFM",
     "Distillation",
     "EmbeddingConfig",
     "Encoder",
     "Extractor",
     "FittedRetriever",
+    "GRU4Rec",
     "IATReader",
     "ItemHistoryConfig",
     "ItemHistoryRetriever",
