@@ -49,7 +49,7 @@ from longrec.nn.dropout import Dropout
 from longrec.nn.embedding import Embedded
 from longrec.nn.linear import Linear
 from longrec.nn.position_matrices import PositionMatrices
-from longrec.nn.prefixes import attend_each, attend_each_prefix, count_older
+from longrec.nn.prefix_attention import attend_each, attend_each_prefix, count_older
 from longrec.nn.segments import Segments
 
 

@@ -49,7 +49,7 @@ from longrec.nn.dropout import Dropout
 from longrec.nn.embedding import Embedded
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
-from longrec.nn.prefixes import count_older
+from longrec.nn.prefix_attention import count_older
 
 _LARGEST = 1e30
 """Bound of a power of a score, which keeps a softmax finite."""

@@ -52,7 +52,7 @@ from longrec.nn.dropout import Dropout
 from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.lstm import LSTM
-from longrec.nn.prefixes import count_older
+from longrec.nn.prefix_attention import count_older
 from longrec.nn.session_split import EverySession, NewestSession
 
 

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from longrec.nn.prefixes import find_later
+from longrec.nn.prefix_attention import find_later
 from longrec.nn.rectangles import Rectangles
 from longrec.nn.segments import Segments
 

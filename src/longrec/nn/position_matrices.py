@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from longrec.nn.prefixes import count_older
+from longrec.nn.prefix_attention import count_older
 from longrec.nn.segments import Segments
 from longrec.nn.steps import Steps
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from longrec.nn.position_matrices import PositionMatrices
-from longrec.nn.prefixes import attend_each, attend_each_prefix
+from longrec.nn.prefix_attention import attend_each, attend_each_prefix
 from longrec.nn.segments import Segments
 from longrec.testing.batches import offsets
 
