@@ -49,7 +49,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "cross_entropy": {**SASREC, "loss": "cross_entropy"},
     "gru4rec": {"name": "gru4rec", "dropout": 0.5},
     "mind": {"name": "mind", "dropout": 0.5, "mlp": None, "temperature": 0.1},
-    "comirec_sa": {"name": "comirec", "dropout": 0.5},
+    "comirec_sa": {"name": "comirec", "dropout": 0.5, "temperature": 0.1},
     "comirec_dr": {"name": "comirec", "extractor": "dr", "dropout": 0.5, "temperature": 0.1, "matrix_std": 0.1},
     "sdm": {"name": "sdm", "dropout": 0.5},
     "youtube_dnn": {"name": "youtube_dnn"},
