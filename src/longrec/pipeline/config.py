@@ -16,7 +16,7 @@ from longrec.pipeline.mix_config import MixConfig
 
 SUFFIXES = (".yaml", ".yml")
 SECTIONS = ("recall", "filter", "merge", "prerank", "rank", "rerank", "mix", "log")
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=60)]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=60)]
 _Deadline = Annotated[float | None, Field(gt=0)]
 DEADLINE = (
     "Milliseconds since the request began. If the stage has not begun by then, it is left out and the answer says so."

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from longrec.exporting.bundle import RERANKER, RETRIEVER, Bundle
+from longrec.exporting.bundle import RERANKER, RETRIEVER, Bundle, read_manifest
 from longrec.features.duration import parse_duration
 from longrec.pipeline.config import MergeConfig, PipelineConfig, PrerankConfig, RankConfig, RecallSource, RerankConfig
 from longrec.pipeline.deadline import Deadline
@@ -20,7 +20,6 @@ from longrec.pipeline.merge_order import MergeStage
 from longrec.pipeline.rank import TopStage
 from longrec.pipeline.stage import Query, Stage, Stages
 from longrec.pipeline.trace import SOURCE
-from longrec.serve.bundle_headers import BundleHeader
 from longrec.serve.diversity_stages import (
     AttributeSimilarity,
     DiversityStage,
@@ -43,14 +42,13 @@ RECALLED = 500
 """Smallest number of items that the retriever of ``--recall`` passes on to a ranker."""
 
 
-def build_recall_config(ranker: Bundle, recall: str) -> PipelineConfig:
+def build_recall_config(ranker: Path, recall: str) -> PipelineConfig:
     """Return the pipeline of a ranker behind one retriever, which has the name of its model: ``serve --recall``."""
-    header = BundleHeader.read(Path(recall))
-    source = re.sub(r"\W", "_", header.manifest.model, flags=re.ASCII)
+    name, source = (re.sub(r"\W", "_", read_manifest(Path(one)).model, flags=re.ASCII) for one in (ranker, recall))
     return PipelineConfig(
-        name=re.sub(r"\W", "_", ranker.manifest.model, flags=re.ASCII),
+        name=name,
         recall={source: RecallSource(bundle=str(Path(recall).absolute()), count=RECALLED)},
-        rank=RankConfig(bundle=str(ranker.path.absolute())),
+        rank=RankConfig(bundle=str(ranker.absolute())),
     )
 
 

@@ -119,8 +119,7 @@ class Service:
             return read_pipeline(self.path), self.path.parent
         if self.settings.recall is None:
             return None, self.path
-        ranker = target if isinstance(target, Bundle) else Bundle.open(target)
-        return build_recall_config(ranker, self.settings.recall), self.path
+        return build_recall_config(self.path, self.settings.recall), self.path
 
     def _open_alone(self, target: Bundle | str | Path) -> OpenModel:
         bundle = target if isinstance(target, Bundle) else Bundle.open(target)
@@ -146,7 +145,8 @@ class Service:
                 self._closing.callback(model.close)
             models.update(dict.fromkeys(keys, model))
         self.pipeline = OpenedPipeline.of(config, {key: models[key] for key in headers})
-        self.model, self.pipelines = config.name, self.pipeline.build_routes()
+        self.model = config.name if self.settings.recall is None else self.bundle.manifest.model
+        self.pipelines = self.pipeline.build_routes()
         return list(dict.fromkeys(self.pipeline.models.values()))
 
     def _open_primary(self, bundle: Bundle) -> OpenModel:
