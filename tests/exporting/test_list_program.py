@@ -41,7 +41,7 @@ def test_the_order_of_a_program_may_differ_by_rounding_alone(monkeypatch: pytest
 
     def expected(*ranks: int) -> NDArray[Any]:
         program: Any = Ranks(np.array(ranks, np.int32))
-        return module.compute_expected(tensors, program, "shape 4x0")
+        return module.compute_expected(tensors, program, "shape 4x0")[0]
 
     probability, ranks = (
         one.detach().numpy() for one in module(*(torch.from_numpy(tensors[i.name]) for i in module.inputs))

@@ -141,9 +141,9 @@ def test_every_change_is_as_a_new_index(copies: Path, full: shop.Shop, kind: str
 def test_a_ranker_ranks_added_and_changed_items(copies: Path, full: shop.Shop) -> None:
     expected = Expected(full)
     with serving(copies / "bundle", recall=str(copies / "mean1.bundle")) as service:
-        assert service.recall is not None
+        (retriever,) = (model for model in service.models if model is not service.served)
         for changes in CHANGES:
-            counts = change_items([service.served.catalog, service.recall.catalog], changes)
+            counts = change_items([service.served.catalog, retriever.catalog], changes)
             expected.apply(changes)
         assert counts == {"changes": 8, "items": 50, "withdrawn": 2}
         items = expected.encode()
