@@ -235,10 +235,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     build, attribute = BUILD[arguments.task]
-    paths = write_pipelines(arguments.task, *build(arguments.data), attribute)
+    retrievers, ranker = build(arguments.data)
+    paths = write_pipelines(arguments.task, retrievers, ranker, attribute)
+    # The rows of a ranker have its context. Those of MovieLens have none, and the log of the ranker has drawn items.
+    run = ranker if arguments.task == "kuairand" else next(iter(retrievers.values()))
     for path in [] if arguments.build else paths:
-        command = [sys.executable, "-m", "longrec", "evaluate", str(path), "--rows", str(arguments.requests)]
-        subprocess.run(command, check=True)
+        options = ["--requests", str(run.folder), "--rows", str(arguments.requests), "--into", str(path.with_suffix(""))]
+        subprocess.run([sys.executable, "-m", "longrec", "evaluate", str(path), *options], check=True)
 
 
 if __name__ == "__main__":
