@@ -240,8 +240,9 @@ def main() -> None:
     # The rows of a ranker have its context. Those of MovieLens have none, and the log of the ranker has drawn items.
     run = ranker if arguments.task == "kuairand" else next(iter(retrievers.values()))
     for path in [] if arguments.build else paths:
-        options = ["--requests", str(run.folder), "--rows", str(arguments.requests), "--into", str(path.with_suffix(""))]
-        subprocess.run([sys.executable, "-m", "longrec", "evaluate", str(path), *options], check=True)
+        command = [sys.executable, "-m", "longrec", "evaluate", str(path), "--requests", str(run.folder)]
+        command += ["--rows", str(arguments.requests), "--into", str(path.with_suffix(""))]
+        subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":
