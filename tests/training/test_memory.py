@@ -41,8 +41,10 @@ def test_row_counts_that_a_schema_fixes() -> None:
     assert [field.name for field in estimate_fields(SCHEMA).histories["seen"]] == ["i", "time_gap", "done"]
 
 
-# keep_plug needs a vector feature, and covisit has no parameters.
-@pytest.mark.parametrize("model", [name for name in names() if name not in ("keep_plug", "covisit")])
+# keep_plug needs a vector feature, and models that count have no parameters.
+@pytest.mark.parametrize(
+    "model", [name for name in names() if name not in ("keep_plug", "covisit", "item_knn", "popularity")]
+)
 def test_every_model_is_counted_without_memory_and_without_chance(model: str) -> None:
     before = torch.get_rng_state()
     estimate = estimate_memory({"name": model}, estimate_fields(SCHEMA), FitConfig())
