@@ -13,6 +13,8 @@ WIDTH = 100
 _GAP = 2
 _LEAST = 8
 """Least width of a column of text that is wrapped."""
+_LABEL = 24
+"""Least width of the first column, which names the rows. More columns rather go to another block."""
 _HEADER = 32
 """Largest width of a header over numbers. A longer one is wrapped."""
 _NUMBER = re.compile(r"[-+<>]?[\d,]*\.?\d+(e[-+]?\d+)?\s?(%|[a-zA-Z/]{1,4})?( \[.*\]| ±[\d.]+)?|-|undefined", re.ASCII)
@@ -25,7 +27,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], width: int =
 
     Whole numbers get thousands separators, fractions four decimals, None is ``-``. Wide (East Asian) and combining
     characters are counted by the cells they take up on a terminal. A table that is too wide has text wrapped within its
-    column. If that does not suffice, its columns are printed in several blocks, each with the first column.
+    column. If that does not suffice, its columns are printed in several blocks, each with the first column, which is
+    wrapped last.
 
     Args:
         headers: name of each column.
@@ -56,6 +59,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], width: int =
         max([*map(measure_width, column), min(_LEAST, wide)]) if is_number else min(_LEAST, wide)
         for column, is_number, wide in zip(columns, right, natural)
     ]
+    if least and not right[0]:
+        least[0] = min(_LABEL, natural[0])
     blocks = [
         _format_block(
             headers, cells, block, right, _fit([natural[at] for at in block], [least[at] for at in block], width)
