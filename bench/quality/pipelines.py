@@ -2,6 +2,7 @@
 
     python bench/quality/pipelines.py movielens --data FOLDER [--requests 3000]
     python bench/quality/pipelines.py kuairand --data FOLDER
+    python bench/quality/pipelines.py kuairand --table
 
 It trains what is missing, exports the bundles, writes the pipelines, and runs ``longrec evaluate`` on each. On
 MovieLens-1M the retrievers are the runs of ``next_item.py`` on ``movielens_n4``, which have to be finished. The ranker
@@ -12,6 +13,7 @@ On KuaiRand it learns clicks on impressions.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -222,6 +224,38 @@ def write_pipelines(task: str, retrievers: dict[str, Run], ranker: Run, attribut
     return paths
 
 
+COLUMNS = ("hr@10", "ndcg@10", "recall@200", "coverage@10", "diversity@10", "novelty@10", "cpu_ms")
+PIPELINES = ("one_source", "merged", "fused", "ranked", "mmr", "dpp", "whole")
+
+
+def write_table(task: str) -> str:
+    """Return one table of the evaluated pipelines: sources and floors once, then the page of each pipeline."""
+    results = {name: json.loads((WORK / f"{task}_{name}" / "results.json").read_text()) for name in PIPELINES}
+    whole = results["whole"]
+    size = f"{whole['requests']:,} of {whole['available']:,} requests, {whole['catalog']:,} items"
+    lines = [f"## {task}: {size}", "", f"| list | items | {' | '.join(COLUMNS)} |", "| --- " * (len(COLUMNS) + 2) + "|"]
+    own = {name: stage for name, stage in whole["stages"].items() if name.startswith(("recall.", "alone", "floor"))}
+    stages = whole["stages"]
+    lines += [_format_row(name, stages[name]) for name in own]
+    lines += [_format_row(f"{name}, merge", results[name]["stages"]["merge"]) for name in ("merged", "fused")]
+    lines += [_format_row(f"{name}, page", one["stages"][one["page"]]) for name, one in results.items()]
+    lines += ["", "CPU ms by stage of `whole`: " + _list_costs(stages)]
+    return "\n".join(lines)
+
+
+def _format_row(name: str, stage: dict[str, Any]) -> str:
+    cells = []
+    for column in COLUMNS:
+        one = stage.get(column)
+        cells.append("" if one is None else f"{one['value']:.3f} ± {(one['high'] - one['low']) / 2:.3f}")
+    return f"| {name} | {stage['candidates']['value']:.0f} | {' | '.join(cells)} |"
+
+
+def _list_costs(stages: dict[str, Any]) -> str:
+    costs = [f"{name} {one['cpu_ms']['value']:.2f}" for name, one in stages.items() if "cpu_ms" in one]
+    return ", ".join(costs)
+
+
 BUILD = {"movielens": (build_movielens, "genres"), "kuairand": (build_kuairand, "author_id")}
 
 
@@ -232,8 +266,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--requests", type=int, default=3_000)
     parser.add_argument("--build", action="store_true", help="train, export and write the pipelines only")
+    parser.add_argument("--table", action="store_true", help="print the table of what was evaluated")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.table:
+        print(write_table(arguments.task))
+        return
     build, attribute = BUILD[arguments.task]
     retrievers, ranker = build(arguments.data)
     paths = write_pipelines(arguments.task, retrievers, ranker, attribute)
