@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from longrec.interop.easyrec_fields import FIELDS, MESSAGES, EasyRecField
-from longrec.interop.easyrec_models import MODELS
+from longrec.interop.easyrec_models import MODELS, describe_refusal
 from longrec.interop.fg_fields import FG_FIELDS, OTHERS
 
 PAGE = Path(__file__).resolve().parent / "reference" / "easyrec.md"
@@ -37,7 +37,7 @@ def format_page() -> str:
     lines = [HEAD, "## Models", "", "| model_class | carried | in LongRec |", "| --- | --- | --- |"]
     for name, model in sorted(MODELS.items(), key=lambda pair: (isinstance(pair[1], str), pair[0])):
         if isinstance(model, str):
-            lines.append(f"| {name} | refused | not in this version: {_format_cell(model)} |")
+            lines.append(f"| {name} | refused | {_format_cell(describe_refusal(name, model))} |")
         else:
             lines.append(f"| {name} | yes | its settings are in `{model[0]} {{ }}` |")
     lines += ["", "## Every field", ""]

@@ -71,8 +71,8 @@ EasyRecModel
   cmbf                     any@model    !  not in this version
   uniter                   any@model    !  not in this version
   multi_tower_recall       any@model    !  not in this version
-  dssm                     any@model    !  not in this version
-  mind                     any@model    !  not in this version
+  dssm                     any@model    !  not converted
+  mind                     any@model    !  not converted
   dropoutnet               any@model    !  not in this version
   metric_learning          any@model    !  not in this version
   pdn                      any@model    !  not in this version

@@ -45,7 +45,7 @@ def convert_model(
         config.fault("model_class", f"is {name!r}, which is no model of EasyRec; {hint}")
         return {}, None
     if isinstance(entry, str):
-        config.fault("model_class", f"is {name}, which is not in this version: {entry}")
+        config.fault("model_class", f"is {name}, which is {describe_refusal(name, entry)}")
         return {}, None
     field_name, mapper = entry
     own = config.section(field_name)
@@ -149,6 +149,8 @@ MAPPERS: dict[str, tuple[str, Mapper]] = {
     **MULTI_TASK_MAPPERS,
 }
 _RETRIEVAL, _LATER = "it retrieves items", "there is no such ranker yet"
+_OWN = {"DSSM": "dssm", "MIND": "mind"}
+"""Retrievers of LongRec, whose samples are events and not the rows of EasyRec."""
 MODELS: dict[str, tuple[str, Mapper] | str] = {
     **MAPPERS,
     **dict.fromkeys(("DSSM", "DSSM_SENet", "MIND", "DAT", "DropoutNet", "PDN", "MultiTowerRecall"), _RETRIEVAL),
@@ -159,4 +161,11 @@ MODELS: dict[str, tuple[str, Mapper] | str] = {
     **dict.fromkeys(("RankModel", "MultiTaskModel"), "it is built of components (backbone)"),
     "DummyModel": "it is a test of the input",
 }
+
+
+def describe_refusal(name: str, reason: str) -> str:
+    """Return the reason why a model is refused."""
+    if name in _OWN:
+        return f"not converted: {reason}; write a config of a log of events with model: {_OWN[name]}"
+    return f"not in this version: {reason}"
 """Class name -> field of its settings and mapper, or the reason for having none. A new model is one line."""
