@@ -168,4 +168,6 @@ def describe_refusal(name: str, reason: str) -> str:
     if name in _OWN:
         return f"not converted: {reason}; write a config of a log of events with model: {_OWN[name]}"
     return f"not in this version: {reason}"
+
+
 """Class name -> field of its settings and mapper, or the reason for having none. A new model is one line."""
