@@ -25,8 +25,7 @@ Shapes: R requests, N events, V rows of the item table, Z pairs of items with a 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -36,16 +35,13 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from longrec.config import Strict
-from longrec.features.batch import Batch, Column, HistoryBatch
+from longrec.features.batch import Batch, Column
 from longrec.features.fields import Fields
 from longrec.models.core.neighbor_lists import NeighborRetriever
 from longrec.models.core.pair_counts import PairCounts
 from longrec.models.core.rules import expand_value
 from longrec.models.core.top import Width
 from longrec.nn.segments import Segments
-
-_NAMES = ("window", "back", "alpha", "decay")
-
 
 Windows = Annotated[tuple[Width, ...], BeforeValidator(expand_value)]
 Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(expand_value)]
@@ -69,65 +65,26 @@ class CoVisit(NeighborRetriever):
     reads_groups = True
     order_matters = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({"window": 2, "back": 0.0, "alpha": 1.0, "decay": 0.9},)
+    setting_names = ("window", "back", "alpha", "decay")
 
     popularity: Tensor
-    settings: Tensor
 
     def __init__(self, config: CoVisitConfig, fields: Fields) -> None:
         super().__init__(config, fields, "covisit")
         self.register_buffer("popularity", torch.ones(self.rows))
-        self.register_buffer("settings", torch.zeros(len(_NAMES)))
-        self._counts: PairCounts | None = None
 
-    @property
-    def selected(self) -> dict[str, Any]:
-        """The settings in use, by name. Empty before ``fit_statistics``."""
-        values = [round(value, 6) for value in self.settings.tolist()]
-        return dict(zip(_NAMES, [int(values[0]), *values[1:]])) if values[0] else {}
+    def make_counts(self) -> PairCounts:
+        """Return counts of the pairs up to the largest window."""
+        return PairCounts(self.rows, max(self.config.window))
 
-    def fit_statistics(self, chunks: Iterable[Mapping[str, HistoryBatch]]) -> None:
-        """Count the pairs of the training window, and select the first of the ``alternatives``."""
-        counts = PairCounts(self.rows, max(self.config.window))
-        for chunk in chunks:
-            history = chunk[self.history]
-            ids = history.columns[self.column]
-            assert isinstance(ids, Tensor)
-            counts.add(ids.cpu().numpy().astype(np.int64), history.host_offsets)
-        self._counts = counts
-        self._use(next(self.alternatives()), counts)
-
-    def alternatives(self) -> Iterator[Mapping[str, Any]]:
-        """Yield all combinations of the settings."""
-        for values in itertools.product(*(getattr(self.config, name) for name in _NAMES)):
-            yield dict(zip(_NAMES, values))
-
-    def select(self, settings: Mapping[str, Any]) -> None:
-        """Use these settings from now on, and release the counts that others need.
-
-        Args:
-            settings: a value for each of window, back, alpha and decay.
-
-        Raises:
-            ValueError: if nothing was counted, or settings were selected before.
-        """
-        if self._counts is None:
-            raise ValueError("select: nothing was counted, or settings were selected before; call fit_statistics")
-        self._use(settings, self._counts)
-        self._counts = None
-
-    def _use(self, settings: Mapping[str, Any], counts: PairCounts) -> None:
+    def use_counts(self, settings: Mapping[str, Any], counts: PairCounts) -> None:
         """Set the buffers to the counts by these settings."""
         key_Z, weight_Z = counts.sum(settings["window"], settings["back"])
         item_Z = key_Z % self.rows
         popularity_V = np.maximum(counts.popularity, 1)
         weight_Z = weight_Z / popularity_V[item_Z] ** settings["alpha"]
         self.use_neighbors(key_Z, weight_Z)
-        arrays = {
-            "popularity": popularity_V.astype(np.float32),
-            "settings": np.array([settings[name] for name in _NAMES], np.float32),
-        }
-        for name, array in arrays.items():
-            setattr(self, name, torch.from_numpy(array).to(self.offsets.device))
+        self.popularity = torch.from_numpy(popularity_V.astype(np.float32)).to(self.offsets.device)
 
     def score_catalog(self, batch: Batch, catalog: Mapping[str, Column]) -> Float[Tensor, "R I"]:
         """Return the score of every item for every request. 0 without a count, and for requests without events."""
@@ -137,8 +94,3 @@ class CoVisit(NeighborRetriever):
         assert isinstance(item_I, Tensor)
         weight_N = self.settings[3] ** segments.count_newer().float()
         return self.score_neighbors(id_N, weight_N, segments).index_select(1, item_I)
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """Load the buffers, and release the counts that they replace."""
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._counts = None

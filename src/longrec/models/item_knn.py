@@ -26,8 +26,7 @@ Shapes: R requests, N events, V rows of the item table, Z pairs of items with a 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -37,15 +36,13 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from longrec.config import Strict
-from longrec.features.batch import Batch, Column, HistoryBatch
+from longrec.features.batch import Batch, Column
 from longrec.features.fields import Fields
 from longrec.models.core.neighbor_lists import NeighborRetriever
 from longrec.models.core.rules import expand_value
 from longrec.models.core.top import Width
 from longrec.models.core.user_counts import UserCounts
 from longrec.nn.segments import Segments
-
-_NAMES = ("neighbors", "alpha")
 
 Counts = Annotated[tuple[Width, ...], BeforeValidator(expand_value)]
 Exponents = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(expand_value)]
@@ -66,51 +63,16 @@ class ItemKNN(NeighborRetriever):
     reads_history = True
     reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({"neighbors": [3, 20], "alpha": [0.5, 0.9], "longest": 5},)
-
-    settings: Tensor
+    setting_names = ("neighbors", "alpha")
 
     def __init__(self, config: ItemKNNConfig, fields: Fields) -> None:
         super().__init__(config, fields, "item_knn")
-        self.register_buffer("settings", torch.zeros(len(_NAMES)))
-        self._counts: UserCounts | None = None
 
-    @property
-    def selected(self) -> dict[str, Any]:
-        """The settings in use, by name. Empty before ``fit_statistics``."""
-        neighbors, alpha = self.settings.tolist()
-        return dict(zip(_NAMES, (int(neighbors), round(alpha, 6)))) if neighbors else {}
+    def make_counts(self) -> UserCounts:
+        """Return counts of the users of items and of pairs of items."""
+        return UserCounts(self.rows, self.config.longest)
 
-    def fit_statistics(self, chunks: Iterable[Mapping[str, HistoryBatch]]) -> None:
-        """Count the users of items and of pairs of items, and select the first of the ``alternatives``."""
-        counts = UserCounts(self.rows, self.config.longest)
-        for chunk in chunks:
-            history = chunk[self.history]
-            ids = history.columns[self.column]
-            assert isinstance(ids, Tensor)
-            counts.add(ids.cpu().numpy().astype(np.int64), history.host_offsets)
-        self._counts = counts
-        self._use(next(self.alternatives()), counts)
-
-    def alternatives(self) -> Iterator[Mapping[str, Any]]:
-        """Yield all combinations of the settings."""
-        for values in itertools.product(self.config.neighbors, self.config.alpha):
-            yield dict(zip(_NAMES, values))
-
-    def select(self, settings: Mapping[str, Any]) -> None:
-        """Use these settings from now on, and release the counts that others need.
-
-        Args:
-            settings: a value for each of neighbors and alpha.
-
-        Raises:
-            ValueError: if nothing was counted, or settings were selected before.
-        """
-        if self._counts is None:
-            raise ValueError("select: nothing was counted, or settings were selected before; call fit_statistics")
-        self._use(settings, self._counts)
-        self._counts = None
-
-    def _use(self, settings: Mapping[str, Any], counts: UserCounts) -> None:
+    def use_counts(self, settings: Mapping[str, Any], counts: UserCounts) -> None:
         """Set the lists to the nearest neighbors by these settings."""
         neighbors, alpha = settings["neighbors"], settings["alpha"]
         key_Z, count_Z = counts.sum()
@@ -121,7 +83,6 @@ class ItemKNN(NeighborRetriever):
         first_V = np.concatenate([[0], np.cumsum(np.bincount(from_Z, minlength=self.rows))])
         near = np.sort(order[np.arange(len(order)) - first_V[from_Z] < neighbors])  # keys ascend again
         self.use_neighbors(key_Z[near], weight_Z[near])
-        self.settings.copy_(torch.tensor([neighbors, alpha]))
 
     def score_catalog(self, batch: Batch, catalog: Mapping[str, Column]) -> Float[Tensor, "R I"]:
         """Return the score of every item for every request. 0 without a common user, and without events."""
@@ -134,8 +95,3 @@ class ItemKNN(NeighborRetriever):
         count = self.weights.new_zeros(requests * self.rows).index_add(0, cell_N, torch.ones_like(cell_N).float())
         weight_N = 1 / count.index_select(0, cell_N)
         return self.score_neighbors(id_N, weight_N, segments).index_select(1, item_I)
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """Load the buffers, and release the counts that they replace."""
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._counts = None

@@ -6,8 +6,10 @@ neighbors of the item with most of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import itertools
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from longrec.errors import ConfigError
+from longrec.features.batch import HistoryBatch
 from longrec.features.fields import Fields
 from longrec.models.core.kinds import FittedRetriever
 from longrec.models.core.pair_counts import MAX_DENSE
@@ -29,15 +32,30 @@ _MAX_NEIGHBORS = 4_000_000
 """Number of neighbors that are added up together, beside those of one item."""
 
 
+class Counts(Protocol):
+    """What is counted in the histories of the training window."""
+
+    def add(self, id_N: NDArray[np.int64], offsets: NDArray[np.int64]) -> None:
+        """Count the histories of some users, oldest event first."""
+        ...
+
+
 class NeighborRetriever(FittedRetriever):
     """A retriever whose score of an item is a sum of its weights among the neighbors of the events.
 
+    Its histories are counted once. Each of ``setting_names`` is a key of the config with the values to choose from, and
+    all combinations are made of the same counts. The first one is a whole number above 0.
+
     Attributes:
+        settings: float32, the values in use, in the order of ``setting_names``. Zeros before ``fit_statistics``.
         offsets: int64 ``[V + 1]``: the neighbors of item a are ``items[offsets[a]:offsets[a + 1]]``.
         items: int32 ``[Z + 1]``. One entry of weight 0 follows those of all items, so that no buffer is ever empty.
         weights: float32 ``[Z + 1]``.
     """
 
+    setting_names: ClassVar[tuple[str, ...]]
+
+    settings: Tensor
     offsets: Tensor
     items: Tensor
     weights: Tensor
@@ -49,7 +67,61 @@ class NeighborRetriever(FittedRetriever):
         self.register_buffer("offsets", torch.zeros(self.rows + 1, dtype=torch.int64))
         self.register_buffer("items", torch.zeros(1, dtype=torch.int32))
         self.register_buffer("weights", torch.zeros(1))
-        self._read_buffers()
+        self.register_buffer("settings", torch.zeros(len(self.setting_names)))
+        self._counts: Counts | None = None
+        self._dense = None
+
+    @abstractmethod
+    def make_counts(self) -> Counts:
+        """Return counts of nothing."""
+
+    @abstractmethod
+    def use_counts(self, settings: Mapping[str, Any], counts: Any) -> None:
+        """Set the lists, and what else the scores read, to the counts by these settings.
+
+        Args:
+            counts: what ``make_counts`` made, after all histories.
+        """
+
+    @property
+    def selected(self) -> dict[str, Any]:
+        """The settings in use, by name. Empty before ``fit_statistics``."""
+        first, *others = self.settings.tolist()
+        return dict(zip(self.setting_names, [int(first), *(round(value, 6) for value in others)])) if first else {}
+
+    def fit_statistics(self, chunks: Iterable[Mapping[str, HistoryBatch]]) -> None:
+        """Count the histories of the training window, and select the first of the ``alternatives``."""
+        counts = self.make_counts()
+        for chunk in chunks:
+            history = chunk[self.history]
+            ids = history.columns[self.column]
+            assert isinstance(ids, Tensor)
+            counts.add(ids.cpu().numpy().astype(np.int64), history.host_offsets)
+        self._counts = counts
+        self._use(next(self.alternatives()), counts)
+
+    def alternatives(self) -> Iterator[Mapping[str, Any]]:
+        """Yield all combinations of the settings."""
+        for values in itertools.product(*(getattr(self.config, name) for name in self.setting_names)):
+            yield dict(zip(self.setting_names, values))
+
+    def select(self, settings: Mapping[str, Any]) -> None:
+        """Use these settings from now on, and release the counts that others need.
+
+        Args:
+            settings: a value for each of ``setting_names``.
+
+        Raises:
+            ValueError: if nothing was counted, or settings were selected before.
+        """
+        if self._counts is None:
+            raise ValueError("select: nothing was counted, or settings were selected before; call fit_statistics")
+        self._use(settings, self._counts)
+        self._counts = None
+
+    def _use(self, settings: Mapping[str, Any], counts: Any) -> None:
+        self.use_counts(settings, counts)
+        self.settings.copy_(torch.tensor([settings[name] for name in self.setting_names]))
 
     def use_neighbors(self, key_Z: NDArray[np.int64], weight_Z: NDArray[Any]) -> None:
         """Set the lists.
@@ -66,7 +138,7 @@ class NeighborRetriever(FittedRetriever):
         }
         for name, array in arrays.items():
             setattr(self, name, torch.from_numpy(array).to(self.offsets.device))
-        self._read_buffers()
+        self._dense = None
 
     def score_neighbors(self, id_N: Tensor, weight_N: Tensor, segments: Segments) -> Float[Tensor, "R V"]:
         """Return the weighted sum of the lists of all events of each request.
@@ -147,19 +219,14 @@ class NeighborRetriever(FittedRetriever):
             self._dense = self.weights.new_zeros(self.rows**2).index_copy_(0, cell_Z, self.weights[:-1])
         return self._dense.view(self.rows, self.rows)
 
-    def _read_buffers(self) -> None:
-        """Set what is derived from the buffers."""
-        self._dense = None
-        self._longest = max(int((self.offsets[1:] - self.offsets[:-1]).max()), 1)
-
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """Load the buffers, whose sizes depend on the counts."""
+        """Load the buffers, whose sizes depend on the counts, and release the counts that they replace."""
         for name in ("items", "weights"):
             saved = state_dict.get(f"{prefix}{name}")
             if isinstance(saved, Tensor) and saved.ndim == 1:
                 setattr(self, name, getattr(self, name).new_zeros(len(saved)))
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._read_buffers()
+        self._counts = self._dense = None
 
 
 def choose_item_column(fields: Fields, model: str) -> tuple[str, str, int]:
