@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec import metrics
 from longrec.data.label_checks import check_classes, check_window, describe_exclusions
 from longrec.data.log import Log
 from longrec.data.sample_weights import check_weights
-from longrec.data.splits import SPLITS
 from longrec.data.targets import check_targets, compute_target
-from longrec.errors import DataError, RunError, UnknownName
+from longrec.errors import DataError
 from longrec.metrics import Comparison, Interval
 from longrec.metrics.own import Metric
 from longrec.models.core.base import Model
 from longrec.progress import Progress
 from longrec.training.base_rate import collect_bias_warnings, start_at_base_rates
-from longrec.training.checkpoint import replace_file
 from longrec.training.loaders import build_loader, collect_grouping_warnings
 from longrec.training.negative_correction import check_negative_rate, check_negatives_left, correct_output_bias
 from longrec.training.objective_settings import ClickSettings
@@ -107,41 +102,25 @@ class Clicks(Objective):
         """Time, label, user and weight."""
         return ("time", "label", "user", "weight")
 
-    def write_predictions(
+    def predict(
         self,
         model: Model,
         log: Log,
-        split: str,
-        path: Path,
+        rows: NDArray[np.int64],
         fit: FitConfig,
         evaluate: EvaluateConfig,
-        *,
-        quiet: bool = False,
-    ) -> pa.Table:
-        """Score a split, write its Parquet file atomically, and return the table."""
-        if split not in SPLITS:
-            raise UnknownName("split", split, SPLITS)
-        rows = log.rows_of(split)
-        if not len(rows):
-            raise RunError(split, "no rows", "a split with samples", "check data.split")
-        with Progress(len(rows), f"score {split}", "rows", stream=io.StringIO() if quiet else None) as progress:
-            scores, tasks = score_tasks(model, log, rows, evaluate.batch_size, bf16=fit.bf16, progress=progress)
-        columns = {
-            "row": rows,
-            "user": log.user(rows).astype(np.int32),
-            "time": log.events.times.take(rows),
-            "label": log.labels.take(rows),
-            "score": scores,
-        }
+        progress: Progress,
+    ) -> dict[str, Any]:
+        """Return labels, scores and, if set, weights, and those of further tasks."""
+        scores, tasks = score_tasks(model, log, rows, evaluate.batch_size, bf16=fit.bf16, progress=progress)
+        columns: dict[str, Any] = {"label": log.labels.take(rows), "score": scores}
         if evaluate.sample_weight is not None:
             columns["weight"] = log.weight_of(evaluate.sample_weight).take(rows)
         for name, probability in tasks.items():
             if name in model.targets:
                 columns[f"label.{name}"] = pa.array(compute_target(log, name, rows), from_pandas=True)
             columns[f"score.{name}"] = probability
-        table = pa.table(columns)
-        replace_file(path, lambda partial: pq.write_table(table, partial))
-        return table
+        return columns
 
     def measure(self, table: pa.Table, run: str, model: str, split: str, config: EvaluateConfig) -> Evaluation:
         """Compute the metrics of a table of predictions.

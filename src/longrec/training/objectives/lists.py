@@ -6,30 +6,25 @@ beside the model's on the same lists (``metrics/lists.py``).
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec.data.gather import gather
 from longrec.data.label_checks import check_window
 from longrec.data.log import Log
-from longrec.data.splits import SPLITS
 from longrec.data.user_loader import number_requests
-from longrec.errors import ConfigError, DataError, RunError, UnknownName
+from longrec.errors import ConfigError, DataError
 from longrec.metrics import Comparison
 from longrec.metrics.lists import BASE, RatedLists, compare_orders, rate_orders, summarize_orders
 from longrec.metrics.own import Metric
 from longrec.models.core.base import Model
 from longrec.models.core.kinds import Reranker
 from longrec.progress import Progress
-from longrec.training.checkpoint import replace_file
-from longrec.training.list_scoring import ScoredLists, build_list_loader, score_lists
+from longrec.training.list_scoring import build_list_loader, score_lists
 from longrec.training.objective_settings import ListSettings
 from longrec.training.objectives.objective import Evaluation, Loader, Objective
 from longrec.training.settings import EvaluateConfig, FitConfig
@@ -119,29 +114,19 @@ class Lists(Objective):
             measures[metric.name] = metric(labels.astype(np.float64), scored.score.astype(np.float64), users)
         return measures
 
-    def write_predictions(
+    def predict(
         self,
         model: Model,
         log: Log,
-        split: str,
-        path: Path,
+        rows: NDArray[np.int64],
         fit: FitConfig,
         evaluate: EvaluateConfig,
-        *,
-        quiet: bool = False,
-    ) -> pa.Table:
-        """Score the lists of a split, write its Parquet file atomically, and return the table."""
+        progress: Progress,
+    ) -> dict[str, Any]:
+        """Return lists, labels, and the scores of the base and of the model."""
         assert isinstance(model, Reranker)
-        if split not in SPLITS:
-            raise UnknownName("split", split, SPLITS)
-        rows = log.rows_of(split)
-        if not len(rows):
-            raise RunError(split, "no rows", "a split with samples", "check data.split")
-        with Progress(len(rows), f"score {split}", "rows", stream=io.StringIO() if quiet else None) as progress:
-            scored = score_lists(model, log, rows, evaluate.batch_size, bf16=fit.bf16, progress=progress)
-        table = _build_table(log, rows, scored)
-        replace_file(path, lambda partial: pq.write_table(table, partial))
-        return table
+        scored = score_lists(model, log, rows, evaluate.batch_size, bf16=fit.bf16, progress=progress)
+        return {"list": scored.lists, "label": log.labels.take(rows), "base": scored.base, "score": scored.score}
 
     def measure(self, table: pa.Table, run: str, model: str, split: str, config: EvaluateConfig) -> Evaluation:
         """Compute NDCG, HR and MRR of the scores and of the initial order, and the gains, with intervals over users."""
@@ -216,17 +201,3 @@ _CHECKED = 4_096
 """Number of rows whose contexts are compared."""
 _ORDERS = {"": "score", BASE: "base"}
 """Column of each order."""
-
-
-def _build_table(log: Log, rows: NDArray[np.int64], scored: ScoredLists) -> pa.Table:
-    return pa.table(
-        {
-            "row": rows,
-            "user": log.user(rows).astype(np.int32),
-            "time": log.events.times.take(rows),
-            "list": scored.lists,
-            "label": log.labels.take(rows),
-            "base": scored.base,
-            "score": scored.score,
-        }
-    )

@@ -6,29 +6,24 @@ A target is a row with a positive label. A log of positives only is a valid log.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec.data.catalog import check_catalog
 from longrec.data.label_checks import ONLY_POSITIVES, check_window
 from longrec.data.log import Log
 from longrec.data.next_item_loader import NextItemLoader, find_sequence_fault
-from longrec.data.splits import SPLITS
-from longrec.errors import ConfigError, DataError, RunError, UnknownName
+from longrec.errors import ConfigError, DataError
 from longrec.metrics import Comparison
 from longrec.metrics.next_item import compare_ranks, next_item_metrics, summarize_ranks
 from longrec.metrics.own import Metric
 from longrec.models.core.base import Model
 from longrec.models.core.kinds import Retriever, VectorRetriever
 from longrec.progress import Progress
-from longrec.training.checkpoint import replace_file
 from longrec.training.full_ranking import rank_targets
 from longrec.training.objective_settings import NextItemSettings
 from longrec.training.objectives.objective import Evaluation, Loader, Objective
@@ -40,6 +35,8 @@ class NextItem(Objective):
 
     name = "next_item"
     columns = ("row", "user", "time", "item", "rank")
+    progress_text = ("rank", "targets")
+    no_rows = ("no positive rows", "a split with targets")
     expected_warnings = (ONLY_POSITIVES,)
     settings = NextItemSettings()
 
@@ -106,36 +103,19 @@ class NextItem(Objective):
         ranks = rank_targets(model, log, rows, evaluate, bf16=fit.bf16)
         return next_item_metrics(ranks, evaluate.k, evaluate.recall_k)
 
-    def write_predictions(
+    def predict(
         self,
         model: Model,
         log: Log,
-        split: str,
-        path: Path,
+        rows: NDArray[np.int64],
         fit: FitConfig,
         evaluate: EvaluateConfig,
-        *,
-        quiet: bool = False,
-    ) -> pa.Table:
-        """Rank the targets of a split, write its Parquet file atomically, and return the table."""
+        progress: Progress,
+    ) -> dict[str, Any]:
+        """Return items and ranks of the targets."""
         assert isinstance(model, Retriever)
-        if split not in SPLITS:
-            raise UnknownName("split", split, SPLITS)
-        rows = self.rows_of(log, split)
-        if not len(rows):
-            raise RunError(split, "no positive rows", "a split with targets", "check data.split")
-        with Progress(len(rows), f"rank {split}", "targets", stream=io.StringIO() if quiet else None) as progress:
-            ranks = rank_targets(model, log, rows, evaluate, bf16=fit.bf16, progress=progress)
-        columns = {
-            "row": rows,
-            "user": log.user(rows).astype(np.int32),
-            "time": log.events.times.take(rows),
-            "item": log.events.columns["item"].take(rows),
-            "rank": ranks,
-        }
-        table = pa.table(columns)
-        replace_file(path, lambda partial: pq.write_table(table, partial))
-        return table
+        ranks = rank_targets(model, log, rows, evaluate, bf16=fit.bf16, progress=progress)
+        return {"item": log.events.columns["item"].take(rows), "rank": ranks}
 
     def measure(self, table: pa.Table, run: str, model: str, split: str, config: EvaluateConfig) -> Evaluation:
         """Compute HR, NDCG, MRR and recall with intervals over users."""

@@ -6,6 +6,7 @@ belongs to the model.
 
 from __future__ import annotations
 
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,15 +16,20 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec.data.log import Log
+from longrec.data.splits import SPLITS
+from longrec.errors import RunError, UnknownName
 from longrec.features.batch import Batch
 from longrec.metrics import Comparison, Interval
 from longrec.metrics.interval import list_intervals, show_intervals
 from longrec.metrics.own import Metric
 from longrec.models.core.base import Model
+from longrec.progress import Progress
 from longrec.tabular import Columns, Tabular, format_rows
+from longrec.training.checkpoint import replace_file
 from longrec.training.objective_settings import ObjectiveSettings
 from longrec.training.settings import EvaluateConfig, FitConfig
 
@@ -105,10 +111,14 @@ class Objective(ABC):
         columns: columns of every file of predictions.
         expected_warnings: warnings of a log that do not concern this objective.
         settings: what a config of the objective may set.
+        progress_text: title and unit of the progress of predictions.
+        no_rows: what is reported of a split without rows, and what is expected.
     """
 
     name: ClassVar[str]
     columns: ClassVar[tuple[str, ...]]
+    progress_text: ClassVar[tuple[str, str]] = ("score", "rows")
+    no_rows: ClassVar[tuple[str, str]] = ("no rows", "a split with samples")
     expected_warnings: ClassVar[tuple[str, ...]] = ()
     settings: ClassVar[ObjectiveSettings]
 
@@ -160,7 +170,6 @@ class Objective(ABC):
     def rows_of(self, log: Log, split: str) -> NDArray[np.int64]:
         """Return the rows of the log that a split trains on or measures, int64."""
 
-    @abstractmethod
     def write_predictions(
         self,
         model: Model,
@@ -176,6 +185,36 @@ class Objective(ABC):
 
         Raises:
             RunError: no rows in the split, or predictions that are not finite.
+        """
+        if split not in SPLITS:
+            raise UnknownName("split", split, SPLITS)
+        rows, (title, unit) = self.rows_of(log, split), self.progress_text
+        if not len(rows):
+            raise RunError(split, *self.no_rows, "check data.split")
+        with Progress(len(rows), f"{title} {split}", unit, stream=io.StringIO() if quiet else None) as progress:
+            predicted = self.predict(model, log, rows, fit, evaluate, progress)
+        own = {"row": rows, "user": log.user(rows).astype(np.int32), "time": log.events.times.take(rows)}
+        table = pa.table({**own, **predicted})
+        replace_file(path, lambda partial: pq.write_table(table, partial))
+        return table
+
+    @abstractmethod
+    def predict(
+        self,
+        model: Model,
+        log: Log,
+        rows: NDArray[np.int64],
+        fit: FitConfig,
+        evaluate: EvaluateConfig,
+        progress: Progress,
+    ) -> dict[str, Any]:
+        """Return the columns of the table of predictions that follow row, user and time, one entry per row.
+
+        Args:
+            progress: advanced by the number of predicted rows.
+
+        Raises:
+            RunError: predictions that are not finite.
         """
 
     @abstractmethod
