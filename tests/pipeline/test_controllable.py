@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from longrec.errors import LongRecError
+from longrec.index.top import select_top
 from longrec.pipeline.controllable import select_controllable
-from longrec.pipeline.rank import select_top
 
 
 def value(scores: Any, categories: list[Any], chosen: Any, diversity: float) -> float:

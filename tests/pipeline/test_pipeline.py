@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrec.errors import LongRecError
+from longrec.index.top import select_top
 from longrec.pipeline.candidates import Candidates, merge
-from longrec.pipeline.rank import TopStage, rank, select_top
+from longrec.pipeline.rank import TopStage, rank
 from longrec.pipeline.stage import Query, Stages
 
 

@@ -40,13 +40,12 @@ def is_pipeline(target: str) -> bool:
 
 def check_options(args: argparse.Namespace) -> None:
     """Raise a ConfigError for options of a pipeline with a run, and for those of a run with a pipeline."""
-    if is_pipeline(args.run):
-        _check_file(args.run)
     if not is_pipeline(args.run):
         faults = [
             f"--{name}: is for a pipeline; name its YAML file" for name in _OPTIONS if getattr(args, name) is not None
         ]
     else:
+        _check_file(args.run)
         used = [name for name in ("log", "users", "items", "device") if getattr(args, name) is not None]
         faults = [f"--{name}: is for a run; a pipeline answers the requests of --requests" for name in used]
         if args.requests is None:

@@ -29,8 +29,8 @@ from longrec.features.entity_table import EntityTable
 from longrec.features.feature_encoders import Lists, NumericListEncoder
 from longrec.features.fitted_schema import FittedSchema, concat_lists, gather_lists
 from longrec.features.raw_columns import Column, encode_calendar, encode_candidates, encode_context, list_row_features
+from longrec.index.top import select_top
 from longrec.models.core.kinds import Encoder, Reranker, Retriever
-from longrec.pipeline.rank import select_top
 
 
 def build_golden_request(

@@ -1,4 +1,4 @@
-"""Order of candidates by their scores, and selection of the best."""
+"""Order of candidates by their scores, and the first of them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import LongRecError
-from longrec.index.top import select_top
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.stage import Query
-
-__all__ = ["TopStage", "rank", "select_top"]
 
 
 def rank(candidates: Candidates, scores: NDArray[Any], stage: str) -> Candidates:
