@@ -69,10 +69,10 @@ def fitted(train: list[list[int]], **settings: Any) -> CoVisit:
     return model
 
 
-@pytest.mark.parametrize("dense", [True, False])
-def test_every_alternative_is_the_definition(dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cells", [10**6, 0, 4 * V], ids=["matrix", "lists", "long lists as a matrix"])
+def test_every_alternative_is_the_definition(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (neighbor_lists, pair_counts):
-        monkeypatch.setattr(module, "MAX_DENSE", 10**6 if dense else 0)
+        monkeypatch.setattr(module, "MAX_DENSE", cells)
     monkeypatch.setattr(neighbor_lists, "_MAX_BLOCKS", 3)
     train, queries = sequences(40, 0), [*sequences(20, 1), [], [0], [1, 5], [22] * 8]
     model = fitted(train, window=[1, 3, 50], back=[0.0, 0.5], alpha=[0, 0.4], decay=[0.3, 1])
