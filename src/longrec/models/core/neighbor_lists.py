@@ -201,7 +201,7 @@ class NeighborRetriever(FittedRetriever):
             matrix_HV: weights of the items of H long lists.
         """
         kept = (weight_N > 0) & (long_N >= 0)
-        used_U, of_event = long_N[kept].unique(return_inverse=True)
+        used_U, of_event = torch.unique(long_N[kept], return_inverse=True)
         sum_RU = weight_N.new_zeros(rows * len(used_U))
         sum_RU.index_add_(0, row_N[kept] * len(used_U) + of_event, weight_N[kept])
         with torch.autocast(sum_RU.device.type, enabled=False):  # weights of bfloat16 would change the order of items
