@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from longrec.errors import BundleError, ConfigError
 from longrec.index import build
-from longrec.index.build import IndexSettings, build_index, measure_recall
+from longrec.index.build import IndexSettings, build_index, measure_recall, tune_again
 from longrec.index.inverted_lists import InvertedLists
 from longrec.index.item_index import ItemIndex
 from longrec.index.top import select_top
@@ -186,6 +188,31 @@ def test_a_target_of_all_items_reads_as_many_lists_as_it_takes() -> None:
     assert lists is not None
     assert facts.recall == 1
     assert facts.nprobe > lists.count // 2
+
+
+def test_lists_are_tuned_again_after_clustered_additions() -> None:
+    random = np.random.default_rng(12)
+    centers, apart = draw(40, 13), np.zeros(WIDTH, np.float32)
+    apart[-1] = 4
+    centers[:, -1] = 0
+    noise = random.normal(scale=0.1, size=(2_000, WIDTH)).astype(np.float32) * (apart == 0)
+    vectors, requests = centers.repeat(50, axis=0) + noise, (centers.repeat(2, axis=0) + apart)[:, None]
+    lists, facts = build_index(vectors, IndexSettings("ivf", recall_target=0.9, recall_at=20), lambda: requests)
+    assert lists is not None
+    index = ItemIndex(vectors, lists)
+    assert tune_again(index, requests, facts) == replace(facts, seconds=ANY)
+    # A cluster away from all others, which is near to all requests and lies in many of their lists.
+    added = (draw(250, 14) * 0.3 * (apart == 0) + apart).astype(np.float32)
+    assert index.replace(np.arange(2_000, 2_250), added)
+    best = [np.sort(index.search(request, 20, exact=True)[0]) for request in requests]
+    assert measure_recall(lists, vectors, requests, best, facts.nprobe) < 0.7
+    tuned = tune_again(index, requests, facts)
+    reached = [measure_recall(lists, vectors, requests[::2], best[::2], tuned.nprobe - less) for less in (0, 1)]
+    assert reached[0] >= 0.9 > reached[1]
+    assert tuned.recall == round(measure_recall(lists, vectors, requests[1::2], best[1::2], tuned.nprobe), 4)
+    assert (tuned.items, tuned.recall_target, tuned.lists) == (2_250, 0.9, facts.lists)
+    assert tuned.nprobe_half > facts.nprobe_half
+    assert lists.nprobe == facts.nprobe
 
 
 def test_the_kind_follows_from_the_number_of_items(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,11 +69,11 @@ def fitted(train: list[list[int]], **settings: Any) -> CoVisit:
     return model
 
 
-@pytest.mark.parametrize("dense", [True, False])
-def test_every_alternative_is_the_definition(dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cells", [10**6, 0, 4 * V], ids=["matrix", "lists", "long lists as a matrix"])
+def test_every_alternative_is_the_definition(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (neighbor_lists, pair_counts):
-        monkeypatch.setattr(module, "MAX_DENSE", 10**6 if dense else 0)
-    monkeypatch.setattr(neighbor_lists, "_MAX_NEIGHBORS", 30)
+        monkeypatch.setattr(module, "MAX_DENSE", cells)
+    monkeypatch.setattr(neighbor_lists, "_MAX_BLOCKS", 3)
     train, queries = sequences(40, 0), [*sequences(20, 1), [], [0], [1, 5], [22] * 8]
     model = fitted(train, window=[1, 3, 50], back=[0.0, 0.5], alpha=[0, 0.4], decay=[0.3, 1])
     every = list(model.alternatives())
@@ -98,12 +98,32 @@ def test_the_first_alternative_is_used_until_one_is_selected() -> None:
         model.select({"window": 5, "back": 1.0, "alpha": 0.5, "decay": 0.8})
 
 
-def test_events_of_negligible_weight_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbor_lists, "MAX_DENSE", 0)
+@pytest.mark.parametrize("dense", [True, False])
+def test_events_of_negligible_weight_are_skipped(dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbor_lists, "MAX_DENSE", 10**6 if dense else 0)
     train = sequences(40, 0)
     model, long = fitted(train, decay=0.5), [[5] + [3, 9] * 40]
-    expected = by_loops(train, long, 5, 0.5, 0.3, 0.5)
-    np.testing.assert_allclose(model.score_catalog(batch_of(long), CATALOG).numpy(), expected, rtol=1e-4, atol=1e-5)
+    expected, scores = by_loops(train, long, 5, 0.5, 0.3, 0.5), model.score_catalog(batch_of(long), CATALOG)
+    np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(scores, model.score_catalog(batch_of([long[0][1:]]), CATALOG))
+
+
+def test_lists_have_whole_blocks_and_lists_without_blocks_are_loaded() -> None:
+    model, queries = fitted(sequences(40, 0)), batch_of(sequences(9, 1))
+    state = model.state_dict()
+    assert not (state["offsets"] % neighbor_lists.BLOCK).any()
+    real = state["weights"] > 0
+    lengths = torch.stack([real[a:b].sum() for a, b in zip(state["offsets"][:-1], state["offsets"][1:])])
+    state |= {
+        "offsets": torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
+        **{name: torch.cat([state[name][real], state[name].new_zeros(1)]) for name in ("items", "weights")},
+    }
+    again = build({"name": "covisit"}, FIELDS)
+    again.load_state_dict(state)
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+    assert isinstance(again, CoVisit)
+    assert torch.equal(again.score_catalog(queries, CATALOG), model.score_catalog(queries, CATALOG))
 
 
 def test_without_counts_all_scores_are_zero() -> None:

@@ -76,10 +76,10 @@ def test_two_users_by_hand() -> None:
     assert not score[:, :2].any()
 
 
-@pytest.mark.parametrize("dense", [True, False])
-def test_every_alternative_is_the_definition(dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cells", [10**6, 0, 4 * V], ids=["matrix", "lists", "long lists as a matrix"])
+def test_every_alternative_is_the_definition(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (neighbor_lists, pair_counts):
-        monkeypatch.setattr(module, "MAX_DENSE", 10**6 if dense else 0)
+        monkeypatch.setattr(module, "MAX_DENSE", cells)
     monkeypatch.setattr(user_counts, "_PAIRS", 40)
     train, queries = sequences(60, 0), [*sequences(20, 1), [], [0], [1, 5], [22] * 8]
     model = fitted(train, neighbors=[1, 4, 50], alpha=[0, 0.5, 0.8])

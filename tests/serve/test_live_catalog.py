@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import orjson
@@ -29,6 +31,7 @@ from longrec.features.batch import Jagged
 from longrec.features.entity_table import EntityTable
 from longrec.features.entity_versions import Versions
 from longrec.features.feature_encoders import Lists
+from longrec.index.build import measure_recall
 from longrec.models.core.kinds import VectorRetriever
 from longrec.serve.live_catalog import LiveCatalog, change_items, open_catalog
 from longrec.serve.service import Service
@@ -105,6 +108,45 @@ def recommend(service: Service, request: Mapping[str, Any], **change: Any) -> li
 def serving(path: Path, **settings: Any) -> Iterator[Service]:
     with contextlib.closing(Service(path, Settings(**settings))) as service:
         yield service
+
+
+def test_lists_are_tuned_again_after_many_changes_and_once_per_revision(
+    copies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog, random = open_catalog(copies / "lists.bundle"), np.random.default_rng(2)
+    before, index = catalog.bundle.manifest.index, catalog.index
+    assert before is not None
+    assert index is not None
+    assert index.lists is not None
+    actors = [random.integers(0, 99, 6).tolist() for _ in range(12)]
+    few, many = ([{**NEW, "item_id": f"m{at}", "actors": actors[at], "fame": [4.0] * 6} for at in own]
+                 for own in (range(3), range(3, 12)))  # fmt: skip
+    change_items([catalog], few)
+    assert (catalog.index_facts, index.lists.nprobe) == (before, before.nprobe)
+    assert not (catalog.folder / "index.json").exists()
+    change_items([catalog], many)
+    tuned, requests = catalog.index_facts, np.load(copies / "lists.bundle" / "requests.npy")
+    assert tuned is not None
+    best = [np.sort(index.search(request, 5, exact=True)[0]) for request in requests[::2]]
+    recalls = [measure_recall(index.lists, index.base, requests[::2], best, n) for n in (before.nprobe, tuned.nprobe)]
+    assert recalls[0] < before.recall_target <= recalls[1]
+    assert (index.lists.nprobe, index.lists.nprobe_half, tuned.items) == (tuned.nprobe, tuned.nprobe_half, 52)
+    content = json.loads((catalog.folder / "index.json").read_text())
+    assert [content[name] for name in ("nprobe", "nprobe_half", "recall")] == [
+        tuned.nprobe, tuned.nprobe_half, tuned.recall,
+    ]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr("longrec.exporting.tuned_lists.tune_again", None)  # another process does not measure
+        again = open_catalog(copies / "lists.bundle")
+    assert again.index is not None
+    assert again.index.lists is not None
+    assert (again.index.lists.nprobe, again.index_facts) == (tuned.nprobe, replace(tuned, seconds=ANY))
+    change_items([again], [{"item_id": "m0", "price": 7.0}])  # a later revision is measured when it is opened
+    later = open_catalog(copies / "lists.bundle")
+    assert json.loads((catalog.folder / "index.json").read_text())["revision"] == later.changes.revision == 3
+    (catalog.folder / "index.json").write_text("{")
+    assert open_catalog(copies / "lists.bundle").index_facts == replace(later.index_facts, seconds=ANY)
+    assert json.loads((catalog.folder / "index.json").read_text())["revision"] == 3
 
 
 @pytest.mark.parametrize("kind", ["mean1", "lists"])

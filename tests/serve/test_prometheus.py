@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 import numpy as np
+import orjson
+import pipelines
 
+from longrec.serve.app import App
 from longrec.serve.prometheus import CANDIDATES, SECONDS, ServerMetrics
+from longrec.serve.service import Service
 
 
 def test_a_histogram_is_cumulative_and_its_edges_belong_below() -> None:
@@ -37,12 +42,43 @@ def test_a_status_without_a_counter_is_counted_with_its_kind() -> None:
 
 
 def test_workers_are_added_up_and_the_dead_are_not_forgotten(tmp_path: Path) -> None:
-    own = ServerMetrics(tmp_path)
+    own = ServerMetrics(tmp_path, ["merge", "rank"])
     own.count_request("/rank", 200, 0.1)
+    own.count_stages({"merge": 0.25, "rank": 0.5}, [])
     size = len(np.fromfile(tmp_path / f"{os.getpid()}.counts", np.float64))
-    gone = ServerMetrics()
+    gone = ServerMetrics(stages=["merge", "rank"])
     gone.count_request("/rank", 200, 0.1)
+    gone.count_stages({"merge": 0.5, "rank": 0.0}, ["rank"])
     gone._cells.tofile(tmp_path / "1.counts")
     (tmp_path / "2.counts").write_bytes(b"")
     assert size == len(gone._cells)
-    assert 'longrec_requests_total{route="/rank",status="200"} 2' in own.render("m", "1")
+    lines = own.render("m", "1").splitlines()
+    assert 'longrec_requests_total{route="/rank",status="200"} 2' in lines
+    assert 'longrec_stage_seconds_sum{stage="merge"} 0.75' in lines
+    assert 'longrec_stage_seconds_bucket{stage="merge",le="0.25"} 1' in lines
+    assert 'longrec_stage_seconds_count{stage="merge"} 2' in lines
+    assert 'longrec_stage_seconds_count{stage="rank"} 1' in lines
+    assert 'longrec_fallbacks_total{stage="merge"} 0' in lines
+    assert 'longrec_fallbacks_total{stage="rank"} 1' in lines
+
+
+def test_the_stages_of_a_pipeline_are_counted(tmp_path: Path) -> None:
+    rank = {"bundle": pipelines.bundles()["din"], "count": 5, "deadline_ms": 1e-6}
+    with contextlib.closing(Service(pipelines.write(tmp_path, rank=rank, rerank=None))) as service:
+        app = App(service)
+        for _ in range(2):
+            app._answer("/recommend", orjson.dumps(pipelines.request()))
+        request = pipelines.request()
+        context = request["context"].keys() & service.pipeline.models["rank.bundle"].encoder.context  # type: ignore[union-attr]
+        body = {
+            "user": request["user"],
+            "candidates": ["i1"],
+            "context": {key: request["context"][key] for key in context},
+        }
+        app._answer("/rank", orjson.dumps(body))
+        lines = app.metrics.render("films", "1").splitlines()
+    counts = dict(line.rsplit(" ", 1) for line in lines if "stage=" in line and "_bucket" not in line)
+    stages = ["recall.mean", "recall.three", "merge", "rank", "top"]
+    assert [counts[f'longrec_fallbacks_total{{stage="{name}"}}'] for name in stages] == ["0", "0", "0", "2", "0"]
+    assert [counts[f'longrec_stage_seconds_count{{stage="{name}"}}'] for name in stages] == ["2", "2", "2", "1", "2"]
+    assert all(float(counts[f'longrec_stage_seconds_sum{{stage="{name}"}}']) > 0 for name in stages)

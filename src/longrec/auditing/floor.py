@@ -73,20 +73,23 @@ def check_floor(events: Events, seed: int = 0) -> list[Finding]:
     requests = _leave_one_out(events, events.last, seed)
     if len(requests.target) < _LEAST:
         return [skip("floor", "counting rule", f"fewer than {_LEAST} users with three events")]
-    n1 = _measure(events, requests)
+    model = _count(events, requests.train)
+    n1 = _measure(events, requests, model)
     findings = [_describe("N1 published", n1, OK, "")]
     if events.time is None:
         return findings
     if events.tied.any():
-        n2 = _measure(events, _cut_ties(events, requests))
+        n2 = _measure(events, _cut_ties(events, requests), model)
         findings.append(_compare("N2 strict", n1, n2, _STRICT, _STRICT_DO, alarm=False))
         random = np.random.default_rng(seed).random(len(events))
         shuffled = events.reorder(np.lexsort([random, events.time, events.user]))
-        n3 = _measure(shuffled, _leave_one_out(shuffled, shuffled.last, seed))
+        requests = _leave_one_out(shuffled, shuffled.last, seed)
+        n3 = _measure(shuffled, requests, _count(shuffled, requests.train))
         findings.append(_compare("N3 ties shuffled", n1, n3, _SHUFFLED, _SHUFFLED_DO, alarm=True))
     line = _cut_time(events, seed)
     if len(line.target) >= _LEAST:
-        return [*findings, _describe("N4 one timeline", _measure(events, line), OK, "")]
+        n4 = _measure(events, line, _count(events, line.train))
+        return [*findings, _describe("N4 one timeline", n4, OK, "")]
     return [*findings, skip("floor", "counting rule, N4 one timeline", f"fewer than {_LEAST} users on both sides")]
 
 
@@ -140,19 +143,29 @@ def _cut_time(events: Events, seed: int) -> _Requests:
     return _Requests(train, first, target, target, target, existing=True)
 
 
-def _measure(events: Events, requests: _Requests) -> tuple[float, float, int]:
-    """Return HR@10, NDCG@10 and the number of targets."""
-    ids = torch.from_numpy((events.item + RESERVED).astype(np.int32))
-    size = int(events.item.max()) + 1 + RESERVED
+def _count(events: Events, train: NDArray[np.bool_]) -> CoVisit:
+    """Return the rule with the counts of some events, bool ``[N]``."""
+    size = _count_rows(events)
     field = Field("item", "id", size, side="item")
-    config = CoVisitConfig.model_validate(_SETTINGS)
-    model = CoVisit(config, Fields((field,), {"seen": (field,)}))
-    at = np.flatnonzero(requests.train)
+    model = CoVisit(CoVisitConfig.model_validate(_SETTINGS), Fields((field,), {"seen": (field,)}))
+    at = np.flatnonzero(train)
     counts = np.bincount(np.cumsum(~events.follows)[at] - 1, minlength=len(events.offsets) - 1)
-    model.fit_statistics([{"seen": HistoryBatch({"item": ids[at]}, _offsets(counts))}])
+    ids = torch.from_numpy((events.item[at] + RESERVED).astype(np.int32))
+    model.fit_statistics([{"seen": HistoryBatch({"item": ids}, _offsets(counts))}])
+    model.select(next(model.alternatives()))
+    return model
+
+
+def _count_rows(events: Events) -> int:
+    return int(events.item.max()) + 1 + RESERVED
+
+
+def _measure(events: Events, requests: _Requests, model: CoVisit) -> tuple[float, float, int]:
+    """Return HR@10, NDCG@10 and the number of targets."""
+    ids, size = torch.from_numpy((events.item + RESERVED).astype(np.int32)), _count_rows(events)
     catalog = {"item": torch.arange(RESERVED, size, dtype=torch.int32)}
     exists = np.zeros(size - RESERVED, bool)
-    exists[events.item[at]] = True
+    exists[events.item[requests.train]] = True
     absent = np.flatnonzero(~exists)
     ranks, block = np.empty(len(requests.target)), max(1, _SCORES // size)
     with torch.inference_mode():
@@ -162,7 +175,7 @@ def _measure(events: Events, requests: _Requests) -> tuple[float, float, int]:
             rows, ends = expand_ranges(first, np.maximum(requests.stops[own] - first, 0))
             history = HistoryBatch({"item": ids[torch.from_numpy(rows)]}, torch.from_numpy(ends))
             batch = Batch(Layout.catalog(len(first), 0), {}, {}, {"seen": history})
-            scores = model.score_catalog(batch, catalog).clone().numpy()
+            scores = model.score_catalog(batch, catalog).numpy()
             if requests.existing:
                 scores[:, absent] = -1.0
             ranks[own] = _rank(scores, events, requests, own)

@@ -41,7 +41,7 @@ from longrec.store.disk_store import DiskStore
 FORMAT, FORMER_FORMATS = "longrec-bundle-3", ("longrec-bundle-1", "longrec-bundle-2")
 MANIFEST, DIGEST, PROGRAM, GOLDEN = "manifest.json", "manifest.sha256", "program.onnx", "golden.json"
 SCHEMA, USERS, ITEMS, HISTORY, TOKENS, KNOWLEDGE = "schema", "users", "items", "history", "tokens", "knowledge"
-WEIGHTS, INDEX, LISTS = "weights.bin", "index.npy", "index.lists"
+WEIGHTS, INDEX, LISTS, REQUESTS = "weights.bin", "index.npy", "index.lists", "requests.npy"
 RANKER, ENCODER, RETRIEVER, RERANKER = "ranker", "encoder", "retriever", "reranker"
 _SHOWN = ("users", "items", "events")
 EXPORT_AGAIN = "copy the bundle again, or export it again"

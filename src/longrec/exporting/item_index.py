@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.exporting.bundle import INDEX, LISTS, Bundle
+from longrec.exporting.bundle import INDEX, LISTS, REQUESTS, Bundle
 from longrec.exporting.catalog import build_catalog_tensors, build_item_tensors
 from longrec.exporting.runtime import Program
 from longrec.features.entity_table import EntityTable, open_array
@@ -31,7 +32,8 @@ def write_index(
     """Write the vectors of all items and their index into a bundle.
 
     Args:
-        queries: function that returns the vectors of requests of users, to measure the recall of inverted lists.
+        queries: function that returns the vectors of requests of users, to measure the recall of inverted lists. A
+            bundle with lists keeps them, to measure it again after changes (``tuned_lists.py``).
 
     Raises:
         BundleError: if there are too few requests.
@@ -42,9 +44,11 @@ def write_index(
     ]
     every: NDArray[np.float32] = np.concatenate(vectors)
     np.save(folder / INDEX, every)
+    queries = None if queries is None else cache(queries)
     lists, facts = build_index(every, settings, queries)
-    if lists is not None:
+    if lists is not None and queries is not None:
         lists.save(folder / LISTS)
+        np.save(folder / REQUESTS, queries())
     return facts
 
 

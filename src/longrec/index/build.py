@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -117,7 +117,7 @@ def build_index(
     if settings.kind == AUTO and lists.nprobe > _WORTH * lists.count:
         seconds = round(time.perf_counter() - began, 3)
         return None, IndexFacts("exact", items, width, queries=len(requests), seconds=seconds)
-    half = np.asarray(np.random.default_rng(_SEED).random(items) < 0.5, np.bool_)
+    half = _draw_half(items)
     best_half = [np.sort(exact.search(request, k, half)[0]) for request in requests[::2]]
     lists.nprobe_half = tune_nprobe(lists, vectors, requests[::2], best_half, settings.recall_target, half)
     return lists, IndexFacts(
@@ -133,6 +133,35 @@ def build_index(
         len(requests),
         round(time.perf_counter() - began, 3),
     )
+
+
+def tune_again(index: ItemIndex, requests: NDArray[np.float32], facts: IndexFacts) -> IndexFacts:
+    """Return the description of inverted lists whose rows have changed, with as many lists to read as the target needs.
+
+    The numbers of lists do not fall. Those of the index itself remain as they are.
+
+    Args:
+        index: index without a side segment outside of its lists.
+        requests: float32 ``[R, K, D]``, of which one half tunes and the other half measures.
+        facts: description of the index as exported.
+    """
+    began, lists, items = time.perf_counter(), index.lists, len(index)
+    assert lists is not None
+    k, tuned, half = min(facts.recall_at, items), list[int](), _draw_half(items)
+    for before, allowed in ((facts.nprobe, None), (facts.nprobe_half, half)):
+        best = [np.sort(index.search(request, k, allowed, exact=True)[0]) for request in requests[::2]]
+        arguments = lists, index.base, requests[::2], best
+        reached = measure_recall(*arguments, before, allowed) >= facts.recall_target
+        tuned.append(before if reached else max(before, tune_nprobe(*arguments, facts.recall_target, allowed)))
+    best = [np.sort(index.search(request, k, exact=True)[0]) for request in requests[1::2]]
+    recall = round(measure_recall(lists, index.base, requests[1::2], best, tuned[0]), 4)
+    seconds = round(time.perf_counter() - began, 3)
+    return replace(facts, items=items, nprobe=tuned[0], nprobe_half=tuned[1], recall=recall, seconds=seconds)
+
+
+def _draw_half(items: int) -> NDArray[np.bool_]:
+    """Return the mask of a random half of the items, always the same, bool ``[I]``."""
+    return np.asarray(np.random.default_rng(_SEED).random(items) < 0.5, np.bool_)
 
 
 def count_lists(items: int) -> int:

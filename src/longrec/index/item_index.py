@@ -50,8 +50,11 @@ class ItemIndex:
         """True without inverted lists."""
         return self.lists is None
 
-    def replace(self, rows: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
+    def replace(self, rows: NDArray[np.int64], vectors: NDArray[np.float32]) -> bool:
         """Set the vectors of some distinct rows: of the base, added before, or new ones after the last row.
+
+        Returns:
+            True if the side segment was moved into the inverted lists, whose recall may have changed.
 
         Raises:
             ValueError: if new rows leave a gap.
@@ -64,8 +67,10 @@ class ItemIndex:
         self.side_vectors = np.concatenate([self.side_vectors[kept], vectors.astype(np.float32)])[order]
         self.side_rows = every[order]
         self._pending = np.union1d(self._pending, rows)
-        if self.lists is not None and len(self._pending) > _SIDE * len(self.lists):
-            self.compact()
+        if self.lists is None or len(self._pending) <= _SIDE * len(self.lists):
+            return False
+        self.compact()
+        return True
 
     def compact(self) -> None:
         """Move the side segment into the inverted lists, if there are any. Their centroids remain."""

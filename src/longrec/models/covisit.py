@@ -18,6 +18,7 @@ Departures from the paper
     - the paper compares items by the cosine or the correlation of their users; here the order and the distance count,
       as in session-based nearest neighbors;
     - counts are exact, without a limit on the neighbors of an item;
+    - events whose weight decay^k is below 1e-7 are left out, since sums in float32 are not more exact;
     - values that are missing or were unseen in training are never counted, score 0, and count as events of a distance.
 
 Shapes: R requests, N events, V rows of the item table, Z pairs of items with a count, I items of the catalog.

@@ -21,7 +21,7 @@ _Deadline = Annotated[float | None, Field(gt=0)]
 DEADLINE = (
     "Milliseconds since the request began. If the stage has not begun by then, it is left out and the answer says so."
 )
-Method = Literal["mmr", "dpp", "spacing", "model"]
+Method = Literal["mmr", "dpp", "controllable", "spacing", "model"]
 
 
 class RecallSource(Strict):
@@ -103,13 +103,16 @@ class RerankConfig(Strict):
     own_keys: ClassVar[dict[str, tuple[str, ...]]] = {
         "mmr": ("lambda", "vectors", "attribute"),
         "dpp": ("theta", "window", "vectors", "attribute"),
+        "controllable": ("attribute", "diversity"),
         "spacing": ("attribute", "at_most", "within"),
         "model": ("bundle",),
     }
     method: Method = Field(
-        description="`mmr`: maximal marginal relevance. `dpp`: determinantal point process. `spacing`: `at_most` "
-        "items of one value of an attribute in any `within` neighboring positions. `model`: a trained "
-        "re-ranker of whole lists."
+        description="`mmr`: maximal marginal relevance. `dpp`: determinantal point process. `controllable`: the "
+        "controllable aggregation of ComiRec, which weighs scores against pairs of items with different values of an "
+        "attribute. "
+        "`spacing`: `at_most` items of one value of an attribute in any `within` neighboring positions. `model`: a "
+        "trained re-ranker of whole lists."
     )
     count: int | None = Field(
         None, gt=0, description="Number of items to keep, or `k` if that is more. Default all. The rest is cut off."
@@ -122,6 +125,13 @@ class RerankConfig(Strict):
     )
     window: int | None = Field(
         None, gt=0, description="Number of neighboring items that `dpp` makes diverse. Default the whole list."
+    )
+    diversity: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="What a pair of items with different values is worth in `controllable`, where 1 is the distance "
+        "of the highest score of the list from the lowest one. Default 0.25. 0 sorts by score.",
     )
     at_most: int | None = Field(None, gt=0, description="Most items of one value in `spacing`, default 1.")
     within: int | None = Field(None, gt=0, description="Number of neighboring positions in `spacing`, default 3.")
@@ -140,8 +150,9 @@ class RerankConfig(Strict):
             f"{key} does not belong to method {self.method}, which takes {', '.join(own)}"
             for key in sorted(keys - {"method", "count", "deadline_ms", *own})
         ]
-        if self.method == "spacing" and self.attribute is None:
-            faults.append("spacing needs attribute, the feature of the item whose values are spaced")
+        if self.method in ("controllable", "spacing") and self.attribute is None:
+            what = "are spaced" if self.method == "spacing" else "should differ"
+            faults.append(f"{self.method} needs attribute, the feature of the item whose values {what}")
         elif self.method == "model" and self.bundle is None:
             faults.append("model needs bundle, the bundle of a re-ranker")
         elif self.method in ("mmr", "dpp") and (self.vectors is None) == (self.attribute is None):

@@ -46,10 +46,13 @@ class App:
 
     The model runs inside the event loop: one process uses one core. A second thread waits for the disk when events are
     written.
+
+    Args:
+        counts: folder of the counters of all workers. None for a server of one process.
     """
 
-    def __init__(self, service: Service, metrics: ServerMetrics | None = None) -> None:
-        self.service, self.metrics = service, metrics or ServerMetrics()
+    def __init__(self, service: Service, counts: Path | None = None) -> None:
+        self.service, self.metrics = service, ServerMetrics(counts, service.list_stages())
         self.version = service.bundle.manifest.version
         self._event_lock, self._event_executor = asyncio.Lock(), ThreadPoolExecutor(1, thread_name_prefix="events")
         self._page = files("longrec.serve").joinpath("console", "index.html").read_bytes()
@@ -130,8 +133,10 @@ class App:
         answer = self.service.decode_and_answer(route, body)
         content = answer.json()
         whole = time.perf_counter() - began
-        self.metrics.count_ranking(len(answer.pipeline_result.candidates))
-        steps = {**answer.pipeline_result.stage_seconds, "service": whole}
+        result = answer.pipeline_result
+        self.metrics.count_ranking(len(result.candidates))
+        self.metrics.count_stages(result.stage_seconds, result.fallbacks)
+        steps = {**result.stage_seconds, "service": whole}
         timing = ", ".join(f"{_NO_TOKEN.sub('_', name)};dur={1e3 * seconds:.3f}" for name, seconds in steps.items())
         return Response(content, media_type="application/json", headers={"server-timing": timing})
 
@@ -236,4 +241,4 @@ def create_worker_app() -> Starlette:
         yield
         service.close()  # writes the last rows of its log; the signal that ends a worker runs no other handler
 
-    return App(service, ServerMetrics(Path(os.environ[COUNTS]))).starlette(close_at_end)
+    return App(service, Path(os.environ[COUNTS])).starlette(close_at_end)

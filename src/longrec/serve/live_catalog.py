@@ -29,10 +29,12 @@ from longrec.exporting.inputs import ITEMS_PROGRAM
 from longrec.exporting.item_columns import read_item_columns
 from longrec.exporting.item_index import compute_vectors, open_index
 from longrec.exporting.runtime import Program
+from longrec.exporting.tuned_lists import tune_lists
 from longrec.features.entity_table import EntityTable
 from longrec.serve.item_conditions import ItemConditions
 
 if TYPE_CHECKING:
+    from longrec.index.build import IndexFacts
     from longrec.index.item_index import ItemIndex
 
 Listener = Callable[[EntityTable], None]
@@ -52,6 +54,7 @@ class LiveCatalog:
         changes: all changes since the bundle.
         table: the items with all changes. Its raw columns are read if there are changes.
         index: index of their vectors. None for a bundle without vectors.
+        index_facts: its description. That of inverted lists is measured again after many changes.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class LiveCatalog:
         self.changes = CatalogChanges()
         self.table = CatalogTable(bundle.items, None, None, np.zeros(0, np.int64))
         self.index: ItemIndex | None = None
+        self.index_facts: IndexFacts | None = None
         self._reset()
         self.refresh()
 
@@ -70,6 +74,7 @@ class LiveCatalog:
         """Go back to the items of the bundle."""
         if INDEX in self.bundle.manifest.files:
             self.index = open_index(self.bundle, exact=self._pristine)
+            self.index_facts = self.bundle.manifest.index
         self._use(self.changes, self.table)
 
     def _use(self, changes: CatalogChanges, table: CatalogTable) -> None:
@@ -178,7 +183,9 @@ class LiveCatalog:
             rows = find_changed_rows(before, changes, table.items)
             if len(rows):
                 vectors = compute_vectors(self._programs[ITEMS_PROGRAM], self.bundle.fitted, table.items, rows)
-                self.index.replace(rows - 1, vectors)
+                if self.index.replace(rows - 1, vectors):
+                    tuned = tune_lists(self.index, self.bundle, self.folder, changes.revision)
+                    self.index_facts = tuned or self.index_facts
         self._use(changes, table)
         self._listener(table.items)
 

@@ -22,6 +22,7 @@ from longrec.pipeline.stage import Query, Stage, Stages
 from longrec.pipeline.trace import SOURCE
 from longrec.serve.diversity_stages import (
     AttributeSimilarity,
+    ControllableStage,
     DiversityStage,
     Similarity,
     SpacingStage,
@@ -165,8 +166,9 @@ class OpenedPipeline:
     def _build_rerank(self, config: RerankConfig, at: int, name: str) -> Stage:
         if config.method == "model":
             return RerankStage(self.models[f"rerank.{at}.bundle"], True, name, count=config.count)
-        if config.method == "spacing":
-            return SpacingStage(config, self._get_attribute(str(config.attribute)), name)
+        if config.method in ("controllable", "spacing"):
+            stage = SpacingStage if config.method == "spacing" else ControllableStage
+            return stage(config, self._get_attribute(str(config.attribute)), name)
         similarity: Similarity
         if config.vectors is not None:
             similarity = VectorSimilarity(ItemVectors(self.models[f"recall.{config.vectors}.bundle"]))

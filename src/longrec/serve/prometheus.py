@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ _COUNTS = len(ROUTES) * len(STATUSES)
 _LATENCY = len(SECONDS) + 2  # one bucket above all edges, and the sum
 _RANKED = _COUNTS + len(ROUTES) * _LATENCY
 _RECORDED = _RANKED + len(CANDIDATES) + 2
-_SIZE = _RECORDED + len(EVENTS)
+_STAGES = _RECORDED + len(EVENTS)
+_STAGE = _LATENCY + 1  # its latency, and its fallbacks
 
 
 class ServerMetrics:
@@ -33,15 +35,17 @@ class ServerMetrics:
 
     Args:
         folder: folder of the files of all workers. None for a server of one process.
+        stages: names of the stages of all routes, the same in all workers.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None = None, stages: Sequence[str] = ()) -> None:
+        self._folder, self._size = folder, _STAGES + len(stages) * _STAGE
+        self._stages = {name: _STAGES + at * _STAGE for at, name in enumerate(stages)}
         self._cells: NDArray[np.float64]
         if folder is None:
-            self._cells = np.zeros(_SIZE)
+            self._cells = np.zeros(self._size)
         else:
-            self._cells = np.memmap(folder / f"{os.getpid()}.counts", np.float64, "w+", shape=(_SIZE,))
+            self._cells = np.memmap(folder / f"{os.getpid()}.counts", np.float64, "w+", shape=(self._size,))
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """Count one request."""
@@ -60,6 +64,21 @@ class ServerMetrics:
     def count_event(self, has_feedback: bool, is_repeat: bool) -> None:
         """Count one event, with or without feedback, new or recorded again."""
         self._cells[_RECORDED + 2 * is_repeat + has_feedback] += 1
+
+    def count_stages(self, seconds: Mapping[str, float], fallbacks: Sequence[str]) -> None:
+        """Count the stages of one request.
+
+        Args:
+            seconds: duration of each stage.
+            fallbacks: stages that were left out because they were late. Their durations are not counted.
+        """
+        for name in fallbacks:
+            self._cells[self._stages[name] + _LATENCY] += 1
+        for name, duration in seconds.items():
+            if name not in fallbacks:
+                start = self._stages[name]
+                self._cells[start + bisect_left(SECONDS, duration)] += 1
+                self._cells[start + _LATENCY - 1] += duration
 
     def render(self, model: str, version: str) -> str:
         """Return the metrics page with the counts of all workers."""
@@ -90,16 +109,35 @@ class ServerMetrics:
             "# HELP longrec_events_total Recorded events, new or recorded again, with or without feedback.",
             "# TYPE longrec_events_total counter",
         ]
-        for (occurrence, feedback), count in zip(EVENTS, cells[_RECORDED:].tolist()):
+        for (occurrence, feedback), count in zip(EVENTS, cells[_RECORDED:_STAGES].tolist()):
             if count:
                 lines.append(f'longrec_events_total{{occurrence="{occurrence}",feedback="{feedback}"}} {count:.0f}')
-        return "\n".join(lines) + "\n"
+        return "\n".join([*lines, *self._format_stages(cells)]) + "\n"
+
+    def _format_stages(self, cells: NDArray[np.float64]) -> list[str]:
+        lines = [
+            "# HELP longrec_stage_seconds Seconds of a stage, of requests in which it was not left out.",
+            "# TYPE longrec_stage_seconds histogram",
+        ]
+        for name, start in self._stages.items():
+            lines += _format_histogram(
+                "longrec_stage_seconds", f'stage="{name}",', SECONDS, cells[start : start + _LATENCY]
+            )
+        lines += [
+            "# HELP longrec_fallbacks_total Requests in which a stage was left out because it was late.",
+            "# TYPE longrec_fallbacks_total counter",
+        ]
+        for name, start in self._stages.items():
+            lines.append(f'longrec_fallbacks_total{{stage="{name}"}} {cells[start + _LATENCY]:.0f}')
+        return lines
 
     def _sum_counters(self) -> NDArray[np.float64]:
         if self._folder is None:
             return self._cells
         files = [np.fromfile(path, np.float64) for path in self._folder.glob("*.counts")]
-        whole = [cells for cells in files if len(cells) == _SIZE]  # the file of a worker that is starting may be empty
+        whole = [
+            cells for cells in files if len(cells) == self._size
+        ]  # the file of a worker that is starting may be empty
         total: NDArray[np.float64] = np.sum(whole, axis=0)
         return total
 

@@ -180,6 +180,10 @@ class Service:
             return RECOMMEND
         return RECOMMEND if self.bundle.manifest.kind == RETRIEVER else RANK
 
+    def list_stages(self) -> list[str]:
+        """Return the names of the stages of all routes, each once."""
+        return list(dict.fromkeys(stage.name for stages in self.pipelines.values() for stage in stages.stages))
+
     def get_stages(self, route: str) -> Stages:
         """Return the stages of a route.
 
