@@ -51,6 +51,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "mind": {"name": "mind", "dropout": 0.5, "mlp": None, "temperature": 0.1},
     "comirec_sa": {"name": "comirec", "dropout": 0.5, "temperature": 0.1},
     "comirec_dr": {"name": "comirec", "extractor": "dr", "dropout": 0.5, "temperature": 0.1, "matrix_std": 0.1},
+    "mind_1": {"name": "mind", "dropout": 0.5, "mlp": None, "temperature": 0.1, "interests": 1},
+    "comirec_sa_1": {"name": "comirec", "dropout": 0.5, "temperature": 0.1, "interests": 1},
     "sdm": {"name": "sdm", "dropout": 0.5},
     "youtube_dnn": {"name": "youtube_dnn"},
     "dssm": {"name": "dssm"},
@@ -63,7 +65,9 @@ FIT: dict[str, Any] = {
 ARM_FIT: dict[str, dict[str, Any]] = {
     "gru4rec": {"lr": 5e-3},
     "mind": {"lr": 3e-3},
+    "mind_1": {"lr": 3e-3},
     "comirec_sa": {"lr": 2e-3},
+    "comirec_sa_1": {"lr": 2e-3},
     "comirec_dr": {"lr": 5e-3},
     "sdm": {"lr": 2e-3},
 }

@@ -7,7 +7,10 @@ test. Lists are kept beside the runs.
 
     HR@10, NDCG@10, HR@50, HR@200   share of targets in the list, means over seeds
     coverage@10, coverage@200       share of the catalog that is in the list of any target, mean over seeds
-    less the rule                   difference to ``covisit``, 95 % intervals over users, paired by target
+    less the rule, less youtube_dnn difference to ``covisit``, and to the model of one vector, with 95 % intervals over
+                                    users, paired by target
+
+HR@50 by the number of events of the history says whether several interests pay where histories are longer.
 
 A union takes items of two lists in turns until it has 200 different ones, so that it costs a ranker as much as one
 list. It is compared with the list of its better source.
@@ -32,8 +35,11 @@ COUNT = 200
 UNIONS = (("covisit", "softmax"), ("item_knn", "softmax"), ("covisit", "youtube_dnn"), ("covisit", "comirec_sa"))
 ORDER = (
     *("popularity", "item_knn", "covisit", "gru4rec", "youtube_dnn", "dssm"),
-    *("mind", "comirec_sa", "comirec_dr", "sdm", "softmax", "cross_entropy"),
+    *("mind", "mind_1", "comirec_sa", "comirec_sa_1", "comirec_dr", "sdm", "softmax", "cross_entropy"),
 )
+LENGTHS = (5, 10, 20, 50)
+"""Largest numbers of events of the groups of histories."""
+BY_LENGTH = ("covisit", "youtube_dnn", "mind", "mind_1", "comirec_sa", "comirec_sa_1", "softmax")
 
 
 class Task:
@@ -45,6 +51,7 @@ class Task:
         self.rows = rows["test"]
         self.item = self.log.events.columns["item"].take(self.rows).astype(np.int64)
         self.user = self.log.user(self.rows)
+        self.events = self.log.compute_history_lengths("seen", self.rows)
         task = next_item_logs.build_task(name, data, next_item.WORK)
         self.trained = task.trained or name
 
@@ -62,6 +69,11 @@ class Task:
             np.save(path, list_top(run.model(), self.log, self.rows, self.job.evaluate, COUNT))  # type: ignore[arg-type]
         lists: NDArray[np.int32] = np.load(path)
         return lists
+
+    def find_ranks(self, arm: str) -> NDArray[np.int64]:
+        """Return the rank of each target by the runs of an arm, int64 ``[seeds, N]``, 200 for one not listed."""
+        lists = [self.list_items(arm, seed) for seed in self.find_seeds(arm)]
+        return np.array([find_targets(one, self.item) for one in lists]).reshape(-1, len(self.rows))
 
 
 def find_targets(lists: NDArray[np.int32], item: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -99,8 +111,8 @@ NAMES = ("HR@10", "NDCG@10", "HR@50", "HR@200", "coverage@10", "coverage@200")
 
 def write_table(task: Task) -> str:
     """Return the table of a task in Markdown."""
-    catalog, rule = len(task.log.items) - 1, find_targets(task.list_items("covisit", 0), task.item)
-    head = ["arm", "seeds", *NAMES, "HR@10 less the rule", "HR@50 less the rule"]
+    catalog, rule, one_vector = len(task.log.items) - 1, task.find_ranks("covisit"), task.find_ranks("youtube_dnn")
+    head = ["arm", "seeds", *NAMES, "HR@10 less the rule", "HR@50 less the rule", "HR@50 less youtube_dnn"]
     lines = [
         f"## {task.name}, {len(task.rows):,} targets, {catalog:,} items",
         "",
@@ -114,8 +126,12 @@ def write_table(task: Task) -> str:
         lists = [task.list_items(arm, seed) for seed in seeds]
         figures = [rate(one, task.item, catalog) for one in lists]
         mean = [f"{np.mean([one[name] for one in figures]):.4f}" for name in NAMES]
-        ranks = np.stack([find_targets(one, task.item) for one in lists])
-        lines.append(_row([arm, str(len(seeds)), *mean, *_differences(ranks, rule, task.user, (10, 50))]))
+        ranks = task.find_ranks(arm)
+        differences = [
+            *_differences(ranks, rule, task.user, (10, 50)),
+            *_differences(ranks, one_vector, task.user, (50,)),
+        ]
+        lines.append(_row([arm, str(len(seeds)), *mean, *differences]))
     head = ["union of", "HR@50", "HR@200", "first alone", "second alone", "HR@200 less the better alone"]
     lines += ["", _row(head), _row(["---"] * len(head))]
     for first, second in UNIONS:
@@ -123,18 +139,34 @@ def write_table(task: Task) -> str:
             lists = [task.list_items(first, 0), task.list_items(second, 0)]
             union, *alone = (find_targets(one, task.item) for one in [merge_lists(*lists), *lists])
             hits = [float((rank < COUNT).mean()) for rank in alone]
-            better = alone[int(np.argmax(hits))]
+            better = alone[int(np.argmax(hits))][None]
             own = [f"{(union < 50).mean():.4f}", f"{(union < COUNT).mean():.4f}", *(f"{hit:.4f}" for hit in hits)]
             lines.append(_row([f"{first} and {second}", *own, *_differences(union[None], better, task.user, (COUNT,))]))
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_write_lengths(task)])
+
+
+def _write_lengths(task: Task) -> list[str]:
+    """Return a table of HR@50 by the number of events of the history, mean over seeds."""
+    group = np.searchsorted(LENGTHS, task.events)
+    counts = np.bincount(group, minlength=len(LENGTHS) + 1)
+    names = ["up to 5", "6 to 10", "11 to 20", "21 to 50", "more"]
+    head = ["HR@50 by events of the history", *(f"{name}: {count:,}" for name, count in zip(names, counts) if count)]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for arm in BY_LENGTH:
+        if task.find_seeds(arm):
+            hits = (task.find_ranks(arm) < 50).mean(0)
+            values = [f"{hits[group == at].mean():.4f}" for at in range(len(counts)) if counts[at]]
+            lines.append(_row([arm, *values]))
+    return lines
 
 
 def _differences(ranks: NDArray[Any], other: NDArray[Any], user: NDArray[Any], cuts: Sequence[int]) -> list[str]:
-    if len(ranks) == 1 and (ranks[0] == other).all():
+    """Return the mean differences of hits, with intervals. Empty for an arm and itself, or without another one."""
+    if not len(other) or (ranks.shape == other.shape and (ranks == other).all()):
         return [""] * len(cuts)
     texts = []
     for k in cuts:
-        gain = (ranks < k).mean(0) - (other < k)
+        gain = (ranks < k).mean(0) - (other < k).mean(0)
         low, high = next_item._interval(gain, user)
         texts.append(f"{gain.mean():+.4f} [{low:+.4f}, {high:+.4f}]")
     return texts

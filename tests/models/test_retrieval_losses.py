@@ -139,7 +139,7 @@ def test_an_accidental_hit_gets_no_gradient() -> None:
 
 @pytest.mark.parametrize("loss", ["bce", "gbce", "cross_entropy"])
 def test_in_batch_negatives_of_another_loss_are_refused(loss: str) -> None:
-    with pytest.raises(ConfigError, match="draw: mixed needs loss: softmax"):
+    with pytest.raises(ConfigError, match="draw: mixed needs loss: softmax or bpr_max"):
         RetrievalConfig(loss=loss, draw="mixed")
 
 
@@ -165,14 +165,39 @@ def test_gbce_by_hand_and_its_limit() -> None:
     assert calibrated == pytest.approx((share * sum(positive) + sum(negative)) / 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", ["softmax", "gbce"])
+@pytest.mark.parametrize("loss", ["softmax", "gbce", "bpr_max"])
 def test_a_negative_that_is_the_target_gets_no_gradient(loss: str) -> None:
-    state, item, targets = draw([3, 5], [3, 3]) if loss == "softmax" else draw_own([[3, 5], [5, 3]], [3, 3])
+    state, item, targets = draw_own([[3, 5], [5, 3]], [3, 3]) if loss == "gbce" else draw([3, 5], [3, 3])
     item.requires_grad_()
     retrieval_loss(state, item, targets, RetrievalConfig(loss=loss)).backward()
     assert item.grad is not None
     assert not item.grad[1].any()  # item 3 as a negative
     assert item.grad[[0, 2]].abs().sum(1).min() > 0
+
+
+def test_bpr_max_by_hand() -> None:
+    """Targets 3 4 4 of the users a, b, c. Candidates 3 4 and 0, of which 4 counts twice; 3 is left out for c too."""
+    state, item, targets = draw_from_batch([3, 4, 4], [0], [(0, 0), (1, 1), (2, 0), (2, 1)])
+    z, times, total = (state @ item.t() / 0.5).tolist(), [1, 2, 1], 0.0
+    for row, (own, others) in enumerate([(0, (1, 2)), (1, (0, 2)), (1, (2,))]):
+        weights = {j: times[j] * math.exp(z[row][j]) for j in others}
+        share = {j: weight / sum(weights.values()) for j, weight in weights.items()}
+        total -= math.log(sum(share[j] / (1 + math.exp(z[row][j] - z[row][own])) for j in others))
+        total += 0.3 * sum(share[j] * z[row][j] ** 2 for j in others)
+    settings = {"loss": "bpr_max", "bpr_max_penalty": 0.3, "temperature": 0.5}
+    assert loss_of(state, item, targets, **settings) == pytest.approx(total / 3, rel=1e-5)
+    corrected = replace(targets, log_q=torch.tensor([1.0, 2.0, 3.0]))
+    assert loss_of(state, item, corrected, **settings) == pytest.approx(total / 3, rel=1e-5)
+
+
+def test_bpr_max_without_another_negative_is_zero() -> None:
+    state, item, targets = draw([3, 3], [3])
+    state.requires_grad_()
+    loss = retrieval_loss(state, item, targets, RetrievalConfig(loss="bpr_max"))
+    loss.backward()
+    assert state.grad is not None
+    assert not state.grad.any()
+    assert not loss
 
 
 def test_own_negatives_have_the_same_scores_on_either_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +213,7 @@ def test_the_temperature_divides_the_scores() -> None:
     assert cold == pytest.approx(loss_of(2 * state, item, targets), rel=1e-6)
 
 
-@pytest.mark.parametrize("loss", ["softmax", "cross_entropy", "bce", "gbce"])
+@pytest.mark.parametrize("loss", ["softmax", "cross_entropy", "bce", "gbce", "bpr_max"])
 def test_many_targets_have_the_loss_of_few(loss: str) -> None:
     """From some number of rows on, the loss runs on other operators."""
     target = [row % ITEMS for row in range(700)]
@@ -209,6 +234,7 @@ def test_many_targets_have_the_loss_of_few(loss: str) -> None:
 def test_what_the_losses_draw() -> None:
     assert RetrievalConfig().sampling() == Sampling("shared", 512, "uniform")
     assert RetrievalConfig(draw="mixed").sampling().in_batch
+    assert RetrievalConfig(loss="bpr_max", draw="mixed").sampling() == RetrievalConfig(draw="mixed").sampling()
     assert not RetrievalConfig(draw="in_batch", mask_own_targets=False).sampling().mask_own
     assert RetrievalConfig(loss="bce", draw="popularity").sampling() == Sampling("own", 1, "popularity", unseen=True)
     assert RetrievalConfig(loss="cross_entropy").sampling() == Sampling("all", 0)

@@ -20,8 +20,8 @@ Departures from the paper
       and here it runs through the history;
     - a history is all events of a user that the schema keeps, and not one session;
     - the loss is sampled softmax with drawn negatives, corrected for how often they are drawn, as the authors advise
-      for cross entropy (``logq``). The targets of a batch are no negatives of each other, and TOP1 and BPR-max are not
-      here;
+      for cross entropy (``logq``). ``loss: bpr_max`` is the loss of the second paper, without its ELU of the scores,
+      and ``draw: mixed`` adds the targets of the batch to the negatives, as there. TOP1 is not here;
     - no bias of an item, so that a score is an inner product of vectors;
     - initial weights, LongRec's optimizer instead of Adagrad with momentum;
     - an event is the sum of all its id columns, and an item that of all its id features; other columns, features of
@@ -63,7 +63,7 @@ class GRU4Rec(ItemHistoryRetriever):
     reads_sequences = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"layers": 2, "embedding_dim": 12, "loss": "gbce", "dropout": 0.2, "state_dropout": 0.1},
-        {"loss": "cross_entropy"},
+        {"loss": "bpr_max", "draw": "mixed"},
     )
 
     def __init__(self, config: GRU4RecConfig, fields: Fields) -> None:

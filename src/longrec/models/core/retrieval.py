@@ -7,15 +7,17 @@ negatives j:
     ``cross_entropy``  -z_i + log(sum_j exp(z_j)) over the whole catalog
     ``bce``            -log sigmoid(z_i) - log(1 - sigmoid(z_j)), one negative per target (SASRec)
     ``gbce``           -b log sigmoid(z_i) - sum_j log(1 - sigmoid(z_j)), with b < 1 (gSASRec)
+    ``bpr_max``        -log sum_j w_j sigmoid(z_i - z_j) + penalty sum_j w_j z_j^2, with w = softmax(z) (GRU4Rec)
 
-The targets of a batch share the negatives of ``softmax``. In ``bce`` and ``gbce`` each target has its own.
+The targets of a batch share the negatives of ``softmax`` and of ``bpr_max``. In ``bce`` and ``gbce`` each target has
+its own.
 
 log q_j is the logarithm of the expected number of draws of item j (Bengio and Senecal, 2008; Yi et al., RecSys 2019).
 Without it (``log_q: false``) an item that is drawn often is pushed down more often than others. The target is in its
 own sum with certainty, so nothing is subtracted from its score (Khrylchenko et al., RecSys 2025). Where ``log_q`` and
 ``temperature`` enter, they enter the loss alone: a served score is the plain <s, v_j>.
 
-Negatives of ``softmax`` are drawn uniformly, by popularity, from the batch (``in_batch``, Yi et al.), or from the batch
+Shared negatives are drawn uniformly, by popularity, from the batch (``in_batch``, Yi et al.), or from the batch
 and uniformly (``mixed``, Yang et al., WWW 2020): see ``features/sampling.py``. An item that is the target of several is
 one negative, counted as often as it occurs. In-batch negatives are targets, so none of them is an item that training
 has not seen: one candidate that stands for those is always added to them.
@@ -43,10 +45,11 @@ from longrec.config import Strict
 from longrec.features.batch import Targets
 from longrec.features.sampling import Draw, Sampling
 from longrec.models.core.rules import find_draw_faults
+from longrec.nn.bpr_max import bpr_max
 from longrec.nn.own_negatives import score_own
 from longrec.nn.sampled_softmax import sampled_softmax
 
-Loss = Literal["softmax", "cross_entropy", "bce", "gbce"]
+Loss = Literal["softmax", "cross_entropy", "bce", "gbce", "bpr_max"]
 
 
 class RetrievalConfig(Strict):
@@ -55,7 +58,7 @@ class RetrievalConfig(Strict):
     rules = (find_draw_faults,)
 
     loss: Loss = Field("softmax", description="loss of the next item; see models/core/retrieval.py")
-    negatives: int = Field(512, ge=1, description="negatives: of softmax per batch, of gbce per target")
+    negatives: int = Field(512, ge=1, description="negatives: of softmax and bpr_max per batch, of gbce per target")
     draw: Draw = Field(
         "uniform",
         description="distribution of the negatives: uniform, by popularity in training, the targets of the batch, or "
@@ -64,6 +67,7 @@ class RetrievalConfig(Strict):
     mask_own_targets: bool = Field(True, description="a user's targets in a batch are no negatives of each other")
     log_q: bool = Field(True, description="correct softmax for how often a negative is drawn")
     gbce_t: float = Field(0.75, ge=0, le=1, description="calibration of gbce: 0 is the sum of bce")
+    bpr_max_penalty: float = Field(1.0, ge=0, description="weight of the squared scores of negatives in bpr_max")
     temperature: float = Field(1.0, gt=0, description="divisor of the inner products")
 
     def sampling(self) -> Sampling:
@@ -99,6 +103,9 @@ def retrieval_loss(
         beta = _weigh_positive(targets, config) if config.loss == "gbce" else 1
         return _mean(beta * F.softplus(-positive_T) + negative_Tk.sum(1), targets)
     drawn_n = item_C[first:]
+    if config.loss == "bpr_max":
+        shared = (target_T, drawn_n, targets.draws, targets.hits)
+        return _mean(bpr_max(state_TD, negative_nD, positive_T, *shared, penalty=config.bpr_max_penalty), targets)
     bias_n = None if targets.draws is None else targets.draws.log()
     if config.log_q and targets.log_q is not None:
         bias_n = -targets.log_q if bias_n is None else bias_n - targets.log_q

@@ -64,6 +64,6 @@ def find_dropout_faults(config: Any) -> list[str]:
 
 def find_draw_faults(config: Any) -> list[str]:
     """Return the faults of the loss of a retriever."""
-    if config.draw in ("in_batch", "mixed") and config.loss != "softmax":
-        return [f"draw: {config.draw} needs loss: softmax, whose targets share their negatives"]
+    if config.draw in ("in_batch", "mixed") and config.loss not in ("softmax", "bpr_max"):
+        return [f"draw: {config.draw} needs loss: softmax or bpr_max, whose targets share their negatives"]
     return []
