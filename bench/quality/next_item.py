@@ -50,7 +50,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "gru4rec": {"name": "gru4rec", "dropout": 0.5},
     "mind": {"name": "mind", "dropout": 0.5, "mlp": None, "temperature": 0.1},
     "comirec_sa": {"name": "comirec", "dropout": 0.5, "temperature": 0.1},
-    "comirec_dr": {"name": "comirec", "extractor": "dr", "dropout": 0.5, "temperature": 0.1, "matrix_std": 0.1},
+    "comirec_dr": {"name": "comirec", "extractor": "dr", "dropout": 0.5, "temperature": 0.1},
     "mind_1": {"name": "mind", "dropout": 0.5, "mlp": None, "temperature": 0.1, "interests": 1},
     "comirec_sa_1": {"name": "comirec", "dropout": 0.5, "temperature": 0.1, "interests": 1},
     "sdm": {"name": "sdm", "dropout": 0.5},

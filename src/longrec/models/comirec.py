@@ -23,7 +23,8 @@ Departures from the paper
     - positions count from the oldest event that a history holds, as in the authors' code, which pads on the right.
       Events from ``positions`` on share the last one. In training they count from the first event of the sequence;
     - the authors train ``dr`` with a learning rate of 5e-3, five times that of ``sa``. Set ``fit.lr``;
-    - matrices W_ik have a standard deviation of ``matrix_std``, 1 in the authors' code;
+    - matrices W_ik begin as the identity plus noise, so that interests are in the space of the items from the first
+      step. The authors' code begins with noise alone: ``identity: false``, ``matrix_std: 1``;
     - no layer has a bias: in A it would cancel;
     - an event is the sum of all its id columns, and an item that of all its id features; other columns, features of
       users and further histories are not read. A user without events has zero vectors, and all items tie.
@@ -61,7 +62,8 @@ class ComiRecConfig(ItemHistoryConfig):
     positions: Width = Field(50, description="Distinct positions, counted from the oldest event.")
     hidden: Width = Field(4, description="Hidden units of `sa`, as a multiple of the width.")
     iterations: Width = Field(3, description="Iterations of `dr`.")
-    matrix_std: float = Field(1.0, gt=0, description="Standard deviation of the initial matrices of `dr`.")
+    matrix_std: float = Field(0.1, gt=0, description="Standard deviation of the initial matrices of `dr`.")
+    identity: bool = Field(True, description="The initial matrices of `dr` are the identity plus noise.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the embeddings of events.")
 
 
@@ -72,7 +74,7 @@ class ComiRec(ItemHistoryRetriever):
     order_matters = True
     reads_sequences = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"extractor": "dr", "positions": 4, "embedding_dim": 12, "matrix_std": 0.3},
+        {"extractor": "dr", "positions": 4, "embedding_dim": 12, "identity": False, "matrix_std": 0.3},
         {"extractor": "dr", "interests": 1, "embedding_dim": 8, "loss": "gbce"},
         {"interests": 1, "positions": 3, "hidden": 1, "loss": "bce", "dropout": 0.1},
     )
@@ -116,7 +118,9 @@ class _DynamicRouting(nn.Module):
     def __init__(self, width: int, config: ComiRecConfig) -> None:
         super().__init__()
         self.interests, self.iterations = config.interests, config.iterations
-        self.matrices = PositionMatrices(config.positions, width, config.interests * width, config.matrix_std)
+        self.matrices = PositionMatrices(
+            config.positions, width, config.interests * width, config.matrix_std, config.identity
+        )
 
     def forward(self, e_ND: Float[Tensor, "N D"], segments: Segments, prefixes: bool) -> Tensor:
         """Return the interests of each row, or of each prefix."""

@@ -18,6 +18,8 @@ Departures from the paper
       interests. The paper draws it anew for each history, and so do the ports: their serving is not deterministic.
       Positions count from the oldest event that a history holds, and events from ``positions`` on share the last one;
     - gradients run through the last iteration alone, as in the ports; the paper leaves it open;
+    - S begins as the identity, so that capsules are in the space of the items from the first step; the paper does not
+      say how it begins. A random S learns the space of the items slowly;
     - log2 n is rounded down. A request of fewer interests repeats its first one, which changes no maximum;
     - pow(x, p) is sign(x) |x|^p, which is the power for odd p, keeps the order of scores and is never NaN. Without
       ``power`` it is the limit p to infinity, which the paper found best: the nearest interest, as in ComiRec;
@@ -38,7 +40,7 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
@@ -84,6 +86,7 @@ class MIND(ItemHistoryRetriever):
         super().__init__(config, fields)
         self.interests, self.dropout = config.interests, Dropout(config.dropout)
         self.bilinear = Linear(self.width, self.width, bias=False)
+        nn.init.eye_(self.bilinear.weight)
         self.routing_logit: Tensor
         self.register_buffer("routing_logit", torch.randn(config.positions, config.interests) * config.logit_std)
         profile = sum(field.side != "item" for field in self.read_fields.features) * self.width

@@ -25,11 +25,15 @@ class PositionMatrices(nn.Module):
     Args:
         positions: P.
         std: standard deviation of the initial matrices.
+        identity: add the identity to each block of as many outputs as inputs.
     """
 
-    def __init__(self, positions: int, inputs: int, outputs: int, std: float) -> None:
+    def __init__(self, positions: int, inputs: int, outputs: int, std: float, identity: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(positions, inputs, outputs) * std)
+        weight = torch.randn(positions, inputs, outputs) * std
+        if identity:
+            weight += torch.eye(inputs).repeat(1, outputs // inputs)
+        self.weight = nn.Parameter(weight)
 
     def forward(self, x_NI: Float[Tensor, "N I"], segments: Segments) -> Float[Tensor, "N O"]:
         """Return the product of each event with the matrix of its position.
