@@ -95,7 +95,7 @@ def encode_context(
 def encode_candidates(
     fitted: FittedSchema,
     features: Sequence[str],
-    candidate_context: Mapping[str, Sequence[Any] | None],
+    candidate_context: Mapping[str, Sequence[Any] | pa.Array | None],
     context: Mapping[str, Any],
     user: Any,
     items: Sequence[Any],
@@ -104,7 +104,8 @@ def encode_candidates(
 
     Args:
         features: the ``list_row_features`` of the candidate.
-        candidate_context: C values for each of ``list_candidate_columns``, or None if all are missing.
+        candidate_context: C values for each of ``list_candidate_columns``, as Python or Arrow values, or None if all
+            are missing.
         context: of the same request. Columns that a cross or a lookup reads of it apply to every candidate.
         user: the key of the user.
         items: the keys of the candidates, C of them.
@@ -125,7 +126,9 @@ def encode_candidates(
     def read_column(column: str) -> pa.Array:
         if column in candidate_context:
             values = candidate_context[column]
-            return pa.nulls(count) if values is None else build_raw_column(values, locate(column))
+            if values is None:
+                return pa.nulls(count)
+            return values if isinstance(values, pa.Array) else build_raw_column(values, locate(column))
         if column == schema.item:
             return build_raw_column(items, "candidates")
         return build_raw_column([user if column == schema.user else context[column]] * count, locate(column))
