@@ -26,7 +26,7 @@ class Candidates:
         sources: names of candidate sources.
         scores: float32 ``[C]`` by the name of the stage, in the order of the stages. NaN for an item without a score.
         columns: raw columns of the candidates from the request.
-        ranks: int32 ``[C]`` by the name of the source: rank in its list, from 1. 0 for an item that it did not retrieve.
+        ranks: int32 ``[C]`` by the name of the source: rank in its list, from 1. 0 for an item of others.
     """
 
     keys: NDArray[Any]

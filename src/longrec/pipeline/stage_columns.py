@@ -1,6 +1,6 @@
 """Columns that the stages of a pipeline fill for its candidates: scores, ranks and sources, by fixed names.
 
-    score_STAGE   score of a stage, such as score_recall_sasrec, score_merge, score_prerank; null for an item without one
+    score_STAGE   score of a stage, as in score_recall_sasrec, score_merge, score_prerank; null for an item without it
     rank_SOURCE   rank of the item in the list of a source, from 1; null for an item that it did not retrieve
     source        names of the sources that retrieved the item, joined with +
 
