@@ -214,7 +214,7 @@ def test_faults_are_reported(shop: Shop, ranked: Path, tmp_path: Path) -> None:
     into, own = tmp_path / "rows.parquet", lr.open_run(shop.folder / "runs" / "din")
     with pytest.raises(RunError, match=r"rows of candidates \(data.schema.candidate: candidate\)"):
         write_candidates(ranked, own, into, quiet=True)
-    with pytest.raises(ConfigError, match="known: rank, prerank"):
+    with pytest.raises(ConfigError, match="no section of a ranker named 'rerank'; known: rank, prerank"):
         write_candidates(ranked, shop.run, into, before="rerank", quiet=True)
     with pytest.raises(ConfigError, match="is a bundle and no pipeline"):
         write_candidates(shop.folder / "covisit.bundle", shop.run, into, quiet=True)

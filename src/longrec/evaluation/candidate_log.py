@@ -56,6 +56,7 @@ class CandidateReport:
         rows: number of rows of candidates, of which ``positives`` have label 1.
         events: number of rows of events.
         columns: columns of the stages.
+        context: columns of the context, those of the schema of the run.
         valid_from: timestamp of the first request of valid, as text. None without one.
         warnings: reasons why the rows may be wrong.
     """
@@ -68,6 +69,7 @@ class CandidateReport:
     positives: int
     events: int
     columns: tuple[str, ...]
+    context: tuple[str, ...]
     valid_from: str | None
     warnings: tuple[str, ...]
 
@@ -91,7 +93,9 @@ class CandidateReport:
         ]
         if self.valid_from is not None:
             lines.append(f"split: valid from {self.valid_from}")
-        return "\n".join([*lines, f"columns of stages: {', '.join(self.columns)}", str(self.path)])
+        context = ", ".join(self.context) or "none; a ranker with a context needs --requests of a run that has it too"
+        lines += [f"columns of stages: {', '.join(self.columns)}", f"columns of the context: {context}"]
+        return "\n".join([*lines, str(self.path)])
 
 
 def write_candidates(
@@ -112,8 +116,10 @@ def write_candidates(
     """Write the candidates of a pipeline for requests of a log, as rows to train its ranker on.
 
     Args:
-        pipeline: YAML file of the pipeline. The stages before ``before`` are run.
-        requests: run, or its folder, whose prepared log has the requests: one per positive row of the split.
+        pipeline: YAML file of the pipeline. The stages before ``before`` are run, so that the bundle of this ranker
+            need not exist yet.
+        requests: run, or its folder, whose prepared log has the requests: one per positive row of the split. Its schema
+            names the columns of the context.
         into: Parquet file to write. An existing one is replaced.
         split: split of the requests. Retrievers must have been trained on earlier rows.
         count: number of requests, drawn once. None for all.
@@ -146,7 +152,7 @@ def write_candidates(
     chosen = choose_requests(log, split, "next", count, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
-        contextlib.closing(Service(pipeline, keep_log=False)) as service,
+        contextlib.closing(Service(pipeline, keep_log=False, before=before)) as service,
         tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch,
     ):
         if service.pipeline is None:
@@ -209,9 +215,8 @@ class _Writer:
         hits, kept, rows, positives = counts
         step = schema.time is not None and schema.time.unit == "step"
         valid_from = None if cutoff is None else describe_timestamp(cutoff, step)
-        own = tuple(self.source.columns.names)
-        warnings = tuple(self.warnings)
-        return CandidateReport(path, answered, hits, kept, rows, positives, events, own, valid_from, warnings)
+        own, context, warnings = tuple(self.source.columns.names), tuple(raw_log.context), tuple(self.warnings)
+        return CandidateReport(path, answered, hits, kept, rows, positives, events, own, context, valid_from, warnings)
 
     def _key_columns(self) -> list[str]:
         schema = self.log.schema

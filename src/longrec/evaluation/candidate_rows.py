@@ -16,18 +16,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from longrec.errors import ConfigError
 from longrec.evaluation.existing import ExistingItems
 from longrec.evaluation.requests import Requests
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.stage import Query, Stages
-from longrec.pipeline.stage_columns import PRERANK, RANK, StageColumns, list_rerank_names, list_stage_columns
+from longrec.pipeline.stage_columns import RANK, StageColumns, list_stage_columns
 from longrec.serve.pipelines import RECOMMEND
 from longrec.serve.service import Service
-
-BEFORE = (RANK, PRERANK)
-"""Stages whose candidates can be written."""
-_MIX, _TOP = "mix", "top"
 
 
 @dataclass(frozen=True)
@@ -54,23 +49,18 @@ class CandidateSource:
     """The stages of a pipeline before a ranker.
 
     Args:
-        service: the opened pipeline.
+        service: the opened pipeline, which ends before the ranker.
         requests: the requests.
         existing: which items existed at a timestamp.
         before: ``rank`` or ``prerank``.
-
-    Raises:
-        ConfigError: no such stage.
     """
 
     def __init__(self, service: Service, requests: Requests, existing: ExistingItems, before: str = RANK) -> None:
         assert service.pipeline is not None
-        if before not in BEFORE:
-            raise ConfigError("before", [f"no stage named {before!r}; known: {', '.join(BEFORE)}"])
         self._config = config = service.pipeline.config
         self._requests, self._existing = requests, existing
-        later = {before, RANK, *list_rerank_names(config), _MIX, _TOP}
-        self.stages = Stages([stage for stage in service.get_stages(RECOMMEND).stages if stage.name not in later])
+        *stages, _ = service.get_stages(RECOMMEND).stages  # the last one cuts to k
+        self.stages = Stages(stages)
         self.columns = StageColumns(list_stage_columns(config, before))
 
     def answer(self, number: int, context: Mapping[str, Any]) -> Candidates:

@@ -5,7 +5,7 @@ The context is encoded as a table of one row, and the candidates as a table of o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -138,8 +138,25 @@ def encode_candidates(
         for column in schema.columns(name):
             if column not in raw:
                 raw[column] = read_column(column)
-        encoded[name] = fitted.encode_row(name, raw, locate)
+        encoded[name] = _encode_column(fitted, name, raw, locate)
     return encoded
+
+
+def _encode_column(
+    fitted: FittedSchema, name: str, raw: Mapping[str, pa.Array], locate: Callable[[str], str]
+) -> Column:
+    """Encode a feature of the candidates. Of a dictionary each distinct value is encoded once."""
+    schema = fitted.schema
+    column = schema.columns(name)[0]
+    if schema.features[name].kind == "id" and pa.types.is_dictionary(raw[column].type):
+        ids = fitted.encode(name, raw[column].dictionary, locate(column))
+        assert not isinstance(ids, Lists)
+        return ids[raw[column].indices.to_numpy()]
+    plain = {
+        own: raw[own].dictionary_decode() if pa.types.is_dictionary(raw[own].type) else raw[own]
+        for own in schema.columns(name)
+    }
+    return fitted.encode_row(name, plain, locate)
 
 
 def _locate_in_context(column: str) -> str:

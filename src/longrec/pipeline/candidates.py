@@ -84,12 +84,16 @@ class Candidates:
 
     def list_origins(self) -> list[str]:
         """Return the names of the sources of each candidate, joined with ``+``."""
-        if len(self.sources) == 1:
-            return list(self.sources) * len(self)
-        names = {}
-        for bits in np.unique(self.via).tolist():
-            names[bits] = "+".join(name for bit, name in enumerate(self.sources) if bits >> bit & 1)
-        return [names[bits] for bits in self.via.tolist()]
+        names, numbers = self.number_origins()
+        return [names[number] for number in numbers.tolist()]
+
+    def number_origins(self) -> tuple[list[str], NDArray[np.int64]]:
+        """Return the distinct texts of ``list_origins``, and the number of that of each candidate, int64 ``[C]``."""
+        distinct, numbers = np.unique(self.via, return_inverse=True)
+        names = [
+            "+".join(name for bit, name in enumerate(self.sources) if bits >> bit & 1) for bits in distinct.tolist()
+        ]
+        return names, numbers
 
 
 def to_key_array(keys: Sequence[Any]) -> NDArray[Any]:

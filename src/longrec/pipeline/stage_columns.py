@@ -13,6 +13,7 @@ Shapes: C candidates.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -107,6 +108,26 @@ class StageColumns:
             else:
                 columns[name] = pa.array(candidates.list_origins(), pa.string())
         return columns
+
+    def fill(self, candidates: Candidates) -> Candidates:
+        """Return candidates with these columns in place of those of the request, in a form that is encoded fast.
+
+        Numbers are float64, NaN for null, and the sources a dictionary. Encoders read them as the columns of ``read``.
+        """
+        columns: dict[str, pa.Array | None] = dict.fromkeys(self.names)
+        for name in self.names:
+            if name in self._scores:
+                scores = candidates.scores.get(self._scores[name])
+                if scores is not None:
+                    columns[name] = pa.array(scores.astype(np.float64))
+            elif name in self._ranks:
+                ranks = candidates.ranks.get(self._ranks[name])
+                if ranks is not None:
+                    columns[name] = pa.array(np.where(ranks == 0, np.nan, ranks))
+            else:
+                names, indices = candidates.number_origins()
+                columns[name] = pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(names, pa.string()))
+        return replace(candidates, columns=columns)
 
 
 def _read_scores(scores: NDArray[np.float32] | None, count: int) -> pa.Array:

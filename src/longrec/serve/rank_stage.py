@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +94,7 @@ class RankStage:
 
 def fill_columns(candidates: Candidates, filled: StageColumns | None) -> Candidates:
     """Return candidates with the columns that the stages before fill, in place of those of the request."""
-    return candidates if filled is None or not filled.names else replace(candidates, columns=filled.read(candidates))
+    return candidates if filled is None or not filled.names else filled.fill(candidates)
 
 
 def drop_unknown_items(candidates: Candidates, encoder: RequestEncoder, query: Query) -> Candidates:
