@@ -51,8 +51,7 @@ class Log:
         labels: label of each row, float32 ``[n]``. NaN for rows that are not samples.
         splits: split code of each row, int8 ``[n]``: 0 train, 1 valid, 2 test.
         timestamps: timestamp as of which the features of each row are read (the start of its request), int64 ``[n]``.
-        available: timestamp from which each event can be read, int64 ``[n]``, never before the event. ``NEVER`` for
-            candidates, which are no events. None if every row is an event that was available immediately.
+        available: timestamp from which each event is visible, int64 ``[n]``, ``NEVER`` for candidates. None: its own.
         order: declared order of events with equal timestamps, or None.
         tokens: token histories by name.
         knowledge: features read from knowledge stores, by name.

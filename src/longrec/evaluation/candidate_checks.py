@@ -34,11 +34,11 @@ def list_clashes(columns: Collection[str], written: Collection[str], where: str)
         raise ConfigError(where, [f"has columns with the names of written ones: {', '.join(clashes)}; {do}"])
 
 
-def warn_of_later_training(service: Service, run: Run, log: Log, moments: NDArray[np.int64]) -> list[str]:
+def warn_of_later_training(service: Service, run: Run, log: Log, timestamps: NDArray[np.int64]) -> list[str]:
     """Return a warning per bundle whose model may have learned from the requests, or that lacks events before them.
 
     Args:
-        moments: timestamps of the requests, int64 ``[L]``.
+        timestamps: timestamps of the requests, int64 ``[L]``.
     """
     assert service.pipeline is not None
     warnings = []
@@ -54,11 +54,11 @@ def warn_of_later_training(service: Service, run: Run, log: Log, moments: NDArra
                 f"{key}: when its training ended is unknown, so it may have learned from the requests; {do}"
             )
             continue
-        early = int((moments < seen.trained).sum())
+        early = int((timestamps < seen.trained).sum())
         if early:
             end = describe_timestamp(seen.trained, step)
             warnings.append(
-                f"{key}: its model was trained on labels available until {end}, and {early:,} of {len(moments):,} "
+                f"{key}: its model was trained on labels available until {end}, and {early:,} of {len(timestamps):,} "
                 f"requests are earlier; {do}"
             )
         if model.bundle.store is not None and manifest.counts.get("events", len(log)) < len(log):

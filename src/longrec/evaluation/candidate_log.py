@@ -170,9 +170,9 @@ class _Writer:
     def __init__(self, run: Run, requests: Requests, source: CandidateSource, scratch: Path, service: Service) -> None:
         self.run, self.requests, self.source, self.scratch = run, requests, source, scratch
         self.log: Log = requests.log
-        self.moments = np.asarray(self.log.timestamps.take(requests.rows))
+        self.timestamps = np.asarray(self.log.timestamps.take(requests.rows))
         self.context = sorted({column for model in service.models for column in model.encoder.context})
-        self.warnings = warn_of_later_training(service, run, self.log, self.moments)
+        self.warnings = warn_of_later_training(service, run, self.log, self.timestamps)
         self.name = service.model
 
     def write(
@@ -228,12 +228,12 @@ class _Writer:
         users = log.users.keys.values.take(pa.array(log.user(rows) - 1))
         items = log.items.keys.values.take(pa.array(log.events.columns["item"].take(rows).astype(np.int64) - 1))
         number, event = np.arange(len(rows)), np.asarray(log.events.times.take(rows))
-        return pa.table({"number": number, "user": users, "item": items, "event": event, "moment": self.moments})
+        return pa.table({"number": number, "user": users, "item": items, "event": event, "moment": self.timestamps})
 
     def _choose_cutoff(self, valid: float) -> int | None:
         """Return the timestamp of the first request of valid, None if all are in train."""
-        first = round(len(self.moments) * (1 - valid))
-        return select_rank(self.moments, first) if first < len(self.moments) else None
+        first = round(len(self.timestamps) * (1 - valid))
+        return select_rank(self.timestamps, first) if first < len(self.timestamps) else None
 
     def _write_candidates(
         self,
@@ -263,11 +263,11 @@ class _Writer:
         with Progress(len(self.requests), f"candidates of {self.name}", "requests", stream=stream) as progress:
             for number in range(len(self.requests)):
                 own = self.source.collect(number, self._read_context(raw, number), negatives, seed)
-                found = bool(own.hit.any())
-                hits += found
-                if len(own) and (found or without_hit):
+                has_hit = bool(own.hit.any())
+                hits += has_hit
+                if len(own) and (has_hit or without_hit):
                     waiting[number] = own
-                    kept, rows, positives = kept + 1, rows + len(own), positives + found
+                    kept, rows, positives = kept + 1, rows + len(own), positives + has_hit
                 if len(waiting) == _CHUNK:
                     flush()
                 progress.advance(1)
@@ -280,8 +280,8 @@ class _Writer:
         return hits, kept, rows, positives
 
     def _read_context(self, raw: pa.Table, number: int) -> Mapping[str, Any]:
-        known = set(raw.column_names)
-        return {column: raw[column][number].as_py() if column in known else None for column in self.context}
+        own = set(raw.column_names)
+        return {column: raw[column][number].as_py() if column in own else None for column in self.context}
 
     def _build(self, own: Mapping[int, RequestCandidates], raw: pa.Table, cutoff: int | None) -> pa.Table:
         numbers = np.array(list(own))
@@ -291,7 +291,7 @@ class _Writer:
         keys = {user: users, item: pa.array([], self.log.items.keys.values.type)}
         table = build_table(list(own.values()), raw.take(pa.array(numbers)), rows, keys)
         late: NDArray[np.bool_] = np.repeat(
-            np.zeros(len(numbers), bool) if cutoff is None else self.moments[numbers] >= cutoff,
+            np.zeros(len(numbers), bool) if cutoff is None else self.timestamps[numbers] >= cutoff,
             [len(one) for one in own.values()],
         )
         return table.append_column("split", pa.array(np.where(late, "valid", "train").tolist(), pa.string()))

@@ -67,13 +67,13 @@ class RawLog:
             f"SELECT r.number AS _number{context} FROM {_REQUESTS} r JOIN ({inner}) l ON l._user = r.user AND "
             "l._item = r.item AND l._ms = r.event QUALIFY row_number() OVER (PARTITION BY r.number ORDER BY l._row) = 1"
         )
-        moments = (
+        times = (
             f"SELECT {self.time} AS _ms, min({time}) AS {time} FROM {relation.view} "
             f"WHERE {self.time} IN (SELECT moment FROM {_REQUESTS}) GROUP BY 1"
         )
         sql = (
             f"SELECT m.{time}{context} FROM {_REQUESTS} q JOIN ({rows}) c ON c._number = q.number "
-            f"JOIN ({moments}) m ON m._ms = q.moment ORDER BY q.number"
+            f"JOIN ({times}) m ON m._ms = q.moment ORDER BY q.number"
         )
         self.con.register(_REQUESTS, requests)
         try:
