@@ -23,6 +23,7 @@ GUIDES = {
     "catalog": "[Retrieval](../guide/retrieval.md)",
     "serve": "[Export and serve](../guide/serving.md)",
     "trace": "[Pipelines](../guide/pipeline.md)",
+    "candidates": "[Pipelines](../guide/pipeline.md#train-the-ranker-on-its-own-candidates)",
     "models": "[Choose a model](../guide/choosing-a-model.md)",
     "synthetic": "[Synthetic datasets](../guide/adding-a-model.md#synthetic-datasets)",
 }

@@ -26,6 +26,7 @@ FURTHER = (
     "longrec.metrics.Interval",
     "longrec.metrics.Comparison",
     "longrec.evaluation.results.PipelineEvaluation",
+    "longrec.evaluation.candidate_log.CandidateReport",
     "longrec.serve.interface.Client",
     "longrec.serve.interface.Ranking",
     "longrec.serve.interface.RankedItem",

@@ -8,6 +8,10 @@ It trains what is missing, exports the bundles, writes the pipelines, and runs `
 MovieLens-1M the retrievers are the runs of ``next_item.py`` on ``movielens_n4``, which have to be finished. The ranker
 is DIN. On MovieLens it learns to tell a rating from four items drawn at the same timestamp, two of them by popularity.
 On KuaiRand it learns clicks on impressions.
+
+Two further rankers are trained on the candidates of the pipeline itself (``longrec candidates``), for all requests of
+valid: ``own_ranked`` reads scores, ranks and sources of the recall stages beside the features of DIN, and ``own_plain``
+does not. The newest fifth of these requests chooses the weights.
 """
 
 from __future__ import annotations
@@ -47,6 +51,12 @@ SOURCES = {
     "kuairand": ("sasrec", "covisit", "item_knn", "popularity"),
 }
 COUNTS = {"softmax": 200, "sasrec": 200, "covisit": 200, "item_knn": 100, "popularity": 50}
+
+
+EDGES = [2, 3, 4, 6, 9, 13, 19, 28, 41, 61, 91, 136]
+"""Edges of the ranks in the list of a source."""
+OWN_NEGATIVES = 30
+"""Candidates without a hit of each request that the rankers of own candidates learn from."""
 
 
 def write_movielens(data: Path) -> Path:
@@ -152,6 +162,44 @@ def build_movielens(data: Path) -> tuple[dict[str, Run], Run]:
     return retrievers, _train(config)
 
 
+def train_own(task: str, requests: Run, ranker: Run) -> dict[str, Run]:
+    """Train rankers on the candidates of the merged pipeline, with and without the columns of its stages."""
+    log = WORK / f"{task}_own.parquet"
+    if not log.exists():
+        merged = WORK / f"{task}_merged.yaml"
+        report = longrec.write_candidates(merged, requests, log, negatives=OWN_NEGATIVES, with_events=True)
+        print(report.format(), flush=True)
+    config = yaml.safe_load(ranker.config.to_yaml())
+    base = {key: config["data"][key] for key in ("users", "items", "folder") if config["data"].get(key) is not None}
+    schema = config["data"]["schema"]
+    features, histories = dict(schema["features"]), dict(schema["histories"])
+    if task == "movielens":  # the events are ratings, without the drawn items of the other ranker
+        features.pop("watched")
+        histories = {name: {**one, "where": {}} for name, one in histories.items()}
+    schema = {**schema, "label": "relevant", "candidate": "candidate", "histories": histories}
+    runs = {}
+    for name, columns in (("own_plain", {}), ("own_ranked", build_stage_features(SOURCES[task]))):
+        data = {
+            **base,
+            "log": str(log),
+            "schema": {**schema, "features": {**features, **columns}},
+            "split": {"by": "column", "column": "split"},
+        }
+        fit = {"epochs": 3, "batch_size": 1024, "lr": 1e-3, "runs": str(WORK / "runs"), **_quiet()}
+        runs[name] = _train({"name": f"{task}-{name}", "data": data, "model": config["model"], "fit": fit})
+    return runs
+
+
+def build_stage_features(sources: tuple[str, ...]) -> dict[str, Any]:
+    """Return the features of a ranker that the recall stages fill."""
+    scores = {
+        f"score_{name}": {"kind": "bucketized", "side": "candidate", "quantiles": 20}
+        for name in (*(f"recall_{source}" for source in sources), "merge")
+    }
+    ranks = {f"rank_{source}": {"kind": "bucketized", "side": "candidate", "edges": EDGES} for source in sources}
+    return {"source": {"kind": "id", "side": "candidate"}, **scores, **ranks}
+
+
 def build_kuairand(data: Path) -> tuple[dict[str, Run], Run]:
     """Return the retrievers and the ranker of KuaiRand."""
     job = kuairand.job(data / "kuairand_pure_14d", WORK / "kuairand", {"name": "din"}, 0)
@@ -195,8 +243,14 @@ def export_bundle(run: Run, name: str) -> Path:
     return bundle
 
 
-def write_pipelines(task: str, retrievers: dict[str, Run], ranker: Run, attribute: str) -> list[Path]:
-    """Write one pipeline per question, and return the files."""
+def write_pipelines(
+    task: str, retrievers: dict[str, Run], ranker: Run, attribute: str, own: dict[str, Run] | None = None
+) -> list[Path]:
+    """Write one pipeline per question, and return the files.
+
+    Args:
+        own: rankers of own candidates by the name of their pipeline.
+    """
     recall = {
         name: {"bundle": str(export_bundle(run, f"{task}-{name}")), "count": COUNTS[name]}
         for name, run in retrievers.items()
@@ -216,6 +270,8 @@ def write_pipelines(task: str, retrievers: dict[str, Run], ranker: Run, attribut
         "dpp": {**base, "rerank": [dpp]},
         "whole": {**base, "rerank": [dpp, spacing]},
     }
+    for name, run in (own or {}).items():
+        variants[name] = {**base, "rank": {"bundle": str(export_bundle(run, f"{task}-{name}")), "count": 100}}
     paths = []
     for name, content in variants.items():
         path = WORK / f"{task}_{name}.yaml"
@@ -225,7 +281,7 @@ def write_pipelines(task: str, retrievers: dict[str, Run], ranker: Run, attribut
 
 
 COLUMNS = ("hr@10", "ndcg@10", "recall@200", "coverage@10", "diversity@10", "novelty@10", "cpu_ms")
-PIPELINES = ("one_source", "merged", "fused", "ranked", "mmr", "dpp", "whole")
+PIPELINES = ("one_source", "merged", "fused", "ranked", "own_plain", "own_ranked", "mmr", "dpp", "whole")
 
 
 def write_table(task: str) -> str:
@@ -274,9 +330,11 @@ def main() -> None:
         return
     build, attribute = BUILD[arguments.task]
     retrievers, ranker = build(arguments.data)
-    paths = write_pipelines(arguments.task, retrievers, ranker, attribute)
     # The rows of a ranker have its context. Those of MovieLens have none, and the log of the ranker has drawn items.
     run = ranker if arguments.task == "kuairand" else next(iter(retrievers.values()))
+    write_pipelines(arguments.task, retrievers, ranker, attribute)
+    own = train_own(arguments.task, run, ranker)
+    paths = write_pipelines(arguments.task, retrievers, ranker, attribute, own)
     for path in [] if arguments.build else paths:
         command = [sys.executable, "-m", "longrec", "evaluate", str(path), "--requests", str(run.folder)]
         command += ["--rows", str(arguments.requests), "--into", str(path.with_suffix(""))]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from longrec.catalog_command import change_catalog
     from longrec.commands import check, compare, compress, encode, evaluate, export, predict, report, train
     from longrec.data.settings import Source, Split
+    from longrec.evaluation.candidate_log import write_candidates
     from longrec.evaluation.compare import compare_pipelines
     from longrec.evaluation.pipeline_evaluation import evaluate_pipeline
     from longrec.features.schema import Condition, Feature, History, Label, Schema, TimeColumn
@@ -38,6 +39,7 @@ _MODULES = {
     "longrec.catalog_command": ("change_catalog",),
     "longrec.commands": ("check", "compare", "compress", "encode", "evaluate", "export", "predict", "report", "train"),
     "longrec.data.settings": ("Source", "Split"),
+    "longrec.evaluation.candidate_log": ("write_candidates",),
     "longrec.evaluation.compare": ("compare_pipelines",),
     "longrec.evaluation.pipeline_evaluation": ("evaluate_pipeline",),
     "longrec.features.schema": ("Condition", "Feature", "History", "Label", "Schema", "TimeColumn"),
@@ -90,6 +92,7 @@ __all__ = [
     "report",
     "save_model",
     "train",
+    "write_candidates",
 ]
 
 

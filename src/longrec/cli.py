@@ -22,7 +22,7 @@ from longrec.errors import LongRecError, StoppedRun, UnknownName
 from longrec.evaluation.command import add_options as add_pipeline_options
 from longrec.former_names import refuse_former_names
 from longrec.new_row_options import add_common_rows, add_new_rows
-from longrec.pipeline_commands import add_trace_options
+from longrec.pipeline_commands import add_candidate_options, add_trace_options
 from longrec.resources import resource_error
 
 
@@ -232,6 +232,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_trace_options(
         add("trace", command_output.trace, "show how a pipeline chooses the items of one request, stage by stage")
     )
+    about = "write the candidates of a pipeline for requests of a log, as rows to train its ranker on"
+    add_candidate_options(add("candidates", command_output.candidates, about))
     add("models", command_output.models, "list all models: name, kind, paper, and use of histories")
     parser = add("help", command_output.explain, "explain a command, a key of a config, or a model", json=False)
     parser.set_defaults(list_parsers=lambda: dict(subparsers.choices))

@@ -155,6 +155,13 @@ def evaluate(args: argparse.Namespace) -> None:
     _write_result(args, evaluation.to_dict(), tables.results_table(evaluation.run, evaluation.to_dict()))
 
 
+def candidates(args: argparse.Namespace) -> None:
+    """Write the candidates of a pipeline as rows to train on."""
+    from longrec.pipeline_commands import candidates as write
+
+    write(args)
+
+
 def predict(args: argparse.Namespace) -> None:
     """Print the file of predictions."""
     from longrec import commands

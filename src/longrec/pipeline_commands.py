@@ -1,4 +1,4 @@
-"""Commands on a pipeline: its check, and the trace of a request."""
+"""Commands on a pipeline: its check, the trace of a request, and rows to train its ranker on."""
 
 from __future__ import annotations
 
@@ -75,6 +75,53 @@ def trace(args: argparse.Namespace) -> None:
     if args.json:
         steps = {} if item is None else {"item": item, "steps": result.find(item)}
         write_json({**result.to_dict(), **steps}, args.json)
+
+
+def add_candidate_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``longrec candidates``."""
+    parser.add_argument("pipeline", help="YAML file of a pipeline")
+    about = "run folder whose prepared log has the requests, one per positive row of the split"
+    parser.add_argument("--requests", required=True, metavar="RUN", help=about)
+    split = "split of the requests, later than the training of the sources (default: valid)"
+    parser.add_argument("--split", choices=["train", "valid", "test"], default="valid", help=split)
+    parser.add_argument("--into", required=True, metavar="FILE", help="Parquet file to write")
+    parser.add_argument("--rows", type=int, metavar="N", help="number of requests, drawn once (default: all)")
+    negatives = "number of candidates without a hit to keep per request, drawn at random (default: all)"
+    parser.add_argument("--negatives", type=int, metavar="N", help=negatives)
+    before = "the ranker to train, whose candidates are written (default: rank)"
+    parser.add_argument("--before", choices=["rank", "prerank"], default="rank", help=before)
+    valid = "share of the requests, the newest, in split valid of the file (default: 0.2)"
+    parser.add_argument("--valid", type=float, default=0.2, metavar="SHARE", help=valid)
+    events = "also write the events of the log, so that the file is a whole log with all histories"
+    parser.add_argument("--with-events", action="store_true", help=events)
+    parser.add_argument("--without-hit", action="store_true", help="also write requests whose item is not in the list")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws (default: 0)")
+    parser.add_argument("--quiet", action="store_true", help="print no progress")
+
+
+def candidates(args: argparse.Namespace) -> None:
+    """Write the candidates of a pipeline, and print how many there are."""
+    from longrec.evaluation.candidate_log import write_candidates
+    from longrec.reporting.tables import write_json
+
+    report = write_candidates(
+        args.pipeline,
+        args.requests,
+        args.into,
+        split=args.split,
+        count=args.rows,
+        negatives=args.negatives,
+        before=args.before,
+        valid=args.valid,
+        with_events=args.with_events,
+        without_hit=args.without_hit,
+        seed=args.seed,
+        quiet=args.quiet,
+    )
+    if args.json != "-":
+        print(report.format())
+    if args.json:
+        write_json(report.to_dict(), args.json)
 
 
 def _read_key(text: str, numeric: bool, option: str) -> int | str:

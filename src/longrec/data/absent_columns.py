@@ -68,6 +68,8 @@ def _list_optional_columns(schema: Schema) -> dict[str, str]:
                 columns.setdefault(column, f"history {history_name}")
     if schema.time is not None and schema.time.available_at is not None:
         columns.setdefault(schema.time.available_at, "time.available_at")
+    if schema.candidate is not None:
+        columns.setdefault(schema.candidate, "the candidates")
     return columns
 
 

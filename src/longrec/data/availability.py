@@ -1,7 +1,7 @@
 """Availability column of a log, and selection of the history events that were available at a timestamp.
 
-A late event is in no history before it became available. A log without late events has no availability column, and its
-histories are contiguous ranges of rows.
+A late event is in no history before it became available. A candidate (``candidate`` of the schema) is no event, and is
+never available. A log without both has no availability column, and its histories are contiguous ranges of rows.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from longrec.data.array_writer import ArrayWriter
 from longrec.data.sorted_log import AVAILABLE_AT, TIME
 from longrec.features.entity_table import open_array
 from longrec.features.fields import AVAILABLE
+from longrec.features.history_columns import NEVER
 from longrec.features.schema import Schema
 from longrec.store.visibility import select_last_visible
 
@@ -24,7 +25,7 @@ from longrec.store.visibility import select_last_visible
 class AvailabilityFile:
     """Writer of the availability column of a log.
 
-    It writes no file if the schema has no such column or if no event is late.
+    It writes no file if the schema has no such column, or if no event is late and no row is a candidate.
 
     Args:
         folder: folder of the prepared events.
@@ -36,9 +37,11 @@ class AvailabilityFile:
 
     def __init__(self, folder: Path, schema: Schema, where: str) -> None:
         self._column = None if schema.time is None else schema.time.available_at
+        self._candidate = None if schema.candidate is None else f"c.{schema.candidate}"
         self._path, self._where = folder / f"{AVAILABLE}.npy", where
         self.columns = [] if self._column is None else [AVAILABLE_AT]
-        self._writer = None if self._column is None else ArrayWriter(self._path, np.int64)
+        self.columns += [] if self._candidate is None else [self._candidate]
+        self._writer = ArrayWriter(self._path, np.int64) if self.columns else None
         self._rows = self._late = self._early = 0
 
     def append(self, chunk: pa.RecordBatch) -> None:
@@ -46,7 +49,12 @@ class AvailabilityFile:
         if self._writer is None:
             return
         times = chunk[TIME].to_numpy(zero_copy_only=False)
-        available = pc.coalesce(chunk[AVAILABLE_AT], chunk[TIME]).to_numpy(zero_copy_only=False)
+        available = times
+        if self._column is not None:
+            available = pc.coalesce(chunk[AVAILABLE_AT], chunk[TIME]).to_numpy(zero_copy_only=False)
+        if self._candidate is not None:
+            flags = pc.fill_null(chunk[self._candidate].cast(pa.float64()), 0).to_numpy(zero_copy_only=False)
+            available = np.where(flags > 0, NEVER, available)
         self._rows += len(times)
         self._late += int((available > times).sum())
         self._early += int((available < times).sum())
@@ -75,9 +83,34 @@ def list_event_types(folder: Path) -> dict[str, str]:
 
 
 def select_available_events(folder: Path, cutoffs: tuple[int, int] | None) -> NDArray[np.bool_] | bool:
-    """Return a mask of the events that were available before the first cutoff of a split by time, or True for all."""
+    """Return a mask of the events that were available before the first cutoff of a split by time, or True for all.
+
+    Candidates are among them: their values were available at their own time.
+    """
     path = folder / f"{AVAILABLE}.npy"
-    return open_array(path) < cutoffs[0] if cutoffs is not None and path.exists() else True
+    if cutoffs is None or not path.exists():
+        return True
+    available = open_array(path)
+    return (available < cutoffs[0]) | (available == NEVER)
+
+
+def select_events(where: NDArray[np.uint8] | None, available: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """Return the rows that pass the filter of a history and that are events and no candidates.
+
+    Args:
+        where: 1 for each row that passes, ``[n]``. None without a filter.
+        available: availability of each row, int64 ``[n]``. None if all are events.
+    """
+    if available is None:
+        assert where is not None
+        return np.flatnonzero(where)
+    events = available != NEVER
+    return np.flatnonzero(events if where is None else events & (where > 0))
+
+
+def clamp_to_available(timestamps: NDArray[np.int64], available: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the later of two timestamps of each row. Those of a candidate, which is no event, stay as they are."""
+    return np.where(available == NEVER, timestamps, np.maximum(timestamps, available))
 
 
 def select_last_available(

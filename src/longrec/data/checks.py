@@ -19,6 +19,8 @@ def check_values(log: Relation, schema: Schema) -> None:
     if schema.label is not None and schema.label.equals is None:
         column = schema.label.column
         log.numeric(column, f"set label: {{column: {column}, equals: VALUE}} with the value of a positive")
+    if schema.candidate is not None:
+        _check_flags(log, schema.candidate)
     for feature_name, feature in schema.features.items():
         if not schema.in_row(feature_name):
             continue
@@ -29,6 +31,20 @@ def check_values(log: Relation, schema: Schema) -> None:
         elif feature.kind == "id" or feature.kind == "cross":
             for column in schema.columns(feature_name):
                 log.check_id_type(column)
+
+
+def _check_flags(log: Relation, column: str) -> None:
+    """Raise an error if a column has other values than 0, 1, false, true and null."""
+    log.numeric(column, "write 1 for a candidate, and 0 or null for an event")
+    number = f"SELECT row_number() OVER () AS r, {name(column)}::DOUBLE AS v FROM {log.view}"
+    bad_row = log.row(f"SELECT r, v FROM ({number}) WHERE v NOT IN (0, 1) ORDER BY r LIMIT 1")
+    if bad_row:
+        raise DataError(
+            f"{log.where}: column {column!r}",
+            f"{bad_row[1]:g} in row {bad_row[0]}, as the candidate of the schema",
+            "1 for a candidate, 0 or null for an event",
+            "name the column that tells them apart, or leave candidate out",
+        )
 
 
 def warn_of_early_feedback(available_at: Mapping[str, str], early: Mapping[str, int], rows: int) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.data.availability import expand_ranges, select_last_available
+from longrec.data.availability import clamp_to_available, expand_ranges, select_events, select_last_available
 from longrec.data.early_copies import warn_of_early_copies
 from longrec.data.event_order import EventOrder
 from longrec.data.knowledge_join import KnowledgeFeature
@@ -51,8 +51,7 @@ class Log:
         labels: label of each row, float32 ``[n]``. NaN for rows that are not samples.
         splits: split code of each row, int8 ``[n]``: 0 train, 1 valid, 2 test.
         timestamps: timestamp as of which the features of each row are read (the start of its request), int64 ``[n]``.
-        available: timestamp from which each event can be read, int64 ``[n]``, never before the event. None if every
-            event was available immediately.
+        available: timestamp from which each event is visible, int64 ``[n]``, ``NEVER`` for candidates. None: its own.
         order: declared order of events with equal timestamps, or None.
         tokens: token histories by name.
         knowledge: features read from knowledge stores, by name.
@@ -282,7 +281,7 @@ class Log:
 
     def clamp_to_available(self, timestamps: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the later of each timestamp and the time at which the event of its row became available, ``[B]``."""
-        return timestamps if self.available is None else np.maximum(timestamps, self.available.take(rows))
+        return timestamps if self.available is None else clamp_to_available(timestamps, self.available.take(rows))
 
     def select_history(self, name: str, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the events of the history of each row: concatenated row indices ``[N]`` and offsets ``[B + 1]``.
@@ -372,10 +371,12 @@ class Log:
 
     def select_filtered(self, name: str) -> NDArray[np.int64] | None:
         """Return the row indices of the events that pass the filter of a history, or None without a filter."""
-        if not self.schema.histories[name].where:
+        where = self.events.columns[f"where.{name}"] if self.schema.histories[name].where else None
+        never = self.available if self.schema.candidate is not None else None
+        if where is None and never is None:
             return None
         if name not in self._filtered_rows:
-            self._filtered_rows[name] = np.flatnonzero(self.events.columns[f"where.{name}"])
+            self._filtered_rows[name] = select_events(where, never)
         return self._filtered_rows[name]
 
     @property

@@ -24,6 +24,8 @@ def event_columns(schema: Schema) -> dict[str, str]:
     needed = {} if schema.label is None else {schema.label.column: "the label"}
     if schema.request:
         needed.setdefault(schema.request, "the request")
+    if schema.candidate:
+        needed.setdefault(schema.candidate, "the candidates")
     for feature_name, feature in schema.features.items():
         if schema.in_row(feature_name) and feature.kind != "calendar":
             for column in schema.columns(feature_name):

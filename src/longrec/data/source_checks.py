@@ -116,6 +116,8 @@ def row_needs(schema: Schema) -> list[Need]:
             needs.append(("data.schema.time.order", schema.time.order))
     if schema.request:
         needs.append(("data.schema.request", schema.request))
+    if schema.candidate:
+        needs.append(("data.schema.candidate", schema.candidate))
     if schema.label is not None:
         needs.append(("data.schema.label", schema.label.column))
     for name, feature in schema.features.items():

@@ -86,7 +86,7 @@ def evaluate_pipeline(
     with contextlib.closing(Service(pipeline, keep_log=False)) as service:
         if service.pipeline is None:
             raise ConfigError(str(pipeline), ["is a bundle and no pipeline; evaluate the run of its model"])
-        _check_same_keys(service, log)
+        check_same_keys(service, log)
         opened, rows = service.pipeline, ItemRows(log)
         read = read_vectors(
             {name: opened.models[f"recall.{name}.bundle"] for name in opened.config.recall}, log, vectors
@@ -157,7 +157,7 @@ def _measure(
     return StageMetrics(values, np.searchsorted(evaluator.catalog_items, first.item), first.group, drawn)
 
 
-def _check_same_keys(service: Service, log: Log) -> None:
+def check_same_keys(service: Service, log: Log) -> None:
     """Raise a RunError if keys or timestamps of the log are of other types than those of the bundles."""
     schema, own = service.bundle.fitted.schema, log.schema
     units = ["steps" if one.time is not None and one.time.unit == "step" else "timestamps" for one in (schema, own)]

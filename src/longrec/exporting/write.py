@@ -35,7 +35,7 @@ from longrec.exporting.weights import write_programs
 from longrec.features.entity_table import EntityTable
 from longrec.features.fields import AVAILABLE
 from longrec.features.fitted_schema import FittedSchema
-from longrec.features.history_columns import list_event_columns
+from longrec.features.history_columns import NEVER, list_event_columns
 from longrec.features.vocabulary import Keys
 from longrec.index.build import IndexFacts, IndexSettings, Queries
 from longrec.models.core.base import Model
@@ -325,8 +325,9 @@ def _check_schema(fitted: FittedSchema, model: Model) -> None:
 
 
 def _select_history(fitted: FittedSchema, events: Segment, histories: bool = True) -> Segment:
-    """Return the events with only the columns that histories read, or with their items alone."""
+    """Return the events with only the columns that histories read, or with their items alone. Candidates are none."""
     schema = fitted.schema
+    events = _drop_candidates(events)
     values = list_event_columns(fitted) if histories else []
     filtered = [name for name, history in schema.histories.items() if history.where and histories]
     wanted = [
@@ -338,3 +339,16 @@ def _select_history(fitted: FittedSchema, events: Segment, histories: bool = Tru
     wanted += [AVAILABLE] if AVAILABLE in events.columns else []
     columns = {name: np.asarray(events.columns[name]) for name in wanted}
     return Segment(events.offsets, events.times, columns)
+
+
+def _drop_candidates(events: Segment) -> Segment:
+    """Return the rows that are events, with their columns."""
+    available = events.columns.get(AVAILABLE)
+    if available is None or not (np.asarray(available) == NEVER).any():
+        return events
+    kept = np.asarray(available) != NEVER
+    offsets = np.concatenate([[0], np.cumsum(kept)])[np.asarray(events.offsets)]
+    columns = {name: np.asarray(column)[kept] for name, column in events.columns.items()}
+    if (columns[AVAILABLE] == np.asarray(events.times)[kept]).all():
+        del columns[AVAILABLE]
+    return Segment(offsets, np.asarray(events.times)[kept], columns)

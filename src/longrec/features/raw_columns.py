@@ -5,7 +5,7 @@ The context is encoded as a table of one row, and the candidates as a table of o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -95,7 +95,7 @@ def encode_context(
 def encode_candidates(
     fitted: FittedSchema,
     features: Sequence[str],
-    candidate_context: Mapping[str, Sequence[Any] | None],
+    candidate_context: Mapping[str, Sequence[Any] | pa.Array | None],
     context: Mapping[str, Any],
     user: Any,
     items: Sequence[Any],
@@ -104,7 +104,8 @@ def encode_candidates(
 
     Args:
         features: the ``list_row_features`` of the candidate.
-        candidate_context: C values for each of ``list_candidate_columns``, or None if all are missing.
+        candidate_context: C values for each of ``list_candidate_columns``, as Python or Arrow values, or None if all
+            are missing.
         context: of the same request. Columns that a cross or a lookup reads of it apply to every candidate.
         user: the key of the user.
         items: the keys of the candidates, C of them.
@@ -125,7 +126,9 @@ def encode_candidates(
     def read_column(column: str) -> pa.Array:
         if column in candidate_context:
             values = candidate_context[column]
-            return pa.nulls(count) if values is None else build_raw_column(values, locate(column))
+            if values is None:
+                return pa.nulls(count)
+            return values if isinstance(values, pa.Array) else build_raw_column(values, locate(column))
         if column == schema.item:
             return build_raw_column(items, "candidates")
         return build_raw_column([user if column == schema.user else context[column]] * count, locate(column))
@@ -135,8 +138,25 @@ def encode_candidates(
         for column in schema.columns(name):
             if column not in raw:
                 raw[column] = read_column(column)
-        encoded[name] = fitted.encode_row(name, raw, locate)
+        encoded[name] = _encode_column(fitted, name, raw, locate)
     return encoded
+
+
+def _encode_column(
+    fitted: FittedSchema, name: str, raw: Mapping[str, pa.Array], locate: Callable[[str], str]
+) -> Column:
+    """Encode a feature of the candidates. Of a dictionary each distinct value is encoded once."""
+    schema = fitted.schema
+    column = schema.columns(name)[0]
+    if schema.features[name].kind == "id" and pa.types.is_dictionary(raw[column].type):
+        ids = fitted.encode(name, raw[column].dictionary, locate(column))
+        assert not isinstance(ids, Lists)
+        return ids[raw[column].indices.to_numpy()]
+    plain = {
+        own: raw[own].dictionary_decode() if pa.types.is_dictionary(raw[own].type) else raw[own]
+        for own in schema.columns(name)
+    }
+    return fitted.encode_row(name, plain, locate)
 
 
 def _locate_in_context(column: str) -> str:

@@ -59,6 +59,13 @@ class Schema(Strict):
     request: str | None = Setting(
         None, description="column that identifies the page view in which several candidates were shown"
     )
+    candidate: str | None = Setting(
+        None,
+        description=(
+            "column with 1 in rows of candidates, which are samples and no events, so that no history has them; 0 or "
+            "null in events"
+        ),
+    )
     label: Label | None = Setting(
         None, description="value to predict; a name is a column of 0 and 1; without it, every event is a positive"
     )
@@ -77,6 +84,7 @@ class Schema(Strict):
         faults += [*self._list_history_faults(), *self._list_leaks()]
         if self.item is not None and self.item == self.user:
             faults.append(f"item: is the column of the user, {self.user!r}")
+        faults += self._list_candidate_row_faults()
         if self.time is not None and self.time.order is not None:
             if self.request is not None:
                 faults.append(
@@ -87,6 +95,20 @@ class Schema(Strict):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _list_candidate_row_faults(self) -> list[str]:
+        """List what a log with rows of candidates must not have."""
+        if self.candidate is None:
+            return []
+        if self.time is None or self.prejoined:
+            what = "time: is required" if self.time is None else "histories: are pre-joined"
+            return [f"candidate: marks rows that no stored history has, and {what}; leave it out"]
+        used = [f"features.{name}" for name in self.features if self.candidate in self.columns(name)]
+        used += [f"histories.{name}.where" for name, one in self.histories.items() if self.candidate in one.where]
+        faults = [f"{path}: reads {self.candidate!r}, the column of candidate, which no request has" for path in used]
+        if self.time.order is not None:
+            faults.append("time.order: rows of candidates have no order; leave out candidate or order")
+        return faults
 
     def _list_name_faults(self) -> list[str]:
         faults = []

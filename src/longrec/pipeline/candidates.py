@@ -26,6 +26,7 @@ class Candidates:
         sources: names of candidate sources.
         scores: float32 ``[C]`` by the name of the stage, in the order of the stages. NaN for an item without a score.
         columns: raw columns of the candidates from the request.
+        ranks: int32 ``[C]`` by the name of the source: rank in its list, from 1. 0 for an item of others.
     """
 
     keys: NDArray[Any]
@@ -33,6 +34,7 @@ class Candidates:
     sources: tuple[str, ...]
     scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     columns: Mapping[str, RawColumn] = field(default_factory=dict)
+    ranks: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -61,6 +63,7 @@ class Candidates:
             self.sources,
             {name: scores[order] for name, scores in self.scores.items()},
             self._take_columns(order) if self.columns else {},
+            {name: ranks[order] for name, ranks in self.ranks.items()},
         )
 
     def _take_columns(self, order: NDArray[Any]) -> dict[str, RawColumn]:
@@ -75,14 +78,22 @@ class Candidates:
         others = {stage: values for stage, values in self.scores.items() if stage != name}
         return replace(self, scores={**others, name: np.asarray(scores, np.float32)})
 
+    def with_ranks(self, source: str) -> Candidates:
+        """Return the same candidates, which are the list of a source, best first, with their ranks in it."""
+        return replace(self, ranks={**self.ranks, source: np.arange(1, len(self) + 1, dtype=np.int32)})
+
     def list_origins(self) -> list[str]:
         """Return the names of the sources of each candidate, joined with ``+``."""
-        if len(self.sources) == 1:
-            return list(self.sources) * len(self)
-        names = {}
-        for bits in np.unique(self.via).tolist():
-            names[bits] = "+".join(name for bit, name in enumerate(self.sources) if bits >> bit & 1)
-        return [names[bits] for bits in self.via.tolist()]
+        names, numbers = self.number_origins()
+        return [names[number] for number in numbers.tolist()]
+
+    def number_origins(self) -> tuple[list[str], NDArray[np.int64]]:
+        """Return the distinct texts of ``list_origins``, and the number of that of each candidate, int64 ``[C]``."""
+        distinct, numbers = np.unique(self.via, return_inverse=True)
+        names = [
+            "+".join(name for bit, name in enumerate(self.sources) if bits >> bit & 1) for bits in distinct.tolist()
+        ]
+        return names, numbers
 
 
 def to_key_array(keys: Sequence[Any]) -> NDArray[Any]:
@@ -101,7 +112,7 @@ def to_key_array(keys: Sequence[Any]) -> NDArray[Any]:
 def merge(candidate_sets: Sequence[Candidates]) -> Candidates:
     """Merge candidates of several sources without duplicates.
 
-    An item keeps its first position, and the first score of every name.
+    An item keeps its first position, and the first score and rank of every name.
 
     Raises:
         ValueError: if there are more sources than bits, or candidates have different columns.
@@ -113,19 +124,22 @@ def merge(candidate_sets: Sequence[Candidates]) -> Candidates:
         raise ValueError(f"{len(sources)} sources, at most {_SOURCES}")
     names = dict.fromkeys(name for candidates in candidate_sets for name in candidates.scores)
     columns = candidate_sets[0].columns if candidate_sets else ()
+    listed = dict.fromkeys(name for candidates in candidate_sets for name in candidates.ranks)
     both = Candidates(
         np.concatenate([candidates.keys for candidates in candidate_sets]),
         np.concatenate([_remap_source_bits(candidates, sources) for candidates in candidate_sets]),
         sources,
         {name: np.concatenate([_read_scores(candidates, name) for candidates in candidate_sets]) for name in names},
         {name: _concatenate([(c.columns[name], len(c)) for c in candidate_sets]) for name in columns},
+        {name: np.concatenate([_read_ranks(candidates, name) for candidates in candidate_sets]) for name in listed},
     )
     _, first, owner = np.unique(both.keys, return_index=True, return_inverse=True)
     via = np.zeros(len(first), np.int64)
     np.bitwise_or.at(via, owner, both.via)
     order = np.argsort(first)
     scores = {name: _choose_first_scores(values, owner, len(first))[order] for name, values in both.scores.items()}
-    return replace(both.take(first[order]), via=via[order], scores=scores)
+    ranks = {name: _choose_first_ranks(values, owner, len(first))[order] for name, values in both.ranks.items()}
+    return replace(both.take(first[order]), via=via[order], scores=scores, ranks=ranks)
 
 
 def _read_scores(candidates: Candidates, name: str) -> NDArray[np.float32]:
@@ -137,6 +151,18 @@ def _choose_first_scores(scores: NDArray[np.float32], owner: NDArray[Any], count
     chosen = np.full(count, np.nan, np.float32)
     valid = np.flatnonzero(~np.isnan(scores))[::-1]
     chosen[owner[valid]] = scores[valid]  # of several scores of an item the last one written is the first one
+    return chosen
+
+
+def _read_ranks(candidates: Candidates, name: str) -> NDArray[np.int32]:
+    return candidates.ranks[name] if name in candidates.ranks else np.zeros(len(candidates), np.int32)
+
+
+def _choose_first_ranks(ranks: NDArray[np.int32], owner: NDArray[Any], count: int) -> NDArray[np.int32]:
+    """Return the first rank of each distinct item that is not 0."""
+    chosen = np.zeros(count, np.int32)
+    valid = np.flatnonzero(ranks)[::-1]
+    chosen[owner[valid]] = ranks[valid]
     return chosen
 
 

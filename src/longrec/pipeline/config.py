@@ -217,6 +217,25 @@ def _describe_unknown(name: str, valid_names: Any) -> str:
     )
 
 
+RANKERS = ("rank", "prerank")
+"""Sections of a ranker, whose candidates are those of the sections before it."""
+
+
+def cut_pipeline(config: PipelineConfig, before: str) -> PipelineConfig:
+    """Return a pipeline without the section of a ranker, and without those behind it.
+
+    Args:
+        before: ``rank`` or ``prerank``.
+
+    Raises:
+        ConfigError: no such section.
+    """
+    if before not in RANKERS:
+        raise ConfigError("before", [f"no section of a ranker named {before!r}; known: {', '.join(RANKERS)}"])
+    prerank = None if before == "prerank" else config.prerank
+    return config.model_copy(update={"prerank": prerank, "rank": None, "rerank": (), "mix": None, "log": None})
+
+
 def is_pipeline(content: Any) -> bool:
     """Return True if the content of a YAML file is a pipeline and no config of a training: its keys say so."""
     return isinstance(content, dict) and "recall" in content

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from longrec.pipeline.candidates import Candidates
+from longrec.pipeline.stage_columns import list_score_names, name_rank_column, name_score_column
 from longrec.serve.impressions import ImpressionWriter, Row, build_arrow_schema
 from longrec.serve.pipelines import OpenedPipeline
 from longrec.serve.responses import RecommendResponse
@@ -20,7 +21,7 @@ class ImpressionLog:
 
     def __init__(self, pipeline: OpenedPipeline, writer: ImpressionWriter | None) -> None:
         self._pipeline, self._writer = pipeline, writer
-        self._names = pipeline.list_score_names()
+        self._names = list_score_names(pipeline.config)
 
     @classmethod
     def open(cls, pipeline: OpenedPipeline, folder: Path) -> ImpressionLog:
@@ -41,7 +42,8 @@ class ImpressionLog:
             not bundle.users.keys.numeric,
             not bundle.items.keys.numeric,
             time is not None and time.unit == "step",
-            [name_score_column(name) for name in pipeline.list_score_names()],
+            [name_score_column(name) for name in list_score_names(pipeline.config)],
+            [name_rank_column(source) for source in pipeline.config.recall],
         )
         target = folder / settings.folder
         writer = ImpressionWriter(target, schema, settings.flush_seconds, settings.rotate_seconds)
@@ -72,6 +74,7 @@ class ImpressionLog:
             for name in self._names
             if name in candidates.scores
         }
+        ranks = {name_rank_column(name): own.tolist() for name, own in candidates.ranks.items()}
         return [
             {
                 **shared,
@@ -79,6 +82,7 @@ class ImpressionLog:
                 "position": number + 1,
                 "source": source,
                 **{name: values[number] for name, values in scores.items()},
+                **{name: values[number] or None for name, values in ranks.items()},
             }
             for number, (key, source) in enumerate(zip(candidates.keys.tolist(), candidates.list_origins()))
         ]
@@ -87,12 +91,3 @@ class ImpressionLog:
         """Write all rows."""
         if self._writer is not None:
             self._writer.close()
-
-
-def name_score_column(stage: str) -> str:
-    """Return the column of the scores of a stage.
-
-    >>> name_score_column("recall.sasrec")
-    'score_recall_sasrec'
-    """
-    return f"score_{stage.replace('.', '_')}"

@@ -38,13 +38,16 @@ _log = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 
-def build_arrow_schema(text_users: bool, text_items: bool, steps: bool, score_columns: Iterable[str]) -> pa.Schema:
+def build_arrow_schema(
+    text_users: bool, text_items: bool, steps: bool, score_columns: Iterable[str], rank_columns: Iterable[str] = ()
+) -> pa.Schema:
     """Return the columns of the log.
 
     Args:
         text_users, text_items: True for keys of text, False for integers.
         steps: True for a log whose timestamps are steps.
         score_columns: names of the columns of scores.
+        rank_columns: names of the columns of ranks in the lists of sources.
     """
     return pa.schema(
         [
@@ -60,6 +63,7 @@ def build_arrow_schema(text_users: bool, text_items: bool, steps: bool, score_co
             pa.field("new_user", pa.bool_()),
             pa.field("fallbacks", pa.string()),
             *(pa.field(name, pa.float32()) for name in score_columns),
+            *(pa.field(name, pa.int32()) for name in rank_columns),
         ]
     )
 

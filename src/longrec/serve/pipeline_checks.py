@@ -13,6 +13,7 @@ from longrec.features.raw_columns import list_candidate_columns
 from longrec.pipeline.config import PipelineConfig
 from longrec.pipeline.formula import Formula
 from longrec.pipeline.mix_config import Selection
+from longrec.pipeline.stage_columns import list_rerank_names, list_stage_columns
 from longrec.serve.bundle_headers import BundleHeader
 from longrec.serve.item_attributes import KINDS, encode_value, is_attribute
 from longrec.serve.item_conditions import ItemConditions
@@ -64,7 +65,7 @@ def check_pipeline(config: PipelineConfig, folder: Path, where: str) -> dict[str
                 faults += _list_formula_faults(section, own.score, headers[f"{section}.bundle"])
         for key, header in headers.items():
             if not key.startswith("recall."):
-                faults += _list_candidate_faults(key, header)
+                faults += _list_candidate_faults(key, config, header)
         faults += _list_filter_faults(config, headers)
         faults += _list_rerank_faults(config, headers)
         faults += _list_mix_faults(config, headers)
@@ -90,10 +91,18 @@ def _list_unit_faults(headers: Mapping[str, BundleHeader]) -> Iterator[str]:
             yield f"{key}: a bundle of a schema without user or item; expected one with both"
 
 
-def _list_candidate_faults(key: str, header: BundleHeader) -> list[str]:
-    columns = list_candidate_columns(header.fitted)
-    expected = "one without them, because retrieved items have none"
-    return [f"{key}: reads columns of the candidate ({', '.join(columns)}); expected {expected}"] if columns else []
+def _list_candidate_faults(key: str, config: PipelineConfig, header: BundleHeader) -> list[str]:
+    """Return the columns of the candidate that no stage before a ranker or re-ranker fills."""
+    section, at, *_ = key.split(".")
+    stage = list_rerank_names(config)[int(at)] if section == "rerank" else section
+    filled = list_stage_columns(config, stage)
+    unknown = [column for column in list_candidate_columns(header.fitted) if column not in filled]
+    if not unknown:
+        return []
+    near = {column: nearest(column, filled) for column in unknown}
+    hints = [f"{column} (did you mean {near[column]}?)" if near[column] else column for column in unknown]
+    what = f"{key}: reads columns of the candidate that no stage before it fills: {', '.join(hints)}"
+    return [f"{what}; expected {', '.join(filled)}"]
 
 
 def _list_formula_faults(section: str, formula: str, header: BundleHeader) -> list[str]:

@@ -19,6 +19,7 @@ from longrec.pipeline.formula import Formula
 from longrec.pipeline.merge_order import MergeStage
 from longrec.pipeline.rank import TopStage
 from longrec.pipeline.stage import Query, Stage, Stages
+from longrec.pipeline.stage_columns import StageColumns, list_rerank_names, list_stage_columns
 from longrec.pipeline.trace import SOURCE
 from longrec.serve.diversity_stages import (
     AttributeSimilarity,
@@ -109,22 +110,6 @@ class OpenedPipeline:
             routes[RANK] = Stages([RankStage(self.models["rank.bundle"], formula=_get_formula(self.config.rank))])
         return routes
 
-    def list_score_names(self) -> list[str]:
-        """Return the names of the stages that score items, in order."""
-        config = self.config
-        merged = ["merge"] if len(config.recall) > 1 else []
-        rankers = [name for name, own in (("prerank", config.prerank), ("rank", config.rank)) if own is not None]
-        rerankers = [name for name, one in zip(self._list_rerank_names(), config.rerank) if one.method == "model"]
-        return [*(f"{SOURCE}{name}" for name in config.recall), *merged, *rankers, *rerankers]
-
-    def _list_rerank_names(self) -> list[str]:
-        """Return the names of the stages of re-ranking: ``rerank.mmr``, ``rerank.mmr.2``."""
-        names = list[str]()
-        for one in self.config.rerank:
-            name, same = f"rerank.{one.method}", sum(other.startswith(f"rerank.{one.method}") for other in names)
-            names.append(f"{name}.{same + 1}" if same else name)
-        return names
-
     def _build_stages(self) -> Iterator[Stage]:
         config = self.config
         for name, source in config.recall.items():
@@ -139,7 +124,7 @@ class OpenedPipeline:
         for section, own in (("prerank", config.prerank), ("rank", config.rank)):
             if own is not None:
                 yield self._build_ranker(section, own)
-        for at, (one, name) in enumerate(zip(config.rerank, self._list_rerank_names())):
+        for at, (one, name) in enumerate(zip(config.rerank, list_rerank_names(config))):
             yield _with_deadline(self._build_rerank(one, at, name), one.deadline_ms, one.count)
         if config.mix is not None:
             yield self._build_mix()
@@ -153,19 +138,26 @@ class OpenedPipeline:
 
     def _build_ranker(self, section: str, config: PrerankConfig) -> Stage:
         deadline = None if config.deadline_ms is None else config.deadline_ms / 1_000
+        model = self.models[f"{section}.bundle"]
         stage = RankStage(
-            self.models[f"{section}.bundle"],
+            model,
             True,
             section,
             keep=config.count,
             formula=_get_formula(config),
             deadline=deadline,
+            filled=self._fill(model, section),
         )
         return _with_deadline(stage, config.deadline_ms, config.count)
 
+    def _fill(self, model: OpenModel, stage: str) -> StageColumns:
+        """Return the reader of the columns of the candidate that a stage reads of the stages before it."""
+        return StageColumns(list_stage_columns(self.config, stage), model.encoder.candidate_context)
+
     def _build_rerank(self, config: RerankConfig, at: int, name: str) -> Stage:
         if config.method == "model":
-            return RerankStage(self.models[f"rerank.{at}.bundle"], True, name, count=config.count)
+            model = self.models[f"rerank.{at}.bundle"]
+            return RerankStage(model, True, name, count=config.count, filled=self._fill(model, name))
         if config.method in ("controllable", "spacing"):
             stage = SpacingStage if config.method == "spacing" else ControllableStage
             return stage(config, self._get_attribute(str(config.attribute)), name)

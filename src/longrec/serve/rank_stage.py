@@ -14,6 +14,7 @@ from longrec.pipeline.deadline import Late, cut, is_late
 from longrec.pipeline.formula import Formula
 from longrec.pipeline.rank import rank
 from longrec.pipeline.stage import Query
+from longrec.pipeline.stage_columns import StageColumns
 from longrec.pipeline.trace import UNKNOWN
 from longrec.serve.open_model import OpenModel
 from longrec.serve.request_encoder import EncodedCandidates, EncodedQuery, RequestEncoder
@@ -32,6 +33,7 @@ class RankStage:
         keep: number of items that it keeps, or k if that is more. None for all.
         formula: formula of the score over the outputs of the ranker. Default the ranker's own score.
         deadline: seconds since the request began, after which it scores no further candidates and raises ``Late``.
+        filled: reader of the columns of the candidates that the stages before fill. None: they are in the request.
     """
 
     def __init__(
@@ -43,9 +45,10 @@ class RankStage:
         keep: int | None = None,
         formula: Formula | None = None,
         deadline: float | None = None,
+        filled: StageColumns | None = None,
     ) -> None:
         self.model, self.drop_unknown, self.name = model, drop_unknown, name
-        self.keep, self._formula, self._deadline = keep, formula, deadline
+        self.keep, self._formula, self._deadline, self._filled = keep, formula, deadline, filled
         self._program, self._encoder = model.programs[SCORE], model.encoder
         names = list_formula_names(self._program.outputs)
         read = () if formula is None else formula.names
@@ -64,7 +67,7 @@ class RankStage:
             candidates = drop_unknown_items(candidates, self._encoder, query)
         if not len(candidates):
             return candidates.with_scores(self.name, np.zeros(0, np.float32))
-        items = self._encoder.encode_candidates(candidates, query)
+        items = self._encoder.encode_candidates(fill_columns(candidates, self._filled), query)
         return cut(rank(candidates, self._score(encoded, items, query), self.name), self.keep, query)
 
     def _score(self, encoded: EncodedQuery, items: EncodedCandidates, query: Query) -> NDArray[np.float32]:
@@ -87,6 +90,11 @@ class RankStage:
             do = "add a small number to a divisor, or leave out a negative power"
             raise RequestError(f"{self.name}.score", f"{self._formula.text!r} is not finite", "finite scores", do, 500)
         return scores
+
+
+def fill_columns(candidates: Candidates, filled: StageColumns | None) -> Candidates:
+    """Return candidates with the columns that the stages before fill, in place of those of the request."""
+    return candidates if filled is None or not filled.names else filled.fill(candidates)
 
 
 def drop_unknown_items(candidates: Candidates, encoder: RequestEncoder, query: Query) -> Candidates:

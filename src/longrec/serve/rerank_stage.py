@@ -9,8 +9,9 @@ from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.deadline import cut
 from longrec.pipeline.rank import rank
 from longrec.pipeline.stage import Query
+from longrec.pipeline.stage_columns import StageColumns
 from longrec.serve.open_model import OpenModel
-from longrec.serve.rank_stage import drop_unknown_items
+from longrec.serve.rank_stage import drop_unknown_items, fill_columns
 
 
 class RerankStage:
@@ -25,12 +26,20 @@ class RerankStage:
         drop_unknown: drop items that the re-ranker does not know, of candidates that another model retrieved.
         name: name of the stage and of its scores.
         count: number of items that it keeps, or k if that is more. None for all.
+        filled: reader of the columns of the candidates that the stages before fill. None: they are in the request.
     """
 
     def __init__(
-        self, model: OpenModel, drop_unknown: bool = False, name: str = "rerank", *, count: int | None = None
+        self,
+        model: OpenModel,
+        drop_unknown: bool = False,
+        name: str = "rerank",
+        *,
+        count: int | None = None,
+        filled: StageColumns | None = None,
     ) -> None:
         self.model, self.drop_unknown, self.name, self.count = model, drop_unknown, name, count
+        self._filled = filled
         self._program, self._encoder = model.programs[SCORE], model.encoder
 
     def __call__(self, candidates: Candidates, query: Query) -> Candidates:
@@ -45,7 +54,7 @@ class RerankStage:
         encoded = query.encode(self._encoder)
         if self.drop_unknown:
             candidates = drop_unknown_items(candidates, self._encoder, query)
-        items = self._encoder.encode_candidates(candidates, query)
+        items = self._encoder.encode_candidates(fill_columns(candidates, self._filled), query)
         scores = np.zeros(0, np.float32)
         if len(candidates):
             inputs = {**encoded.inputs, **self._encoder.build_item_tensors(items, query.timestamp)}

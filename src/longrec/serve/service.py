@@ -21,7 +21,7 @@ from longrec.exporting.bundle import ENCODER, RETRIEVER, Bundle
 from longrec.exporting.golden import GoldenRequest
 from longrec.features.raw_columns import format_request_time
 from longrec.pipeline.candidates import Candidates
-from longrec.pipeline.config import SUFFIXES, PipelineConfig, read_pipeline
+from longrec.pipeline.config import SUFFIXES, PipelineConfig, cut_pipeline, read_pipeline
 from longrec.pipeline.stage import Stages
 from longrec.pipeline.trace import Trace
 from longrec.serve.events import EventRecorder, EventResponse, PendingEvent
@@ -70,6 +70,7 @@ class Service:
         settings: locations of live tokens, of recorded events and of a retriever. By default only the bundle is used.
         clock: function that returns milliseconds UTC.
         keep_log: write the items that a pipeline shows to its log.
+        before: ranker of a pipeline before which it ends, ``rank`` or ``prerank``. None: all of its stages.
 
     Attributes:
         path: the folder, or the file.
@@ -90,6 +91,7 @@ class Service:
         settings: Settings | None = None,
         clock: Callable[[], int] = read_clock,
         keep_log: bool = True,
+        before: str | None = None,
     ) -> None:
         self.settings, self._clock = settings or Settings(), clock
         self.path = target.path if isinstance(target, Bundle) else Path(target)
@@ -100,6 +102,7 @@ class Service:
         self._closing = contextlib.ExitStack()
         try:
             config, folder = self._read_config(target)
+            config = config if config is None or before is None else cut_pipeline(config, before)
             self.models = [self._open_alone(target)] if config is None else self._open_pipeline(config, folder, target)
             if self.pipeline is not None and keep_log:
                 self._log = ImpressionLog.open(self.pipeline, folder)

@@ -27,7 +27,7 @@ class SourceStage:
 
     def __call__(self, candidates: Candidates, query: Query) -> Candidates:
         """Add the items of the source. An item that is a candidate already keeps its position."""
-        own = self._run(self._retrieve, query)
+        own = self._run(self._retrieve, query).with_ranks(self.source)
         if query.trace is not None and query.trace.reasons:
             began = time.perf_counter()
             self._trace_dropped(own, candidates, query)
