@@ -39,7 +39,7 @@ ORDER = (
 )
 LENGTHS = (5, 10, 20, 50)
 """Largest numbers of events of the groups of histories."""
-BY_LENGTH = ("covisit", "youtube_dnn", "mind", "mind_1", "comirec_sa", "comirec_sa_1", "softmax")
+LENGTH_ARMS = ("covisit", "youtube_dnn", "mind", "mind_1", "comirec_sa", "comirec_sa_1", "softmax")
 
 
 class Task:
@@ -152,7 +152,7 @@ def _write_lengths(task: Task) -> list[str]:
     names = ["up to 5", "6 to 10", "11 to 20", "21 to 50", "more"]
     head = ["HR@50 by events of the history", *(f"{name}: {count:,}" for name, count in zip(names, counts) if count)]
     lines = [_row(head), _row(["---"] * len(head))]
-    for arm in BY_LENGTH:
+    for arm in LENGTH_ARMS:
         if task.find_seeds(arm):
             hits = (task.find_ranks(arm) < 50).mean(0)
             values = [f"{hits[group == at].mean():.4f}" for at in range(len(counts)) if counts[at]]
