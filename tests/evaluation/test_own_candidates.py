@@ -51,18 +51,21 @@ class Shop:
         path.write_text(yaml.safe_dump({"recall": recall, "filter": {"seen": False}, **content}, sort_keys=False))
         return path
 
-    def train(self, name: str, features: dict[str, Any], model: dict[str, Any], **schema: Any) -> Path:
-        """Train a ranker on the candidates, and return its bundle."""
+    def train(self, name: str, features: dict[str, Any], model: dict[str, Any]) -> Run:
+        """Train a ranker on the candidates."""
         config = yaml.safe_load((self.folder / "job.yaml").read_text())
         own = config["data"]["schema"]
-        own |= {"label": "relevant", "candidate": "candidate", **schema}
+        own |= {"label": "relevant", "candidate": "candidate"}
         own["features"] = {"item": {"kind": "id"}, **features}
         config["data"] |= {"log": str(self.folder / "own.parquet"), "split": {"by": "column", "column": "split"}}
         fit = {**config["fit"], "epochs": 8, "lr": 0.03}
         content = {"name": name, "data": config["data"], "model": model, "fit": fit}
-        run = train({**content, "evaluate": {"n_resamples": 20}}, quiet=True)
-        lr.export(run, self.folder / f"{name}.bundle")
-        return run.folder
+        return train({**content, "evaluate": {"n_resamples": 20}}, quiet=True)
+
+    def rank(self, name: str, features: dict[str, Any], model: dict[str, Any], **content: Any) -> Path:
+        """Train a ranker, and return a pipeline with it."""
+        lr.export(self.train(name, features, model), self.folder / f"{name}.bundle")
+        return self.write(f"ranked_{name}", rank={"bundle": f"{name}.bundle"}, **content)
 
     def measure(self, pipeline: Path) -> float:
         measured = lr.evaluate_pipeline(pipeline, self.run, "test", k=1, count=None, n_resamples=10, quiet=True)
@@ -90,18 +93,13 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 def ranked(shop: Shop) -> Path:
     """A pipeline whose ranker reads scores, ranks, sources and a history."""
     sources = {"source": {"kind": "id", "side": "candidate"}}
-    shop.train("din", {**RANKS, **SCORES, **sources}, DIN)
-    return shop.write("ranked", rank={"bundle": "din.bundle"}, log="shown")
+    return shop.rank("din", {**RANKS, **SCORES, **sources}, DIN, log="shown")
 
 
 def test_the_ranks_of_the_sources_are_the_answer(shop: Shop) -> None:
     """The item after i is i + 1 nine times of ten, which covisit lists first and popularity never."""
-    shop.train("plain", {}, LIN)
-    shop.train("ranks", RANKS, LIN)
-    merged, plain, ranks = (
-        shop.measure(shop.write(name, **({} if name == "merged" else {"rank": {"bundle": f"{name}.bundle"}})))
-        for name in ("merged", "plain", "ranks")
-    )
+    pipelines = shop.write("merged"), shop.rank("plain", {}, LIN), shop.rank("ranks", RANKS, LIN)
+    merged, plain, ranks = map(shop.measure, pipelines)
     assert ranks > 0.85 > 0.3 > max(merged, plain)
 
 
