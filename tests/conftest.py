@@ -1,11 +1,10 @@
-"""For every test: one thread that waits without spinning, shapes checked, one exporter registry; a Redis server.
+"""For every test: one thread that waits without spinning, shapes checked, caches of the exporter; a Redis server.
 
 Processes of ``-n`` take whole files, so that what the tests of a file share is made once.
 """
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
 import sys
@@ -23,33 +22,14 @@ sys.path.insert(1, str(Path(__file__).parent / "store"))
 sys.path.insert(2, str(Path(__file__).parent.parent / "docs"))
 sys.path.insert(3, str(Path(__file__).parent / "docs"))
 
+import exporter_caches
 import redis_server
 import shape_checks
 import torch
 
 torch.set_num_threads(1)
 shape_checks.install()
-_export = torch.onnx.export
-
-
-@functools.wraps(_export)
-def _export_with_one_registry(*args: Any, **kwargs: Any) -> Any:
-    """Export with a copy of one registry: to build it parses 500 functions, half of the time of a small export."""
-    from torch.onnx._internal.exporter import _registration
-
-    build = functools.cache(_registration.ONNXRegistry.from_torchlib)
-
-    def copy_registry(*settings: Any, **named: Any) -> Any:
-        whole, copied = build(*settings, **named), _registration.ONNXRegistry()
-        vars(copied).update(vars(whole), functions={name: list(each) for name, each in whole.functions.items()})
-        return copied
-
-    _registration.ONNXRegistry.from_torchlib = staticmethod(copy_registry)
-    torch.onnx.export = _export  # from here on, every export finds the copy
-    return _export(*args, **kwargs)
-
-
-torch.onnx.export = _export_with_one_registry
+exporter_caches.install()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -341,7 +341,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_a_check_detects_its_fault_and_passes_without(check: str, monkeypatch: Patch) -> None:
     name, plant = PLANTED[check]
     case = Case(name, SETTINGS[name])
-    check_case(case, only=[check])
+    if case.settings:  # tests/test_every_model.py runs every check of the defaults without a fault
+        check_case(case, only=[check])
     plant(monkeypatch)
     with pytest.raises(ConformanceError, match=f": 1 check failed\n  {check}: (?!\\w+Error)") as error:
         check_case(case, only=[check])

@@ -20,7 +20,7 @@ Autocast does nothing on the pretend device: it has no narrow numbers.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
 from typing import Any
 from unittest.mock import patch
@@ -29,7 +29,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("meta")
 _SIZED_BY_VALUES = (
@@ -81,8 +80,9 @@ class FarTensor(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        waits = next(value.waits for value in tree_leaves((args, kwargs)) if isinstance(value, FarTensor))
-        return _run(waits, func, args, kwargs or {})
+        kwargs = kwargs or {}
+        far = next(value for value in _list_tensors((*args, *kwargs.values())) if isinstance(value, FarTensor))
+        return _run(far.waits, func, args, kwargs)
 
     def tolist(self) -> Any:
         """Return the values as lists, which waits for the device."""
@@ -156,8 +156,8 @@ def _autocast(device_type: str, *args: Any, **settings: Any) -> Any:
 
 def _run(waits: collections.Counter[str], func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run an operator on the values, and return tensors of its device."""
-    name = str(func.overloadpacket).rpartition(".")[2]
-    tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+    name = func.overloadpacket.__name__
+    tensors = _list_tensors((*args, *kwargs.values()))
     far = any(isinstance(value, FarTensor) for value in tensors)
     requested = kwargs.get("device")
     to_far = requested is not None and torch.device(requested).type == DEVICE.type
@@ -170,14 +170,38 @@ def _run(waits: collections.Counter[str], func: Any, args: Any, kwargs: dict[str
     wait = _find_wait(name, args, kwargs, far, to_far, to_host)
     if wait:
         waits[wait] += 1
-    args, inner_kwargs = tree_map(_inner, args), tree_map(_inner, kwargs)
+    args = [_map_tensors(_get_values, value) for value in args]
+    inner_kwargs = {key: _map_tensors(_get_values, value) for key, value in kwargs.items()}
     if requested is not None:
         inner_kwargs = {**inner_kwargs, "device": torch.device("cpu")}
         inner_kwargs.pop("pin_memory", None)
     out = func(*args, **inner_kwargs)
     if not ((far and not to_host) or to_far) or (name == "copy_" and not isinstance(tensors[0], FarTensor)):
         return out
-    return tree_map(lambda value: FarTensor(value, waits) if isinstance(value, Tensor) else value, out)
+    return _map_tensors(lambda value: FarTensor(value, waits), out)
+
+
+def _list_tensors(values: Iterable[Any]) -> list[Tensor]:
+    """Return the tensors among arguments of an operator and in lists of them."""
+    tensors: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            tensors.append(value)
+        elif isinstance(value, list | tuple):
+            tensors += _list_tensors(value)
+    return tensors
+
+
+def _map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Return an argument or a result of an operator with other tensors.
+
+    Operators have lists and tuples of tensors and no other containers. A general walk would take half of a step.
+    """
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, list | tuple) and type(value) is not torch.Size:
+        return type(value)([_map_tensors(change, entry) for entry in value])
+    return value
 
 
 def _find_wait(name: str, args: Any, kwargs: dict[str, Any], far: bool, to_far: bool, to_host: bool) -> str | None:
@@ -208,8 +232,8 @@ def _find_wait(name: str, args: Any, kwargs: dict[str, Any], far: bool, to_far: 
     return None
 
 
-def _inner(value: Any) -> Any:
-    return value.inner if isinstance(value, FarTensor) else value
+def _get_values(tensor: Tensor) -> Tensor:
+    return tensor.inner if isinstance(tensor, FarTensor) else tensor
 
 
 def move_model(model: nn.Module, device: torch.device = DEVICE) -> nn.Module:
