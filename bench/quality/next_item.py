@@ -38,6 +38,7 @@ import machine
 
 WORK = machine.CACHE / "work" / "next_item"
 SASREC = {"name": "sasrec"}
+COSINE = {"dropout": 0.5, "cosine": True, "temperature": 0.07}
 ARMS: dict[str, dict[str, Any]] = {
     "popularity": {"name": "popularity"},
     "item_knn": {"name": "item_knn"},
@@ -47,13 +48,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "bce": {**SASREC, "loss": "bce"},
     "gbce": {**SASREC, "loss": "gbce", "negatives": 256},
     "cross_entropy": {**SASREC, "loss": "cross_entropy"},
-    "gru4rec": {"name": "gru4rec", "dropout": 0.5},
-    "mind": {"name": "mind", "dropout": 0.5, "mlp": None, "temperature": 0.1},
-    "comirec_sa": {"name": "comirec", "dropout": 0.5, "temperature": 0.1},
-    "comirec_dr": {"name": "comirec", "extractor": "dr", "dropout": 0.5, "temperature": 0.1},
-    "mind_1": {"name": "mind", "dropout": 0.5, "mlp": None, "temperature": 0.1, "interests": 1},
-    "comirec_sa_1": {"name": "comirec", "dropout": 0.5, "temperature": 0.1, "interests": 1},
-    "sdm": {"name": "sdm", "dropout": 0.5},
+    "gru4rec": {"name": "gru4rec", **COSINE},
+    "mind": {"name": "mind", "mlp": None, **COSINE},
+    "mind_1": {"name": "mind", "mlp": None, "interests": 1, **COSINE},
+    "comirec_sa": {"name": "comirec", **COSINE},
+    "comirec_sa_1": {"name": "comirec", "interests": 1, **COSINE},
+    "comirec_dr": {"name": "comirec", "extractor": "dr", **COSINE},
+    "sdm": {"name": "sdm", "dropout": 0.5, "session_events": 20},
     "youtube_dnn": {"name": "youtube_dnn"},
     "dssm": {"name": "dssm"},
 }
@@ -68,7 +69,7 @@ ARM_FIT: dict[str, dict[str, Any]] = {
     "mind_1": {"lr": 3e-3},
     "comirec_sa": {"lr": 2e-3},
     "comirec_sa_1": {"lr": 2e-3},
-    "comirec_dr": {"lr": 5e-3},
+    "comirec_dr": {"lr": 2e-3},
     "sdm": {"lr": 2e-3},
 }
 """Settings of training that differ for an arm. They were chosen on valid of Beauty N1."""
