@@ -53,7 +53,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "mind_1": {"name": "mind", "mlp": None, "interests": 1, **COSINE},
     "comirec_sa": {"name": "comirec", **COSINE},
     "comirec_sa_1": {"name": "comirec", "interests": 1, **COSINE},
-    "comirec_dr": {"name": "comirec", "extractor": "dr", **COSINE},
+    "comirec_dr": {"name": "comirec", "extractor": "dr", "dropout": 0.5, "temperature": 0.1},
     "sdm": {"name": "sdm", "dropout": 0.5, "session_events": 20},
     "youtube_dnn": {"name": "youtube_dnn"},
     "dssm": {"name": "dssm"},
