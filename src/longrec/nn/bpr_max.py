@@ -17,9 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from longrec.nn.linear import linear
-
-_LOWEST = -1e30
-"""Score of a negative that is left out. It is finite, so that a target without other negatives has a softmax."""
+from longrec.nn.sampled_softmax import LOWEST, find_left_out
 
 
 def bpr_max(
@@ -41,11 +39,9 @@ def bpr_max(
         hits_2P: pairs of a target and a negative that is left out for it.
     """
     z_Tn = linear(state_TD, negative_nD)
-    out_Tn = drawn_n == target_T.unsqueeze(1)
-    if hits_2P is not None:
-        out_Tn = out_Tn.index_put((hits_2P[0], hits_2P[1]), torch.ones_like(hits_2P[0], dtype=torch.bool))
+    out_Tn = find_left_out(target_T, drawn_n, hits_2P)
     weighed_Tn = z_Tn if count_n is None else z_Tn + count_n.log()
-    log_w_Tn = weighed_Tn.masked_fill(out_Tn, _LOWEST).log_softmax(1)
+    log_w_Tn = weighed_Tn.masked_fill(out_Tn, LOWEST).log_softmax(1)
     preference_T = torch.logsumexp(log_w_Tn + F.logsigmoid(positive_T.unsqueeze(1) - z_Tn), 1)
     loss_T = penalty * (log_w_Tn.exp() * z_Tn.square()).sum(1) - preference_T
     return loss_T.masked_fill(out_Tn.all(1), 0)

@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from longrec.nn import gemm
 from longrec.nn.linear import use_plain_formula
 
-_LOWEST = -1e30
+LOWEST = -1e30
 """Score of a negative that is left out. It is finite, so that a target without other negatives has a softmax."""
 
 
@@ -53,11 +53,19 @@ def sampled_softmax(
     score_Tn = state_TD @ negative_nD.t()
     if bias_n is not None:
         score_Tn = score_Tn + bias_n
-    same_Tn = drawn_n == target_T.unsqueeze(1)
-    if hits_2P is not None:
-        same_Tn = same_Tn.index_put((hits_2P[0], hits_2P[1]), torch.ones_like(hits_2P[0], dtype=torch.bool))
+    same_Tn = find_left_out(target_T, drawn_n, hits_2P)
     every = torch.cat([positive_T.unsqueeze(1), score_Tn.masked_fill(same_Tn, -torch.inf)], 1)
     return torch.logsumexp(every, 1) - positive_T
+
+
+def find_left_out(
+    target_T: Int[Tensor, " T"], drawn_n: Int[Tensor, " n"], hits_2P: Int[Tensor, "2 P"] | None = None
+) -> Bool[Tensor, "T n"]:
+    """Return the negatives that are left out for each target. Arguments as of ``sampled_softmax``."""
+    same_Tn = drawn_n == target_T.unsqueeze(1)
+    if hits_2P is None:
+        return same_Tn
+    return same_Tn.index_put((hits_2P[0], hits_2P[1]), torch.ones_like(hits_2P[0], dtype=torch.bool))
 
 
 class _SampledSoftmax(torch.autograd.Function):
@@ -77,12 +85,12 @@ class _SampledSoftmax(torch.autograd.Function):
         score_Tn = gemm.affine(state_TD, negative_nD, bias_n)
         own_M = torch.isin(target_T, drawn_n).nonzero().squeeze(1)
         if 2 * len(own_M) > len(target_T):
-            score_Tn.masked_fill_(drawn_n == target_T.unsqueeze(1), _LOWEST)
+            score_Tn.masked_fill_(drawn_n == target_T.unsqueeze(1), LOWEST)
         else:  # only the rows of the few targets that are among the negatives are compared and masked
             same_Mn = drawn_n == target_T.index_select(0, own_M).unsqueeze(1)
-            score_Tn.index_copy_(0, own_M, score_Tn.index_select(0, own_M).masked_fill_(same_Mn, _LOWEST))
+            score_Tn.index_copy_(0, own_M, score_Tn.index_select(0, own_M).masked_fill_(same_Mn, LOWEST))
         if hits_2P is not None:
-            score_Tn.index_put_((hits_2P[0], hits_2P[1]), score_Tn.new_tensor(_LOWEST))
+            score_Tn.index_put_((hits_2P[0], hits_2P[1]), score_Tn.new_tensor(LOWEST))
         w_Tn = score_Tn.softmax(1)
         # The largest weight is 1 / sum_j exp(z_j - max z).
         margin_T = score_Tn.amax(1) - w_Tn.amax(1).log() - positive_T

@@ -7,6 +7,7 @@ Shapes: C candidates, D width of a vector, V distinct values of an attribute.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,7 +58,40 @@ class AttributeSimilarity:
         return build_indicators(self._attribute.read(keys, timestamp))
 
 
-class DiversityStage:
+class RearrangingStage(ABC):
+    """Stage that rearranges a list as a whole and keeps the first.
+
+    Args:
+        config: method and its settings.
+        name: name of the stage.
+    """
+
+    def __init__(self, config: RerankConfig, name: str) -> None:
+        self.config, self.name = config, name
+
+    def __call__(self, candidates: Candidates, query: Query) -> Candidates:
+        """Rearrange candidates, and keep as many as the config says."""
+        count, total = self.config.count, len(candidates)
+        if total < 2:
+            return candidates
+        keep = total if count is None else min(total, max(count, query.k))
+        order = self.choose(candidates, keep, query.timestamp)
+        if query.trace is not None:  # which of the first candidates gave way to later ones
+            query.trace.drop(candidates.keys[np.setdiff1d(np.arange(len(order)), order)], DIVERSITY)
+        return candidates.take(order)
+
+    @abstractmethod
+    def choose(self, candidates: Candidates, keep: int, timestamp: int) -> NDArray[np.int64]:
+        """Return the indices of the candidates to keep, in their new order.
+
+        Args:
+            candidates: two or more.
+            keep: number of candidates to keep.
+            timestamp: timestamp of the request, as of which attributes are read.
+        """
+
+
+class DiversityStage(RearrangingStage):
     """Stage that rearranges candidates by MMR or DPP.
 
     Args:
@@ -67,24 +101,19 @@ class DiversityStage:
     """
 
     def __init__(self, config: RerankConfig, similarity: Similarity, name: str) -> None:
-        self.config, self.name, self._similarity = config, name, similarity
+        super().__init__(config, name)
+        self._similarity = similarity
 
-    def __call__(self, candidates: Candidates, query: Query) -> Candidates:
-        """Rearrange candidates by relevance and diversity, and keep the first."""
-        config, total = self.config, len(candidates)
-        if total < 2:
-            return candidates
-        keep = _count_kept(config, total, query)
-        relevance, vectors = get_relevance(candidates), self._similarity.read(candidates.keys, query.timestamp)
+    def choose(self, candidates: Candidates, keep: int, timestamp: int) -> NDArray[np.int64]:
+        """Return candidates by relevance and diversity."""
+        config, relevance = self.config, get_relevance(candidates)
+        vectors = self._similarity.read(candidates.keys, timestamp)
         if config.method == "mmr":
-            order = mmr(relevance, vectors, keep, TRADE_OFF if config.trade_off is None else config.trade_off)
-        else:
-            order, _ = dpp(relevance, vectors, keep, TRADE_OFF if config.theta is None else config.theta, config.window)
-        _note_dropped(candidates, order, query)
-        return candidates.take(order)
+            return mmr(relevance, vectors, keep, TRADE_OFF if config.trade_off is None else config.trade_off)
+        return dpp(relevance, vectors, keep, TRADE_OFF if config.theta is None else config.theta, config.window)[0]
 
 
-class ControllableStage:
+class ControllableStage(RearrangingStage):
     """Stage that chooses candidates by controllable aggregation. The first value of an item with several counts.
 
     Scores are scaled to 0 .. 1 within the list. An item without a value differs from every other item.
@@ -96,27 +125,19 @@ class ControllableStage:
     """
 
     def __init__(self, config: RerankConfig, attribute: ItemAttribute, name: str) -> None:
-        self.config, self.name, self._attribute = config, name, attribute
+        super().__init__(config, name)
+        self._attribute = attribute
 
-    def __call__(self, candidates: Candidates, query: Query) -> Candidates:
-        """Choose candidates with high scores and different values, in the order of the choice."""
-        config, total = self.config, len(candidates)
-        if total < 2:
-            return candidates
-        values = self._attribute.read(candidates.keys, query.timestamp)
+    def choose(self, candidates: Candidates, keep: int, timestamp: int) -> NDArray[np.int64]:
+        """Return candidates with high scores and different values, in the order of the choice."""
+        values = self._attribute.read(candidates.keys, timestamp)
         # Values are positive, so the categories of items without one are those of no other item.
         categories = [own[0] if own else -1 - at for at, own in enumerate(values)]
-        order = select_controllable(
-            normalize_relevance(get_relevance(candidates)),
-            categories,
-            _count_kept(config, total, query),
-            DIVERSITY_WEIGHT if config.diversity is None else config.diversity,
-        )
-        _note_dropped(candidates, order, query)
-        return candidates.take(order)
+        weight = DIVERSITY_WEIGHT if self.config.diversity is None else self.config.diversity
+        return select_controllable(normalize_relevance(get_relevance(candidates)), categories, keep, weight)
 
 
-class SpacingStage:
+class SpacingStage(RearrangingStage):
     """Stage that moves items of one value of an attribute apart. The first value of an item with several counts.
 
     Args:
@@ -126,31 +147,14 @@ class SpacingStage:
     """
 
     def __init__(self, config: RerankConfig, attribute: ItemAttribute, name: str) -> None:
-        self.config, self.name, self._attribute = config, name, attribute
+        super().__init__(config, name)
+        self._attribute = attribute
 
-    def __call__(self, candidates: Candidates, query: Query) -> Candidates:
-        """Move candidates of one value apart, and keep the first."""
-        config, total = self.config, len(candidates)
-        if total < 2:
-            return candidates
-        values = self._attribute.read(candidates.keys, query.timestamp)
-        order, _ = space_categories(
-            [own[0] if own else None for own in values], config.at_most or AT_MOST, config.within or WITHIN
-        )
-        order = order[: _count_kept(config, total, query)]
-        _note_dropped(candidates, order, query)
-        return candidates.take(order)
-
-
-def _count_kept(config: RerankConfig, total: int, query: Query) -> int:
-    """Return the number of candidates that a stage keeps."""
-    return total if config.count is None else min(total, max(config.count, query.k))
-
-
-def _note_dropped(candidates: Candidates, order: NDArray[np.int64], query: Query) -> None:
-    """Note in the trace which of the first candidates gave way to later ones."""
-    if query.trace is not None:
-        query.trace.drop(candidates.keys[np.setdiff1d(np.arange(len(order)), order)], DIVERSITY)
+    def choose(self, candidates: Candidates, keep: int, timestamp: int) -> NDArray[np.int64]:
+        """Return the first candidates after items of one value have moved apart."""
+        values = [own[0] if own else None for own in self._attribute.read(candidates.keys, timestamp)]
+        order, _ = space_categories(values, self.config.at_most or AT_MOST, self.config.within or WITHIN)
+        return order[:keep]
 
 
 def get_relevance(candidates: Candidates) -> NDArray[np.float64]:
