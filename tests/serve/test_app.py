@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from longrec.exporting.inputs import make_random_tensors
-from longrec.serve.app import MAX_BODY_BYTES
+from longrec.serve.limits import Limits
 
 
 def call(url: str, method: str, path: str, body: Any = None) -> tuple[int, dict[str, str], bytes]:
@@ -47,7 +47,7 @@ def test_rank_over_http(url: str, full: Any) -> None:
         ({"user": 1}, 422, "candidates"),
         ({"user": 1, "candidates": []}, 422, "candidates"),
         ({"user": 1, "candidates": list(range(100_001))}, 413, "candidates"),
-        (b" " * (MAX_BODY_BYTES + 1), 413, "body"),
+        (b" " * (Limits().body_bytes + 1), 413, "body"),
     ],
 )
 def test_faults_are_json_with_four_fields(url: str, body: Any, status: int, where: str) -> None:

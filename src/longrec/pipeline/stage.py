@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -14,6 +15,7 @@ from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.trace import Trace
 
 Encoded = TypeVar("Encoded", covariant=True)
+ResultT = TypeVar("ResultT")
 
 
 class QueryEncoder(Protocol[Encoded]):
@@ -92,6 +94,25 @@ class Stage(Protocol):
         ...
 
 
+class SlicedStage(ABC):
+    """Stage whose work has several slices, between which a server lets other requests through."""
+
+    name: str
+
+    def __call__(self, candidates: Candidates, query: Query) -> Candidates:
+        """Return the remaining candidates in their new order."""
+        return take_last(self.run_in_slices(candidates, query))
+
+    @abstractmethod
+    def run_in_slices(self, candidates: Candidates, query: Query) -> Iterator[Candidates | None]:
+        """Yield None between two slices, and in the end the remaining candidates."""
+
+
+def take_last(slices: Iterator[ResultT | None]) -> ResultT:
+    """Return the result of an iterator that yields None before it."""
+    return next(value for value in slices if value is not None)
+
+
 @dataclass(frozen=True)
 class PipelineResult:
     """Result of a pipeline.
@@ -118,15 +139,25 @@ class Stages:
 
     def __call__(self, candidates: Candidates, query: Query) -> PipelineResult:
         """Run all stages on the candidates."""
+        return take_last(self.run_in_slices(candidates, query))
+
+    def run_in_slices(self, candidates: Candidates, query: Query) -> Iterator[PipelineResult | None]:
+        """Run all stages on the candidates. Yields None between slices of the work, and in the end the result."""
         seconds = {}
         for stage in self.stages:
-            began = time.perf_counter()
-            if query.trace is None:
+            before, spent, began = candidates, 0.0, time.perf_counter()
+            cpu = 0.0 if query.trace is None else time.process_time()
+            if isinstance(stage, SlicedStage):
+                for value in stage.run_in_slices(candidates, query):
+                    if value is not None:
+                        candidates = value
+                        break
+                    spent += time.perf_counter() - began
+                    yield None
+                    began = time.perf_counter()
+            else:
                 candidates = stage(candidates, query)
-                seconds[stage.name] = time.perf_counter() - began
-                continue
-            cpu = time.process_time()
-            before, candidates = candidates, stage(candidates, query)
-            seconds[stage.name], cpu = time.perf_counter() - began, time.process_time() - cpu
-            query.trace.record(stage.name, before, candidates, seconds[stage.name], cpu)
-        return PipelineResult(candidates, seconds, tuple(query.fallbacks))
+            seconds[stage.name] = spent + time.perf_counter() - began
+            if query.trace is not None:
+                query.trace.record(stage.name, before, candidates, seconds[stage.name], time.process_time() - cpu)
+        yield PipelineResult(candidates, seconds, tuple(query.fallbacks))

@@ -9,11 +9,11 @@ import os
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import orjson
@@ -24,19 +24,26 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from longrec.errors import LongRecError, RequestError, StoreError
+from longrec.serve.admission import QUEUE, RETRY_SECONDS, Shed
+from longrec.serve.connections import CONNECTION, GuardedApplication, GuardedProtocol, take_count
+from longrec.serve.gate import Gate
+from longrec.serve.limits import Limits, fit_to_open_files
 from longrec.serve.pipelines import RANK, RECOMMEND
 from longrec.serve.prometheus import ServerMetrics
+from longrec.serve.responses import RankResponse, RecommendResponse
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings
 
-MAX_BODY_BYTES = 16 * 2**20
-"""Largest request body, in bytes."""
-BUNDLE, SETTINGS, COUNTS = "LONGREC_BUNDLE", "LONGREC_SETTINGS", "LONGREC_COUNTS"
-"""Environment variables of a worker process: the bundle, its settings as JSON, and the folder of counters."""
+BUNDLE, SETTINGS, LIMITS, COUNTS = "LONGREC_BUNDLE", "LONGREC_SETTINGS", "LONGREC_LIMITS", "LONGREC_COUNTS"
+"""Environment variables of a worker process: the bundle, its settings and limits as JSON, the folder of counters."""
+DEADLINE_HEADER = "x-request-timeout-ms"
+"""Header of a request with its own deadline in milliseconds."""
+_BEGAN = "longrec.began"
 
 _NO_TOKEN = re.compile(r"[^\w!#$%&'*+.^`|~-]", re.ASCII)
 """Letters that a name in a header cannot have."""
 _log = logging.getLogger(__name__)
+ResultT = TypeVar("ResultT")
 Handler = Callable[[Request], Awaitable[Response]]
 Lifespan = Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]]
 
@@ -44,15 +51,19 @@ Lifespan = Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]]
 class App:
     """Routes of one service.
 
-    The model runs inside the event loop: one process uses one core. A second thread waits for the disk when events are
-    written.
+    The model runs inside the event loop, for one request at a time: one process uses one core. A second thread waits
+    for the disk when events are written.
 
     Args:
         counts: folder of the counters of all workers. None for a server of one process.
+        limits: what the server accepts at once, and how long it waits.
     """
 
-    def __init__(self, service: Service, counts: Path | None = None) -> None:
+    def __init__(self, service: Service, counts: Path | None = None, limits: Limits | None = None) -> None:
         self.service, self.metrics = service, ServerMetrics(counts, service.list_stages())
+        self.limits = limits or Limits()
+        self.gate = Gate(self.limits, self.metrics)
+        self._waiting_events = 0
         self.version = service.bundle.manifest.version
         self._event_lock, self._event_executor = asyncio.Lock(), ThreadPoolExecutor(1, thread_name_prefix="events")
         self._page = files("longrec.serve").joinpath("console", "index.html").read_bytes()
@@ -81,21 +92,24 @@ class App:
             self._build_route("/", self._handle_console, "/"),
         ]
         handlers = {HTTPException: self._handle_http_error}
-        return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+        return GuardedApplication(self.gate, routes=routes, exception_handlers=handlers, lifespan=lifespan)
 
     def _build_route(self, path: str, handler: Handler, name: str, method: str = "GET") -> Route:
         async def handle_and_count(request: Request) -> Response:
-            began = time.perf_counter()
+            began = request.scope[_BEGAN] = time.perf_counter()
             try:
                 response = await handler(request)
             except Exception as error:  # noqa: BLE001  a client gets a message, not a traceback
-                response = self._handle_error(path, error)
+                response = self._handle_error(name, path, error)
             self.metrics.count_request(name, response.status_code, time.perf_counter() - began)
             return response
 
         return Route(path, handle_and_count, methods=[method])
 
-    def _handle_error(self, path: str, error: Exception) -> Response:
+    def _handle_error(self, name: str, path: str, error: Exception) -> Response:
+        if isinstance(error, Shed):
+            self.metrics.count_shed(name, error.reason)
+            return build_error_response(path, error, {"retry-after": str(RETRY_SECONDS)})
         if isinstance(error, RequestError):
             return build_error_response(path, error)
         if isinstance(error, ClientDisconnect):
@@ -123,37 +137,98 @@ class App:
         )
 
     async def _handle_rank(self, request: Request) -> Response:
-        return self._answer(RANK, await _read_body(request))
+        return await self._answer(RANK, request)
 
     async def _handle_recommend(self, request: Request) -> Response:
-        return self._answer(RECOMMEND, await _read_body(request))
+        return await self._answer(RECOMMEND, request)
 
-    def _answer(self, route: str, body: bytes) -> Response:
-        began = time.perf_counter()
-        answer = self.service.decode_and_answer(route, body)
-        content = answer.json()
-        whole = time.perf_counter() - began
+    async def _answer(self, route: str, request: Request) -> Response:
+        body = await self._read_body(request)
+        answer, content, spent = await self._compute(request, self._answer_in_slices(route, body))
         result = answer.pipeline_result
         self.metrics.count_ranking(len(result.candidates))
         self.metrics.count_stages(result.stage_seconds, result.fallbacks)
-        steps = {**result.stage_seconds, "service": whole}
+        steps = {**result.stage_seconds, "service": spent}
         timing = ", ".join(f"{_NO_TOKEN.sub('_', name)};dur={1e3 * seconds:.3f}" for name, seconds in steps.items())
         return Response(content, media_type="application/json", headers={"server-timing": timing})
 
+    def _answer_in_slices(
+        self, route: str, body: bytes
+    ) -> Iterator[tuple[RankResponse | RecommendResponse, bytes, float] | None]:
+        """Yield None between slices, and in the end the answer, its JSON, and the seconds without what ran between."""
+        spent, began = 0.0, time.perf_counter()
+        for answer in self.service.answer_in_slices(route, body):
+            if answer is None:
+                spent += time.perf_counter() - began
+                yield None
+                began = time.perf_counter()
+            else:
+                content = answer.json()
+                yield answer, content, spent + time.perf_counter() - began
+
+    async def _compute(self, request: Request, slices: Iterator[ResultT | None], admitted: bool = False) -> ResultT:
+        """Compute in the turn of a request."""
+        connection: GuardedProtocol | None = request.scope.get(CONNECTION)
+        until = self._read_deadline(request)
+        take_count(request.scope, self.gate)
+        is_gone = _is_never_gone if connection is None else connection.is_gone
+        return await self.gate.admission.compute(slices, is_gone, until, admitted)
+
+    def _read_deadline(self, request: Request) -> float:
+        """Return the time by which the computation of a request has to begin, by ``time.perf_counter``.
+
+        Raises:
+            RequestError: if the header is not a positive number.
+        """
+        seconds, text = self.limits.deadline, request.headers.get(DEADLINE_HEADER)
+        if text is not None:
+            milliseconds = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+            if not milliseconds:
+                raise RequestError(DEADLINE_HEADER, repr(text[:100]), "milliseconds, a positive whole number")
+            seconds = min(seconds, milliseconds / 1_000)
+        return request.scope[_BEGAN] + seconds
+
     async def _handle_event(self, request: Request) -> Response:
-        body = await _read_body(request)
-        async with self._event_lock:  # rankings continue while this waits for the disk, the next event does not
-            pending = self.service.prepare(body)
-            response = await asyncio.get_running_loop().run_in_executor(self._event_executor, pending.commit)
+        body = await self._read_body(request)
+        if self._waiting_events >= self.limits.queue:
+            raise Shed(QUEUE, f"{self._waiting_events} events wait already", f"at most {self.limits.queue}")
+        self._waiting_events += 1
+        try:
+            async with self._event_lock:  # rankings continue while this waits for the disk, the next event does not
+                pending = await self._compute(request, _once(lambda: self.service.prepare(body)), admitted=True)
+                response = await asyncio.get_running_loop().run_in_executor(self._event_executor, pending.commit)
+        finally:
+            self._waiting_events -= 1
         self.metrics.count_event(response.has_feedback, response.replaced)
         return _make_response(response.json())
 
     async def _handle_items(self, request: Request) -> Response:
-        return _make_json_response(self.service.change_items(await _read_body(request)))
+        body = await self._read_body(request)
+        return _make_json_response(await self._compute(request, _once(lambda: self.service.change_items(body))))
 
     async def _handle_infer(self, request: Request) -> Response:
         name = self._read_model_name(request)
-        return _make_response(self.service.programs.infer(name, await _read_body(request)))
+        body = await self._read_body(request)
+        return _make_response(await self._compute(request, _once(lambda: self.service.programs.infer(name, body))))
+
+    async def _read_body(self, request: Request) -> bytes:
+        """Read the body, up to the allowed size."""
+        limit = self.limits.body_bytes
+        do = "split it into several requests"
+        too_large = RequestError("body", f"more than {limit:,} bytes", f"at most {limit:,}", do, 413)
+        if (length := request.headers.get("content-length", "")).isdecimal() and int(length) > limit:
+            raise too_large
+        chunks, size = [], 0
+        try:
+            async for chunk in request.stream():
+                size += len(chunk)
+                self.gate.add_body(len(chunk))
+                if size > limit:
+                    raise too_large
+                chunks.append(chunk)
+        finally:
+            self.gate.remove_body(size)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def _handle_model(self, request: Request) -> Response:
         return _make_json_response(self.service.programs.metadata(self._read_model_name(request)))
@@ -191,24 +266,13 @@ class App:
         return Response(self._page, media_type="text/html", headers={"content-security-policy": policy})
 
 
-async def _read_body(request: Request) -> bytes:
-    """Read the body, up to the allowed size."""
-    too_large = RequestError(
-        "body",
-        f"more than {MAX_BODY_BYTES:,} bytes",
-        f"at most {MAX_BODY_BYTES:,}",
-        "split it into several requests",
-        413,
-    )
-    if (length := request.headers.get("content-length", "")).isdecimal() and int(length) > MAX_BODY_BYTES:
-        raise too_large
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > MAX_BODY_BYTES:
-            raise too_large
-        chunks.append(chunk)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+def _once(work: Callable[[], ResultT]) -> Iterator[ResultT]:
+    """Yield the result of a function, which is called in the turn of its request."""
+    yield work()
+
+
+def _is_never_gone() -> bool:
+    return False
 
 
 def build_error_response(path: str, error: RequestError, headers: Any = None) -> Response:
@@ -230,6 +294,7 @@ def create_worker_app() -> Starlette:
     """Create the application of a worker process from its environment."""
     try:
         settings = msgspec.json.decode(os.environ.get(SETTINGS, "{}"), type=Settings)
+        limits = fit_to_open_files(msgspec.json.decode(os.environ.get(LIMITS, "{}"), type=Limits))
         service = Service(os.environ[BUNDLE], settings)
         service.check()
     except LongRecError as error:
@@ -241,4 +306,4 @@ def create_worker_app() -> Starlette:
         yield
         service.close()  # writes the last rows of its log; the signal that ends a worker runs no other handler
 
-    return App(service, Path(os.environ[COUNTS])).starlette(close_at_end)
+    return App(service, Path(os.environ[COUNTS]), limits).starlette(close_at_end)

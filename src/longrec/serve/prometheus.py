@@ -80,6 +80,15 @@ class ServerMetrics:
                 self._cells[start + bisect_left(SECONDS, duration)] += 1
                 self._cells[start + _LATENCY - 1] += duration
 
+    def count_shed(self, route: str, reason: str) -> None:
+        """Count a request that is refused because of load."""
+
+    def count_wait(self, seconds: float) -> None:
+        """Count the time that a request has waited for the model."""
+
+    def set_queue(self, length: int) -> None:
+        """Note how many requests wait for the model."""
+
     def render(self, model: str, version: str) -> str:
         """Return the metrics page with the counts of all workers."""
         cells = self._sum_counters()

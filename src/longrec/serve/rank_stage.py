@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.deadline import Late, cut, is_late
 from longrec.pipeline.formula import Formula
 from longrec.pipeline.rank import rank
-from longrec.pipeline.stage import Query
+from longrec.pipeline.stage import Query, SlicedStage
 from longrec.pipeline.stage_columns import StageColumns
 from longrec.pipeline.trace import UNKNOWN
 from longrec.serve.open_model import OpenModel
@@ -23,7 +23,7 @@ _CHUNK_POSITIONS, _CHUNK_CANDIDATES = 10_000, 256
 """Largest number of pairs of candidate and past event, and of candidates, scored at once, to fit the CPU cache."""
 
 
-class RankStage:
+class RankStage(SlicedStage):
     """Stage that scores candidates with a ranker and sorts them, highest first. Equal scores keep their order.
 
     Args:
@@ -54,8 +54,8 @@ class RankStage:
         read = () if formula is None else formula.names
         self._outputs = [names[one] for one in read] or [self._program.outputs[0]]
 
-    def __call__(self, candidates: Candidates, query: Query) -> Candidates:
-        """Score and sort candidates.
+    def run_in_slices(self, candidates: Candidates, query: Query) -> Iterator[Candidates | None]:
+        """Score and sort candidates. Yields None after every slice but the last, and in the end the candidates.
 
         Raises:
             RequestError: if the request does not fit the bundle. Then no candidate is scored.
@@ -66,18 +66,30 @@ class RankStage:
         if self.drop_unknown and len(candidates):
             candidates = drop_unknown_items(candidates, self._encoder, query)
         if not len(candidates):
-            return candidates.with_scores(self.name, np.zeros(0, np.float32))
-        items = self._encoder.encode_candidates(fill_columns(candidates, self._filled), query)
-        return cut(rank(candidates, self._score(encoded, items, query), self.name), self.keep, query)
+            yield candidates.with_scores(self.name, np.zeros(0, np.float32))
+            return
+        scores, noted = None, len(query.unknown.items)
+        while scores is None:  # again if the items have changed between two slices, so that an answer has one state
+            del query.unknown.items[noted:]
+            items = self._encoder.encode_candidates(fill_columns(candidates, self._filled), query)
+            scores = yield from self._score(encoded, items, query)
+        yield cut(rank(candidates, scores, self.name), self.keep, query)
 
-    def _score(self, encoded: EncodedQuery, items: EncodedCandidates, query: Query) -> NDArray[np.float32]:
-        count = len(items.rows)
+    def _score(
+        self, encoded: EncodedQuery, items: EncodedCandidates, query: Query
+    ) -> Generator[None, None, NDArray[np.float32] | None]:
+        """Return the scores. Yields between two slices, and returns None if items have changed there."""
+        count, revision = len(items.rows), self._encoder.revision
         step = max(1, min(_CHUNK_CANDIDATES, _CHUNK_POSITIONS // max(encoded.positions, 1)))
         chunks = []
         # Rows are independent, so that chunks change no score.
         for start in range(0, count, step):
-            if start and is_late(query, self._deadline):
-                raise Late
+            if start:
+                if is_late(query, self._deadline):
+                    raise Late
+                yield
+                if self._encoder.revision != revision:
+                    return None
             some = items if step >= count else items.slice(slice(start, start + step))
             inputs = {**encoded.inputs, **self._encoder.build_item_tensors(some, query.timestamp)}
             chunks.append(self._program.run_outputs(inputs, self._outputs))

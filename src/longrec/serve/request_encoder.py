@@ -87,10 +87,13 @@ class RequestEncoder:
         bundle: the opened bundle.
         tokens: token histories, by default the copies in the bundle.
         live: events since the bundle, if events are recorded.
+
+    Attributes:
+        revision: number of changes of the items.
     """
 
     def __init__(self, bundle: Bundle, tokens: TokenHistories | None = None, live: LiveEvents | None = None) -> None:
-        self.bundle, self.fitted = bundle, bundle.fitted
+        self.bundle, self.fitted, self.revision = bundle, bundle.fitted, 0
         self._fields = {field.name: field for field in self.fitted.fields().features}
         self.context, self.candidate_context = list_context_columns(self.fitted), list_candidate_columns(self.fitted)
         self._event_features = list_row_features(self.fitted, "context")
@@ -107,6 +110,7 @@ class RequestEncoder:
     def use_items(self, items: EntityTable) -> None:
         """Read the features of items from another table from now on: the bundle's, with changes of the catalog."""
         self._item_table, self._items = self._cast_table(items), Lookup(items)
+        self.revision += 1
         self._histories.items = items
         self._knowledge.use_items(items)
 

@@ -24,7 +24,8 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from longrec.errors import LongRecError
-from longrec.serve.app import BUNDLE, COUNTS, SETTINGS, App
+from longrec.serve.app import BUNDLE, COUNTS, LIMITS, SETTINGS, App
+from longrec.serve.limits import Limits, fit_to_open_files
 from longrec.serve.pipelines import RANK
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings
@@ -35,21 +36,26 @@ _THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_
 """One thread per process, which does not spin while it waits."""
 _OPTIONS: dict[str, Any] = {
     "loop": "uvloop",
-    "http": "httptools",
+    "http": "longrec.serve.connections:GuardedProtocol",
+    "ws": "none",
+    "proxy_headers": False,
     "lifespan": "off",
     "access_log": False,
     "log_level": "warning",
     "server_header": False,
-    "timeout_keep_alive": 75,
     "timeout_graceful_shutdown": 10,
     # A worker that starts on a busy machine is not dead: the default of five seconds would restart it again and again.
     "timeout_worker_healthcheck": 60,
 }
-_WORKER_OPTIONS = {**_OPTIONS, "lifespan": "on"}
 
 
 def serve(
-    bundle: str | Path, host: str = HOST, port: int = PORT, workers: int = 1, settings: Settings | None = None
+    bundle: str | Path,
+    host: str = HOST,
+    port: int = PORT,
+    workers: int = 1,
+    settings: Settings | None = None,
+    limits: Limits | None = None,
 ) -> None:
     """Serve a bundle or a pipeline until SIGTERM. SIGINT raises KeyboardInterrupt at the end.
 
@@ -61,15 +67,19 @@ def serve(
         port: port to listen on, 0 for a free one. The URL is printed.
         workers: number of processes that share the port, one core each.
         settings: locations of live tokens, of recorded events and of a retriever.
+        limits: what each process accepts at once, and how long it waits.
 
     Raises:
+        ConfigError: if a limit is not positive.
         BundleError: if a bundle cannot be served on this machine.
         StoreError: if a store cannot be opened.
         LongRecError: if the address cannot be bound, or several processes would write to one folder.
     """
     for name, value in _THREADS.items():
         os.environ.setdefault(name, value)
-    settings = settings or Settings()
+    settings, limits = settings or Settings(), limits or Limits()
+    limits.check()
+    options = {**_OPTIONS, "timeout_keep_alive": limits.idle}
     with contextlib.closing(Service(bundle, settings)) as service:
         service.check()
         if workers > 1 and service.exclusive_folders:
@@ -82,7 +92,8 @@ def serve(
         format_announcement = _build_announcement(service)
         if workers == 1:
             with _open_socket(host, port) as (sock, url), _absorb_signals():
-                server = _Server(uvicorn.Config(App(service).starlette(), **_OPTIONS), format_announcement(url))
+                app = App(service, limits=fit_to_open_files(limits)).starlette()
+                server = _Server(uvicorn.Config(app, **options), format_announcement(url))
                 # The collector does not scan long-lived objects again, which shortens its pauses.
                 gc.collect()
                 gc.freeze()
@@ -91,10 +102,11 @@ def serve(
     del service  # each worker has its own
     with _open_socket(host, port) as (sock, url), tempfile.TemporaryDirectory(prefix="longrec-") as counts:
         os.environ[BUNDLE], os.environ[COUNTS] = str(Path(bundle).resolve()), counts
+        os.environ[LIMITS] = msgspec.json.encode(limits).decode()
         os.environ[SETTINGS] = msgspec.json.encode(settings).decode()
         with _absorb_signals():
             config = uvicorn.Config(
-                "longrec.serve.app:create_worker_app", factory=True, workers=workers, **_WORKER_OPTIONS
+                "longrec.serve.app:create_worker_app", factory=True, workers=workers, **{**options, "lifespan": "on"}
             )
             print(format_announcement(url), flush=True)
             supervisor = _Supervisor(config, sockets=[sock])
@@ -221,19 +233,25 @@ def _absorb_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def run_server(
-    bundle: str | Path, port: int = 0, workers: int = 1, seconds: float = 60.0, settings: Settings | None = None
+    bundle: str | Path,
+    port: int = 0,
+    workers: int = 1,
+    seconds: float = 60.0,
+    settings: Settings | None = None,
+    limits: Limits | None = None,
 ) -> Iterator[str]:
     """Run a server in a process of its own and yield its URL. The server stops at the end of the block.
 
     Args:
         seconds: timeout of the start.
         settings: locations of live tokens and of recorded events.
+        limits: what each process accepts at once, and how long it waits.
 
     Raises:
         LongRecError: if the server did not start. The message is its output.
     """
-    settings_json = msgspec.json.encode(settings or Settings()).decode()
-    arguments = [sys.executable, "-m", "longrec.serve.server", str(bundle), str(port), str(workers), settings_json]
+    encoded = [msgspec.json.encode(one).decode() for one in (settings or Settings(), limits or Limits())]
+    arguments = [sys.executable, "-m", "longrec.serve.server", str(bundle), str(port), str(workers), *encoded]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **_THREADS})
         timer = _start_kill_timer(process, seconds)
@@ -268,8 +286,9 @@ def _start_kill_timer(process: subprocess.Popen[bytes], seconds: float) -> threa
 
 if __name__ == "__main__":
     try:
-        worker_settings = msgspec.json.decode(sys.argv[4], type=Settings) if len(sys.argv) > 4 else None
-        serve(sys.argv[1], port=int(sys.argv[2]), workers=int(sys.argv[3]), settings=worker_settings)
+        encoded = [*sys.argv[4:], "{}", "{}"]
+        own = (msgspec.json.decode(encoded[0], type=Settings), msgspec.json.decode(encoded[1], type=Limits))
+        serve(sys.argv[1], port=int(sys.argv[2]), workers=int(sys.argv[3]), settings=own[0], limits=own[1])
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except LongRecError as error:

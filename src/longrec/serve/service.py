@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from longrec.exporting.golden import GoldenRequest
 from longrec.features.raw_columns import format_request_time
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.config import SUFFIXES, PipelineConfig, cut_pipeline, read_pipeline
-from longrec.pipeline.stage import Stages
+from longrec.pipeline.stage import Stages, take_last
 from longrec.pipeline.trace import Trace
 from longrec.serve.events import EventRecorder, EventResponse, PendingEvent
 from longrec.serve.impression_log import ImpressionLog
@@ -208,14 +208,24 @@ class Service:
             RequestError: if the request is invalid. Then no candidate is scored.
             StoreError: if a store does not respond.
         """
+        return take_last(self.rank_in_slices(request))
+
+    def rank_in_slices(self, request: RankRequest) -> Iterator[RankResponse | None]:
+        """Rank the candidates of a request. Yields None between slices of the work, and in the end the response.
+
+        Raises:
+            RequestError, StoreError: as ``rank``.
+        """
         stages = self.get_stages(RANK)
         self._refresh_catalogs()
         at = parse_request_time(request.at, self._time, self._clock())
         query = request.build_query(at)
-        result = stages(request.build_candidates(), query)
-        unknown = query.unknown
-        formatted = format_request_time(self.bundle.fitted, at)
-        return RankResponse(self.model, request.user, formatted, result, unknown.user, unknown.items)
+        for result in stages.run_in_slices(request.build_candidates(), query):
+            if result is None:
+                yield None
+                continue
+            unknown, formatted = query.unknown, format_request_time(self.bundle.fitted, at)
+            yield RankResponse(self.model, request.user, formatted, result, unknown.user, unknown.items)
 
     def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """Return the best items for a request, and log what is shown.
@@ -291,10 +301,15 @@ class Service:
 
     def decode_and_answer(self, route: str, body: bytes) -> RankResponse | RecommendResponse:
         """Answer a JSON request to ``/rank`` or ``/recommend``."""
+        return next(answer for answer in self.answer_in_slices(route, body) if answer is not None)
+
+    def answer_in_slices(self, route: str, body: bytes) -> Iterator[RankResponse | RecommendResponse | None]:
+        """Answer a JSON request to ``/rank`` or ``/recommend``, as ``rank_in_slices`` does."""
         self.get_stages(route)
         if route == RANK:
-            return self.rank(decode_request(body, self.bundle.fitted.schema))
-        return self.recommend(decode_recommend_request(body))
+            yield from self.rank_in_slices(decode_request(body, self.bundle.fitted.schema))
+        else:
+            yield self.recommend(decode_recommend_request(body))
 
     def answer(self, body: bytes, route: str = RANK) -> bytes:
         """Answer a JSON request with JSON, as ``POST`` to the route does."""

@@ -1,0 +1,149 @@
+"""Admission of requests: a bounded queue before the model, which computes for one request at a time.
+
+The event loop reads its sockets between two computations, so that a request beyond the limit is refused within about
+one computation, and not after all that wait. A request that is too late, or whose client has left, is not computed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
+
+from longrec.errors import RequestError
+
+QUEUE, DEADLINE, GONE, CONNECTIONS, BODIES = "queue", "deadline", "gone", "connections", "bodies"
+RETRY_SECONDS = 1
+"""Value of ``Retry-After``, in which a server with the default queue has worked off what waits."""
+SLICE_SECONDS = 0.005
+"""Time after which a long computation lets others through."""
+ResultT = TypeVar("ResultT")
+
+
+class Meter(Protocol):
+    """Counters of admission, see ``prometheus.py``."""
+
+    def count_wait(self, seconds: float) -> None:
+        """Count the time that a request has waited."""
+        ...
+
+    def set_queue(self, length: int) -> None:
+        """Note how many requests wait."""
+        ...
+
+
+class Shed(RequestError):
+    """A request that is refused because of load. ``reason`` is one of the constants of this module."""
+
+    def __init__(self, reason: str, found: str, expected: str) -> None:
+        self.reason = reason
+        super().__init__("server", found, expected, f"try again after {RETRY_SECONDS} s", 503)
+
+
+class _Waiting:
+    """One request in the queue."""
+
+    __slots__ = ("future", "is_gone")
+
+    def __init__(self, future: asyncio.Future[None], is_gone: Callable[[], bool]) -> None:
+        self.future, self.is_gone = future, is_gone
+
+
+class Admission:
+    """Queue of the requests that need the model. One at a time has the turn.
+
+    Args:
+        limit: largest number of requests that wait.
+        meter: counters of its length and of the waiting times.
+
+    Attributes:
+        pending: complete requests whose tasks have not begun. The protocol adds them, ``enter`` removes them.
+    """
+
+    def __init__(self, limit: int, meter: Meter) -> None:
+        self.limit, self.pending = limit, 0
+        self._meter, self._busy = meter, False
+        self._queue: deque[_Waiting] = deque()
+
+    @property
+    def is_full(self) -> bool:
+        """True if a request that arrives now is refused."""
+        return len(self._queue) + self.pending >= self.limit
+
+    async def compute(
+        self, slices: Iterator[ResultT | None], is_gone: Callable[[], bool], until: float, admitted: bool = False
+    ) -> ResultT:
+        """Compute the last value of an iterator in the turn of a request.
+
+        Other requests have a turn after every ``SLICE_SECONDS``. A request that has begun is finished, unless its
+        client leaves.
+
+        Args:
+            slices: iterator that yields None between two slices of the work, and in the end its result.
+            is_gone: function that returns True if the client has left.
+            until: deadline of the start, by ``time.perf_counter``.
+            admitted: do not refuse the request if too many wait.
+
+        Raises:
+            Shed: if too many wait, the deadline passes before the turn, or the client leaves.
+        """
+        if self._busy:
+            if not admitted and len(self._queue) >= self.limit:
+                raise Shed(QUEUE, f"{len(self._queue)} requests wait already", f"at most {self.limit}")
+            await self._wait(is_gone)
+        if time.perf_counter() > until:
+            self._pass_on()
+            raise Shed(DEADLINE, "the deadline passed while the request waited", "a start in time")
+        while (result := self._run_slices(slices, is_gone)) is None:
+            await self._wait(is_gone)
+        return result
+
+    def _run_slices(self, slices: Iterator[ResultT | None], is_gone: Callable[[], bool]) -> ResultT | None:
+        """Compute for ``SLICE_SECONDS`` or to the end, and pass on the turn."""
+        self._busy = True
+        end = time.perf_counter() + SLICE_SECONDS
+        try:
+            if is_gone():
+                raise Shed(GONE, "the client has left", "a client that waits for its response")
+            for result in slices:
+                if result is not None or time.perf_counter() > end:
+                    return result
+            raise AssertionError("slices without a result")
+        finally:
+            self._pass_on()
+
+    async def _wait(self, is_gone: Callable[[], bool]) -> None:
+        began, waiting = time.perf_counter(), _Waiting(asyncio.get_running_loop().create_future(), is_gone)
+        self._queue.append(waiting)
+        self._meter.set_queue(len(self._queue))
+        try:
+            await waiting.future
+        except asyncio.CancelledError:
+            if waiting.future.done() and not waiting.future.cancelled():
+                self._pass_on()  # it had the turn already
+            raise
+        self._meter.count_wait(time.perf_counter() - began)
+
+    def _pass_on(self) -> None:
+        """Hand the turn to the next request, or release it after the event loop has read its sockets again.
+
+        Until then the tasks that begin in the same iteration of the loop wait, so that their number is bounded.
+        """
+        if not self._hand_over():
+            self._busy = True
+            asyncio.get_running_loop().call_soon(self._release)
+
+    def _hand_over(self) -> bool:
+        while self._queue:
+            waiting = self._queue.popleft()
+            if not waiting.future.done():
+                self._meter.set_queue(len(self._queue))
+                waiting.future.set_result(None)
+                return True
+        return False
+
+    def _release(self) -> None:
+        if not self._hand_over():
+            self._busy = False
