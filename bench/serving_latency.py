@@ -54,7 +54,7 @@ def write_log(folder: Path, rng: np.random.Generator) -> None:
     pq.write_table(pa.table({"item_id": np.arange(ITEMS), "category": category}), folder / "items.parquet")
 
 
-def build_job(folder: Path) -> dict:
+def build_job(folder: Path, history: int = HISTORY_LENGTH) -> dict:
     """Return the job of DIN of the usual size over item and category."""
     return {
         "name": "din",
@@ -74,7 +74,7 @@ def build_job(folder: Path) -> dict:
                     "device": {"kind": "id"},
                     "hour": {"kind": "calendar"},
                 },
-                "histories": {"past": {"features": ["item_id", "category", "time_gap"], "max_length": HISTORY_LENGTH}},
+                "histories": {"past": {"features": ["item_id", "category", "time_gap"], "max_length": history}},
             },
         },
         "model": {"name": "din", "embedding_dim": 16, "attention": [80, 40], "mlp": [200, 80]},

@@ -19,6 +19,8 @@ RETRY_SECONDS = 1
 """Value of ``Retry-After``, in which a server with the default queue has worked off what waits."""
 SLICE_SECONDS = 0.005
 """Time after which a long computation lets others through."""
+MAX_READINGS = 32
+"""Largest number of times that sockets are read between two computations."""
 ResultT = TypeVar("ResultT")
 
 
@@ -59,12 +61,13 @@ class Admission:
         meter: counters of its length and of the waiting times.
 
     Attributes:
-        pending: complete requests whose tasks have not begun. The protocol adds them, ``enter`` removes them.
+        pending: complete requests whose tasks have not begun. The protocol adds them.
+        arrivals: number of connections and complete requests since the start. The protocol counts them.
     """
 
     def __init__(self, limit: int, meter: Meter) -> None:
-        self.limit, self.pending = limit, 0
-        self._meter, self._busy = meter, False
+        self.limit, self.pending, self.arrivals = limit, 0, 0
+        self._meter, self._busy, self._seen, self._readings = meter, False, 0, 0
         self._queue: deque[_Waiting] = deque()
 
     @property
@@ -127,23 +130,20 @@ class Admission:
         self._meter.count_wait(time.perf_counter() - began)
 
     def _pass_on(self) -> None:
-        """Hand the turn to the next request, or release it after the event loop has read its sockets again.
+        """Hand the turn to the next request, or release it, after the event loop has read its sockets."""
+        self._busy, self._readings = True, 0
+        asyncio.get_running_loop().call_soon(self._read_on)
 
-        Until then the tasks that begin in the same iteration of the loop wait, so that their number is bounded.
-        """
-        if not self._hand_over():
-            self._busy = True
-            asyncio.get_running_loop().call_soon(self._release)
-
-    def _hand_over(self) -> bool:
+    def _read_on(self) -> None:
+        """Let the event loop read until nothing new arrives, since it accepts one connection at a time."""
+        if self.arrivals != self._seen and self._readings < MAX_READINGS:
+            self._seen, self._readings = self.arrivals, self._readings + 1
+            asyncio.get_running_loop().call_soon(self._read_on)
+            return
         while self._queue:
             waiting = self._queue.popleft()
             if not waiting.future.done():
                 self._meter.set_queue(len(self._queue))
                 waiting.future.set_result(None)
-                return True
-        return False
-
-    def _release(self) -> None:
-        if not self._hand_over():
-            self._busy = False
+                return
+        self._busy = False

@@ -64,6 +64,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.phase, self.since = HEAD, self.loop.time()
         self.blocked_since: float | None = None
         self._head_bytes, self._refuses = 0, False
+        self.gate.admission.arrivals += 1
         if not self.gate.open(self):
             transport.write(_NO_CONNECTION)
             transport.close()
@@ -99,7 +100,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Add a header."""
-        self._size += len(name) + len(value)
+        self._size += len(name) + len(value) + 4
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -124,6 +125,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """End the body."""
+        self.gate.admission.arrivals += 1
         if not self._refuses and self.cycle is not None and self.cycle.response_complete:
             self.phase, self.since = IDLE, self.loop.time()  # a response that did not wait for the body
             return
@@ -197,7 +199,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Answer with an error, if no response has begun, and close."""
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete:
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             self.transport.write(build_refusal(error, closes=True, retry=False))
         self.transport.close()
 
