@@ -60,8 +60,8 @@ KEYS = frozenset(
     "since_previous start_from validations_per_epoch part parts place places told knobs tell".split()
 )
 """Config keys and options by their whole name."""
-ALLOWED = re.compile(r"initial_accumulator_value|_?bucket_by_length")
-"""Terms of the field that hold a word of the list."""
+ALLOWED = re.compile(r"initial_accumulator_value|_?bucket_by_length|connection_made")
+"""Terms of the field, and methods of asyncio, that hold a word of the list."""
 OF_ERRORS = "found"
 """What an error found, one of the four parts of a message: a parameter and an attribute in ``errors.py``."""
 QUOTING = (

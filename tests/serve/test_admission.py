@@ -54,7 +54,8 @@ def test_requests_of_one_iteration_wait_in_their_order_and_the_last_are_refused(
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert results[:4] == done == [0, 1, 2, 3]  # one had the turn, three waited
         assert [type(one) for one in results[4:]] == [Shed, Shed]
-        assert results[4].status == 503 and results[4].reason == QUEUE
+        assert results[4].status == 503
+        assert results[4].reason == QUEUE
         assert len(counts.waits) == counts.longest == 3
         assert await queue.compute(once(done, 9), stay, LATER) == 9  # the queue is empty again
         assert not queue.is_full
@@ -91,7 +92,8 @@ def test_who_has_left_or_is_late_is_not_computed(is_gone: Callable[[], bool], un
             return_exceptions=True,
         )
         assert (first, third, done) == (1, 3, [1, 3])
-        assert isinstance(second, Shed) and second.reason == reason
+        assert isinstance(second, Shed)
+        assert second.reason == reason
 
     run(check())
 
@@ -106,7 +108,8 @@ def test_a_failure_passes_on_the_turn() -> None:
         results = await asyncio.gather(
             queue.compute(fail(), stay, LATER), queue.compute(once([], 2), stay, LATER), return_exceptions=True
         )
-        assert isinstance(results[0], ValueError) and results[1] == 2
+        assert isinstance(results[0], ValueError)
+        assert results[1] == 2
 
     run(check())
 
@@ -119,7 +122,9 @@ def test_a_cancelled_request_leaves_the_queue() -> None:
         await asyncio.sleep(0)
         tasks[1].cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert results[0] == 0 and isinstance(results[1], asyncio.CancelledError) and results[2] == 2
+        assert results[0] == 0
+        assert isinstance(results[1], asyncio.CancelledError)
+        assert results[2] == 2
         assert done == [0, 2]
 
     run(check())

@@ -509,8 +509,7 @@ def test_items_of_recorded_events_are_seen(service: Service, clock: Clock) -> No
     encoder = service.served.encoder
 
     def read_items(user: str, at: int) -> list[int]:
-        encoded = Query(user, at, CONTEXT, allow_unknown=True).encode(encoder)
-        return encoder.read_seen_items(encoded, at).tolist()
+        return encoder.read_seen_events(Query(user, at, CONTEXT, allow_unknown=True))[0].tolist()
 
     event = record_event(service, user="nobody", item=104)
     now = clock()
@@ -536,9 +535,7 @@ def test_an_event_of_an_added_item_is_read_also_after_its_change_was_removed(
         assert row == len(service.bundle.items)
         record_event(service, item=777, allow_unknown=True)
         clock.now += 60_000
-        query = Query("u1", clock.now, CONTEXT)
-        encoded = service.served.encoder.encode(query)
-        assert row in service.served.encoder.read_seen_items(encoded, clock.now)
+        assert row in service.served.encoder.read_seen_events(Query("u1", clock.now, CONTEXT))[0]
         assert len(rank(service, at=None)) == 3
         (catalog.folder / "catalog.json").unlink()
         assert len(rank(service, at=None)) == 3

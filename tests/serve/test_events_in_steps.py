@@ -15,9 +15,10 @@ import token_shop
 from longrec.errors import RequestError, StoreError
 from longrec.exporting.bundle import Bundle
 from longrec.serve.events import EventResponse
+from longrec.serve.golden_scores import score_golden
 from longrec.serve.knowledge_features import key_number
 from longrec.serve.online_source import OnlineSource
-from longrec.serve.service import Service, score_golden
+from longrec.serve.service import Service
 from longrec.serve.settings import Settings
 from longrec.store.token_store import TokenStore
 from longrec.training.token_source import open_source

@@ -26,8 +26,9 @@ from longrec.exporting.write import ExternalStores, export
 from longrec.features.vocabulary import compute_key_numbers
 from longrec.models.core.kinds import Ranker
 from longrec.models.core.registry import build
+from longrec.serve.golden_scores import score_golden
 from longrec.serve.knowledge_features import KnowledgeFeatures
-from longrec.serve.service import Service, replay, score_golden
+from longrec.serve.service import Service, replay
 from longrec.store.knowledge_store import KnowledgeInfo, KnowledgeStore, SideVectors
 
 DAY, START = token_shop.DAY, token_shop.START

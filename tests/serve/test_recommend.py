@@ -15,8 +15,9 @@ from longrec.errors import BundleError, RequestError
 from longrec.exporting.bundle import Bundle
 from longrec.exporting.inputs import make_random_tensors
 from longrec.serve.client import client
+from longrec.serve.golden_scores import score_golden
 from longrec.serve.request_json import decode_recommend_request
-from longrec.serve.service import Service, score_golden
+from longrec.serve.service import Service
 
 
 @pytest.fixture(scope="module", params=["one interest", "three interests", "counts"])

@@ -16,8 +16,9 @@ import longrec.serve.rank_stage as rank_file
 from longrec.errors import BundleError, RequestError
 from longrec.exporting.bundle import Bundle
 from longrec.exporting.offline import build_golden_request
+from longrec.serve.golden_scores import score_golden
 from longrec.serve.request_json import decode_request
-from longrec.serve.service import RankResponse, Service, score_golden
+from longrec.serve.service import RankResponse, Service
 
 
 def rank(service: Service, **request: Any) -> RankResponse:

@@ -20,8 +20,9 @@ from longrec.exporting.bundle import Bundle, EncoderFacts
 from longrec.exporting.inputs import make_random_tensors
 from longrec.exporting.scale import Scale
 from longrec.exporting.write import export
+from longrec.serve.golden_scores import score_golden
 from longrec.serve.knowledge_features import key_number
-from longrec.serve.service import Service, score_golden
+from longrec.serve.service import Service
 from longrec.serve.settings import Settings
 from longrec.serve.token_histories import TokenHistories
 from longrec.store.token_store import TokenStore

@@ -54,6 +54,7 @@ class Query:
         further_context: columns of the context that only other stages read.
         unknown: what the stages did not know.
         memo: the query as encoded for each model, so that stages of one model encode it once.
+        seen: earlier events of the user as read for each model.
         trace: what every stage kept and dropped. None in normal service, so that it costs nothing.
         began: when the request began, in seconds of ``time.perf_counter``.
         fallbacks: stages that were left out because they were late, see ``pipeline/deadline.py``.
@@ -71,6 +72,7 @@ class Query:
     further_context: frozenset[str] = frozenset()
     unknown: UnknownKeys = field(default_factory=UnknownKeys, compare=False)
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    seen: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
     trace: Trace | None = field(default=None, repr=False, compare=False)
     began: float = field(default_factory=time.perf_counter, repr=False, compare=False)
     fallbacks: list[str] = field(default_factory=list, compare=False)

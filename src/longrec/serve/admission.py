@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 from longrec.errors import RequestError
 
-QUEUE, DEADLINE, GONE, CONNECTIONS, BODIES = "queue", "deadline", "gone", "connections", "bodies"
+QUEUE, DEADLINE, GONE, CONNECTIONS, BODIES, STORE = "queue", "deadline", "gone", "connections", "bodies", "store"
 RETRY_SECONDS = 1
 """Value of ``Retry-After``, in which a server with the default queue has worked off what waits."""
 SLICE_SECONDS = 0.005
@@ -39,9 +39,9 @@ class Meter(Protocol):
 class Shed(RequestError):
     """A request that is refused because of load. ``reason`` is one of the constants of this module."""
 
-    def __init__(self, reason: str, found: str, expected: str) -> None:
+    def __init__(self, reason: str, message: str, expected: str) -> None:
         self.reason = reason
-        super().__init__("server", found, expected, f"try again after {RETRY_SECONDS} s", 503)
+        super().__init__("server", message, expected, f"try again after {RETRY_SECONDS} s", 503)
 
 
 class _Waiting:

@@ -11,9 +11,10 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
 import orjson
@@ -26,13 +27,15 @@ from starlette.routing import Route
 from longrec.errors import LongRecError, RequestError, StoreError
 from longrec.serve.admission import QUEUE, RETRY_SECONDS, Shed
 from longrec.serve.connections import CONNECTION, GuardedApplication, GuardedProtocol, take_count
+from longrec.serve.events import EventResponse
 from longrec.serve.gate import Gate
 from longrec.serve.limits import Limits, fit_to_open_files
 from longrec.serve.pipelines import RANK, RECOMMEND
 from longrec.serve.prometheus import ServerMetrics
-from longrec.serve.responses import RankResponse, RecommendResponse
+from longrec.serve.responses import Answer
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings
+from longrec.serve.stores import Reading, StoreReaders
 
 BUNDLE, SETTINGS, LIMITS, COUNTS = "LONGREC_BUNDLE", "LONGREC_SETTINGS", "LONGREC_LIMITS", "LONGREC_COUNTS"
 """Environment variables of a worker process: the bundle, its settings and limits as JSON, the folder of counters."""
@@ -46,6 +49,14 @@ _log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 Handler = Callable[[Request], Awaitable[Response]]
 Lifespan = Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]]
+
+
+class _Answered(NamedTuple):
+    """An answer, its JSON, and the seconds that it took without what ran in between."""
+
+    answer: Answer
+    content: bytes
+    seconds: float
 
 
 class App:
@@ -63,6 +74,9 @@ class App:
         self.service, self.metrics = service, ServerMetrics(counts, service.list_stages())
         self.limits = limits or Limits()
         self.gate = Gate(self.limits, self.metrics)
+        self.stores = StoreReaders(service.remote_stores, self.limits.queue)
+        for store in self.stores.stores:
+            store.limit_waiting(self.limits.store)
         self._waiting_events = 0
         self.version = service.bundle.manifest.version
         self._event_lock, self._event_executor = asyncio.Lock(), ThreadPoolExecutor(1, thread_name_prefix="events")
@@ -144,27 +158,29 @@ class App:
 
     async def _answer(self, route: str, request: Request) -> Response:
         body = await self._read_body(request)
-        answer, content, spent = await self._compute(request, self._answer_in_slices(route, body))
-        result = answer.pipeline_result
+        steps = self._answer_in_steps(route, body)
+        step = cast(_Answered | Reading, await self._compute(request, steps))
+        while isinstance(step, Reading):
+            await self.stores.run(step.read, self._read_deadline(request))
+            step = cast(_Answered | Reading, await self._compute(request, steps, admitted=True))
+        result = step.answer.pipeline_result
         self.metrics.count_ranking(len(result.candidates))
         self.metrics.count_stages(result.stage_seconds, result.fallbacks)
-        steps = {**result.stage_seconds, "service": spent}
-        timing = ", ".join(f"{_NO_TOKEN.sub('_', name)};dur={1e3 * seconds:.3f}" for name, seconds in steps.items())
-        return Response(content, media_type="application/json", headers={"server-timing": timing})
+        seconds = {**result.stage_seconds, "service": step.seconds}
+        timing = ", ".join(f"{_NO_TOKEN.sub('_', name)};dur={1e3 * own:.3f}" for name, own in seconds.items())
+        return Response(step.content, media_type="application/json", headers={"server-timing": timing})
 
-    def _answer_in_slices(
-        self, route: str, body: bytes
-    ) -> Iterator[tuple[RankResponse | RecommendResponse, bytes, float] | None]:
-        """Yield None between slices, and in the end the answer, its JSON, and the seconds without what ran between."""
-        spent, began = 0.0, time.perf_counter()
-        for answer in self.service.answer_in_slices(route, body):
-            if answer is None:
-                spent += time.perf_counter() - began
-                yield None
+    def _answer_in_steps(self, route: str, body: bytes) -> Iterator[_Answered | Reading | None]:
+        """Yield the steps of an answer, and the answer as JSON."""
+        seconds, began = 0.0, time.perf_counter()
+        for step in self.service.answer_in_steps(route, body):
+            if step is None or isinstance(step, Reading):
+                seconds += time.perf_counter() - began
+                yield step
                 began = time.perf_counter()
             else:
-                content = answer.json()
-                yield answer, content, spent + time.perf_counter() - began
+                content = step.json()
+                yield _Answered(step, content, seconds + time.perf_counter() - began)
 
     async def _compute(self, request: Request, slices: Iterator[ResultT | None], admitted: bool = False) -> ResultT:
         """Compute in the turn of a request."""
@@ -193,14 +209,28 @@ class App:
         if self._waiting_events >= self.limits.queue:
             raise Shed(QUEUE, f"{self._waiting_events} events wait already", f"at most {self.limits.queue}")
         self._waiting_events += 1
-        try:
-            async with self._event_lock:  # rankings continue while this waits for the disk, the next event does not
-                pending = await self._compute(request, _once(lambda: self.service.prepare(body)), admitted=True)
-                response = await asyncio.get_running_loop().run_in_executor(self._event_executor, pending.commit)
-        finally:
-            self._waiting_events -= 1
+        record = asyncio.create_task(self._record(request, body))
+        record.add_done_callback(self._end_recording)
+        if self.stores.stores:  # after the deadline the recording continues, so that an event is whole
+            response = await self.stores.wait(asyncio.shield(record), self._read_deadline(request))
+        else:
+            response = await record
         self.metrics.count_event(response.has_feedback, response.replaced)
         return _make_response(response.json())
+
+    async def _record(self, request: Request, body: bytes) -> EventResponse:
+        """Record one event after the other. Rankings continue while this waits for a disk or a server."""
+        async with self._event_lock:
+            if self.stores.stores:
+                work: Callable[[], EventResponse] = partial(self.service.record, body)
+            else:
+                work = (await self._compute(request, _once(lambda: self.service.prepare(body)), True)).commit
+            return await asyncio.get_running_loop().run_in_executor(self._event_executor, work)
+
+    def _end_recording(self, record: asyncio.Task[EventResponse]) -> None:
+        self._waiting_events -= 1
+        if not record.cancelled():
+            record.exception()  # it is raised by the request that waits, if one does
 
     async def _handle_items(self, request: Request) -> Response:
         body = await self._read_body(request)
@@ -248,7 +278,10 @@ class App:
         return _make_json_response({"live": True})
 
     async def _handle_ready(self, request: Request) -> Response:
-        return _make_json_response({"ready": True})
+        failure = await self.stores.check()
+        if failure is None:
+            return _make_json_response({"ready": True})
+        return _make_response(orjson.dumps({"ready": False, "error": failure}), 503)
 
     async def _handle_health(self, request: Request) -> Response:
         return _make_json_response(self.service.health())

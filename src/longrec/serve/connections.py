@@ -192,8 +192,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refuse(RequestError("request", "not HTTP", "HTTP/1.1"))
 
     def _refuse_head(self) -> None:
-        found, expected = "a head that is too large", f"at most {self.gate.limits.head_bytes:,} bytes"
-        self._refuse(RequestError("request", found, expected, status=431))
+        message, expected = "a head that is too large", f"at most {self.gate.limits.head_bytes:,} bytes"
+        self._refuse(RequestError("request", message, expected, status=431))
 
     def _refuse(self, error: RequestError) -> None:
         """Answer with an error, if no response has begun, and close."""

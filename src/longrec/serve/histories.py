@@ -79,20 +79,20 @@ class EventHistories:
         histories: dict[str, Columns] = {}
         if self.bundle.store is None:
             return histories
-        now = np.array([timestamp], np.int64)
+        now, table = np.array([timestamp], np.int64), self.items
         for history in self._read:
             events = self._read_last(user, row, timestamp, history)
             columns = events.columns
             items = columns["item"]
-            if int(items.max(initial=0)) >= len(self.items):  # of an added item, whose changes were removed since
-                items = np.where(items < len(self.items), items, 0)
+            if int(items.max(initial=0)) >= len(table):  # of an added item, whose changes were removed since
+                items = np.where(items < len(table), items, 0)
             seen = HistoryEvents(
                 events.times,
                 items,
                 {name: columns[name] for name in self._values},
                 {name: columns[column] for name, column in self._availability_columns.items()},
             )
-            histories[history.name] = build_history_columns(self.fitted, history.name, self.items, seen, now)
+            histories[history.name] = build_history_columns(self.fitted, history.name, table, seen, now)
         return histories
 
     def read_seen_items(self, user: int, row: int, timestamp: int) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -20,6 +20,7 @@ class Limits(msgspec.Struct, frozen=True):
         deadline: time from the arrival of a request to the start of its computation, after which it is answered with
             503. A request may lower it with the header ``x-request-timeout-ms``.
         connections: open connections. Further ones are answered with 503 and closed.
+        store: time for a response of a store on a server.
         head: time for the head of a request, and of a new connection until its first byte.
         body: time for the body of a request.
         answer: time in which a client has to take a response.
@@ -32,6 +33,7 @@ class Limits(msgspec.Struct, frozen=True):
     queue: int = 16
     deadline: float = 10.0
     connections: int = 2_048
+    store: float = 2.0
     head: float = 10.0
     body: float = 30.0
     answer: float = 30.0

@@ -186,7 +186,7 @@ class OpenedPipeline:
     def _count_events(self, query: Query, start: int) -> Mapping[Any, int]:
         """Count the events of a user by item, from the first source, because every retriever stores all events."""
         model = next(iter(self.models.values()))
-        rows, times = model.encoder.read_seen_events(query.encode(model.encoder), query.timestamp)
+        rows, times = model.encoder.read_seen_events(query)
         keys = model.catalog.keys
         counts = count_keys(rows[(times >= start) & (rows > 0)])
         return {keys[row - 1]: count for row, count in counts.items()}

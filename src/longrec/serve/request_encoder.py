@@ -31,6 +31,7 @@ from longrec.serve.live_events import LiveEvents
 from longrec.serve.lookup import Lookup
 from longrec.serve.request_json import Key
 from longrec.serve.token_histories import TokenHistories
+from longrec.store.remote_store import RemoteStore
 
 _NUMBERS = ("numeric", "numbers")
 _SHOWN = 5
@@ -248,13 +249,21 @@ class RequestEncoder:
         inputs.update(self._knowledge.read_items(items.rows, items.keys, timestamp))
         return inputs
 
-    def read_seen_items(self, query: EncodedQuery, timestamp: int) -> NDArray[Any]:
-        """Return the rows of the items of all stored events of the user strictly before a timestamp."""
-        return self._histories.read_seen_items(query.user, query.row, timestamp)[0]
+    def read_seen_events(self, query: Query) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Return the rows of the items of all stored events of the user strictly before the query, and their times."""
+        seen: tuple[NDArray[Any], NDArray[np.int64]] | None = query.seen.get(self)
+        if seen is None:
+            encoded = query.encode(self)
+            seen = self._histories.read_seen_items(encoded.user, encoded.row, query.timestamp)
+            query.seen[self] = seen
+        return seen
 
-    def read_seen_events(self, query: EncodedQuery, timestamp: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Return the rows of the items of these events, and their times."""
-        return self._histories.read_seen_items(query.user, query.row, timestamp)
+    @property
+    def remote_stores(self) -> list[RemoteStore]:
+        """Stores on servers that ``encode`` and ``read_seen_events`` read."""
+        live = self._histories.live
+        own = [live.backend] if live is not None and isinstance(live.backend, RemoteStore) else []
+        return [*self._tokens.remote_stores, *own]
 
     def close(self) -> None:
         """Close the stores."""

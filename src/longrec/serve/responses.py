@@ -5,13 +5,26 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.stage import PipelineResult
 from longrec.serve.request_json import Key
+
+
+class Answer(Protocol):
+    """Response to a request for a ranking or for recommendations."""
+
+    @property
+    def pipeline_result(self) -> PipelineResult:
+        """The items, and the duration of each stage."""
+        ...
+
+    def json(self) -> bytes:
+        """Return the response as JSON."""
+        ...
 
 
 @dataclass(frozen=True)

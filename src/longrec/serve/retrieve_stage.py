@@ -62,7 +62,7 @@ class RetrieveStage:
         self._catalog.refresh()
         encoded = query.encode(self._encoder)
         count = self.count or max(query.k, self.at_least)
-        best, scores = self._search(encoded, count, self._select_allowed(encoded, query))
+        best, scores = self._search(encoded, count, self._select_allowed(query))
         if not np.isfinite(scores).all():
             first = self._catalog.keys[best[~np.isfinite(scores)]].tolist()[0]
             raise LongRecError(
@@ -71,7 +71,7 @@ class RetrieveStage:
         own = Candidates.of(self._catalog.keys[best], self.source).with_scores(self.name, scores)
         return merge([candidates, own]) if len(candidates) else own
 
-    def _select_allowed(self, encoded: EncodedQuery, query: Query) -> NDArray[np.bool_] | None:
+    def _select_allowed(self, query: Query) -> NDArray[np.bool_] | None:
         """Return the mask of the items that may be retrieved, bool ``[I]``. None: all."""
         catalog, allowed = self._catalog, None
         if self.where is not None:
@@ -79,7 +79,7 @@ class RetrieveStage:
         if catalog.withdrawn is not None:
             allowed = ~catalog.withdrawn if allowed is None else allowed & ~catalog.withdrawn
         if query.exclude_seen if self.exclude_seen is None else self.exclude_seen:
-            seen = self._encoder.read_seen_items(encoded, query.timestamp)
+            seen = self._encoder.read_seen_events(query)[0]
             allowed = np.ones(len(catalog), bool) if allowed is None else allowed
             allowed[seen[(seen > 0) & (seen <= len(catalog))] - 1] = False
         if query.eligible is not None:

@@ -22,9 +22,10 @@ from longrec.exporting.golden import GoldenRequest
 from longrec.features.raw_columns import format_request_time
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.config import SUFFIXES, PipelineConfig, cut_pipeline, read_pipeline
-from longrec.pipeline.stage import Stages, take_last
+from longrec.pipeline.stage import Query, Stages
 from longrec.pipeline.trace import Trace
 from longrec.serve.events import EventRecorder, EventResponse, PendingEvent
+from longrec.serve.golden_scores import check_scores, score_golden
 from longrec.serve.impression_log import ImpressionLog
 from longrec.serve.live_catalog import change_items
 from longrec.serve.open_model import OpenModel
@@ -47,14 +48,13 @@ from longrec.serve.request_json import (
     decode_request,
     parse_request_time,
 )
-from longrec.serve.responses import RankResponse, RecommendResponse
+from longrec.serve.responses import Answer, RankResponse, RecommendResponse
 from longrec.serve.served_programs import ServedPrograms
 from longrec.serve.settings import Settings
 from longrec.serve.state import ServiceState
+from longrec.serve.stores import Reading, finish
 from longrec.serve.token_histories import TokenHistories
-
-MAX_DRIFT = 1e-4
-"""Largest difference from the golden scores on this machine, ten times the tolerance of export."""
+from longrec.store.remote_store import RemoteStore
 
 
 def read_clock() -> int:
@@ -177,6 +177,12 @@ class Service:
         return [] if self._state is None else self._state.exclusive_folders
 
     @property
+    def remote_stores(self) -> list[RemoteStore]:
+        """Stores on servers that it reads or writes, each once."""
+        read = [store for model in self.models for store in model.encoder.remote_stores]
+        return list(dict.fromkeys([*read, *([] if self._state is None else self._state.remote_stores)]))
+
+    @property
     def route(self) -> str:
         """The route of its example: ``/rank`` of a ranker, ``/recommend`` of a retriever or a pipeline."""
         if self.pipeline is not None and self.settings.recall is None:
@@ -208,24 +214,38 @@ class Service:
             RequestError: if the request is invalid. Then no candidate is scored.
             StoreError: if a store does not respond.
         """
-        return take_last(self.rank_in_slices(request))
+        return finish(self._rank(request))
 
-    def rank_in_slices(self, request: RankRequest) -> Iterator[RankResponse | None]:
-        """Rank the candidates of a request. Yields None between slices of the work, and in the end the response.
-
-        Raises:
-            RequestError, StoreError: as ``rank``.
-        """
+    def _rank(self, request: RankRequest) -> Iterator[RankResponse | Reading | None]:
+        """Rank the candidates of a request. Yields None between slices of the work, and in the end the response."""
         stages = self.get_stages(RANK)
         self._refresh_catalogs()
         at = parse_request_time(request.at, self._time, self._clock())
         query = request.build_query(at)
+        yield from self._read_remote(query)
         for result in stages.run_in_slices(request.build_candidates(), query):
             if result is None:
                 yield None
                 continue
             unknown, formatted = query.unknown, format_request_time(self.bundle.fitted, at)
             yield RankResponse(self.model, request.user, formatted, result, unknown.user, unknown.items)
+
+    def _read_remote(self, query: Query, seen: bool = False) -> Iterator[Reading]:
+        """Yield the reading of the stores on servers, whose results the query remembers. Nothing if there are none.
+
+        Args:
+            seen: also read the items of earlier events.
+        """
+        encoders = [model.encoder for model in self.models if model.encoder.remote_stores]
+
+        def read() -> None:
+            for encoder in encoders:
+                query.encode(encoder)
+                if seen:
+                    encoder.read_seen_events(query)
+
+        if encoders:
+            yield Reading(read)
 
     def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """Return the best items for a request, and log what is shown.
@@ -234,10 +254,7 @@ class Service:
             RequestError: if the request is invalid, or the service has no retriever.
             StoreError: if a store does not respond.
         """
-        answer = self._recommend(request)
-        if self._log is not None:
-            self._log.write(answer)
-        return answer
+        return finish(self._recommend(request))
 
     def trace(self, request: RecommendRequest, reasons: bool = True) -> tuple[RecommendResponse, Trace]:
         """Return the answer to a request and what every stage kept and dropped. Nothing is logged.
@@ -249,17 +266,23 @@ class Service:
             RequestError, StoreError: as ``recommend``.
         """
         trace = Trace(reasons)
-        return self._recommend(request, trace), trace
+        return finish(self._recommend(request, trace, logs=False)), trace
 
-    def _recommend(self, request: RecommendRequest, trace: Trace | None = None) -> RecommendResponse:
+    def _recommend(
+        self, request: RecommendRequest, trace: Trace | None = None, logs: bool = True
+    ) -> Iterator[RecommendResponse | Reading]:
         stages = self.get_stages(RECOMMEND)
         self._refresh_catalogs()
         at = parse_request_time(request.at, self._time, self._clock())
         seen = self.pipeline is None or self.pipeline.config.filter.seen
         query = request.build_query(at, seen, self._columns, trace)
+        yield from self._read_remote(query, seen=True)
         result = stages(Candidates.of([], "request"), query)
         formatted = format_request_time(self.bundle.fitted, at)
-        return RecommendResponse(self.model, request.user, formatted, result, query.unknown.user, at)
+        answer = RecommendResponse(self.model, request.user, formatted, result, query.unknown.user, at)
+        if logs and self._log is not None:
+            self._log.write(answer)
+        yield answer
 
     def _refresh_catalogs(self) -> None:
         """Read the changes of items that other processes have made, so that all stages have the same items."""
@@ -299,17 +322,17 @@ class Service:
             raise RequestError("/events", "no source", "a server with the source of its tokens", do, 404)
         return self._events.prepare(decode_event(body))
 
-    def decode_and_answer(self, route: str, body: bytes) -> RankResponse | RecommendResponse:
+    def decode_and_answer(self, route: str, body: bytes) -> Answer:
         """Answer a JSON request to ``/rank`` or ``/recommend``."""
-        return next(answer for answer in self.answer_in_slices(route, body) if answer is not None)
+        return finish(self.answer_in_steps(route, body))
 
-    def answer_in_slices(self, route: str, body: bytes) -> Iterator[RankResponse | RecommendResponse | None]:
-        """Answer a JSON request to ``/rank`` or ``/recommend``, as ``rank_in_slices`` does."""
+    def answer_in_steps(self, route: str, body: bytes) -> Iterator[Answer | Reading | None]:
+        """Answer a JSON request: yield ``Reading`` to wait for a server, None between slices, in the end the answer."""
         self.get_stages(route)
         if route == RANK:
-            yield from self.rank_in_slices(decode_request(body, self.bundle.fitted.schema))
+            yield from self._rank(decode_request(body, self.bundle.fitted.schema))
         else:
-            yield self.recommend(decode_recommend_request(body))
+            yield from self._recommend(decode_recommend_request(body))
 
     def answer(self, body: bytes, route: str = RANK) -> bytes:
         """Answer a JSON request with JSON, as ``POST`` to the route does."""
@@ -348,25 +371,14 @@ class Service:
                     closing.enter_context(contextlib.closing(Service(model.bundle, Settings(pristine=True)))).check()
                     for model in self.models
                 )
-        worst = 0.0
-        for number, (golden, scores) in enumerate(zip(self.bundle.golden, score_golden(self, self.bundle.golden))):
-            difference = compute_drift(golden, scores)
-            if not difference <= MAX_DRIFT:
-                raise BundleError(
-                    f"{self.bundle.path}: golden request {number}",
-                    f"scores differ by {difference:.2g} on this machine",
-                    f"at most {MAX_DRIFT:g}",
-                    "compare the versions of onnxruntime here and where it was exported",
-                )
-            worst = max(worst, difference)
-        return worst
+        return check_scores(self, self.bundle)
 
     def _answer_example(self, route: str) -> None:
         body = orjson.dumps(self.example(route))
         if route == RANK:
             self.rank(decode_request(body, self.bundle.fitted.schema)).json()
         else:
-            self._recommend(decode_recommend_request(body)).json()
+            finish(self._recommend(decode_recommend_request(body), logs=False)).json()
 
     def example(self, route: str | None = None) -> dict[str, Any]:
         """Return a valid request to a route, by default to ``route``: the first golden one, or one made of several."""
@@ -378,34 +390,6 @@ class Service:
         context = {column: value for one in reversed(requests) for column, value in one["context"].items()}
         example = {key: value for key, value in requests[0].items() if key in ("user", "at", "k", "exclude_seen")}
         return {**example, "context": context, "allow_unknown": True}
-
-
-def compute_drift(golden: GoldenRequest, scores: NDArray[Any]) -> float:
-    """Return the largest difference of scores: of probabilities, or as a share of the largest score of a retriever."""
-    expected = np.array(golden.scores)
-    if expected.shape != scores.shape:
-        return float("inf")
-    size = max(1.0, float(np.abs(expected).max(initial=0.0))) if golden.items else 1.0
-    return float(np.abs(expected - scores).max(initial=0.0)) / size
-
-
-def score_golden(service: Service, golden: Sequence[GoldenRequest]) -> list[NDArray[np.float64]]:
-    """Return the service's score of every candidate (or expected item) of golden requests, in their order.
-
-    An expected item that was not retrieved gets the lowest score that was, which is about its own if two items at the
-    end have equal scores. If another number of items was retrieved, the scores of those are returned.
-    """
-    answers = []
-    for one in golden:
-        ranked = service.decode_and_answer(service.route, orjson.dumps(one.request)).pipeline_result.candidates
-        scores = dict(zip(ranked.keys.tolist(), ranked.score.tolist()))
-        if service.route == RANK:
-            answers.append(np.array([scores[key] for key in one.request.get("candidates", range(len(scores)))]))
-            continue
-        same = len(scores) == len(one.items)
-        lowest = min(scores.values(), default=0.0)
-        answers.append(np.array([scores.get(key, lowest) for key in one.items] if same else list(scores.values())))
-    return answers
 
 
 def replay(folder: Path, golden: Sequence[GoldenRequest]) -> list[NDArray[np.float64]]:

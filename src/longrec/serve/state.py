@@ -23,6 +23,7 @@ from longrec.serve.live_events import LiveEvents, keeps_events
 from longrec.serve.online_source import OnlineSource
 from longrec.serve.settings import Settings
 from longrec.serve.token_histories import check_store
+from longrec.store.remote_store import RemoteStore
 from longrec.store.token_store import TokenStore
 
 FORMAT = "longrec-state-1"
@@ -61,6 +62,13 @@ class ServiceState:
         """Folders that only one process may write to."""
         locations = [*self.stores, *([self.location] if self._keeps_events else [])]
         return [location for location in locations if not is_remote(location)]
+
+    @property
+    def remote_stores(self) -> list[RemoteStore]:
+        """Stores on servers that it writes to."""
+        live = [one.backend for one in (self.live, self.source.live) if one is not None]
+        backends = [*(store.backend for store in self.stores.values()), *live]
+        return [backend for backend in backends if isinstance(backend, RemoteStore)]
 
     def _open(self, bundle: Bundle, source: Bundle, settings: Settings) -> None:
         check_same_units(bundle, source)

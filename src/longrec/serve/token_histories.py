@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from longrec.features.computed_columns import compute_time_gaps
 from longrec.features.fields import TIME_GAP, TOKEN, VERSION
 from longrec.features.token_columns import TokenSpec, build_token_columns
 from longrec.store.disclosure import REMEDY, assess_disclosure
+from longrec.store.remote_store import RemoteStore
 from longrec.store.token_store import TokenStore
 from longrec.store.visibility import read_visible_tokens
 
@@ -32,17 +34,22 @@ class _OpenStore:
     store: TokenStore
     changes: bool
     refreshed_at: float = 0.0
+    refreshing: threading.Lock = field(default_factory=threading.Lock)
 
     def refresh(self) -> None:
         """Load what other processes have written since."""
         if not self.changes:
             return
-        if is_remote(self.store.location):  # a remote store always returns all tokens, and only versions are cached
-            now = time.monotonic()
-            if now - self.refreshed_at < _REFRESH_SECONDS:
-                return
-            self.refreshed_at = now
-        self.store.refresh()
+        if not is_remote(self.store.location):
+            self.store.refresh()
+        elif self.refreshing.acquire(blocking=False):  # several threads read a remote store
+            try:
+                now = time.monotonic()
+                if now - self.refreshed_at >= _REFRESH_SECONDS:  # it returns all tokens, only versions are cached
+                    self.store.refresh()
+                    self.refreshed_at = now
+            finally:
+                self.refreshing.release()
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,11 @@ class TokenHistories:
                 history.spec, history.name, history.features, tokens, now, history.gaps
             )
         return histories
+
+    @property
+    def remote_stores(self) -> list[RemoteStore]:
+        """Stores on servers."""
+        return [backend for store in self.stores.values() if isinstance(backend := store.backend, RemoteStore)]
 
     def close(self) -> None:
         """Close the stores that were opened here."""

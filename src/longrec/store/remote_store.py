@@ -147,6 +147,25 @@ class RemoteStore:
         self._record = np.dtype([(_TIME, "<i8"), *((name, _to_little_endian(self.types[name])) for name in names)])
         self._head = 16 if self.identity is not None else 8
 
+    def limit_waiting(self, seconds: float) -> None:
+        """Wait for connections and responses no longer than this, and repeat no call that took too long."""
+        from redis.backoff import NoBackoff
+        from redis.exceptions import ConnectionError as Lost
+        from redis.retry import Retry
+
+        pool = self._client.connection_pool
+        pool.connection_kwargs.update(socket_timeout=seconds, socket_connect_timeout=seconds)
+        self._client.set_retry(Retry(NoBackoff(), 1, supported_errors=(Lost,)))
+        pool.disconnect()
+
+    def ping(self) -> None:
+        """Check that the server responds.
+
+        Raises:
+            StoreError: if it does not.
+        """
+        self._call(self._client.ping)
+
     @property
     def attributes(self) -> dict[str, Any]:
         """Attributes of the store (a copy)."""
