@@ -179,8 +179,9 @@ class App:
         return _make_json_response(self.service.health())
 
     async def _handle_metrics(self, request: Request) -> Response:
-        text = self.metrics.render(self.service.model, self.version)
-        return Response(text, media_type="text/plain; version=0.0.4")
+        accept = request.headers.get("accept", "")
+        content, media_type = self.metrics.render(self.service.model, self.version, accept)
+        return Response(content, media_type=media_type)
 
     async def _handle_example(self, request: Request) -> Response:
         return _make_json_response(self.service.example())
