@@ -24,6 +24,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from longrec.errors import LongRecError, RequestError, StoreError
+from longrec.serve.binary_tensors import EXTENSION, LENGTH_HEADER
+from longrec.serve.content_encoding import compress, decompress
 from longrec.serve.pipelines import RANK, RECOMMEND
 from longrec.serve.prometheus import ServerMetrics
 from longrec.serve.service import Service
@@ -64,6 +66,7 @@ class App:
             lifespan: context from the start of the server to its end.
         """
         model = "/v2/models/{name}"
+        version = f"{model}/versions/{{version}}"
         routes = [
             self._build_route("/rank", self._handle_rank, "/rank", "POST"),
             self._build_route("/recommend", self._handle_recommend, "/recommend", "POST"),
@@ -75,6 +78,9 @@ class App:
             self._build_route(model, self._handle_model, "/v2/models"),
             self._build_route(f"{model}/ready", self._handle_model_ready, "/health"),
             self._build_route(f"{model}/infer", self._handle_infer, "/v2/models/infer", "POST"),
+            self._build_route(version, self._handle_model, "/v2/models"),
+            self._build_route(f"{version}/ready", self._handle_model_ready, "/health"),
+            self._build_route(f"{version}/infer", self._handle_infer, "/v2/models/infer", "POST"),
             self._build_route("/health", self._handle_health, "/health"),
             self._build_route("/metrics", self._handle_metrics, "/metrics"),
             self._build_route("/example", self._handle_example, "other"),
@@ -152,22 +158,26 @@ class App:
         return _make_json_response(self.service.change_items(await _read_body(request)))
 
     async def _handle_infer(self, request: Request) -> Response:
-        name = self._read_model_name(request)
-        return _make_response(self.service.programs.infer(name, await _read_body(request)))
+        name, version = self._read_model_name(request)
+        body, json_length = await _read_body(request), request.headers.get(LENGTH_HEADER)
+        answer = self.service.programs.infer(name, body, version, json_length)
+        content, headers = compress(answer.content, request.headers.get("accept-encoding"))
+        return Response(content, headers={**answer.headers, **headers})
 
     async def _handle_model(self, request: Request) -> Response:
-        return _make_json_response(self.service.programs.metadata(self._read_model_name(request)))
+        return _make_json_response(self.service.programs.metadata(*self._read_model_name(request)))
 
     async def _handle_model_ready(self, request: Request) -> Response:
-        return _make_json_response({"name": self._read_model_name(request), "ready": True})
+        return _make_json_response({"name": self._read_model_name(request)[0], "ready": True})
 
-    def _read_model_name(self, request: Request) -> str:
-        name: str = request.path_params["name"]
-        self.service.programs.check_name(name)
-        return name
+    def _read_model_name(self, request: Request) -> tuple[str, str | None]:
+        """Return the name of a program, and the version if the path has one."""
+        name, version = request.path_params["name"], request.path_params.get("version")
+        self.service.programs.check_name(name, version)
+        return name, version
 
     async def _handle_server(self, request: Request) -> Response:
-        return _make_json_response({"name": "longrec", "version": self.version, "extensions": []})
+        return _make_json_response({"name": "longrec", "version": self.version, "extensions": [EXTENSION]})
 
     async def _handle_live(self, request: Request) -> Response:
         return _make_json_response({"live": True})
@@ -193,7 +203,7 @@ class App:
 
 
 async def _read_body(request: Request) -> bytes:
-    """Read the body, up to the allowed size."""
+    """Read the body, up to the allowed size, and decompress it."""
     too_large = RequestError(
         "body",
         f"more than {MAX_BODY_BYTES:,} bytes",
@@ -209,7 +219,9 @@ async def _read_body(request: Request) -> bytes:
         if size > MAX_BODY_BYTES:
             raise too_large
         chunks.append(chunk)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    encoding = request.headers.get("content-encoding")
+    return body if encoding is None else decompress(body, encoding, MAX_BODY_BYTES)
 
 
 def build_error_response(path: str, error: RequestError, headers: Any = None) -> Response:
