@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -26,6 +27,7 @@ from starlette.routing import Route
 from longrec.errors import LongRecError, RequestError, StoreError
 from longrec.serve.binary_tensors import EXTENSION, LENGTH_HEADER
 from longrec.serve.content_encoding import compress, decompress
+from longrec.serve.open_api import build_document
 from longrec.serve.pipelines import RANK, RECOMMEND
 from longrec.serve.prometheus import ServerMetrics
 from longrec.serve.service import Service
@@ -84,6 +86,7 @@ class App:
             self._build_route("/health", self._handle_health, "/health"),
             self._build_route("/metrics", self._handle_metrics, "/metrics"),
             self._build_route("/example", self._handle_example, "other"),
+            self._build_route("/openapi.json", self._handle_document, "other"),
             self._build_route("/", self._handle_console, "/"),
         ]
         handlers = {HTTPException: self._handle_http_error}
@@ -195,6 +198,13 @@ class App:
 
     async def _handle_example(self, request: Request) -> Response:
         return _make_json_response(self.service.example())
+
+    @functools.cached_property
+    def _document(self) -> bytes:
+        return orjson.dumps(build_document(self.service, self.version, MAX_BODY_BYTES))
+
+    async def _handle_document(self, request: Request) -> Response:
+        return _make_response(self._document)
 
     async def _handle_console(self, request: Request) -> Response:
         inline = "style-src 'unsafe-inline'; script-src 'unsafe-inline'"
