@@ -221,7 +221,8 @@ async def _read_body(request: Request) -> bytes:
         "split it into several requests",
         413,
     )
-    if (length := request.headers.get("content-length", "")).isdecimal() and int(length) > MAX_BODY_BYTES:
+    headers = dict[bytes, bytes](request.scope["headers"])  # one walk over them, whatever is looked up
+    if (length := headers.get(b"content-length", b"")).isdigit() and int(length) > MAX_BODY_BYTES:
         raise too_large
     chunks, size = [], 0
     async for chunk in request.stream():
@@ -230,8 +231,8 @@ async def _read_body(request: Request) -> bytes:
             raise too_large
         chunks.append(chunk)
     body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    encoding = request.headers.get("content-encoding")
-    return body if encoding is None else decompress(body, encoding, MAX_BODY_BYTES)
+    encoding = headers.get(b"content-encoding")
+    return body if encoding is None else decompress(body, encoding.decode("latin-1"), MAX_BODY_BYTES)
 
 
 def build_error_response(path: str, error: RequestError, headers: Any = None) -> Response:
