@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from longrec.errors import BundleError, RequestError
 from longrec.exporting.bundle import Bundle
 from longrec.exporting.inputs import make_random_tensors
+from longrec.serve import response_schemas
 from longrec.serve.client import client
 from longrec.serve.request_json import decode_recommend_request
 from longrec.serve.service import Service, score_golden
@@ -37,7 +39,9 @@ def good() -> dict[str, Any]:
 
 
 def recommend(service: Service, **request: Any) -> dict[str, Any]:
-    answer: dict[str, Any] = orjson.loads(service.answer(orjson.dumps(request), "/recommend"))
+    content = service.answer(orjson.dumps(request), "/recommend")
+    msgspec.json.decode(content, type=response_schemas.RecommendResponse)  # as the OpenAPI document says
+    answer: dict[str, Any] = orjson.loads(content)
     return answer
 
 

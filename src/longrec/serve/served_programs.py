@@ -10,7 +10,7 @@ from longrec.errors import RequestError
 from longrec.exporting.inputs import Input, ProgramFacts
 from longrec.exporting.runtime import Program
 from longrec.serve import open_inference
-from longrec.serve.open_inference import InferAnswer
+from longrec.serve.infer_messages import InferAnswer
 from longrec.serve.open_model import OpenModel
 
 
