@@ -122,7 +122,7 @@ def test_a_worker_with_the_process_id_of_a_dead_one_counts_beside_it(tmp_path: P
     assert (page["longrec_queue_length"], page["longrec_requests_total{route=/rank,status=200}"]) == (1, 1)
 
 
-def test_the_format_is_what_the_scraper_asks_for() -> None:
+def test_the_format_is_what_the_scraper_accepts() -> None:
     metrics = ServerMetrics(stages=['a"b\\c'])
     metrics.count_request("/rank", 200, 0.1)
     metrics.count_ranking(3)

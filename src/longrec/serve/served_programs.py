@@ -39,7 +39,7 @@ class ServedPrograms:
     @property
     def names(self) -> list[str]:
         """Names of the programs, each once."""
-        return list(self._listed)
+        return list(dict.fromkeys(self._listed))
 
     @property
     def versions(self) -> list[str]:
