@@ -45,6 +45,7 @@ NOT_RUN = {
     ("docs/guide/serving.md", "$ curl"): "a schema with columns of the candidate; tests/serve sends such requests",
     ("docs/guide/serving.md", "$ longrec serve retriever"): "a second bundle; tests/serve serve retrievers",
     ("docs/guide/serving.md", "$ longrec serve ranker"): "two bundles; tests/serve serve both",
+    ("docs/guide/serving.md", "import numpy"): "needs all inputs of a program; tests/serve run the same client",
     ("docs/guide/serving.md", "import longrec"): "a server and bundles of three kinds",
     ("docs/guide/events.md", "$ longrec serve"): "a bundle with tokens; tests/serve record events",
     ("docs/guide/events.md", "$ longrec export"): "a bundle of a source model; tests/serve record events",

@@ -138,4 +138,4 @@ def test_metrics_count_requests(url: str, full: Any) -> None:
     assert read_counter("longrec_candidates_count") == ranked + 3
     assert read_counter("longrec_candidates_sum") == size + 3 * len(full.golden[0].request["candidates"])
     assert read_counter('longrec_model_info{model="din"') == 1
-    assert read_counter('longrec_request_seconds_bucket{route="/rank",le="+Inf"}') >= 4
+    assert read_counter('longrec_request_seconds_bucket{le="+Inf",route="/rank"}') >= 4

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 import pytest
@@ -25,6 +26,7 @@ from longrec.exporting.scale import Scale
 from longrec.features.label_encoding import POSITIVE
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.stage import Query
+from longrec.serve import response_schemas
 from longrec.serve.client import Client, RecordedEvent, client
 from longrec.serve.knowledge_features import key_number
 from longrec.serve.live_catalog import change_items
@@ -75,6 +77,7 @@ def rank(service: Service, user: str = "u1", **change: Any) -> list[dict[str, An
 def record_event(service: Service, **change: Any) -> RecordedEvent:
     event = {"user": "u1", "item": 104, "context": CONTEXT, **change}
     response = service.record(orjson.dumps({name: value for name, value in event.items() if value is not None}))
+    msgspec.json.decode(response.json(), type=response_schemas.EventResponse)  # as the OpenAPI document says
     return RecordedEvent(
         response.at, response.instance, response.visible, response.replaced, response.new_user, response.new_item
     )
@@ -398,8 +401,8 @@ def test_metrics_count_events(shop: Shop, tmp_path: Path) -> None:
         text = far._call("GET", "/metrics").decode()  # type: ignore[attr-defined]
     assert 'longrec_requests_total{route="/events",status="200"} 2' in text
     assert 'longrec_requests_total{route="/events",status="404"} 1' in text
-    assert 'longrec_events_total{occurrence="new",feedback="none"} 1' in text
-    assert 'longrec_events_total{occurrence="again",feedback="some"} 1' in text
+    assert 'longrec_events_total{feedback="none",occurrence="new"} 1' in text
+    assert 'longrec_events_total{feedback="some",occurrence="again"} 1' in text
 
 
 def test_rankings_go_on_while_events_are_kept(shop: Shop, tmp_path: Path) -> None:

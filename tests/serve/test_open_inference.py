@@ -47,8 +47,9 @@ def catch_error(content: bytes) -> RequestError:
 
 
 def test_tensors_come_in_the_types_of_the_program() -> None:
-    identity, tensors = decode_infer_request(body(), INPUTS)
-    assert identity is None
+    call = decode_infer_request(body(), INPUTS)
+    tensors = call.tensors
+    assert (call.id, call.outputs) == (None, {"score": False})
     assert {name: tensor.dtype for name, tensor in tensors.items()} == {entry.name: entry.dtype for entry in INPUTS}
     assert tensors["f.price"].tolist() == [1.0, 2.5]
 
@@ -112,6 +113,10 @@ def test_more_pairs_than_fit_into_memory() -> None:
         ({"datatype": "INT64"}, "inputs.f.item", "datatype 'INT64'; expected INT32"),
         ({"shape": [3]}, "inputs.f.item", "shape [3] with 2 values"),
         ({"shape": [2, 1]}, "inputs.f.item", "shape [2, 1] with 2 values"),
+        ({"shape": []}, "inputs.f.item", "shape [] with 2 values"),
+        ({"shape": [-1]}, "inputs.f.item", "shape [-1] with 2 values"),
+        ({"datatype": "BOOL", "data": [True, False]}, "inputs[1].data[0]", "a value of type true or false"),
+        ({"datatype": "FP64"}, "inputs.f.item", "datatype 'FP64'; expected INT32"),
         ({"data": [[1], [2]]}, "inputs[1].data[0]", "a value of type list"),
         ({"data": [None, 1]}, "inputs[1].data[0]", "a value of type null"),
     ],
@@ -124,6 +129,29 @@ def test_tensors_of_another_form_are_refused(change: dict[str, Any], where: str,
     assert message in str(error)
 
 
+@pytest.mark.parametrize("number", ["1e39", "-1e39", "1e999", "9" * 40, "9" * 400, "9" * 5000])
+def test_a_number_beyond_its_datatype_is_refused_with_the_name_of_its_input(number: str) -> None:
+    for name, text in (("f.price", "2.5"), ("f.tags.weights", "0.5")):
+        content = body().replace(f",{text}".encode(), f",{number}".encode())
+        assert content != body()
+        error = catch_error(content)
+        assert (error.status, error.where) == (422, f"inputs.{name}")
+        assert error.found == "a number that is too large"
+
+
+def test_rows_have_the_width_of_the_input_and_may_be_flat() -> None:
+    inputs = [Input("f.vector", "FP32", "item", "value", 0, 2)]
+
+    def decode(data: list[Any]) -> Any:
+        tensor = {"name": "f.vector", "shape": [2, 2], "datatype": "FP32", "data": data}
+        return decode_infer_request(orjson.dumps({"inputs": [tensor]}), inputs).tensors["f.vector"].tolist()
+
+    assert decode([1, 2, 3, 4]) == decode([[1, 2], [3, 4]]) == [[1, 2], [3, 4]]
+    with pytest.raises(RequestError, match=r"inputs\[0\].data\[0\]: a row of 1 numbers; expected 2") as caught:
+        decode([[1], [2, 3, 4]])
+    assert caught.value.status == 422
+
+
 def test_other_outputs_and_no_json() -> None:
     error = catch_error(orjson.dumps({**orjson.loads(body()), "outputs": [{"name": "logit"}]}))
     assert "the unknown output 'logit'; expected score" in str(error)
@@ -134,7 +162,7 @@ def test_other_outputs_and_no_json() -> None:
 def test_answers_and_metadata() -> None:
     import numpy as np
 
-    answer = orjson.loads(encode_infer_response("m", "1", "x", np.array([0.5, 0.25], np.float32)))
+    answer = orjson.loads(encode_infer_response("m", "1", "x", [np.array([0.5, 0.25], np.float32)]).content)
     assert answer["outputs"] == [{"name": "score", "datatype": "FP32", "shape": [2], "data": [0.5, 0.25]}]
     assert (answer["id"], answer["model_version"]) == ("x", "1")
     assert [entry["shape"] for entry in build_metadata("m", "1", INPUTS)["inputs"]] == [[1], *[[-1]] * 6]

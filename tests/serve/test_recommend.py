@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 import pytest
 import retrievers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openapi_spec_validator import validate
 
 from longrec.errors import BundleError, RequestError
 from longrec.exporting.bundle import Bundle
 from longrec.exporting.inputs import make_random_tensors
+from longrec.serve import response_schemas
 from longrec.serve.client import client
 from longrec.serve.golden_scores import score_golden
+from longrec.serve.open_api import build_document
 from longrec.serve.request_json import decode_recommend_request
 from longrec.serve.service import Service
 
@@ -38,7 +42,9 @@ def good() -> dict[str, Any]:
 
 
 def recommend(service: Service, **request: Any) -> dict[str, Any]:
-    answer: dict[str, Any] = orjson.loads(service.answer(orjson.dumps(request), "/recommend"))
+    content = service.answer(orjson.dumps(request), "/recommend")
+    msgspec.json.decode(content, type=response_schemas.RecommendResponse)  # as the OpenAPI document says
+    answer: dict[str, Any] = orjson.loads(content)
     return answer
 
 
@@ -46,6 +52,20 @@ def catch_error(service: Service, route: str = "/recommend", **request: Any) -> 
     with pytest.raises(RequestError) as caught:
         service.answer(orjson.dumps(request), route)
     return caught.value
+
+
+def test_the_document_has_an_example_of_every_program(mean: Service) -> None:
+    document = build_document(mean, "1", 1_000)
+    validate(document)
+    paths = document["paths"]
+    assert "example" not in paths["/rank"]["post"]["requestBody"]["content"]["application/json"]
+    request = paths["/recommend"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    assert len(recommend(mean, **request)["items"]) > 0
+    examples = paths["/v2/models/{name}/infer"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    assert list(examples) == [f"{mean.model}.users", f"{mean.model}.items"]
+    for name, example in examples.items():
+        answer = mean.programs.infer(name, orjson.dumps(example["value"]))
+        msgspec.json.decode(answer.content, type=response_schemas.InferResponse)
 
 
 def test_every_impression_retrieves_online_as_offline(retrieval: retrievers.RetrievalShop) -> None:

@@ -247,7 +247,7 @@ def test_the_open_inference_protocol_takes_vectors(shop: Shop, service: Service)
     vector = tensors["h.tokens.tokens.token"]
     expected = service.served.programs["score"].run(tensors).tolist()
     for data in (vector.tolist(), vector.ravel().tolist()):  # rows, or all numbers in one list
-        answer = orjson.loads(service.programs.infer(service.model, body(data=data)))
+        answer = orjson.loads(service.programs.infer(service.model, body(data=data)).content)
         assert answer["outputs"][0]["data"] == pytest.approx(expected, abs=1e-6)
     for change, says in {
         "shape": ({"shape": [6, 4]}, r"shape \[6, 4\] with 24 values; expected \[-1, 6\]"),

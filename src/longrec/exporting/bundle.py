@@ -118,21 +118,19 @@ class Bundle:
     """An opened, verified bundle.
 
     Attributes:
+        path: its folder, the target of a symbolic link.
+        digest: SHA-256 of the manifest, which identifies the bundle.
         store: earlier events. None if the model reads none, or if requests contain them.
     """
 
     path: Path
+    digest: str
     manifest: Manifest
     fitted: FittedSchema
     users: EntityTable
     items: EntityTable
     store: DiskStore | None
     golden: list[GoldenRequest]
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the manifest, which identifies the bundle."""
-        return (self.path / DIGEST).read_text().split()[0]
 
     def resolve_store(self, location: str) -> str:
         """Return the path or address of a store from its location in the manifest.
@@ -156,10 +154,13 @@ class Bundle:
             BundleError: if the folder is not a bundle, has another format, or a file is altered, missing or extra.
         """
         folder = Path(path)
+        folder = folder.resolve() if folder.is_symlink() else folder
         manifest = read_manifest(folder)
+        digest = (folder / DIGEST).read_text().split()[0]
         _verify(folder, manifest.files)
         return cls(
             folder,
+            digest,
             manifest,
             FittedSchema.load(folder / SCHEMA),
             EntityTable.load(folder / USERS),

@@ -7,16 +7,15 @@ import contextlib
 import logging
 import os
 import re
-import sys
+import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
-import msgspec
 import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -26,19 +25,21 @@ from starlette.routing import Route
 
 from longrec.errors import LongRecError, RequestError, StoreError
 from longrec.serve.admission import QUEUE, RETRY_SECONDS, Shed
+from longrec.serve.binary_tensors import EXTENSION, LENGTH_HEADER
 from longrec.serve.connections import CONNECTION, GuardedApplication, GuardedProtocol, take_count
+from longrec.serve.content_encoding import compress, decompress
+from longrec.serve.current_service import CurrentService
 from longrec.serve.events import EventResponse
 from longrec.serve.gate import Gate
-from longrec.serve.limits import Limits, fit_to_open_files
+from longrec.serve.http_responses import build_error_response, make_json_response, make_response
+from longrec.serve.limits import Limits
+from longrec.serve.open_api import build_document
 from longrec.serve.pipelines import RANK, RECOMMEND
 from longrec.serve.prometheus import ServerMetrics
 from longrec.serve.responses import Answer
 from longrec.serve.service import Service
-from longrec.serve.settings import Settings
 from longrec.serve.stores import Reading, StoreReaders
 
-BUNDLE, SETTINGS, LIMITS, COUNTS = "LONGREC_BUNDLE", "LONGREC_SETTINGS", "LONGREC_LIMITS", "LONGREC_COUNTS"
-"""Environment variables of a worker process: the bundle, its settings and limits as JSON, the folder of counters."""
 DEADLINE_HEADER = "x-request-timeout-ms"
 """Header of a request with its own deadline in milliseconds."""
 _BEGAN = "longrec.began"
@@ -71,16 +72,31 @@ class App:
     """
 
     def __init__(self, service: Service, counts: Path | None = None, limits: Limits | None = None) -> None:
-        self.service, self.metrics = service, ServerMetrics(counts, service.list_stages())
+        self.current, self.metrics = CurrentService(service), ServerMetrics(counts, service.list_stages())
         self.limits = limits or Limits()
         self.gate = Gate(self.limits, self.metrics)
-        self.stores = StoreReaders(service.remote_stores, self.limits.queue)
-        for store in self.stores.stores:
-            store.limit_waiting(self.limits.store)
+        self._use_stores()
         self._waiting_events = 0
-        self.version = service.bundle.manifest.version
+        self._supervisor = None if counts is None else os.getppid()
+        self._reloads = set[asyncio.Task[None] | None]()
+        self._document: tuple[Service | None, bytes] = None, b""
         self._event_lock, self._event_executor = asyncio.Lock(), ThreadPoolExecutor(1, thread_name_prefix="events")
         self._page = files("longrec.serve").joinpath("console", "index.html").read_bytes()
+
+    @property
+    def service(self) -> Service:
+        """The service that answers new requests."""
+        return self.current.service
+
+    @property
+    def version(self) -> str:
+        """Version of LongRec that wrote the bundle."""
+        return self.service.bundle.manifest.version
+
+    def close(self) -> None:
+        """Close the current service."""
+        self.stores.close()
+        self.current.close()
 
     def starlette(self, lifespan: Lifespan | None = None) -> Starlette:
         """Return the ASGI application.
@@ -89,20 +105,26 @@ class App:
             lifespan: context from the start of the server to its end.
         """
         model = "/v2/models/{name}"
+        version = f"{model}/versions/{{version}}"
         routes = [
             self._build_route("/rank", self._handle_rank, "/rank", "POST"),
             self._build_route("/recommend", self._handle_recommend, "/recommend", "POST"),
             self._build_route("/events", self._handle_event, "/events", "POST"),
             self._build_route("/items", self._handle_items, "/items", "POST"),
+            self._build_route("/reload", self._handle_reload, "/reload", "POST"),
             self._build_route("/v2", self._handle_server, "/v2"),
             self._build_route("/v2/health/live", self._handle_live, "/health"),
             self._build_route("/v2/health/ready", self._handle_ready, "/health"),
             self._build_route(model, self._handle_model, "/v2/models"),
             self._build_route(f"{model}/ready", self._handle_model_ready, "/health"),
             self._build_route(f"{model}/infer", self._handle_infer, "/v2/models/infer", "POST"),
+            self._build_route(version, self._handle_model, "/v2/models"),
+            self._build_route(f"{version}/ready", self._handle_model_ready, "/health"),
+            self._build_route(f"{version}/infer", self._handle_infer, "/v2/models/infer", "POST"),
             self._build_route("/health", self._handle_health, "/health"),
             self._build_route("/metrics", self._handle_metrics, "/metrics"),
             self._build_route("/example", self._handle_example, "other"),
+            self._build_route("/openapi.json", self._handle_document, "other"),
             self._build_route("/", self._handle_console, "/"),
         ]
         handlers = {HTTPException: self._handle_http_error}
@@ -157,12 +179,15 @@ class App:
         return await self._answer(RECOMMEND, request)
 
     async def _answer(self, route: str, request: Request) -> Response:
-        body = await self._read_body(request)
-        steps = self._answer_in_steps(route, body)
-        step = cast(_Answered | Reading, await self._compute(request, steps))
-        while isinstance(step, Reading):
-            await self.stores.run(step.read, self._read_deadline(request))
-            step = cast(_Answered | Reading, await self._compute(request, steps, admitted=True))
+        body, service = await self._read_body(request), self.current.acquire()
+        try:
+            steps = self._answer_in_steps(service, route, body)
+            step = cast(_Answered | Reading, await self._compute(request, steps))
+            while isinstance(step, Reading):
+                await self.stores.run(step.read, self._read_deadline(request))
+                step = cast(_Answered | Reading, await self._compute(request, steps, admitted=True))
+        finally:
+            self.current.release(service)
         result = step.answer.pipeline_result
         self.metrics.count_ranking(len(result.candidates))
         self.metrics.count_stages(result.stage_seconds, result.fallbacks)
@@ -170,10 +195,10 @@ class App:
         timing = ", ".join(f"{_NO_TOKEN.sub('_', name)};dur={1e3 * own:.3f}" for name, own in seconds.items())
         return Response(step.content, media_type="application/json", headers={"server-timing": timing})
 
-    def _answer_in_steps(self, route: str, body: bytes) -> Iterator[_Answered | Reading | None]:
+    def _answer_in_steps(self, service: Service, route: str, body: bytes) -> Iterator[_Answered | Reading | None]:
         """Yield the steps of an answer, and the answer as JSON."""
         seconds, began = 0.0, time.perf_counter()
-        for step in self.service.answer_in_steps(route, body):
+        for step in service.answer_in_steps(route, body):
             if step is None or isinstance(step, Reading):
                 seconds += time.perf_counter() - began
                 yield step
@@ -216,7 +241,7 @@ class App:
         else:
             response = await record
         self.metrics.count_event(response.has_feedback, response.replaced)
-        return _make_response(response.json())
+        return make_response(response.json())
 
     async def _record(self, request: Request, body: bytes) -> EventResponse:
         """Record one event after the other. Rankings continue while this waits for a disk or a server."""
@@ -234,19 +259,57 @@ class App:
 
     async def _handle_items(self, request: Request) -> Response:
         body = await self._read_body(request)
-        return _make_json_response(await self._compute(request, _once(lambda: self.service.change_items(body))))
+        return make_json_response(await self._compute(request, _once(lambda: self.service.change_items(body))))
+
+    async def _handle_reload(self, request: Request) -> Response:
+        await self._read_body(request)
+        result = await self._reload()
+        if self._supervisor is not None:  # which has every worker reload
+            os.kill(self._supervisor, signal.SIGHUP)
+        return make_json_response(result)
+
+    async def _reload(self) -> dict[str, Any]:
+        """Replace the service by one of the bundle that is there now, see ``current_service.py``."""
+        result = await self.current.reload()
+        if result["reloaded"]:
+            self._use_stores()
+        return result
+
+    def reload_at_signal(self) -> None:
+        """Reload at every SIGHUP, and log failures. Call it in the event loop."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._reloads.add(loop.create_task(self._reload_and_log())))
+
+    async def _reload_and_log(self) -> None:
+        try:
+            result = await self._reload()
+        except LongRecError as error:
+            _log.error("the bundle is not replaced: %s", error)
+        else:
+            _log.warning("%s", "the bundle is replaced" if result["reloaded"] else "the bundle is the same")
+        self._reloads.discard(asyncio.current_task())
+
+    def _use_stores(self) -> None:
+        """Read the stores on servers of the current service."""
+        self.stores = StoreReaders(self.service.remote_stores, self.limits.queue)
+        for store in self.stores.stores:
+            store.limit_waiting(self.limits.store)
 
     async def _handle_infer(self, request: Request) -> Response:
-        name = self._read_model_name(request)
-        body = await self._read_body(request)
-        return _make_response(await self._compute(request, _once(lambda: self.service.programs.infer(name, body))))
+        name, version = self._read_model_name(request)
+        body, json_length = await self._read_body(request), request.headers.get(LENGTH_HEADER)
+        work = partial(self.service.programs.infer, name, body, version, json_length)
+        answer = await self._compute(request, _once(work))
+        content, headers = compress(answer.content, request.headers.get("accept-encoding"))
+        return Response(content, headers={**answer.headers, **headers})
 
     async def _read_body(self, request: Request) -> bytes:
-        """Read the body, up to the allowed size."""
+        """Read the body, up to the allowed size, and decompress it."""
         limit = self.limits.body_bytes
         do = "split it into several requests"
         too_large = RequestError("body", f"more than {limit:,} bytes", f"at most {limit:,}", do, 413)
-        if (length := request.headers.get("content-length", "")).isdecimal() and int(length) > limit:
+        headers = dict[bytes, bytes](request.scope["headers"])  # one walk over them, whatever is looked up
+        if (length := headers.get(b"content-length", b"")).isdigit() and int(length) > limit:
             raise too_large
         chunks, size = [], 0
         try:
@@ -258,40 +321,51 @@ class App:
                 chunks.append(chunk)
         finally:
             self.gate.remove_body(size)
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        encoding = headers.get(b"content-encoding")
+        return body if encoding is None else decompress(body, encoding.decode("latin-1"), limit)
 
     async def _handle_model(self, request: Request) -> Response:
-        return _make_json_response(self.service.programs.metadata(self._read_model_name(request)))
+        return make_json_response(self.service.programs.metadata(*self._read_model_name(request)))
 
     async def _handle_model_ready(self, request: Request) -> Response:
-        return _make_json_response({"name": self._read_model_name(request), "ready": True})
+        return make_json_response({"name": self._read_model_name(request)[0], "ready": True})
 
-    def _read_model_name(self, request: Request) -> str:
-        name: str = request.path_params["name"]
-        self.service.programs.check_name(name)
-        return name
+    def _read_model_name(self, request: Request) -> tuple[str, str | None]:
+        """Return the name of a program, and the version if the path has one."""
+        name, version = request.path_params["name"], request.path_params.get("version")
+        self.service.programs.check_name(name, version)
+        return name, version
 
     async def _handle_server(self, request: Request) -> Response:
-        return _make_json_response({"name": "longrec", "version": self.version, "extensions": []})
+        return make_json_response({"name": "longrec", "version": self.version, "extensions": [EXTENSION]})
 
     async def _handle_live(self, request: Request) -> Response:
-        return _make_json_response({"live": True})
+        return make_json_response({"live": True})
 
     async def _handle_ready(self, request: Request) -> Response:
         failure = await self.stores.check()
         if failure is None:
-            return _make_json_response({"ready": True})
-        return _make_response(orjson.dumps({"ready": False, "error": failure}), 503)
+            return make_json_response({"ready": True})
+        raise RequestError("store", failure, "a store that responds", "wait, or start it", 503)
 
     async def _handle_health(self, request: Request) -> Response:
-        return _make_json_response(self.service.health())
+        return make_json_response(self.service.health())
 
     async def _handle_metrics(self, request: Request) -> Response:
-        text = self.metrics.render(self.service.model, self.version)
-        return Response(text, media_type="text/plain; version=0.0.4")
+        accept = request.headers.get("accept", "")
+        content, media_type = self.metrics.render(self.service.model, self.version, accept)
+        return Response(content, media_type=media_type)
 
     async def _handle_example(self, request: Request) -> Response:
-        return _make_json_response(self.service.example())
+        return make_json_response(self.service.example())
+
+    async def _handle_document(self, request: Request) -> Response:
+        service, document = self._document
+        if service is not self.service:
+            content = build_document(self.service, self.version, self.limits.body_bytes)
+            service, document = self._document = self.service, orjson.dumps(content)
+        return make_response(document)
 
     async def _handle_console(self, request: Request) -> Response:
         inline = "style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -306,37 +380,3 @@ def _once(work: Callable[[], ResultT]) -> Iterator[ResultT]:
 
 def _is_never_gone() -> bool:
     return False
-
-
-def build_error_response(path: str, error: RequestError, headers: Any = None) -> Response:
-    """Return an error as JSON. Under ``/v2`` the message is text, as the protocol requires."""
-    fields = {"where": error.where, "found": error.found, "expected": error.expected, "do": error.do}
-    content = {"error": str(error), "parts": fields} if path.startswith("/v2") else {"error": fields}
-    return _make_response(orjson.dumps(content), error.status, headers)
-
-
-def _make_json_response(content: Any) -> Response:
-    return _make_response(orjson.dumps(content))
-
-
-def _make_response(body: bytes, status: int = 200, headers: Any = None) -> Response:
-    return Response(body, status, headers, "application/json")
-
-
-def create_worker_app() -> Starlette:
-    """Create the application of a worker process from its environment."""
-    try:
-        settings = msgspec.json.decode(os.environ.get(SETTINGS, "{}"), type=Settings)
-        limits = fit_to_open_files(msgspec.json.decode(os.environ.get(LIMITS, "{}"), type=Limits))
-        service = Service(os.environ[BUNDLE], settings)
-        service.check()
-    except LongRecError as error:
-        print(f"longrec: {error}", file=sys.stderr)
-        sys.exit(3)  # with this status uvicorn does not start the worker again
-
-    @contextlib.asynccontextmanager
-    async def close_at_end(app: Starlette) -> AsyncIterator[None]:
-        yield
-        service.close()  # writes the last rows of its log; the signal that ends a worker runs no other handler
-
-    return App(service, Path(os.environ[COUNTS]), limits).starlette(close_at_end)

@@ -40,7 +40,7 @@ class LocalClient(Client):
         return self._service.record(body).json() if path == "/events" else self._service.answer(body, path)
 
     def _infer(self, body: bytes, program: str | None = None) -> bytes:
-        return self._service.programs.infer(_join_name(self._service.model, program), body)
+        return self._service.programs.infer(_join_name(self._service.model, program), body).content
 
 
 class HttpClient(Client):

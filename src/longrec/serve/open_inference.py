@@ -1,8 +1,13 @@
-"""Open Inference Protocol (version 2, REST): the ONNX model's own named inputs, validated before they run."""
+"""Open Inference Protocol (version 2, REST): the ONNX model's own named tensors.
+
+Inputs are validated before they run. They come as JSON or as binary data, and outputs return as either.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -12,64 +17,96 @@ from numpy.typing import NDArray
 
 from longrec.errors import RequestError, nearest
 from longrec.exporting.inputs import OUTPUT, Input, Output
+from longrec.serve.binary_tensors import SIZE, BinaryData, split_body, wants_binary, write_binary
+from longrec.serve.infer_messages import InferAnswer, InferCall, InferInput, InferRequest
 from longrec.serve.request_json import MAX_CANDIDATES, build_json_error, build_validation_error
 
 POSITIONS = 2_000_000
 """Largest number of pairs of a candidate and a past event per call, since all are in memory at once."""
 
 
-class _Tensor(msgspec.Struct):
+_DATATYPES = {np.dtype(np.float32): "FP32", np.dtype(np.int32): "INT32"}
+
+
+class _Named(msgspec.Struct):
     name: str
-    shape: list[int]
-    datatype: str
-    data: list[int | float | list[int | float]]
-    parameters: dict[str, Any] = {}
 
 
-class _Output(msgspec.Struct):
-    name: str
-    parameters: dict[str, Any] = {}
+class _Names(msgspec.Struct):
+    inputs: list[_Named]
 
 
-class InferRequest(msgspec.Struct):
-    """Request of the protocol, which allows additional keys."""
-
-    inputs: list[_Tensor]
-    id: str | None = None
-    outputs: list[_Output] = []
-    parameters: dict[str, Any] = {}
-
-
-_DECODER = msgspec.json.Decoder(InferRequest)
+_DECODER, _NAMES = msgspec.json.Decoder(InferRequest), msgspec.json.Decoder(_Names)
+_FOREIGN = ("shared_memory_region", "classification")
+"""Parameters of extensions that are not supported, whose answer would not be in the response."""
 
 
 def decode_infer_request(
-    body: bytes, inputs: Sequence[Input], output: str = OUTPUT
-) -> tuple[str | None, dict[str, NDArray[Any]]]:
-    """Decode a request and return its id and its validated tensors.
+    body: bytes, inputs: Sequence[Input], outputs: Sequence[str] = (OUTPUT,), json_length: str | None = None
+) -> InferCall:
+    """Decode a request and validate its tensors.
 
     Args:
-        output: name of the output of the program.
+        outputs: names of the outputs of the program.
+        json_length: the header with the length of the JSON, for binary data behind it.
 
     Raises:
-        RequestError: 400 if the body is not JSON, 413 if there are too many candidates, 422 if the tensors do not fit
-            the ONNX model.
+        RequestError: 400 if the body is not JSON or its binary data has another length, 413 if there are too many
+            candidates, 422 if the tensors do not fit the ONNX model.
     """
+    content, data = split_body(body, json_length)
     try:
-        request = _DECODER.decode(body)
+        request = _DECODER.decode(content)
     except msgspec.ValidationError as error:
-        raise build_validation_error(error, InferRequest.__struct_fields__) from None
+        raise _build_validation_error(error, content) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise build_json_error(error) from None
-    for wanted in request.outputs:
-        if wanted.name != output:
-            raise RequestError("outputs", f"the unknown output {wanted.name!r}", output, status=422)
-    tensors = _collect_tensors(request.inputs, inputs)
+    wanted = _select_outputs(request, outputs)
+    binary = BinaryData(data)
+    tensors = _collect_tensors(request.inputs, inputs, binary)
+    binary.check_end()
     check_tensors(tensors, inputs)
-    return request.id, tensors
+    return InferCall(request.id, tensors, wanted)
 
 
-def _collect_tensors(received: Sequence[_Tensor], inputs: Sequence[Input]) -> dict[str, NDArray[Any]]:
+def _build_validation_error(error: msgspec.ValidationError, content: bytes) -> RequestError:
+    """Return the error of an invalid field. A number beyond 64 bits is reported with the name of its input."""
+    plain = build_validation_error(error, InferRequest.__struct_fields__)
+    match = re.match(r"inputs\[(\d+)\]\.data", plain.where)
+    if match is None or "out of range" not in plain.found:
+        return plain
+    name = _NAMES.decode(content).inputs[int(match[1])].name
+    return RequestError(f"inputs.{name}", "a number that is too large", "a number of its datatype", status=422)
+
+
+def _select_outputs(request: InferRequest, outputs: Sequence[str]) -> dict[str, bool]:
+    """Return the requested outputs by name, with true for binary data."""
+    general = request.parameters or {}
+    if not request.outputs:
+        return {name: wants_binary({}, general, "") for name in outputs}
+    wanted: dict[str, bool] = {}
+    for output in request.outputs:
+        where = f"outputs.{output.name}"
+        if output.name not in outputs:
+            raise RequestError("outputs", f"the unknown output {output.name!r}", ", ".join(outputs), status=422)
+        if output.name in wanted:
+            raise RequestError(where, "requested twice", "each output once", status=422)
+        parameters = output.parameters or {}
+        _check_parameters(parameters, where)
+        wanted[output.name] = wants_binary(parameters, general, where)
+    return wanted
+
+
+def _check_parameters(parameters: Mapping[str, Any], where: str) -> None:
+    for name in _FOREIGN:
+        if name in parameters:
+            do = "send and receive tensors as JSON or as binary data"
+            raise RequestError(where, f"the parameter {name}", "no extension but binary_tensor_data", do, 422)
+
+
+def _collect_tensors(
+    received: Sequence[InferInput], inputs: Sequence[Input], binary: BinaryData
+) -> dict[str, NDArray[Any]]:
     expected = {entry.name: entry for entry in inputs}
     tensors: dict[str, NDArray[Any]] = {}
     for index, tensor in enumerate(received):
@@ -84,32 +121,54 @@ def _collect_tensors(received: Sequence[_Tensor], inputs: Sequence[Input]) -> di
         entry = expected[tensor.name]
         if tensor.datatype != entry.datatype:
             raise RequestError(where, f"datatype {tensor.datatype!r}", entry.datatype, status=422)
-        tensors[tensor.name] = _to_array(tensor, entry, where, index)
+        parameters = tensor.parameters or {}
+        _check_parameters(parameters, where)
+        if SIZE in parameters:
+            if tensor.data is not msgspec.UNSET:
+                raise RequestError(where, f"data and {SIZE}", "one of them", status=422)
+            array = binary.read(parameters[SIZE], entry.dtype, where)
+        elif tensor.data is msgspec.UNSET:
+            raise RequestError(f"{where}.data", "nothing", f"the numbers, or {SIZE} in parameters", status=422)
+        else:
+            array = _to_array(tensor.data, tensor, entry, index)
+        tensors[tensor.name] = _shape(array, tensor.shape, entry, where)
     return tensors
 
 
-def _to_array(tensor: _Tensor, entry: Input, where: str, index: int) -> NDArray[Any]:
-    data, nested = tensor.data, [at for at, value in enumerate(tensor.data) if isinstance(value, list)]
+def _to_array(data: list[Any], tensor: InferInput, entry: Input, index: int) -> NDArray[Any]:
+    """Return the numbers of JSON in one dimension."""
+    where, nested = f"inputs.{tensor.name}", [at for at, value in enumerate(data) if isinstance(value, list)]
     if nested and not entry.width:
         raise RequestError(f"inputs[{index}].data[{nested[0]}]", "a value of type list", "a number", status=422)
     if nested and len(nested) < len(data):
         raise RequestError(f"{where}.data", "numbers beside lists", "rows, or the numbers of all rows", status=422)
-    flat: list[Any] = [number for row in data for number in row] if nested else data  # type: ignore[union-attr]
-    wide = [entry.width] if entry.width else []
-    if tensor.shape[1:] != wide or not tensor.shape or tensor.shape[0] * (entry.width or 1) != len(flat):
-        problem = f"shape {tensor.shape} with {len(flat)} values"
-        shape = f"[-1, {entry.width}], as many values as it says" if wide else "one dimension, as long as the data"
-        raise RequestError(where, problem, shape, status=422)
+    flat: list[Any] = [number for row in data for number in row] if nested else data
+    if nested and len(flat) == len(data) * entry.width:
+        for at, row in enumerate(data):
+            if len(row) != entry.width:
+                problem = f"a row of {len(row)} numbers"
+                raise RequestError(f"inputs[{index}].data[{at}]", problem, f"{entry.width}", status=422)
     if entry.dtype.kind == "i" and any(isinstance(value, float) for value in flat):
         raise RequestError(where, "numbers with a point", f"whole numbers ({entry.datatype})", status=422)
     try:
         with np.errstate(over="ignore"):
-            array = np.array(flat, entry.dtype)
+            return np.array(flat, entry.dtype)
     except OverflowError:
         raise RequestError(where, "a number that is too large", entry.datatype, status=422) from None
+
+
+def _shape(array: NDArray[Any], shape: list[int], entry: Input, where: str) -> NDArray[Any]:
+    """Return an array in the shape that the request says, which the input must allow."""
+    wide = [entry.width] if entry.width else []
+    if not shape or shape[1:] != wide or shape[0] * (entry.width or 1) != len(array):
+        problem = f"shape {shape} with {len(array)} values"
+        expected = f"[-1, {entry.width}], as many values as it says" if wide else "one dimension, as long as the data"
+        raise RequestError(where, problem, expected, status=422)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise RequestError(where, "a number that is too large", entry.datatype, status=422)
-    return array.reshape(tensor.shape)
+        # JSON has neither NaN nor infinity, so there it is a number beyond float32.
+        problem = "NaN" if np.isnan(array).any() else "a number that is too large"
+        raise RequestError(where, problem, f"{entry.datatype}, finite", status=422)
+    return array.reshape(shape)
 
 
 def check_tensors(tensors: dict[str, NDArray[Any]], inputs: Sequence[Input]) -> None:
@@ -160,14 +219,31 @@ def check_tensors(tensors: dict[str, NDArray[Any]], inputs: Sequence[Input]) -> 
 
 
 def encode_infer_response(
-    model: str, version: str, identity: str | None, values: NDArray[np.float32], name: str = OUTPUT
-) -> bytes:
-    """Encode the response of the protocol: one output with its values, in one dimension."""
-    output = {"name": name, "datatype": "FP32", "shape": list(values.shape), "data": np.ravel(values)}
-    answer: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": [output]}
+    model: str,
+    version: str,
+    identity: str | None,
+    values: Sequence[NDArray[Any]],
+    wanted: Mapping[str, bool] = MappingProxyType({OUTPUT: False}),
+) -> InferAnswer:
+    """Encode the response of the protocol.
+
+    Args:
+        values: values of the outputs, in the order of ``wanted``.
+        wanted: names of the outputs, with true for binary data.
+    """
+    outputs: list[dict[str, Any]] = []
+    for (name, is_binary), array in zip(wanted.items(), values):
+        output = {"name": name, "datatype": _DATATYPES[array.dtype], "shape": list(array.shape)}
+        content = {"parameters": {SIZE: array.nbytes}} if is_binary else {"data": np.ravel(array)}
+        outputs.append({**output, **content})
+    answer: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": outputs}
     if identity is not None:
         answer["id"] = identity
-    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    encoded = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    if not any(wanted.values()):
+        return InferAnswer(encoded)
+    binary = write_binary([array for array, is_binary in zip(values, wanted.values()) if is_binary])
+    return InferAnswer(encoded + binary, len(encoded))
 
 
 def build_metadata(

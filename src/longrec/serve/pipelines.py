@@ -98,6 +98,11 @@ class OpenedPipeline:
         digest = hashlib.sha256(orjson.dumps([content, bundles], option=orjson.OPT_SORT_KEYS)).hexdigest()
         return cls(config, models, ShownItems(max(spans)) if spans else None, digest)
 
+    def take_over(self, former: OpenedPipeline) -> None:
+        """Continue the counts of shown items of a pipeline that this one replaces."""
+        if self.shown is not None and former.shown is not None:
+            self.shown.take_over(former.shown)
+
     @property
     def primary(self) -> OpenModel:
         """The ranker, or the first source without one: requests and events are read by its schema."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from longrec.errors import RequestError
-from longrec.exporting.inputs import ProgramFacts
+from longrec.exporting.inputs import Input, ProgramFacts
 from longrec.exporting.runtime import Program
 from longrec.serve import open_inference
+from longrec.serve.infer_messages import InferAnswer
 from longrec.serve.open_model import OpenModel
 
 
@@ -35,34 +36,55 @@ class ServedPrograms:
                     self._programs.setdefault(model.name, served)
                 self._listed.append(model.name if len(model.programs) == 1 else f"{model.name}.{name}")
 
-    def check_name(self, name: str) -> None:
-        """Check that a name is one of a program.
+    @property
+    def names(self) -> list[str]:
+        """Names of the programs, each once."""
+        return list(dict.fromkeys(self._listed))
+
+    @property
+    def versions(self) -> list[str]:
+        """Versions of the programs, each once."""
+        return list(dict.fromkeys(served.version for served in self._programs.values()))
+
+    def check_name(self, name: str, version: str | None = None) -> None:
+        """Check that a name is one of a program, and the version its own.
 
         Raises:
             RequestError: 404 if it is not.
         """
         if name not in self._programs:
             raise RequestError("model", f"the unknown model {name!r}", ", ".join(self._listed), status=404)
+        served = self._programs[name].version
+        if version is not None and version != served:
+            raise RequestError("version", f"the unknown version {version!r} of {name}", served, status=404)
 
-    def infer(self, name: str, body: bytes) -> bytes:
-        """Run a program on the tensors of a JSON request.
+    def infer(self, name: str, body: bytes, version: str | None = None, json_length: str | None = None) -> InferAnswer:
+        """Run a program on the tensors of a request.
+
+        Args:
+            version: version of the program. None for any.
+            json_length: the header with the length of the JSON, for binary data behind it.
 
         Raises:
-            RequestError: 404 if the name is unknown, otherwise if the tensors do not fit the program.
+            RequestError: 404 if name or version is unknown, otherwise if the tensors do not fit the program.
         """
-        self.check_name(name)
+        self.check_name(name, version)
         served = self._programs[name]
-        output = served.facts.outputs[0].name
-        identity, inputs = open_inference.decode_infer_request(body, served.facts.inputs, output)
-        values = served.program.run(inputs)
-        return open_inference.encode_infer_response(name, served.version, identity, values, output)
+        outputs = [entry.name for entry in served.facts.outputs]
+        call = open_inference.decode_infer_request(body, served.facts.inputs, outputs, json_length)
+        values = served.program.run_outputs(call.tensors, list(call.outputs))
+        return open_inference.encode_infer_response(name, served.version, call.id, values, call.outputs)
 
-    def metadata(self, name: str) -> dict[str, Any]:
+    def metadata(self, name: str, version: str | None = None) -> dict[str, Any]:
         """Return name, inputs and outputs of a program in the format of the protocol.
 
         Raises:
-            RequestError: 404 if the name is unknown.
+            RequestError: 404 if name or version is unknown.
         """
-        self.check_name(name)
+        self.check_name(name, version)
         served = self._programs[name]
-        return open_inference.build_metadata(name, served.version, served.facts.inputs, served.facts.outputs[:1])
+        return open_inference.build_metadata(name, served.version, served.facts.inputs, served.facts.outputs)
+
+    def inputs(self, name: str) -> Sequence[Input]:
+        """Return the inputs of a program."""
+        return self._programs[name].facts.inputs

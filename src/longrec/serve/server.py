@@ -24,11 +24,12 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from longrec.errors import LongRecError
-from longrec.serve.app import BUNDLE, COUNTS, LIMITS, SETTINGS, App
+from longrec.serve.app import App
 from longrec.serve.limits import Limits, fit_to_open_files
 from longrec.serve.pipelines import RANK
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings
+from longrec.serve.worker import BUNDLE, COUNTS, LIMITS, SETTINGS
 
 HOST, PORT = "127.0.0.1", 8000
 _READY = "ready at "
@@ -80,7 +81,9 @@ def serve(
     settings, limits = settings or Settings(), limits or Limits()
     limits.check()
     options = {**_OPTIONS, "timeout_keep_alive": limits.idle}
-    with contextlib.closing(Service(bundle, settings)) as service:
+    with contextlib.ExitStack() as closing:
+        service = Service(bundle, settings)
+        closing.callback(service.close)
         service.check()
         if workers > 1 and service.exclusive_folders:
             raise LongRecError(
@@ -92,8 +95,10 @@ def serve(
         format_announcement = _build_announcement(service)
         if workers == 1:
             with _open_socket(host, port) as (sock, url), _absorb_signals():
-                app = App(service, limits=fit_to_open_files(limits)).starlette()
-                server = _Server(uvicorn.Config(app, **options), format_announcement(url))
+                app = App(service, limits=fit_to_open_files(limits))
+                closing.pop_all()
+                closing.callback(app.close)  # of the service that is current then
+                server = _Server(uvicorn.Config(app.starlette(), **options), app, format_announcement(url))
                 # The collector does not scan long-lived objects again, which shortens its pauses.
                 gc.collect()
                 gc.freeze()
@@ -101,12 +106,12 @@ def serve(
             return
     del service  # each worker has its own
     with _open_socket(host, port) as (sock, url), tempfile.TemporaryDirectory(prefix="longrec-") as counts:
-        os.environ[BUNDLE], os.environ[COUNTS] = str(Path(bundle).resolve()), counts
+        os.environ[BUNDLE], os.environ[COUNTS] = os.path.abspath(bundle), counts
         os.environ[LIMITS] = msgspec.json.encode(limits).decode()
         os.environ[SETTINGS] = msgspec.json.encode(settings).decode()
         with _absorb_signals():
             config = uvicorn.Config(
-                "longrec.serve.app:create_worker_app", factory=True, workers=workers, **{**options, "lifespan": "on"}
+                "longrec.serve.worker:create_worker_app", factory=True, workers=workers, **{**options, "lifespan": "on"}
             )
             print(format_announcement(url), flush=True)
             supervisor = _Supervisor(config, sockets=[sock])
@@ -182,6 +187,12 @@ class _Supervisor(Multiprocess):
         with _hold_interrupts():
             super().keep_subprocess_alive()
 
+    def handle_hup(self) -> None:
+        """Have every worker open its bundle again."""
+        for process in self.processes:
+            if process.pid is not None:
+                os.kill(process.pid, signal.SIGHUP)
+
     def handle_int(self) -> None:
         """End the workers."""
         self.interrupted = True
@@ -202,12 +213,13 @@ def _hold_interrupts() -> Iterator[None]:
 class _Server(uvicorn.Server):
     """uvicorn server that prints its URL when it listens."""
 
-    def __init__(self, config: uvicorn.Config, announcement: str) -> None:
+    def __init__(self, config: uvicorn.Config, app: App, announcement: str) -> None:
         super().__init__(config)
-        self._announcement = announcement
+        self._app, self._announcement = app, announcement
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start and print the URL."""
+        self._app.reload_at_signal()
         await super().startup(sockets=sockets)
         if self.started:
             print(self._announcement, flush=True)

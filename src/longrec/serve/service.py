@@ -338,6 +338,15 @@ class Service:
         """Answer a JSON request with JSON, as ``POST`` to the route does."""
         return self.decode_and_answer(route, body).json()
 
+    def list_digests(self) -> list[str]:
+        """Return what identifies the served bundles, and the config of a pipeline."""
+        return [*([] if self.pipeline is None else [self.pipeline.digest]), *(one.bundle.digest for one in self.models)]
+
+    def take_over(self, former: Service) -> None:
+        """Continue the counts of shown items of a service that this one replaces."""
+        if self.pipeline is not None and former.pipeline is not None:
+            self.pipeline.take_over(former.pipeline)
+
     def close(self) -> None:
         """Close all stores."""
         self._closing.close()

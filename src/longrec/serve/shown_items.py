@@ -29,6 +29,10 @@ class ShownItems:
         self._times: dict[Any, list[int]] = defaultdict(list)
         self._items: dict[Any, list[Any]] = defaultdict(list)
 
+    def take_over(self, former: ShownItems) -> None:
+        """Share the items of another object, which may still record some."""
+        self._times, self._items = former._times, former._items
+
     def record(self, user: Any, timestamp: int, items: Sequence[Any]) -> None:
         """Record the items of one answer."""
         times, own = self._times[user], self._items[user]

@@ -157,6 +157,7 @@ class RemoteStore:
         pool.connection_kwargs.update(socket_timeout=seconds, socket_connect_timeout=seconds)
         self._client.set_retry(Retry(NoBackoff(), 1, supported_errors=(Lost,)))
         pool.disconnect()
+        pool.reset()  # an opened connection would keep its own times
 
     def ping(self) -> None:
         """Check that the server responds.
