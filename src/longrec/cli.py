@@ -222,6 +222,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
     parser.add_argument("--workers", type=int, default=1, help="number of processes")
+    queue = "requests that may wait for the model of a process; further ones get status 503 (default: 16)"
+    parser.add_argument("--queue", type=int, default=16, metavar="N", help=queue)
+    deadline = "seconds that a request may wait before it is refused (default: 10)"
+    parser.add_argument("--deadline", type=float, default=10.0, metavar="SECONDS", help=deadline)
+    connections = "open connections of a process; further ones get status 503 (default: 2048)"
+    parser.add_argument("--connections", type=int, default=2_048, metavar="N", help=connections)
     live = "token store (folder or redis:// URL) to read live instead of the copy in the bundle"
     parser.add_argument("--tokens", action="append", default=[], metavar="HISTORY=LOCATION", help=live)
     events = "accept posted events, and encode each into a token with the source model in this bundle"

@@ -222,6 +222,7 @@ def catalog(args: argparse.Namespace) -> None:
 
 def serve(args: argparse.Namespace) -> None:
     """Serve a bundle or a pipeline."""
+    from longrec.serve.limits import Limits
     from longrec.serve.server import serve as run_server
     from longrec.serve.settings import build_settings
 
@@ -234,7 +235,9 @@ def serve(args: argparse.Namespace) -> None:
         raise ConfigError("longrec serve", faults)
     tokens = dict(item.split("=", 1) for item in args.tokens)
     settings = build_settings(tokens, args.events, args.state, args.recall)
-    run_server(args.bundle, host=args.host, port=args.port, workers=args.workers, settings=settings)
+    limits = Limits(queue=args.queue, deadline=args.deadline, connections=args.connections)
+    own = {"host": args.host, "port": args.port, "workers": args.workers}
+    run_server(args.bundle, **own, settings=settings, limits=limits)
 
 
 def models(args: argparse.Namespace) -> None:
