@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 from typing import Protocol
 
 from longrec.serve.admission import BODIES, CONNECTIONS, QUEUE, Admission, Meter, Shed
@@ -10,6 +11,7 @@ from longrec.serve.limits import Limits
 
 SWEEP_SECONDS = 1.0
 """Time between two searches for connections whose clients take too long."""
+_MANY_BYTES = 16 * 2**20
 _QUEUED = {b"/rank": "/rank", b"/recommend": "/recommend"}
 _INFER = "/v2/models/infer"
 
@@ -43,7 +45,7 @@ class Gate:
         self.limits, self.meter = limits, meter
         self.admission = Admission(limits.queue, meter)
         self.connections: set[Connection] = set()
-        self.open_bytes = 0
+        self.open_bytes = self._most_bytes = 0
         self._sweeps = False
 
     def open(self, connection: Connection) -> bool:
@@ -62,7 +64,8 @@ class Gate:
         now = loop.time()
         for connection in [*self.connections]:
             connection.close_if_overdue(now)
-        self._sweeps = bool(self.connections)
+        self._return_memory()
+        self._sweeps = bool(self.connections) or self._most_bytes >= _MANY_BYTES
         if self._sweeps:
             loop.call_later(SWEEP_SECONDS, self._sweep)
 
@@ -78,6 +81,14 @@ class Gate:
         """Count a request that was refused because too many wait."""
         self.meter.count_shed(_QUEUED.get(url, _INFER), QUEUE)
 
+    def _return_memory(self) -> None:
+        """Return the memory of many bodies to the system, which the C library keeps otherwise."""
+        if self._most_bytes >= _MANY_BYTES and not self.open_bytes:
+            self._most_bytes = 0
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+            if trim is not None:
+                trim(0)
+
     def add_body(self, size: int) -> None:
         """Count bytes of a body that is being received.
 
@@ -85,6 +96,7 @@ class Gate:
             Shed: if all bodies together are too large.
         """
         self.open_bytes += size
+        self._most_bytes = max(self._most_bytes, self.open_bytes)
         if self.open_bytes > self.limits.open_bytes:
             raise Shed(BODIES, "too many bytes of requests are being received", f"{self.limits.open_bytes:,} at once")
 
