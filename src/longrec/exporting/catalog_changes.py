@@ -20,12 +20,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from longrec.errors import BundleError, DataError, nearest
+from longrec.errors import BundleError, DataError, describe_unknown_names, quote
 from longrec.exporting.bundle import Bundle
 from longrec.features.manifest import read_manifest
 from longrec.store.compaction import sync_path
@@ -171,6 +172,10 @@ class ChangeReader:
     columns: Sequence[str]
     read: Sequence[str]
 
+    @cached_property
+    def _column_set(self) -> frozenset[str]:
+        return frozenset(self.columns)
+
     def read_change(
         self, change: Mapping[str, Any], contains: Callable[[Key], bool], where: str
     ) -> tuple[Key, ChangedItem, bool]:
@@ -183,21 +188,19 @@ class ChangeReader:
             DataError: if the change names no item, or columns that do not exist, or lacks columns of a new item.
         """
         key = change.get(self.key)
-        expected = "an integer" if self.numeric else "text"
-        if type(key) is not (int if self.numeric else str):
-            what = f"no {self.key!r}" if key is None else f"{self.key} as {type(key).__name__}, {key!r}"
+        if not self._is_key(key):
+            expected = "an integer of 64 bits" if self.numeric else "text"
+            what = f"no {self.key!r}" if key is None else f"{self.key} as {type(key).__name__}, {quote(key)}"
             raise DataError(where, what, f"the key of an item, {expected}, as in the log")
-        where = f"{where}, item {key!r}"
+        assert isinstance(key, (int, str))
+        where = f"{where}, item {quote(key)}"
         says, withdrawn = WITHDRAWN in change, change.get(WITHDRAWN, False)
         if not isinstance(withdrawn, bool):
-            raise DataError(where, f"{WITHDRAWN}: {withdrawn!r}", "true or false")
+            raise DataError(where, f"{WITHDRAWN}: {quote(withdrawn)}", "true or false")
         columns = {name: _plain(value) for name, value in change.items() if name not in (self.key, WITHDRAWN)}
-        faults = []
-        for name in columns:
-            if name not in self.columns:
-                near = nearest(name, self.columns)
-                faults.append(f"the unknown column {name!r}" + (f" (did you mean {near!r}?)" if near else ""))
-        if faults:
+        unknown = [name for name in columns if name not in self._column_set]
+        if unknown:
+            faults = describe_unknown_names(unknown, self.columns, "the unknown column")
             expected = f"columns of the item table: {', '.join(self.columns) or 'none'}"
             raise DataError(where, "; ".join(faults), expected, "leave them out, or export a bundle that has them")
         missing = [name for name in self.read if name not in columns]
@@ -211,6 +214,15 @@ class ChangeReader:
                 "add them, null for a missing value, or correct the key of the item",
             )
         return key, ChangedItem(columns, withdrawn), says
+
+    def _is_key(self, key: Any) -> bool:
+        if self.numeric:
+            return type(key) is int and -(2**63) <= key < 2**63
+        return type(key) is str
+
+    def list_keys(self, changes: Iterable[Mapping[str, Any]]) -> list[Key]:
+        """Return the keys of changes that are of the type of the log."""
+        return [key for change in changes if self._is_key(key := change.get(self.key))]
 
     def read_all(
         self, changes: Iterable[Mapping[str, Any]], contains: Callable[[Key], bool], where: str
