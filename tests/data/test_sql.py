@@ -16,7 +16,7 @@ from longrec.errors import DataError
     [
         "SELECT 7 AS a",
         "SELECT 7 AS a;",
-        "SELECT 7 AS a;\n ;",
+        "SELECT 7 AS a\n;\n",
         "SELECT 7 AS a -- ) the end",
         "SELECT 7 AS a /* ; */ -- ;",
         "-- first\nFROM (VALUES (7)) t(a)",

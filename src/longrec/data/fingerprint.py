@@ -20,8 +20,8 @@ from typing import Any
 import duckdb
 
 from longrec.data.input_files import group_files_by_split
-from longrec.data.sql import unreadable, wrap_query
 from longrec.data.settings import DataConfig
+from longrec.data.sql import unreadable, wrap_query
 from longrec.errors import DataError
 
 INDEX = "files.json"
