@@ -12,8 +12,9 @@ import pytest
 from pydantic import Field as Setting
 from pydantic import model_validator
 
-from longrec.config import Strict, apply_overrides, parse, read_yaml
+from longrec.config import Strict, apply_overrides, parse
 from longrec.errors import ConfigError
+from longrec.yaml_reader import read_yaml
 
 
 class Fit(Strict):
