@@ -35,6 +35,13 @@ def fit(feature: dict[str, Any], *chunks: tuple[list[Any], list[int]], kind: pa.
     return fitter.finish()
 
 
+@pytest.mark.parametrize("scale", ["minmax", "standard"])
+def test_a_spread_beyond_numbers_is_refused(scale: str) -> None:
+    values = [-1e308, 1e308, 1.0]
+    with pytest.raises(DataError, match=r"feature 'x': numbers from -1e\+308 to 1e\+308, whose spread is beyond"):
+        fit({"kind": "numeric", "scale": scale}, (values, [1, 1, 1]))
+
+
 # ---- ids ---------------------------------------------------------------------------------------------------------
 
 

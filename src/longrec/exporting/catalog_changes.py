@@ -39,6 +39,8 @@ except ImportError:  # no locks of files on this system: only one process may wr
 FORMAT, NAME = "longrec-catalog-1", "catalog.json"
 WITHDRAWN = "withdrawn"
 """Key of a change that hides an item. No raw column may have this name."""
+_DEEPEST = 16
+"""Largest number of lists inside each other in a raw value."""
 
 Key = int | str
 
@@ -197,12 +199,12 @@ class ChangeReader:
         says, withdrawn = WITHDRAWN in change, change.get(WITHDRAWN, False)
         if not isinstance(withdrawn, bool):
             raise DataError(where, f"{WITHDRAWN}: {quote(withdrawn)}", "true or false")
-        columns = {name: _plain(value) for name, value in change.items() if name not in (self.key, WITHDRAWN)}
-        unknown = [name for name in columns if name not in self._column_set]
+        unknown = [name for name in change if name not in self._column_set and name not in (self.key, WITHDRAWN)]
         if unknown:
             faults = describe_unknown_names(unknown, self.columns, "the unknown column")
             expected = f"columns of the item table: {', '.join(self.columns) or 'none'}"
             raise DataError(where, "; ".join(faults), expected, "leave them out, or export a bundle that has them")
+        columns = {name: _plain(value) for name, value in change.items() if name in self._column_set}
         missing = [name for name in self.read if name not in columns]
         if not contains(key) and withdrawn:
             raise DataError(where, "an unknown item that is withdrawn", "an item of the catalog", "correct its key")
@@ -236,11 +238,11 @@ class ChangeReader:
         return several
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
     """Return a raw value as JSON has it, so that it equals itself after the file was read again. NaN is null.
 
     Raises:
-        DataError: if JSON lacks its type.
+        DataError: if JSON lacks its type, or lists are nested deeper than any column.
     """
     if isinstance(value, float) and math.isnan(value):
         return None
@@ -249,7 +251,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Decimal):
         return str(value)
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        if depth == _DEEPEST:
+            raise DataError("a change", f"more than {_DEEPEST} lists inside each other", "numbers, text, lists or null")
+        return [_plain(one, depth + 1) for one in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise DataError("a change", f"a value of type {type(value).__name__}", "numbers, text, lists, dates or null")

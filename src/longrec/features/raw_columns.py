@@ -178,9 +178,8 @@ def _locate_in_context(column: str) -> str:
 
 def _measure(value: Any) -> int:
     """Return the number of characters of a text or of the texts of a list, with 8 for every other value."""
-    if isinstance(value, list):
-        return sum(map(_measure, value))
-    return len(value) if isinstance(value, str) else 8
+    values = value if isinstance(value, list) else [value]
+    return sum(len(one) if isinstance(one, str) else 8 for one in values)
 
 
 _TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
