@@ -81,7 +81,8 @@ def test_a_value_is_repeated_in_few_characters() -> None:
 def test_the_error_of_a_request_is_bounded() -> None:
     error = RequestError("w" * 10**6, "f" * 10**6, "e" * 10**6, "d" * 10**6)
     assert len(str(error)) < 2_000
-    assert (error.found[:3], error.found[-24:]) == ("fff", "... (1,000,000 characters)"[-24:])
+    assert error.found.startswith("fff")
+    assert error.found.endswith("... (1,000,000 characters)")
     assert len(error.where) + len(error.found) + len(error.expected) + len(error.do) <= 1_900
 
 

@@ -140,9 +140,9 @@ def test_a_number_beyond_64_bits_is_refused(value: str, full: shop.Shop, ranker:
 
 
 def test_values_of_a_context_are_counted(full: shop.Shop, ranker: Service) -> None:
-    request = {**full.golden[0].request}
-    request["context"] |= {"tags": ["a"] * 10_001, "tag_weights": [1.0] * 10_001}
-    error = catch(ranker.answer, orjson.dumps(request))
+    request = full.golden[0].request
+    context = {**request["context"], "tags": ["a"] * 10_001, "tag_weights": [1.0] * 10_001}
+    error = catch(ranker.answer, orjson.dumps({**request, "context": context}))
     assert (error.where, error.found, error.expected) == ("context.tags", "10,001 values", "at most 10,000")
 
 
@@ -172,7 +172,8 @@ def test_a_number_beyond_float32_never_reaches_a_feature(
     else:
         request["candidate_context"] |= {"labels": [["a"]], "label_weights": [[1.0]], column: [one[column]]}
     if column == "discount":  # of scale log, which is finite
-        assert all(0 < item["score"] < 1 for item in orjson.loads(service.answer(orjson.dumps(request)))["items"])
+        (item,) = orjson.loads(service.answer(orjson.dumps(request)))["items"]
+        assert 0 <= item["score"] <= 1
         return
     error = catch(service.answer, orjson.dumps(request))
     assert error.status == 422
