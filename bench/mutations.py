@@ -135,9 +135,10 @@ def main() -> None:
                 tally = Tally(path)
                 for number in range(share):
                     tally.send(connection, mutator.mutate(valid))
-                    if number % EVERY == EVERY - 1 and path == route:
-                        if (compared := compare(before, connection.score(route, untouched))) != "unchanged":
-                            raise SystemExit(f"{path}: after {number + 1} mutations the untouched scores {compared}")
+                    if number % EVERY != EVERY - 1 or path != route:
+                        continue
+                    if (compared := compare(before, connection.score(route, untouched))) != "unchanged":
+                        raise SystemExit(f"{path}: after {number + 1} mutations the untouched scores {compared}")
                 print(tally)
                 print(f"  untouched request afterwards: {compare(before, connection.score(route, untouched))}")
     finally:

@@ -132,11 +132,12 @@ def shorten(text: str, length: int) -> str:
     """Return a text, or its beginning and its number of characters, in at most ``length`` characters.
 
     >>> shorten("abc" * 30, 40)
-    'abcabcabcabcabc... (90 characters)'
+    'abcabcabcabcabcabcabc... (90 characters)'
     """
     if len(text) <= length:
         return text
-    return f"{text[: max(length - 25, 0)]}... ({len(text):,} characters)"
+    end = f"... ({len(text):,} characters)"
+    return text[: max(length - len(end), 0)] + end
 
 
 def quote(value: Any) -> str:

@@ -110,12 +110,14 @@ class Mutator:
     def _repeat(self, content: Any) -> Any:
         owner, key = self._choose(content)
         values = owner if isinstance(owner, list) else owner[key]
-        if isinstance(values, list) and values:
-            count = self._random.choice((1, 2, self._size // len(values) + 1))
-            if self._random.random() < 0.3 and all(isinstance(value, str) for value in values):
-                values += [f"{value}{number}" for number in range(count) for value in values]
-            else:
-                values += values * count
+        if not isinstance(values, list) or not values:
+            return content
+        one = json.dumps(values[:10])
+        count = self._random.choice((1, 2, self._size // len(one) + 1))
+        if self._random.random() < 0.3 and all(isinstance(value, str) for value in values):
+            values += [f"{value}{number}" for number in range(count) for value in values[:10]]
+        else:
+            values += [value for _ in range(count) for value in json.loads(one)]  # copies, which change one by one
         return content
 
     def _swap(self, content: Any) -> Any:

@@ -204,6 +204,16 @@ def test_a_change_of_an_item_that_does_not_fit(column: str, value: Any, ranker: 
     assert ranker.served.catalog.changes.items == {}
 
 
+@pytest.mark.parametrize("value", [[["a"]], [[]], [{"a": 1}], {"a": 1}, "deep"])
+def test_a_value_is_plain_or_a_list(value: Any, full: shop.Shop, ranker: Service, monkeypatch: Any) -> None:
+    request = full.golden[0].request
+    text = json.dumps({**request, "context": {**request["context"], "tags": value}})
+    monkeypatch.setattr(raw_columns, "build_array", None)  # Arrow takes long to type a deep list
+    error = catch(ranker.answer, text.replace('"deep"', "[" * 500 + "]" * 500).encode())
+    assert (error.status, error.where) == (422, "context.tags")
+    assert error.found in ("an object", "a list of lists or objects")
+
+
 @pytest.mark.parametrize("depth", [17, 500])
 def test_a_change_of_deep_lists(depth: int, ranker: Service) -> None:
     body = json.dumps({"items": [{"item_id": "n1", **NEW, "genres": "hole"}]}).replace(

@@ -194,11 +194,19 @@ def build_raw_column(values: Sequence[Any], where: str) -> pa.Array:
         DataError: if values have several types, or a type that no column may have.
     """
     kinds = {type(value) for value in values} - {type(None)}
+    if dict in kinds or (list in kinds and _has_collections(values)):  # of deep ones Arrow is slow
+        found = "an object" if dict in kinds else "a list of lists or objects"
+        raise DataError(where, found, "a number, a text, true or false, null, or a list of them")
     kind = _TYPES.get(next(iter(kinds))) if len(kinds) == 1 else None
     try:
         return build_array(values, where) if kind is None else pa.array(values, kind)
     except (pa.ArrowInvalid, OverflowError):  # an integer beyond 64 bits
         return build_array(values, where)
+
+
+def _has_collections(values: Sequence[Any]) -> bool:
+    """Return True if a list among the values has lists or objects in it."""
+    return any(not {list, dict}.isdisjoint(map(type, value)) for value in values if isinstance(value, list))
 
 
 def encode_calendar(fitted: FittedSchema, timestamp: int) -> dict[str, NDArray[np.int32]]:
