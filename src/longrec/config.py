@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from longrec.errors import ConfigError, nearest, quote, shorten
 from longrec.yaml_reader import load_yaml
+from longrec.yaml_reader import read_yaml as read_yaml  # also read from here
 
 _FORMATTED = 200
 """Number of faults that are formatted."""

@@ -38,8 +38,9 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose a node, and count its values."""
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
+        assert event.start_mark is not None
         line = event.start_mark.line + 1
-        is_alias = isinstance(event, yaml.AliasEvent)
+        alias: str | None = event.anchor if isinstance(event, yaml.AliasEvent) else None
         before = self._values
         self._depth += 1
         if self._depth > MAX_DEPTH:
@@ -48,13 +49,13 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         if node is None:
             return None
-        if is_alias and node not in self._sizes:
-            raise yaml.YAMLError(f"line {line}: the alias *{event.anchor} is inside its own anchor")
+        if alias is not None and node not in self._sizes:
+            raise yaml.YAMLError(f"line {line}: the alias *{alias} is inside its own anchor")
         own = 1 + len(node.value) // 100 if isinstance(node, yaml.ScalarNode) else 1  # a long text counts for several
-        self._values += self._sizes[node] if is_alias else own
+        self._values += own if alias is None else self._sizes[node]
         if self._values > MAX_VALUES:
             raise yaml.YAMLError(f"line {line}: more than {MAX_VALUES:,} values, counting those of each alias")
-        if not is_alias:
+        if alias is None:
             self._sizes[node] = self._values - before
         return node
 

@@ -22,7 +22,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import pyarrow.parquet as pq
 
@@ -194,7 +194,6 @@ class ChangeReader:
             expected = "an integer of 64 bits" if self.numeric else "text"
             what = f"no {self.key!r}" if key is None else f"{self.key} as {type(key).__name__}, {quote(key)}"
             raise DataError(where, what, f"the key of an item, {expected}, as in the log")
-        assert isinstance(key, (int, str))
         where = f"{where}, item {quote(key)}"
         says, withdrawn = WITHDRAWN in change, change.get(WITHDRAWN, False)
         if not isinstance(withdrawn, bool):
@@ -217,7 +216,7 @@ class ChangeReader:
             )
         return key, ChangedItem(columns, withdrawn), says
 
-    def _is_key(self, key: Any) -> bool:
+    def _is_key(self, key: Any) -> TypeGuard[Key]:
         if self.numeric:
             return type(key) is int and -(2**63) <= key < 2**63
         return type(key) is str

@@ -270,7 +270,7 @@ def _check_size(body: bytes, names_per_object: int) -> None:
 def count_marks(body: bytes, marks: str) -> list[int]:
     """Count the marks outside the texts of a JSON document without decoding it.
 
-    >>> count_marks(rb'{"a": ":", "\\": {"c\":": [1]}}', ":{[")
+    >>> count_marks(b'{"a": ":", "b": {"c:": [1]}}', ":{[")
     [3, 2, 1]
     """
     if b"\\" in body:
