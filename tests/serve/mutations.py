@@ -1,4 +1,4 @@
-"""Mutations of requests: JSON bodies that differ from valid ones in a few places, in ways that have broken servers.
+"""Mutations of requests: JSON bodies that differ from valid ones in a few choices, in ways that have broken servers.
 
 A mutation is drawn with a seed, so that each is found again by its number.
 """
@@ -74,15 +74,15 @@ class Mutator:
 
     def _choose(self, content: Any) -> tuple[Any, Any]:
         """Return a collection inside the request, at any depth, and one of its keys or indices."""
-        places = []
+        choices = []
         waiting = [content]
         while waiting:
             one = waiting.pop()
             if isinstance(one, (dict, list)) and one:
                 keys = list(one) if isinstance(one, dict) else list(range(min(len(one), 5)))
-                places += [(one, key) for key in keys]
+                choices += [(one, key) for key in keys]
                 waiting += [one[key] for key in keys]
-        return self._random.choice(places) if places else ({"": None}, "")
+        return self._random.choice(choices) if choices else ({"": None}, "")
 
     def _replace(self, content: Any) -> Any:
         owner, key = self._choose(content)

@@ -48,8 +48,8 @@ def wrap_query(con: duckdb.DuckDBPyConnection, text: str, where: str) -> str:
     except duckdb.ParserException as error:
         raise unreadable(where, error) from None
     names = ", ".join(kind.name for kind in kinds[:5]) + (", ..." if len(kinds) > 5 else "")
-    found = f"{len(kinds):,} statements ({names})" if len(kinds) != 1 else f"a statement of type {kinds[0].name}"
-    raise DataError(where, found if kinds else "no statement", expected, do)
+    actual = f"{len(kinds):,} statements ({names})" if len(kinds) != 1 else f"a statement of type {kinds[0].name}"
+    raise DataError(where, actual if kinds else "no statement", expected, do)
 
 
 def unreadable(where: str, error: duckdb.Error) -> LongRecError:

@@ -195,8 +195,8 @@ def build_raw_column(values: Sequence[Any], where: str) -> pa.Array:
     """
     kinds = {type(value) for value in values} - {type(None)}
     if dict in kinds or (list in kinds and _has_collections(values)):  # of deep ones Arrow is slow
-        found = "an object" if dict in kinds else "a list of lists or objects"
-        raise DataError(where, found, "a number, a text, true or false, null, or a list of them")
+        actual = "an object" if dict in kinds else "a list of lists or objects"
+        raise DataError(where, actual, "a number, a text, true or false, null, or a list of them")
     kind = _TYPES.get(next(iter(kinds))) if len(kinds) == 1 else None
     try:
         return build_array(values, where) if kind is None else pa.array(values, kind)
