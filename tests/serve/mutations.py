@@ -1,4 +1,4 @@
-"""Mutations of requests: JSON bodies that differ from valid ones in one to three values, in ways that have broken servers.
+"""Mutations of requests: JSON bodies that differ from valid ones in one to three values, in ways that broke servers.
 
 A mutation is drawn with a seed, so that each is found again by its number.
 """
