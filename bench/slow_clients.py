@@ -83,7 +83,7 @@ def measure_reload(bundles: list[Path], requests: int) -> str:
     assert len(wanted) == 2, "two bundles with one score"
     reloads, end = 0, threading.Event()
 
-    def ask(number: int, url: str) -> None:
+    def send_all(number: int, url: str) -> None:
         with client(url) as shop:
             for _ in range(requests // 2):
                 try:
@@ -98,7 +98,7 @@ def measure_reload(bundles: list[Path], requests: int) -> str:
     point(link, bundles[0])
     began = time.perf_counter()
     with run_server(link) as url:
-        threads = [threading.Thread(target=ask, args=(number, url)) for number in (0, 1)]
+        threads = [threading.Thread(target=send_all, args=(number, url)) for number in (0, 1)]
         for thread in threads:
             thread.start()
         address = urlsplit(url)
@@ -144,14 +144,14 @@ def measure_million_keys(bundle: Path) -> str:
     with run_server(bundle) as url:
         address = urlsplit(url)
 
-        def ask() -> None:
+        def send_all() -> None:
             with client(url) as shop:
                 while not end.is_set():
                     began = time.perf_counter()
                     shop.health()
                     waits.append(time.perf_counter() - began)
 
-        thread = threading.Thread(target=ask)
+        thread = threading.Thread(target=send_all)
         thread.start()
         with socket.create_connection((address.hostname, address.port)) as connection:
             time.sleep(0.5)

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "longrec"
 
-BASE = {"errors", "config", "progress", "resources", "signatures", "tabular", "terminal_text"}
+BASE = {"errors", "config", "progress", "resources", "signatures", "tabular", "terminal_text", "yaml_reader"}
 TOP = {
     "__init__", "__main__", "audits", "catalog_command", "cli", "command_output", "commands", "demo", "entry",
     "exports", "fitting", "former_names", "help_pages", "imports", "listings", "new_row_options",

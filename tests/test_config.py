@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +12,9 @@ import pytest
 from pydantic import Field as Setting
 from pydantic import model_validator
 
-from longrec.config import Strict, apply_overrides, parse, read_yaml
+from longrec.config import Strict, apply_overrides, parse
 from longrec.errors import ConfigError
+from longrec.yaml_reader import read_yaml
 
 
 class Fit(Strict):
@@ -100,11 +102,51 @@ def test_a_document_may_nest_and_hold_unicode(tmp_path: Path) -> None:
         ("a: 1\n---\nb: 2\n", r"not readable as YAML: expected a single document"),
         ("? [1, 2]\n: 3\n", r"not readable as YAML"),
         ("? {a: 1}\n: 3\n", r"not readable as YAML"),
+        ("a: " + "9" * 5_000, r"not readable as YAML: a value that does not fit its tag, or a number that is too long"),
+        ("a: !!int ''", r"not readable as YAML: a value that does not fit its tag"),
+        ("a: !!timestamp soon", r"not readable as YAML: a value that does not fit its tag"),
+        ("a: " + "[" * 60, r"line 1: more than 50 lists and mappings inside each other"),
+        ("\n".join(" " * depth + "a:" for depth in range(60)), r"line 50: more than 50 lists and mappings"),
+        ("a: &a [*a]", r"line 1: the alias \*a is inside its own anchor"),
+        ("a: " + "x" * 2_000_000, r"characters; expected at most 2,000,000"),
+        (
+            "a: &a {}\n".format(["x"] * 9)
+            + "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in pairwise("abcdefghij")),
+            r"line 6: more than 500,000 values, counting those of each alias",
+        ),
+        (
+            "a: &a " + "x" * 100_000 + "\n" + "".join(f"b{number}: *a\n" for number in range(1_000)),
+            r"more than 500,000 values, counting those of each alias",
+        ),
     ],
 )
 def test_yaml_that_cannot_be_used(text: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=says):
         read_yaml(write(tmp_path, text))
+
+
+def test_an_alias_is_the_value_of_its_anchor(tmp_path: Path) -> None:
+    assert read_yaml(write(tmp_path, "a: &a [1, {b: 2}]\nc: *a\nd: [*a]\n")) == {
+        "a": [1, {"b": 2}],
+        "c": [1, {"b": 2}],
+        "d": [[1, {"b": 2}]],
+    }
+
+
+def test_an_override_is_read_with_the_same_limits() -> None:
+    with pytest.raises(ConfigError, match="more than 50 lists and mappings inside each other"):
+        apply_overrides({}, ["a=" + "[" * 60])
+    with pytest.raises(ConfigError, match="a number that is too long"):
+        apply_overrides({}, ["a=" + "9" * 5_000])
+
+
+def test_many_faults_are_counted_with_few_hints(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+    monkeypatch.setattr("longrec.config.nearest", lambda name, valid: compared.append(name))
+    with pytest.raises(ConfigError) as caught:
+        parse(Fit, {f"k{number}": 1 for number in range(10_000)}, "a.yaml")
+    assert len(compared) == 200
+    assert caught.value.faults[-1] == "and 9,800 more"
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Strict parsing of YAML into frozen, typed configs. All config errors are reported together.
 
-A config class is a pydantic model that forbids unknown keys. ``read_yaml`` follows YAML 1.2 for numbers
-and booleans (``1e-3`` is a number, ``no`` is text) and refuses a key written twice.
+A config class is a pydantic model that forbids unknown keys. Its files are read by ``yaml_reader.py``.
 """
 
 from __future__ import annotations
@@ -10,13 +9,17 @@ import re
 import types
 import typing
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from longrec.errors import ConfigError, nearest
+from longrec.errors import ConfigError, nearest, quote, shorten
+from longrec.yaml_reader import load_yaml
+from longrec.yaml_reader import read_yaml as read_yaml  # also read from here
+
+_FORMATTED = 200
+"""Number of faults that are formatted."""
 
 
 class Strict(BaseModel):
@@ -60,63 +63,6 @@ class Strict(BaseModel):
 StrictT = TypeVar("StrictT", bound=Strict)
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe loader of YAML with 1.2 scalars and no duplicate keys."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, rx)
-        for tag, rx in resolvers
-        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|nan|NaN))$"),
-    list("-+0123456789."),
-)
-
-
-def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: dict[Any, int] = {}
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        line = key_node.start_mark.line + 1
-        if not isinstance(key, Hashable):
-            raise yaml.YAMLError(f"line {line}: a key must be text or a number, got {key!r}")
-        if key in seen:
-            raise yaml.YAMLError(f"line {line}: key {key!r} is already written on line {seen[key]}")
-        seen[key] = line
-    return dict(loader.construct_pairs(node, deep=True))
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read one YAML mapping.
-
-    Raises:
-        ConfigError: if there is no such file, it is not YAML or not a mapping, or a key is repeated.
-    """
-    path = Path(path)
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise ConfigError(str(path), ["no such file; give the path of a YAML config"]) from None
-    except OSError as error:
-        raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), [f"not readable as YAML: {' '.join(str(error).split())}"]) from None
-    if not isinstance(content, dict):
-        kind = "nothing" if content is None else type(content).__name__
-        raise ConfigError(str(path), [f"must be a mapping of keys to values, got {kind}"])
-    return content
-
-
 class _Dumper(yaml.SafeDumper):
     """Dumper that quotes text which :func:`read_yaml`, by the rules of YAML 1.2, would parse as a number."""
 
@@ -152,12 +98,12 @@ def apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dic
     for word in overrides:
         path, equals, text = word.partition("=")
         if not equals or "" in path.split("."):
-            faults.append(f"{word}: an override is written key.key=value")
+            faults.append(f"{shorten(word, 200)}: an override is written key.key=value")
             continue
         try:
-            value = yaml.load(text, _Loader)
+            value = load_yaml(text)
         except yaml.YAMLError as error:
-            faults.append(f"{word}: {' '.join(str(error).split())}")
+            faults.append(f"{shorten(word, 200)}: {' '.join(str(error).split())}")
             continue
         *parents, last = path.split(".")
         section = result
@@ -166,7 +112,7 @@ def apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dic
             if inner is None:
                 inner = section[parent] = {}
             if not isinstance(inner, dict):
-                faults.append(f"{word}: {parent} is a value, not a section")
+                faults.append(f"{shorten(word, 200)}: {parent} is a value, not a section")
                 break
             section = inner
         else:
@@ -199,8 +145,13 @@ def parse(cls: type[StrictT], content: Any, where: str, prefix: str = "") -> Str
 
 
 def faults(error: ValidationError, cls: type[BaseModel], prefix: str = "") -> list[str]:
-    """Return one line per fault of a pydantic error: dotted path, finding, expectation, nearest name."""
-    return [_format_fault(detail, cls, prefix) for detail in error.errors()]
+    """Return one line per fault of a pydantic error: dotted path, finding, expectation, nearest name.
+
+    After the first 200 the number of the others follows, because a hint compares a key with all valid ones.
+    """
+    details = error.errors()
+    lines = [_format_fault(detail, cls, prefix) for detail in details[:_FORMATTED]]
+    return [*lines, f"and {len(details) - _FORMATTED:,} more"] if len(details) > _FORMATTED else lines
 
 
 def split_faults(cls: type[Strict], lines: Sequence[str], prefix: str = "") -> list[str]:
@@ -234,11 +185,12 @@ _MESSAGES = {
 
 def _format_fault(detail: Any, cls: type[BaseModel], prefix: str) -> str:
     location = tuple(key for key in detail["loc"] if not (isinstance(key, str) and "[" in key))
-    path = ".".join([prefix, *map(str, location)] if prefix else list(map(str, location))) or "config"
+    names = [shorten(str(key), 200) for key in location]
+    path = ".".join([prefix, *names] if prefix else names) or "config"
     kind = detail["type"]
     if kind == "missing":  # its input is the whole section, which may hold data frames
         return f"{path}: is required"
-    got = repr(detail["input"])
+    got = quote(detail["input"])
     if len(got) > 80:
         got = got[:77] + "..."
     owner, key = _find_class(cls, location[:-1]), str(location[-1]) if location else ""

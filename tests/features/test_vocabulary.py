@@ -130,6 +130,6 @@ def test_the_way_for_few_and_the_way_for_many_agree(case: tuple[list[Any], list[
 
 def test_python_values_become_a_column() -> None:
     assert build_array([1, None, 3], "x").to_pylist() == [1, None, 3]
-    for mixed in ([1, "a"], ["a", 1], [2**70], [1, [2]]):
+    for mixed in ([1, "a"], ["a", 1], [1, [2]]):
         with pytest.raises(DataError, match=r"^x: values of the types .*; expected one type: whole numbers or text"):
             build_array(mixed, "x")

@@ -50,6 +50,15 @@ def get_at(settings: Any, path: str) -> Any:
     return settings
 
 
+def test_after_200_faults_reading_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+    monkeypatch.setattr("longrec.interop.easyrec_section.nearest", lambda name, valid: compared.append(name))
+    unknown = "".join(f"k{number}: 1\n" for number in range(5_000)) + f"{'k' * 100_000}: 1\n"
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, unknown)
+    assert (len(caught.value.faults), len(compared)) == (200, 200)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_configuration_loads_or_names_its_faults(case: Case, tmp_path: Path) -> None:
     if expected := case.pieces("#!"):
@@ -139,7 +148,7 @@ def test_user_and_item_may_be_arguments(tmp_path: Path) -> None:
 
 
 def test_a_folder_holds_config_schema_and_notes(tmp_path: Path) -> None:
-    from longrec.config import read_yaml
+    from longrec.yaml_reader import read_yaml
 
     imported = read(tmp_path, SMALLEST.text)
     files = easyrec_folder.write(imported, tmp_path / "out")

@@ -254,7 +254,7 @@ ROWS = """1,u1,i1,4.5,item__item_id:i3#item__price:9#user__ts:7;item__item_id:i1
 def test_an_imported_schema_prepares_rows_as_the_generator_reads_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from longrec.config import read_yaml
+    from longrec.yaml_reader import read_yaml
 
     monkeypatch.chdir(tmp_path)
     Path("fg.json").write_text(json.dumps({"features": [USER, ITEM, PRICE, SEQUENCE], "reserves": ["clk"]}))
@@ -279,7 +279,18 @@ def test_positions_of_json() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", '{"a": NaN}', "[" * 100_000, '{"features": 3}', "[]", '{"features": [3]}', "7" * 5000]
+    "text",
+    [
+        "",
+        "{",
+        '{"a": NaN}',
+        "[" * 100_000,
+        "[" * 200 + "]" * 200,
+        '{"features": 3}',
+        "[]",
+        '{"features": [3]}',
+        "7" * 5000,
+    ],
 )
 def test_what_is_no_generator_is_our_error(text: str) -> None:
     with pytest.raises(ConfigError) as raised:

@@ -99,6 +99,15 @@ def test_a_fault_names_its_position(text: str, position: str, says: str) -> None
     assert says in fault
 
 
+def test_a_file_is_of_bounded_size_and_its_faults_are_short(tmp_path: Path) -> None:
+    (tmp_path / "long.config").write_text("a: 1 " * 1_600_001)
+    with pytest.raises(ConfigError, match="is longer than 8,000,000 characters"):
+        read(tmp_path / "long.config")
+    with pytest.raises(ConfigError) as caught:
+        parse("a: " + "1x" * 100_000)
+    assert len(str(caught.value)) < 1_000
+
+
 def test_files_are_utf_8_and_there(tmp_path: Path) -> None:
     (tmp_path / "a.config").write_bytes(b"\xef\xbb\xbfa: 1")
     assert plain(read(tmp_path / "a.config")) == [("a", 1)]

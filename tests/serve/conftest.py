@@ -8,6 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import row_shop  # noqa: E402
 import shop  # noqa: E402
 
 from longrec.serve.server import run_server  # noqa: E402
@@ -27,6 +28,11 @@ def steps() -> shop.Shop:
 @pytest.fixture(scope="session")
 def prejoined() -> shop.Shop:
     return shop.prejoined()
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> row_shop.ExportedLog:
+    return row_shop.export_log(tmp_path_factory.mktemp("row"), row_shop.SCHEMA)
 
 
 @pytest.fixture(scope="session")

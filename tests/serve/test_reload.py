@@ -102,7 +102,7 @@ def test_no_request_is_dropped_by_reloads(served: Path, steps: Any, workers: int
     request, failures, answers = dict(steps.golden[0].request), list[Exception](), list[Any]()
     end = threading.Event()
 
-    def ask(url: str) -> None:
+    def send_all(url: str) -> None:
         with client(url) as shop:
             while not end.is_set():
                 try:
@@ -111,7 +111,7 @@ def test_no_request_is_dropped_by_reloads(served: Path, steps: Any, workers: int
                     failures.append(error)
 
     with run_server(served, workers=workers) as url:
-        threads = [threading.Thread(target=ask, args=(url,)) for _ in range(2)]
+        threads = [threading.Thread(target=send_all, args=(url,)) for _ in range(2)]
         for thread in threads:
             thread.start()
         try:

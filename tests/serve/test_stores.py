@@ -127,7 +127,7 @@ def test_a_store_that_hangs_stops_only_who_reads_it(http: InProcess, proxy: Prox
     before = http.post("/rank", REQUEST).json()["items"]
     proxy.flows.clear()
 
-    async def ask() -> tuple[Any, list[float]]:
+    async def send_all() -> tuple[Any, list[float]]:
         began = time.perf_counter()
         hanging = asyncio.create_task(http.call("POST", "/rank", orjson.dumps(REQUEST), {}))
         waits = []
@@ -138,7 +138,7 @@ def test_a_store_that_hangs_stops_only_who_reads_it(http: InProcess, proxy: Prox
             await asyncio.sleep(0.01)
         return (await hanging, time.perf_counter() - began), waits
 
-    (answer, seconds), waits = http.run(ask())
+    (answer, seconds), waits = http.run(send_all())
     assert answer.status == 503
     assert seconds < DEADLINE
     assert len(waits) > 5

@@ -20,8 +20,8 @@ from typing import Any
 import duckdb
 
 from longrec.data.input_files import group_files_by_split
-from longrec.data.relation import query_rows, unreadable
 from longrec.data.settings import DataConfig
+from longrec.data.sql import unreadable, wrap_query
 from longrec.errors import DataError
 
 INDEX = "files.json"
@@ -41,7 +41,8 @@ def fingerprint(config: DataConfig, connect: Callable[[], duckdb.DuckDBPyConnect
         if source is None:
             sections.append("none")
         elif source.query is not None:
-            con, query = connect(), query_rows(source.query)
+            con = connect()
+            query = wrap_query(con, source.query, str(source))
             try:
                 columns = [row[:2] for row in con.execute(f"DESCRIBE SELECT * FROM ({query})").fetchall()]
                 # A sum, because equal rows would cancel out in an exclusive or.

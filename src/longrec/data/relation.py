@@ -17,12 +17,12 @@ from longrec.data.headers import Header, check_alike, check_distinct, read_heade
 from longrec.data.input_files import ARROW, JSON, TEXT, group_files_by_split
 from longrec.data.json_files import write_json_files
 from longrec.data.settings import DataConfig, Source
-from longrec.data.sql import hide_progress, literal, name, unreadable
+from longrec.data.sql import hide_progress, literal, name, unreadable, wrap_query
 from longrec.data.text_files import write_text_files
 from longrec.data.typed_files import SPLIT_COLUMN, get_shared_kind, read_arrow, read_parquet
 from longrec.errors import DataError, nearest
 
-__all__ = ["INTEGERS", "SPLIT_COLUMN", "Relation", "connect", "literal", "name", "query_rows", "unreadable"]
+__all__ = ["INTEGERS", "SPLIT_COLUMN", "Relation", "connect", "literal", "name", "unreadable"]
 
 
 def connect(config: DataConfig, scratch: Path) -> duckdb.DuckDBPyConnection:
@@ -72,7 +72,7 @@ class Relation:
     def _rows(self, source: Source, scratch: Path) -> str:
         """Return SQL that reads the rows of an input, with ``SPLIT_COLUMN`` if it has splits."""
         if source.query is not None:
-            return f"({query_rows(source.query)})"
+            return f"({wrap_query(self.con, source.query, self.where)})"
         files = {} if source.frame is not None else group_files_by_split(source)
         reader = None
         if source.rows is not None:
@@ -331,8 +331,3 @@ class Relation:
             return self.con.sql(sql).to_arrow_table()
         except duckdb.Error as error:
             raise unreadable(self.where, error) from None
-
-
-def query_rows(text: str) -> str:
-    """Return a query that can be put in parentheses: without a final semicolon, and with a newline after comments."""
-    return text.rstrip().rstrip(";") + "\n"

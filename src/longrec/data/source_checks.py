@@ -12,7 +12,7 @@ import duckdb
 from longrec.data.headers import check_alike, check_distinct, read_header
 from longrec.data.input_files import group_files_by_split
 from longrec.data.settings import DataConfig, Source
-from longrec.data.sql import hide_progress, unreadable
+from longrec.data.sql import hide_progress, unreadable, wrap_query
 from longrec.data.text_rows import check_header
 from longrec.errors import DataError, LongRecError, nearest
 from longrec.features.schema import Schema
@@ -83,8 +83,8 @@ def columns_of(con: duckdb.DuckDBPyConnection, source: Source) -> tuple[list[str
     """
     if source.query is not None:
         try:
-            query = source.query.rstrip().rstrip(";")
-            return [row[0] for row in con.execute(f"DESCRIBE SELECT * FROM ({query}\n)").fetchall()], False
+            query = wrap_query(con, source.query, str(source))
+            return [row[0] for row in con.execute(f"DESCRIBE SELECT * FROM ({query})").fetchall()], False
         except duckdb.Error as error:
             raise unreadable(str(source), error) from None
     if source.frame is not None:

@@ -6,7 +6,6 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from longrec.data.log import Log
@@ -16,6 +15,7 @@ from longrec.exporting.bundle import Manifest
 from longrec.serve.service import Service
 from longrec.training.finished_run import Run, open_run
 from longrec.training.seen_labels import SeenLabels, compute_seen_labels, read_seen_labels
+from longrec.yaml_reader import load_yaml
 
 
 def check_log(log: Log, run: Run) -> None:
@@ -71,8 +71,8 @@ def warn_of_later_training(service: Service, run: Run, log: Log, timestamps: NDA
 
 def _read_seen(manifest: Manifest, run: Run, log: Log) -> SeenLabels | None:
     """Return the labels that the model of a bundle was trained on, None if they are unknown."""
-    config = yaml.safe_load(manifest.source.get("config") or "") or {}
-    own, expected = config.get("data", {}), yaml.safe_load(run.config.to_yaml())["data"]
+    config = load_yaml(manifest.source.get("config") or "") or {}
+    own, expected = config.get("data", {}), load_yaml(run.config.to_yaml())["data"]
     if own.get("log") == expected.get("log") and own.get("split") == expected.get("split"):
         return compute_seen_labels(log, ())
     folder = Path(config.get("fit", {}).get("runs", "runs")) / str(manifest.source.get("run"))

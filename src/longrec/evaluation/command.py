@@ -60,8 +60,8 @@ def check_options(args: argparse.Namespace) -> None:
 
 def _check_file(path: str) -> None:
     """Raise a ConfigError for a file that is no pipeline, such as the config of a training."""
-    from longrec.config import read_yaml
     from longrec.pipeline.config import is_pipeline as has_sources
+    from longrec.yaml_reader import read_yaml
 
     if not has_sources(read_yaml(path)):
         do = "evaluate the folder of its run, such as runs/shop-din"

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from longrec.data.log import Log
@@ -32,6 +31,7 @@ from longrec.serve.service import Service
 from longrec.training.finished_run import Run, open_run
 from longrec.training.list_metrics import ListEvaluator
 from longrec.training.settings import EvaluateConfig
+from longrec.yaml_reader import load_yaml
 
 ROWS = 2_000
 """Number of requests that are answered by default."""
@@ -175,10 +175,10 @@ def check_same_keys(service: Service, log: Log) -> None:
 def _warn_of_bundles(service: Service, run: Run, log: Log) -> list[str]:
     """Return a warning per bundle that may have learned from the requests, or that lacks events of the log."""
     assert service.pipeline is not None
-    warnings, expected = [], yaml.safe_load(run.config.to_yaml())["data"]
+    warnings, expected = [], load_yaml(run.config.to_yaml())["data"]
     for key, model in service.pipeline.models.items():
         manifest = model.bundle.manifest
-        data = (yaml.safe_load(manifest.source.get("config") or "") or {}).get("data", {})
+        data = (load_yaml(manifest.source.get("config") or "") or {}).get("data", {})
         differing = [name for name in ("log", "split") if data.get(name) != expected.get(name)]
         if differing:
             warnings.append(

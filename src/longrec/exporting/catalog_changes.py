@@ -20,12 +20,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import pyarrow.parquet as pq
 
-from longrec.errors import BundleError, DataError, nearest
+from longrec.errors import BundleError, DataError, describe_unknown_names, quote
 from longrec.exporting.bundle import Bundle
 from longrec.features.manifest import read_manifest
 from longrec.store.compaction import sync_path
@@ -38,6 +39,8 @@ except ImportError:  # no locks of files on this system: only one process may wr
 FORMAT, NAME = "longrec-catalog-1", "catalog.json"
 WITHDRAWN = "withdrawn"
 """Key of a change that hides an item. No raw column may have this name."""
+_DEEPEST = 16
+"""Largest number of lists inside each other in a raw value."""
 
 Key = int | str
 
@@ -171,6 +174,10 @@ class ChangeReader:
     columns: Sequence[str]
     read: Sequence[str]
 
+    @cached_property
+    def _column_set(self) -> frozenset[str]:
+        return frozenset(self.columns)
+
     def read_change(
         self, change: Mapping[str, Any], contains: Callable[[Key], bool], where: str
     ) -> tuple[Key, ChangedItem, bool]:
@@ -183,23 +190,20 @@ class ChangeReader:
             DataError: if the change names no item, or columns that do not exist, or lacks columns of a new item.
         """
         key = change.get(self.key)
-        expected = "an integer" if self.numeric else "text"
-        if type(key) is not (int if self.numeric else str):
-            what = f"no {self.key!r}" if key is None else f"{self.key} as {type(key).__name__}, {key!r}"
+        if not self._is_key(key):
+            expected = "an integer of 64 bits" if self.numeric else "text"
+            what = f"no {self.key!r}" if key is None else f"{self.key} as {type(key).__name__}, {quote(key)}"
             raise DataError(where, what, f"the key of an item, {expected}, as in the log")
-        where = f"{where}, item {key!r}"
+        where = f"{where}, item {quote(key)}"
         says, withdrawn = WITHDRAWN in change, change.get(WITHDRAWN, False)
         if not isinstance(withdrawn, bool):
-            raise DataError(where, f"{WITHDRAWN}: {withdrawn!r}", "true or false")
-        columns = {name: _plain(value) for name, value in change.items() if name not in (self.key, WITHDRAWN)}
-        faults = []
-        for name in columns:
-            if name not in self.columns:
-                near = nearest(name, self.columns)
-                faults.append(f"the unknown column {name!r}" + (f" (did you mean {near!r}?)" if near else ""))
-        if faults:
+            raise DataError(where, f"{WITHDRAWN}: {quote(withdrawn)}", "true or false")
+        unknown = [name for name in change if name not in self._column_set and name not in (self.key, WITHDRAWN)]
+        if unknown:
+            faults = describe_unknown_names(unknown, self.columns, "the unknown column")
             expected = f"columns of the item table: {', '.join(self.columns) or 'none'}"
             raise DataError(where, "; ".join(faults), expected, "leave them out, or export a bundle that has them")
+        columns = {name: _plain(value) for name, value in change.items() if name in self._column_set}
         missing = [name for name in self.read if name not in columns]
         if not contains(key) and withdrawn:
             raise DataError(where, "an unknown item that is withdrawn", "an item of the catalog", "correct its key")
@@ -211,6 +215,15 @@ class ChangeReader:
                 "add them, null for a missing value, or correct the key of the item",
             )
         return key, ChangedItem(columns, withdrawn), says
+
+    def _is_key(self, key: Any) -> TypeGuard[Key]:
+        if self.numeric:
+            return type(key) is int and -(2**63) <= key < 2**63
+        return type(key) is str
+
+    def list_keys(self, changes: Iterable[Mapping[str, Any]]) -> list[Key]:
+        """Return the keys of changes that are of the type of the log."""
+        return [key for change in changes if self._is_key(key := change.get(self.key))]
 
     def read_all(
         self, changes: Iterable[Mapping[str, Any]], contains: Callable[[Key], bool], where: str
@@ -224,11 +237,11 @@ class ChangeReader:
         return several
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
     """Return a raw value as JSON has it, so that it equals itself after the file was read again. NaN is null.
 
     Raises:
-        DataError: if JSON lacks its type.
+        DataError: if JSON lacks its type, or lists are nested deeper than any column.
     """
     if isinstance(value, float) and math.isnan(value):
         return None
@@ -237,7 +250,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Decimal):
         return str(value)
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        if depth == _DEEPEST:
+            raise DataError("a change", f"more than {_DEEPEST} lists inside each other", "numbers, text, lists or null")
+        return [_plain(one, depth + 1) for one in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise DataError("a change", f"a value of type {type(value).__name__}", "numbers, text, lists, dates or null")

@@ -6,6 +6,7 @@ stay valid.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from longrec.errors import BundleError, DataError
+from longrec.errors import BundleError, DataError, quote, shorten
 from longrec.exporting.bundle import Bundle
 from longrec.exporting.catalog_changes import WITHDRAWN, CatalogChanges, ChangeReader, Key
 from longrec.features.entity_table import EntityTable
@@ -119,7 +120,7 @@ def _encode(
             lacking = [keys[at] for at in some if of not in every[at].columns]
             if lacking:
                 do = f"give {of} with {read[1 - index]}, because the bundle has no raw columns"
-                raise DataError(f"item {lacking[0]!r}", f"no {of}", "all columns of a feature", do)
+                raise DataError(f"item {quote(lacking[0])}", f"no {of}", "all columns of a feature", do)
             arrays.append(build_array([every[at].columns[of] for at in some], f"items: column {of!r}"))
     new = _encode_each(fitted, name, arrays, [keys[at] for at in some])
     order = np.arange(total)
@@ -142,7 +143,7 @@ def _encode_each(
     except DataError:
         for at, key in enumerate(keys):
             own = None if weights is None else weights[at : at + 1]
-            fitted.encode(name, arrays[0][at : at + 1], f"item {key!r}, {where}", own)
+            fitted.encode(name, arrays[0][at : at + 1], f"item {quote(key)}, {where}", own)
         raise
 
 
@@ -157,34 +158,56 @@ def _replace_columns(columns: pa.Table, keys: Keys, rows: NDArray[np.int64], cha
     for column in columns.column_names[1:]:
         kind, base = columns.schema.field(column).type, columns[column].combine_chunks()
         base = base if len(base) == count else pa.concat_arrays([base, pa.nulls(count - len(base), kind)])
-        values = {
-            row: _cast(one.columns[column], kind, f"item {key!r}, column {column!r}")
+        changed = [
+            (row, key, one.columns[column])
             for row, (key, one) in zip(rows.tolist(), changes.items.items())
             if column in one.columns
-        }
-        if values:
+        ]
+        if changed:
             at = np.arange(count)
-            at[list(values)] = count + np.arange(len(values))
-            base = pa.concat_arrays([base, *values.values()]).take(pa.array(at))
+            at[[row for row, _, _ in changed]] = count + np.arange(len(changed))
+            base = pa.concat_arrays([base, _cast_all(changed, kind, column)]).take(pa.array(at))
         arrays[column] = base
     return pa.table(arrays)
 
 
-def _cast(value: Any, kind: pa.DataType, where: str) -> pa.Array:
-    """Return a raw value as an array of one entry in the type of its column."""
-    is_text = isinstance(value, str)
+def _cast_all(changed: Sequence[tuple[int, Key, Any]], kind: pa.DataType, column: str) -> pa.Array:
+    """Return raw values as an array in the type of their column.
+
+    Args:
+        changed: row, key and value of each changed item.
+
+    Raises:
+        DataError: if a value has another type. The message names the first such item.
+    """
+    values = [value for _, _, value in changed]
+    kinds = {type(one) for value in values for one in (value if isinstance(value, list) else [value])} - {type(None)}
+    if len(kinds) == 1 and len({isinstance(value, list) for value in values if value is not None}) == 1:
+        with contextlib.suppress(DataError):  # one by one, to name the item
+            return _cast(values, kind, column)
+    return pa.concat_arrays(
+        [_cast([value], kind, f"item {quote(key)}, column {column!r}") for _, key, value in changed]
+    )
+
+
+def _cast(values: list[Any], kind: pa.DataType, where: str) -> pa.Array:
+    """Return raw values of one type as an array in the type of their column."""
+    example = next((value for value in values if value is not None), None)
     try:
-        if isinstance(value, bool) and not pa.types.is_boolean(kind):
+        if isinstance(example, bool) and not pa.types.is_boolean(kind):
             raise pa.ArrowInvalid("a truth value")
+        is_text = isinstance(example, str)
         if is_text and (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
             raise pa.ArrowInvalid("text")
-        if pa.types.is_decimal(kind) and value is not None:
-            return pa.array([Decimal(str(value))], kind)
-        return pa.array([value]).cast(kind)  # without the loss of a fraction that a conversion in one step accepts
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ArithmeticError) as error:
-        raise DataError(
-            where, f"{value!r} ({error})", f"a value of type {kind}, or null", "correct the value"
-        ) from None
+        if pa.types.is_decimal(kind):
+            return pa.array([None if value is None else Decimal(str(value)) for value in values], kind)
+        array = pa.array(values).cast(kind)  # without the loss of a fraction that a conversion in one step accepts
+        if pa.types.is_floating(kind) and not np.isfinite(array.drop_null().to_numpy(zero_copy_only=False)).all():
+            raise pa.ArrowInvalid(f"beyond the range of {kind}")
+    except (pa.ArrowException, ArithmeticError, ValueError, TypeError) as error:
+        message = f"{quote(example)} ({shorten(str(error), 200)})"
+        raise DataError(where, message, f"a value of type {kind}, or null", "correct the value") from None
+    return array
 
 
 def find_changed_rows(before: CatalogChanges, after: CatalogChanges, table: EntityTable) -> NDArray[np.int64]:

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from longrec.errors import DataError
+from longrec.errors import DataError, quote
 from longrec.features.feature import Feature
 from longrec.features.feature_encoders import CrossEncoder, flatten, parse_numbers
+from longrec.features.float32 import to_float32
 from longrec.features.vocabulary import cast_keys
 
 _UNIT_SEPARATOR = "\x1f"
@@ -94,7 +95,7 @@ def check_cross_types(
             example = columns[name].drop_null()[0].as_py()
             raise DataError(
                 locate(name),
-                f"{actual}, for example {example!r}",
+                f"{actual}, for example {quote(example)}",
                 f"{expected}, as in the log",
                 "7 and '07' hash apart",
             )
@@ -203,10 +204,11 @@ def split_multi_values(
     if np.isnan(parsed).any():
         example = flat[int(at[np.isnan(parsed)][0])].as_py()
         raise DataError(
-            f"{where}: weights", f"no number in {example!r}", "a weight after the separator, or no separator"
+            f"{where}: weights", f"no number in {quote(example)}", "a weight after the separator, or no separator"
         )
     weights[at] = parsed
-    return pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values), offsets, weights.astype(np.float32)
+    values = pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
+    return values, offsets, to_float32(weights, f"{where}: weights")
 
 
 def _flatten_lists(cut: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:

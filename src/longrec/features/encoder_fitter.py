@@ -66,8 +66,9 @@ class EncoderFitter:
         if self.feature.form == "numeric":
             # Sums about a value of the column: squares of values far from zero would lose the spread.
             self._pivot = self._pivot if self._power_sums[0] else float(values[0])
-            far = values - self._pivot
-            self._power_sums += [counts.sum(), (counts * far).sum(), (counts * far * far).sum()]
+            with np.errstate(over="ignore"):  # finish refuses infinite sums
+                far = values - self._pivot
+                self._power_sums += [counts.sum(), (counts * far).sum(), (counts * far * far).sum()]
         else:
             self._numbers.append(values)
             self._weight.append(counts)
@@ -123,11 +124,19 @@ class EncoderFitter:
     def _fit_numeric(self) -> feature_encoders.NumericEncoder:
         f, (n, total, squares) = self.feature, self._power_sums
         shift, spread = 0.0, 1.0
-        if f.scale == "standard" and n:
-            mean = total / n
-            shift, spread = self._pivot + mean, float(np.sqrt(max(squares / n - mean * mean, 0.0))) or 1.0
-        elif f.scale == "minmax" and n:
-            shift, spread = float(self._range[0]), float(self._range[1] - self._range[0]) or 1.0
+        with np.errstate(over="ignore", invalid="ignore"):
+            if f.scale == "standard" and n:
+                mean = total / n
+                shift, spread = self._pivot + mean, float(np.sqrt(np.maximum(squares / n - mean * mean, 0.0))) or 1.0
+            elif f.scale == "minmax" and n:
+                shift, spread = float(self._range[0]), float(self._range[1] - self._range[0]) or 1.0
+        if not np.isfinite([shift, spread]).all():
+            raise DataError(
+                f"feature {self.name!r}",
+                f"numbers from {self._range[0]:.3g} to {self._range[1]:.3g}, whose spread is beyond that of a number",
+                "numbers between -3.4e38 and 3.4e38",
+                "correct the column, or set scale: log",
+            )
         return feature_encoders.NumericEncoder(f.scale, float(shift), spread, f.missing)
 
     def _fit_buckets(self) -> feature_encoders.Encoder:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from longrec.errors import DataError
+from longrec.errors import DataError, quote
 from longrec.features.float32 import to_float32
 from longrec.features.vocabulary import Keys, cast_keys, hash_keys
 
@@ -34,7 +34,10 @@ def cast_numbers(array: pa.Array | pa.ChunkedArray, where: str) -> NDArray[np.fl
     kind = array.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         raise DataError(
-            where, f"text, for example {_find_example(array)!r}", "numbers", "clean the column, or declare it kind id"
+            where,
+            f"text, for example {quote(_find_example(array))}",
+            "numbers",
+            "clean the column, or declare it kind id",
         )
     if not (
         pa.types.is_integer(kind)
@@ -83,7 +86,8 @@ class NumericEncoder:
         """Return scaled numbers."""
         if self.scale == "log":
             values = np.sign(values) * np.log1p(np.abs(values))
-        return (values - self.shift) / self.spread
+        with np.errstate(over="ignore"):  # to_float32 refuses infinite numbers
+            return (values - self.shift) / self.spread
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ def parse_numbers(array: pa.Array, where: str) -> NDArray[np.float64]:
     try:
         return cast_numbers(text.cast(pa.float64()), where)
     except pa.ArrowInvalid:
-        raise DataError(where, f"text, for example {_find_example(text)!r}", "numbers") from None
+        raise DataError(where, f"text, for example {quote(_find_example(text))}", "numbers") from None
 
 
 @dataclass(frozen=True)
@@ -263,7 +267,7 @@ class HashEncoder:
             actual, expected = ("text", "integers") if self.numeric else ("integers", "text")
             example = keys.drop_null()[0].as_py()
             raise DataError(
-                where, f"{actual}, for example {example!r}", f"{expected}, as in the log", "7 and '7' hash apart"
+                where, f"{actual}, for example {quote(example)}", f"{expected}, as in the log", "7 and '7' hash apart"
             )
         hashed = hash_keys(keys)
         ids = (hashed % np.uint64(self.buckets)).astype(np.int64) + FIRST

@@ -14,7 +14,7 @@ def to_float32(values: NDArray[np.float64], where: str) -> NDArray[np.float32]:
     """Cast numbers to float32.
 
     Args:
-        values: finite numbers of any shape. The first axis counts rows.
+        values: numbers of any shape. The first axis counts rows.
         where: name of the column in the error.
 
     Raises:

@@ -12,12 +12,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from longrec.errors import DataError
 from longrec.features.feature_encoders import CalendarEncoder, Lists
 from longrec.features.fitted_schema import FittedSchema
 from longrec.features.timestamp_grammar import format_timestamp
 from longrec.features.vocabulary import build_array
 
 Column: TypeAlias = NDArray[Any] | Lists
+MAX_VALUES = 10_000
+"""Largest number of values of a multi-value feature in a context. A ranker reads them with each chunk of candidates."""
+MAX_REPEATED = 2**27
+"""Largest number of characters of a value of the context, or of the user, repeated for every candidate."""
 
 
 def format_request_time(fitted: FittedSchema, timestamp: int) -> str | int | None:
@@ -88,7 +93,10 @@ def encode_context(
             column: build_raw_column([context.get(column, user)], _locate_in_context(column))
             for column in schema.columns(name)
         }
-        encoded[name] = fitted.encode_row(name, columns, _locate_in_context)
+        encoded[name] = own = fitted.encode_row(name, columns, _locate_in_context)
+        if isinstance(own, Lists) and len(own.values) > MAX_VALUES:
+            where, message = _locate_in_context(schema.column(name)), f"{len(own.values):,} values"
+            raise DataError(where, message, f"at most {MAX_VALUES:,}", "send fewer values")
     return encoded
 
 
@@ -131,7 +139,12 @@ def encode_candidates(
             return values if isinstance(values, pa.Array) else build_raw_column(values, locate(column))
         if column == schema.item:
             return build_raw_column(items, "candidates")
-        return build_raw_column([user if column == schema.user else context[column]] * count, locate(column))
+        value = user if column == schema.user else context[column]
+        size = _measure(value) * count
+        if size > MAX_REPEATED:
+            message, do = f"{size:,} characters for {count:,} candidates", "send fewer candidates, or a shorter value"
+            raise DataError(locate(column), message, f"at most {MAX_REPEATED:,}", do)
+        return build_raw_column([value] * count, locate(column))
 
     encoded: dict[str, Column] = {}
     for name in features:
@@ -163,6 +176,12 @@ def _locate_in_context(column: str) -> str:
     return f"context.{column}"
 
 
+def _measure(value: Any) -> int:
+    """Return the number of characters of a text or of the texts of a list, with 8 for every other value."""
+    values = value if isinstance(value, list) else [value]
+    return sum(len(one) if isinstance(one, str) else 8 for one in values)
+
+
 _TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
@@ -175,11 +194,19 @@ def build_raw_column(values: Sequence[Any], where: str) -> pa.Array:
         DataError: if values have several types, or a type that no column may have.
     """
     kinds = {type(value) for value in values} - {type(None)}
+    if dict in kinds or (list in kinds and _has_collections(values)):  # of deep ones Arrow is slow
+        actual = "an object" if dict in kinds else "a list of lists or objects"
+        raise DataError(where, actual, "a number, a text, true or false, null, or a list of them")
     kind = _TYPES.get(next(iter(kinds))) if len(kinds) == 1 else None
     try:
         return build_array(values, where) if kind is None else pa.array(values, kind)
     except (pa.ArrowInvalid, OverflowError):  # an integer beyond 64 bits
         return build_array(values, where)
+
+
+def _has_collections(values: Sequence[Any]) -> bool:
+    """Return True if a list among the values has lists or objects in it."""
+    return any(not {list, dict}.isdisjoint(map(type, value)) for value in values if isinstance(value, list))
 
 
 def encode_calendar(fitted: FittedSchema, timestamp: int) -> dict[str, NDArray[np.int32]]:

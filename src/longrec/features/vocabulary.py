@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from longrec.errors import DataError
+from longrec.errors import DataError, quote
 
 _FEW = 4_096
 """Up to this number of queries a search or a dictionary is faster. Above it a hash join over the column is."""
@@ -113,7 +113,7 @@ class Keys:
             actual, expected = ("integers", "text") if not self.numeric else ("text", "integers")
             raise DataError(
                 where,
-                f"{actual}, for example {_get_first_value(array)!r}",
+                f"{actual}, for example {quote(_get_first_value(array))}",
                 f"{expected}, as in the log",
                 "write the ids as in the log",
             )
@@ -146,7 +146,9 @@ def build_array(values: Sequence[Any], where: str) -> pa.Array:
     """
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+    except OverflowError:
+        raise DataError(where, "an integer of more than 64 bits", "signed 64-bit integers or text") from None
+    except (pa.ArrowException, TypeError):
         kinds = sorted({type(value).__name__ for value in values})
         raise DataError(where, f"values of the types {', '.join(kinds)}", "one type: whole numbers or text") from None
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from longrec.errors import ConfigError, nearest
+from longrec.errors import ConfigError, nearest, shorten
 from longrec.interop.easyrec_fields import ENUMS, MESSAGES, NUMBERED, EasyRecField, Status
 from longrec.interop.text_format import Field, Message, Number, Position, Text, Word, as_float
 
@@ -104,6 +104,10 @@ def sort_notes(notes: Iterable[Note]) -> list[Note]:
     return sorted(notes, key=lambda note: (not note.changes_results, note.status != "not carried", note.position))
 
 
+_MOST_FAULTS, _LONGEST_FAULT = 200, 2_000
+"""Number of faults after which reading stops, and characters of the longest one."""
+
+
 @dataclass
 class Reading:
     """Faults, notes and origins collected while a configuration is read.
@@ -129,9 +133,16 @@ class Reading:
         return f"data.schema.{key}={value}" if value else f"data.schema.{key}"
 
     def fault(self, position: Position, description: str) -> None:
-        """Add a fault. All faults are raised together."""
+        """Add a fault. All faults are raised together, and at once if there are too many to read.
+
+        Raises:
+            ConfigError: if there are 200 faults.
+        """
+        description = shorten(description, _LONGEST_FAULT)
         if (position, description) not in self.faults:
             self.faults.append((position, description))
+        if len(self.faults) >= _MOST_FAULTS:
+            raise self.error()
 
     def note(self, position: Position, name: str, status: Status, explanation: str) -> None:
         """Add a note about the status of a field."""

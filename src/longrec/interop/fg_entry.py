@@ -91,16 +91,20 @@ class Entry:
 
     def settle(self) -> None:
         """Note every key that is not converted exactly. To be called after all keys were read."""
-        for name, value in self.values.items():
+        for number, (name, value) in enumerate(self.values.items()):
             spec = self._specs.get(name)
             if spec is None:
-                near = nearest(name, self._specs)
+                near = nearest(name, self._specs) if number < _HINTED else None
                 explanation = "no documented key" + (f"; did you mean {near!r}?" if near else "")
                 self.note(name, "not carried", explanation)
             elif spec.status != "carried" and value not in (None, ""):
                 self.note(name, spec.status, spec.explanation)
             elif name not in self._read and value is not None:
                 self.note(name, "not carried", "nothing reads it here")
+
+
+_HINTED = 200
+"""Number of keys of an object with a hint. A hint compares a name with all documented ones."""
 
 
 def _parse_value(kind: str, value: Any) -> Any:

@@ -13,7 +13,10 @@ from longrec.interop.text_format import Position
 
 KeyPath = tuple[str | int, ...]
 _TOKEN = re.compile(r'\s*([{}\[\],:]|"(?:[^"\\]|\\.)*"|[^\s{}\[\],:"]+)')
-_LARGEST = 64_000_000
+_LARGEST = 8_000_000
+"""Largest number of bytes of a file."""
+_DEEPEST = 100
+"""Largest number of lists and objects inside each other."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,14 @@ def parse(text: str, where: str) -> JsonDocument:
         raise ConfigError(where, [f"{where}:1:1: is nested too deeply; expected rules of features"]) from None
     except ValueError as error:
         raise ConfigError(where, [f"{where}:1:1: holds a number that is none: {error}; fix the file"]) from None
-    return _locate_values(text, value)
+    return _locate_values(text, value, where)
 
 
 def _refuse_constant(word: str) -> float:
     raise ValueError(word)
 
 
-def _locate_values(text: str, value: Any) -> JsonDocument:
+def _locate_values(text: str, value: Any, where: str) -> JsonDocument:
     """Walk the tokens of valid JSON. ``path`` holds the current key or index of each open bracket."""
     positions: dict[KeyPath, Position] = {(): Position(1, 1)}
     repeated: list[KeyPath] = []
@@ -75,8 +78,9 @@ def _locate_values(text: str, value: Any) -> JsonDocument:
     key_next = False
     for token in _TOKEN.finditer(text):
         begin, word = token.start(1), token[1]
-        line += text.count("\n", last, begin)
-        start, last = text.rfind("\n", 0, begin) + 1, begin
+        if lines := text.count("\n", last, begin):
+            line, start = line + lines, text.rfind("\n", last, begin) + 1
+        last = begin
         position = Position(line, begin - start + 1)
         if word in "}]":
             path.pop()
@@ -97,6 +101,9 @@ def _locate_values(text: str, value: Any) -> JsonDocument:
             if path and isinstance(path[-1], int):
                 positions[tuple(key for key in path if key is not None)] = position
             if word in "{[":
+                if len(path) == _DEEPEST:
+                    message = f"{where}:{position}: is nested deeper than {_DEEPEST}; expected rules of features"
+                    raise ConfigError(where, [message])
                 path.append(0 if word == "[" else None)
                 key_next = word == "{"
     return JsonDocument(value, positions, tuple(repeated))

@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from longrec.errors import ConfigError
+from longrec.errors import ConfigError, shorten
 
 DEEPEST = 100
 """Largest depth of nested messages, the limit of protobuf's own parsers."""
+LONGEST = 8_000_000
+"""Largest number of characters of a file."""
 
 
 class Position(NamedTuple):
@@ -102,7 +104,8 @@ def read(path: str | Path) -> Message:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(LONGEST + 1)
     except FileNotFoundError:
         raise ConfigError(str(path), ["no such file; give the path of a configuration"]) from None
     except OSError as error:
@@ -119,6 +122,8 @@ def parse(text: str, where: str = "config") -> Message:
     Raises:
         ConfigError: if the text has a fault. The first one is reported, with its line and column.
     """
+    if len(text) > LONGEST:
+        raise ConfigError(where, [f"{where}:1:1: is longer than {LONGEST:,} characters; expected settings, not rows"])
     return _Parser(text, where).parse_whole()
 
 
@@ -131,7 +136,7 @@ class _Parser:
         self.current: _Token = next(self.tokens)
 
     def fail(self, position: Position, message: str, expected: str) -> NoReturn:
-        raise ConfigError(self.where, [f"{self.where}:{position}: {message}; expected {expected}"])
+        raise ConfigError(self.where, [f"{self.where}:{position}: {shorten(message, 400)}; expected {expected}"])
 
     def _tokens(self, text: str) -> Iterator[_Token]:
         line, start, at = 1, 0, self._skip_blanks(text, 0)
@@ -157,7 +162,7 @@ class _Parser:
         if text[at] in "\"'":
             self.fail(position, "a text that does not end on its line", f"a closing {text[at]}")
         if text[at].isdigit():
-            word = re.match(r"[\w.]+", text[at:])
+            word = re.match(r"[\w.]+", text[at : at + 400])
             self.fail(position, f"{word.group() if word else text[at]!r}, which is no number", "a number")
         self.fail(position, f"the character {text[at]!r}", "a field name, a value or a bracket")
 

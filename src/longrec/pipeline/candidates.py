@@ -102,7 +102,7 @@ def to_key_array(keys: Sequence[Any]) -> NDArray[Any]:
     >>> to_key_array([3, 4]).dtype, to_key_array(["a", 4]).tolist()
     (dtype('int64'), ['a', 4])
     """
-    if keys and type(keys[0]) is int:
+    if set(map(type, keys)) == {int}:  # of integers and one long text, numpy would make an array of long texts
         array = np.array(keys)
         if array.dtype == np.int64:
             return array

@@ -8,11 +8,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from longrec.config import Strict, apply_overrides, parse, read_yaml
+from longrec.config import Strict, apply_overrides, parse
 from longrec.errors import ConfigError, nearest
 from longrec.pipeline.formula import Formula
 from longrec.pipeline.merge_order import Order
 from longrec.pipeline.mix_config import MixConfig
+from longrec.yaml_reader import read_yaml
 
 SUFFIXES = (".yaml", ".yml")
 SECTIONS = ("recall", "filter", "merge", "prerank", "rank", "rerank", "mix", "log")

@@ -249,7 +249,7 @@ class EventRecorder:
             encoder.look_up_user(request.user)  # a key of the wrong type is refused, a new user is not
             encoder.look_up_item(request.item, request.allow_unknown)
         if request.context is not None and request.context.keys() != self._context.keys():
-            check_names("context", set(request.context), self._context, "write null for a missing value")
+            check_names("context", request.context, self._context, "write null for a missing value")
         if request.at is None and request.context is None:
             do = "send the value of at from the response to the event"
             raise RequestError("at", "nothing", "the timestamp of an event that was recorded before", do, 422)

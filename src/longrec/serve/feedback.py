@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from longrec.errors import RequestError, nearest
+from longrec.errors import RequestError, nearest, quote
 from longrec.features.fitted_schema import FittedSchema
 from longrec.features.history_columns import NEVER, match_condition
 from longrec.features.label_encoding import LABEL, POSITIVE, compute_labels, encode_labels
@@ -74,7 +74,7 @@ class FeedbackReader:
                     f"did you mean {near!r}?" if near else "columns that are available beforehand belong to the context"
                 )
                 raise RequestError(
-                    "feedback", f"the unknown key {name!r}", ", ".join(self._names) or "no feedback", do, 422
+                    "feedback", f"the unknown key {quote(name)}", ", ".join(self._names) or "no feedback", do, 422
                 )
             if column in values:
                 raise RequestError(f"feedback.{name}", f"column {column!r} twice", "each once", status=422)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.errors import DataError, RequestError, nearest
+from longrec.errors import DataError, RequestError, describe_unknown_names
 from longrec.exporting.bundle import Bundle
 from longrec.features.feature_encoders import Lists
 from longrec.features.history_columns import (
@@ -125,11 +125,11 @@ class EventHistories:
         if not self._read and received is None:
             return {}
         do = "send each history oldest first, {history: {feature: [values]}}, an empty list if there are no events"
-        check_names("history", set(received or {}), dict.fromkeys(self._event_histories), do)
+        check_names("history", received or {}, dict.fromkeys(self._event_histories), do)
         histories: dict[str, Columns] = {}
         for name, history in self._event_histories.items():
             columns = (received or {})[name]
-            check_names(f"history.{name}", set(columns), dict.fromkeys(history.features), do)
+            check_names(f"history.{name}", columns, dict.fromkeys(history.features), do)
             lengths = {column: len(values) for column, values in columns.items()}
             if len(set(lengths.values())) > 1:
                 message = ", ".join(f"{count} of {column}" for column, count in lengths.items())
@@ -151,16 +151,15 @@ def to_request_error(error: DataError) -> RequestError:
     return RequestError(error.where, error.found, error.expected, error.do, 422)
 
 
-def check_names(where: str, received: set[str], expected: Mapping[str, Any], do: str) -> None:
+def check_names(where: str, received: Iterable[str], expected: Mapping[str, Any], do: str) -> None:
     """Reject unknown and missing names, with an error that lists the expected names.
 
     Raises:
         RequestError: 422 if a name is unknown or missing.
     """
-    faults = []
-    for name in sorted(received - expected.keys()):
-        near = nearest(name, expected.keys() - received)
-        faults.append(f"the unknown key {name!r}" + (f" (did you mean {near!r}?)" if near else ""))
-    faults += [f"no {name!r}" for name in expected if name not in received]
+    names = dict.fromkeys(received)
+    missing = [name for name in expected if name not in names]
+    faults = describe_unknown_names([name for name in names if name not in expected], missing)
+    faults += [f"no {name!r}" for name in missing]
     if faults:
         raise RequestError(where, "; ".join(faults), ", ".join(expected) or "nothing", do, 422)

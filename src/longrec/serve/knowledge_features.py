@@ -75,8 +75,9 @@ class KnowledgeFeatures:
         if not any(feature.side == "item" for feature in self._features):
             return {}
         numbers = self._numbers.take(rows)
-        for index in np.flatnonzero(rows == 0).tolist():
-            numbers[index] = key_number(keys[index])
+        unknown = np.flatnonzero(rows == 0)
+        if len(unknown):
+            numbers[unknown] = compute_key_numbers(build_raw_column(keys[unknown].tolist(), "candidates"))
         return self._look_up("item", numbers, timestamp)
 
     def _look_up(self, side: str, numbers: NDArray[np.int64], timestamp: int) -> dict[str, NDArray[np.float32]]:

@@ -31,6 +31,7 @@ from longrec.exporting.item_index import compute_vectors, open_index
 from longrec.exporting.runtime import Program
 from longrec.exporting.tuned_lists import tune_lists
 from longrec.features.entity_table import EntityTable
+from longrec.features.vocabulary import build_array
 from longrec.serve.item_conditions import ItemConditions
 
 if TYPE_CHECKING:
@@ -149,10 +150,12 @@ class LiveCatalog:
             BundleError: if the items of the bundle cannot change.
         """
         reader = build_change_reader(self.bundle, self._columns)
-        rows = self.bundle.items
+        keys = reader.list_keys(changes)
+        stored = self.bundle.items.keys.index(build_array(keys, where), where) >= 0  # of all at once: one costs as much
+        present = {key for key, is_stored in zip(keys, stored.tolist()) if is_stored}
 
         def contains(key: Key) -> bool:
-            return key in self.changes.items or rows.keys.find(key, where) >= 0
+            return key in self.changes.items or key in present
 
         merged = self.changes.merge(reader.read_all(changes, contains, where))
         try:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.errors import RequestError
+from longrec.errors import RequestError, quote
 from longrec.features.entity_table import EntityTable
 from longrec.serve.request_json import Key
 
@@ -51,4 +51,4 @@ class Lookup:
     def _build_type_error(self, key: Key, where: str) -> RequestError:
         actual, expected = ("text", "integers") if self.numeric else ("integers", "text")
         do = "write the ids as in the log"
-        return RequestError(where, f"{actual}, for example {key!r}", f"{expected}, as in the log", do, 422)
+        return RequestError(where, f"{actual}, for example {quote(key)}", f"{expected}, as in the log", do, 422)

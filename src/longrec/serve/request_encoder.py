@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.errors import DataError, RequestError
+from longrec.errors import DataError, RequestError, quote
 from longrec.exporting.bundle import Bundle
 from longrec.exporting.inputs import make_tensors
 from longrec.features.entity_table import EntityTable
@@ -133,7 +133,7 @@ class RequestEncoder:
         raw_columns, count = candidates.columns, len(candidates)
         if raw_columns.keys() != self.candidate_context.keys():
             do = "send a value for every candidate, null for a missing one"
-            check_names("candidate_context", set(raw_columns), self.candidate_context, do)
+            check_names("candidate_context", raw_columns, self.candidate_context, do)
         if not self._candidate_features:
             return {}
         for column, values in raw_columns.items():
@@ -172,7 +172,7 @@ class RequestEncoder:
             return rows
         unknown = keys[rows == 0].tolist()
         if not query.allow_unknown:
-            shown = ", ".join(map(repr, unknown[:_SHOWN])) + (", ..." if len(unknown) > _SHOWN else "")
+            shown = ", ".join(map(quote, unknown[:_SHOWN])) + (", ..." if len(unknown) > _SHOWN else "")
             raise RequestError(
                 where,
                 f"{len(unknown):,} unknown item{'s' if len(unknown) > 1 else ''}: {shown}",
@@ -202,7 +202,7 @@ class RequestEncoder:
             if not query.allow_unknown:
                 raise RequestError(
                     "user",
-                    f"the unknown user {query.user!r}",
+                    f"the unknown user {quote(query.user)}",
                     "a user of the log or its user table",
                     "send allow_unknown: true to rank for a new user",
                     404,
@@ -306,7 +306,8 @@ class RequestEncoder:
     def _encode_context(self, query: Query) -> dict[str, NDArray[Any] | Lists]:
         context = query.context
         if context.keys() != self.context.keys():
-            received = set(context) - (query.further_context - self.context.keys())
+            further = query.further_context - self.context.keys()
+            received = [column for column in context if column not in further]
             check_names("context", received, self.context, "write null for a missing value")
         if not self._event_features:
             return {}

@@ -6,8 +6,9 @@ import re
 from typing import Annotated, Any, TypeVar
 
 import msgspec
+import numpy as np
 
-from longrec.errors import RequestError, nearest
+from longrec.errors import RequestError, nearest, quote
 from longrec.features.schema import Schema, TimeColumn
 from longrec.features.timestamp_grammar import TimestampError, build_grammar, read_iso, read_timestamp
 from longrec.pipeline.candidates import Candidates
@@ -18,6 +19,14 @@ MAX_CANDIDATES = 100_000
 """Largest number of candidates per request."""
 MAX_ITEMS = 1_000
 """Largest number of recommended items per request."""
+MAX_CHANGES = 10_000
+"""Largest number of changed items per request."""
+MAX_NAMES = 10_000
+"""Largest number of names of fields and columns per request. ``/items`` may have 100 more per item."""
+MAX_LISTS = 1_000_000
+"""Largest number of lists per request."""
+_LONGEST_TIME = 100
+"""Characters of the longest text of a timestamp."""
 
 _Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Key = _Whole | str
@@ -139,7 +148,8 @@ FIELDS = tuple(RankRequest.__struct_fields__)
 _DECODER, _EVENTS = msgspec.json.Decoder(RankRequest), msgspec.json.Decoder(EventRequest)
 _ITEMS = msgspec.json.Decoder(ItemsRequest)
 _RECOMMENDATIONS = msgspec.json.Decoder(RecommendRequest)
-_ERROR_PATTERN = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
+_PATH_START, _UNKNOWN_FIELD = " - at `$", "Object contains unknown field `"
+_PATH, _LONGEST_PATH = re.compile(r"[\w.\[\]]*"), 200
 _RESPONSE_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T.*(?:[Zz]|[+-][0-9]{2}:?[0-9]{2})")
 _TYPE_NAMES = {
     "int": "whole number",
@@ -165,7 +175,7 @@ def decode_request(body: bytes, schema: Schema | None = None) -> RankRequest:
     has_user, has_item = schema is None or schema.user is not None, schema is None or schema.item is not None
     if has_user != (request.user is not None):
         expected = "a value" if has_user else "no user: the schema has none"
-        raise RequestError("user", "nothing" if has_user else repr(request.user), expected, status=422)
+        raise RequestError("user", "nothing" if has_user else quote(request.user), expected, status=422)
     if not has_item:
         return _number_candidates(request)
     count = len(request.candidates)
@@ -225,16 +235,49 @@ def decode_items(body: bytes) -> list[dict[str, Any]]:
     Raises:
         RequestError: 400 if the body is not JSON, 422 if a field is invalid.
     """
-    return _decode(_ITEMS, body, ItemsRequest.__struct_fields__).items
+    items = _decode(_ITEMS, body, ItemsRequest.__struct_fields__, names_per_object=100).items
+    if len(items) > MAX_CHANGES:
+        do = "split it into several requests"
+        raise RequestError("items", f"{len(items):,} items", f"at most {MAX_CHANGES:,}", do, 413)
+    return items
 
 
-def _decode(decoder: msgspec.json.Decoder[DecodedT], body: bytes, fields: tuple[str, ...]) -> DecodedT:
+def _decode(
+    decoder: msgspec.json.Decoder[DecodedT], body: bytes, fields: tuple[str, ...], names_per_object: int = 0
+) -> DecodedT:
+    if body.count(b":") > MAX_NAMES or body.count(b"[") > MAX_LISTS:
+        _check_size(body, names_per_object)
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise build_validation_error(error, fields) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise build_json_error(error) from None
+
+
+def _check_size(body: bytes, names_per_object: int) -> None:
+    """Refuse a body of too many names or lists before it is decoded, which costs far more than a refusal may."""
+    names, objects, lists = count_marks(body, ":{[")
+    limit = MAX_NAMES + names_per_object * objects
+    if names > limit:
+        message, do = f"{names:,} names of fields and columns", "send the columns that the schema reads"
+        raise RequestError("body", message, f"at most {limit:,}", do, 413)
+    if lists > MAX_LISTS:
+        do = "split it into several requests"
+        raise RequestError("body", f"{lists:,} lists", f"at most {MAX_LISTS:,}", do, 413)
+
+
+def count_marks(body: bytes, marks: str) -> list[int]:
+    """Count the marks outside the texts of a JSON document without decoding it.
+
+    >>> count_marks(b'{"a": ":", "b": {"c:": [1]}}', ":{[")
+    [3, 2, 1]
+    """
+    if b"\\" in body:
+        body = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    letters = np.frombuffer(body, np.uint8)
+    is_outside = ~np.bitwise_xor.accumulate(letters == ord('"'))
+    return [int(np.count_nonzero((letters == ord(mark)) & is_outside)) for mark in marks]
 
 
 def build_json_error(error: Exception) -> RequestError:
@@ -245,13 +288,12 @@ def build_json_error(error: Exception) -> RequestError:
 
 def build_validation_error(error: msgspec.ValidationError, fields: tuple[str, ...]) -> RequestError:
     """Return the error of an invalid field, in the wording of LongRec."""
-    match = _ERROR_PATTERN.match(str(error))
-    assert match is not None  # the pattern takes any text
-    what, path = match["what"], match["path"] or "body"
-    if details := re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL):
-        near = nearest(details[1], fields)
+    what, path = _split_path(str(error))
+    if what.startswith(_UNKNOWN_FIELD):
+        name = what[len(_UNKNOWN_FIELD) : -1]
+        near = nearest(name, fields)
         do = f"did you mean {near!r}?" if near else ""
-        return RequestError(path, f"the unknown key {details[1]!r}", ", ".join(fields), do, 422)
+        return RequestError(path, f"the unknown key {quote(name)}", ", ".join(fields), do, 422)
     if details := re.fullmatch(r"Object missing required field `(.*)`", what):
         return RequestError(details[1] if path == "body" else f"{path}.{details[1]}", "nothing", "a value", status=422)
     if details := re.fullmatch(r"Expected `(.*)`, got `(.*)`", what):
@@ -263,7 +305,17 @@ def build_validation_error(error: msgspec.ValidationError, fields: tuple[str, ..
         return RequestError(
             path, "an integer of more than 64 bits", "signed 64-bit integers or text", "write it as text", 422
         )
-    return RequestError(path, what[:1].lower() + what[1:], status=422)
+    expected = "a number of 64 bits" if what.endswith("out of range") else "the documented form of a request"
+    return RequestError(path, what[:1].lower() + what[1:], expected, status=422)
+
+
+def _split_path(message: str) -> tuple[str, str]:
+    """Split a message into what is wrong and the path of the field. A name in it may be long and hold anything."""
+    at = message.rfind(_PATH_START)
+    path = message[at + len(_PATH_START) : -1]
+    if at < 0 or len(path) > _LONGEST_PATH or not _PATH.fullmatch(path):
+        return message, "body"
+    return message[:at], path.removeprefix(".") or "body"
 
 
 def _build_duplicate_error(candidates: list[Key]) -> RequestError:
@@ -271,7 +323,11 @@ def _build_duplicate_error(candidates: list[Key]) -> RequestError:
     for index, key in enumerate(candidates):
         if key in first:
             return RequestError(
-                "candidates", f"{key!r} twice, at {first[key]} and {index}", "each item once", "drop the copies", 422
+                "candidates",
+                f"{quote(key)} twice, at {first[key]} and {index}",
+                "each item once",
+                "drop the copies",
+                422,
             )
         first[key] = index
     raise AssertionError("no copy")
@@ -292,10 +348,13 @@ def parse_request_time(at: int | float | str | None, time: TimeColumn | None, no
     """
     if time is None:
         if at is not None:
-            raise RequestError(where, repr(at), "nothing: the schema has no time column", "leave it out", 422)
+            raise RequestError(where, quote(at), "nothing: the schema has no time column", "leave it out", 422)
         return 0
     if at is None and time.unit != "step":
         return now
+    if isinstance(at, str) and len(at) > _LONGEST_TIME:  # the patterns of timestamps read short texts fast
+        message = f"a text of {len(at):,} characters"
+        raise RequestError(where, message, f"a timestamp of at most {_LONGEST_TIME}", status=422)
     try:
         if at is None:
             raise TimestampError("nothing", "a whole number, as the log counts its steps")

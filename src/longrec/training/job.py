@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from longrec.config import Strict, apply_overrides, parse, read_yaml, to_yaml
+from longrec.config import Strict, apply_overrides, parse, to_yaml
 from longrec.data.settings import DataConfig, Source, Split, find_schema_faults
 from longrec.errors import ConfigError, nearest
 from longrec.features.schema import Schema
@@ -29,6 +29,7 @@ from longrec.training.job_schema import read_schema, resolve_path
 from longrec.training.job_upgrade import is_of_run, upgrade_job
 from longrec.training.objective_settings import ClickSettings, ListSettings, NextItemSettings, ObjectiveSettings
 from longrec.training.settings import EvaluateConfig, FitConfig
+from longrec.yaml_reader import read_yaml
 
 if TYPE_CHECKING:
     from longrec.models.core.base import Model
