@@ -86,7 +86,8 @@ class CurrentService:
         if before == now:
             new.close()
             return {"reloaded": False, "before": before, "now": now}
-        new.take_over(old)
+        if new.pipeline is not None and old.pipeline is not None:
+            new.pipeline.take_over(old.pipeline)
         self.service, self._uses[new] = new, 0
         self.reloads += 1
         self._close_unused(old)

@@ -231,11 +231,7 @@ class Service:
             yield RankResponse(self.model, request.user, formatted, result, unknown.user, unknown.items)
 
     def _read_remote(self, query: Query, seen: bool = False) -> Iterator[Reading]:
-        """Yield the reading of the stores on servers, whose results the query remembers. Nothing if there are none.
-
-        Args:
-            seen: also read the items of earlier events.
-        """
+        """Yield the reading of the stores on servers, if there are any. The query remembers the results."""
         encoders = [model.encoder for model in self.models if model.encoder.remote_stores]
 
         def read() -> None:
@@ -341,11 +337,6 @@ class Service:
     def list_digests(self) -> list[str]:
         """Return what identifies the served bundles, and the config of a pipeline."""
         return [*([] if self.pipeline is None else [self.pipeline.digest]), *(one.bundle.digest for one in self.models)]
-
-    def take_over(self, former: Service) -> None:
-        """Continue the counts of shown items of a service that this one replaces."""
-        if self.pipeline is not None and former.pipeline is not None:
-            self.pipeline.take_over(former.pipeline)
 
     def close(self) -> None:
         """Close all stores."""
