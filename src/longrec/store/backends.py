@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from longrec.store.history_store import HistoryStore
 from longrec.store.lsm_store import LsmStore
-from longrec.store.remote_store import SCHEMES, RemoteStore
+from longrec.store.remote_client import SCHEMES
+from longrec.store.remote_store import RemoteStore
 
 
 class Backend(HistoryStore, Protocol):

@@ -14,13 +14,11 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +26,7 @@ from numpy.typing import NDArray
 from longrec.errors import StoreError
 from longrec.store.column_types import Types, format_type, parse_type, validate_events, validate_types
 from longrec.store.history_store import Events
+from longrec.store.remote_client import call_server, connect, limit_waiting, mask_password
 from longrec.store.remote_scripts import APPEND, LAST, REPLACE
 from longrec.store.sorted_events import compute_read_order
 
@@ -35,16 +34,12 @@ if TYPE_CHECKING:
     from redis import Redis
 
 FORMAT = "longrec-remote-1"
-SCHEMES = ("redis", "rediss")
-_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _TIME = "@time"
 """Record field of the time. No column can have this name."""
 _SCAN = 256
 """Number of keys that a scan reads at once."""
 _LOAD = 1 << 23
 """Bytes that a load sends at once."""
-_CONNECT_TIMEOUT, _RESPONSE_TIMEOUT = 5, 60
-"""Seconds to wait for a connection, and for a response."""
 
 ResultT = TypeVar("ResultT")
 
@@ -91,7 +86,7 @@ class RemoteStore:
     """A store of events in a server. See the module."""
 
     def __init__(self, location: str, client: Redis, name: str, *, writable: bool) -> None:
-        self.location, self._client, self._name, self._writable = _mask_password(location), client, name, writable
+        self.location, self._client, self._name, self._writable = mask_password(location), client, name, writable
         self._append, self._last = client.register_script(APPEND), client.register_script(LAST)
         self._replace = client.register_script(REPLACE)
         try:
@@ -114,14 +109,14 @@ class RemoteStore:
         Raises:
             StoreError: if the store exists already, a column has an unsupported type, or the server does not respond.
         """
-        client, name, cap = _connect(location)
+        client, name, cap = connect(location)
         meta = Meta(
-            validate_types(columns, identity, _mask_password(location)), rows, identity, cap, dict(attributes or {})
+            validate_types(columns, identity, mask_password(location)), rows, identity, cap, dict(attributes or {})
         )
-        if not _call_server(location, lambda: client.set(f"{name}:meta", meta.text(), nx=True)):
+        if not call_server(location, lambda: client.set(f"{name}:meta", meta.text(), nx=True)):
             client.close()
             raise StoreError(
-                _mask_password(location), "the store exists already", "another name", "open it, or remove it"
+                mask_password(location), "the store exists already", "another name", "open it, or remove it"
             )
         return cls(location, client, name, writable=True)
 
@@ -132,7 +127,7 @@ class RemoteStore:
         Raises:
             StoreError: if there is no store, it has another format version, or the server does not respond.
         """
-        client, name, _ = _connect(location)
+        client, name, _ = connect(location)
         return cls(location, client, name, writable=writable)
 
     def refresh(self) -> None:
@@ -149,15 +144,7 @@ class RemoteStore:
 
     def limit_waiting(self, seconds: float) -> None:
         """Wait for connections and responses no longer than this, and repeat no call that took too long."""
-        from redis.backoff import NoBackoff
-        from redis.exceptions import ConnectionError as Lost
-        from redis.retry import Retry
-
-        pool = self._client.connection_pool
-        pool.connection_kwargs.update(socket_timeout=seconds, socket_connect_timeout=seconds)
-        self._client.set_retry(Retry(NoBackoff(), 1, supported_errors=(Lost,)))
-        pool.disconnect()
-        pool.reset()  # an opened connection would keep its own times
+        limit_waiting(self._client, seconds)
 
     def ping(self) -> None:
         """Check that the server responds.
@@ -349,7 +336,7 @@ class RemoteStore:
             )
 
     def _call(self, request: Callable[[], ResultT]) -> ResultT:
-        return _call_server(self.location, request)
+        return call_server(self.location, request)
 
     def __enter__(self) -> Self:
         return self
@@ -358,50 +345,6 @@ class RemoteStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _connect(location: str) -> tuple[Redis, str, int]:
-    """Return a client, the name of the store and its cap, from an address."""
-    address = urlsplit(location)
-    shape = "redis://host:port/db/name"
-    path = address.path.strip("/").split("/")
-    if address.scheme not in SCHEMES or len(path) != 2 or not path[0].isdigit() or not _NAME.fullmatch(path[1]):
-        raise StoreError(_mask_password(location), "not the address of a store", shape)
-    options = dict(parse_qsl(address.query, keep_blank_values=True))
-    cap = options.pop("cap", "0")
-    if options or not cap.isdigit():
-        raise StoreError(_mask_password(location), f"the options {address.query!r}", "cap=N, an integer from 0")
-    try:
-        import redis
-    except ImportError:
-        raise StoreError(
-            _mask_password(location), "the package redis is not installed", "", "pip install longrec[remote]"
-        ) from None
-    url = urlunsplit((address.scheme, address.netloc, path[0], "", ""))
-    client = redis.Redis.from_url(url, socket_connect_timeout=_CONNECT_TIMEOUT, socket_timeout=_RESPONSE_TIMEOUT)
-    return client, path[1], int(cap)
-
-
-def _call_server(location: str, request: Callable[[], ResultT]) -> ResultT:
-    """Return the response of the server.
-
-    Raises:
-        StoreError: if the server does not respond, or returns an error.
-    """
-    import redis
-
-    try:
-        return request()
-    except (redis.ConnectionError, redis.TimeoutError) as error:
-        do = "start redis-server or valkey-server there, or give another address"
-        raise StoreError(_mask_password(location), f"no response ({error})", "a Redis or Valkey server", do) from None
-    except redis.RedisError as error:
-        raise StoreError(_mask_password(location), f"the server refuses ({error})", "", "check the server") from None
-
-
-def _mask_password(location: str) -> str:
-    """Return an address without its password."""
-    return re.sub(r"//[^/@]*@", "//", location)
 
 
 def _to_little_endian(dtype: np.dtype[Any]) -> np.dtype[Any]:
