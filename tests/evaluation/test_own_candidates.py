@@ -103,6 +103,11 @@ def test_the_ranks_of_the_sources_are_the_answer(shop: Shop) -> None:
     assert ranks > 0.85 > 0.3 > max(merged, plain)
 
 
+def test_a_retriever_does_not_train_on_candidates(shop: Shop) -> None:
+    with pytest.raises(ConfigError, match="a retriever does not train on rows of candidates"):
+        shop.train("covisit_of_candidates", {}, {"name": "covisit"})
+
+
 def test_rows_are_what_the_ranker_sees(shop: Shop, ranked: Path) -> None:
     """Every value of the file is that of a request, and every score of a row that of the rank stage."""
     table = pq.read_table(shop.report.path).filter(pc.field("candidate") == 1)

@@ -51,10 +51,13 @@ class NextItem(Objective):
         return rows[log.labels.take(rows) > 0.5]
 
     def check_log(self, log: Log, fit: FitConfig, evaluate: EvaluateConfig) -> None:
-        """Refuse a log without positives to train on, or without any to measure."""
+        """Refuse rows of candidates, and a log without positives to train on, or without any to measure."""
         do = "change the split (data.split), or check the condition of the label"
         if not log.schema.histories:
             raise ConfigError("config", ["data.schema.histories: is required; a retriever reads the first history"])
+        if log.schema.candidate is not None:  # their labels are of requests that did not happen
+            fault = f"data.schema.candidate: a retriever does not train on rows of candidates ({log.schema.candidate})"
+            raise ConfigError("config", [f"{fault}; give it the log of events"])
         check_catalog(log)
         check_window(log, both_classes=False)
         if not len(self.rows_of(log, "train")):
