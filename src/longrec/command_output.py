@@ -222,6 +222,7 @@ def catalog(args: argparse.Namespace) -> None:
 
 def serve(args: argparse.Namespace) -> None:
     """Serve a bundle or a pipeline."""
+    from longrec.serve.access import AccessOptions
     from longrec.serve.server import serve as run_server
     from longrec.serve.settings import build_settings
 
@@ -234,7 +235,8 @@ def serve(args: argparse.Namespace) -> None:
         raise ConfigError("longrec serve", faults)
     tokens = dict(item.split("=", 1) for item in args.tokens)
     settings = build_settings(tokens, args.events, args.state, args.recall)
-    run_server(args.bundle, host=args.host, port=args.port, workers=args.workers, settings=settings)
+    access = AccessOptions(args.api_keys, tuple(args.allowed_hosts))
+    run_server(args.bundle, host=args.host, port=args.port, workers=args.workers, settings=settings, access=access)
 
 
 def models(args: argparse.Namespace) -> None:
