@@ -124,7 +124,7 @@ def list_examples(document: Any) -> list[tuple[str, Any]]:
     bodies = {
         path: operations["post"]["requestBody"]["content"]["application/json"]
         for path, operations in document["paths"].items()
-        if "post" in operations
+        if "requestBody" in operations.get("post", {})
     }
     named = [(path, one["value"]) for path, body in bodies.items() for one in body.get("examples", {}).values()]
     examples = [*((path, body["example"]) for path, body in bodies.items() if "example" in body), *named]
