@@ -48,6 +48,12 @@ def test_a_loopback_server_answers_under_its_own_names(local: InProcess, host: s
         assert read_error(local.get("/v2", host=host))["where"] == "host"
 
 
+@pytest.mark.parametrize("path", ["/metrics\n", "/health\n", "/v2\n", "/v2/health/live\n"])
+def test_a_path_with_a_line_break_is_none_of_the_routes(local: InProcess, path: str) -> None:
+    assert local.get(path.strip()).status == 200
+    assert local.get(path).status == 404
+
+
 def test_a_request_without_a_host_is_answered(local: InProcess) -> None:
     assert local.get("/health").status == 200  # HTTP/1.0
 

@@ -126,12 +126,14 @@ class Access:
         """Check the head of a request.
 
         Raises:
-            RequestError: 421 for a host with another name, 401 without a valid key, 403 without an admin key where one
+            RequestError: 404 for a path that ends with a line break, 421 for a host with another name, 401 without a valid key, 403 without an admin key where one
                 is needed or from a page of another origin, 415 for a content type that cannot be read.
         """
         path, reads = scope["path"], scope["method"] in _READS
         if path in OPEN_PATHS:
             return
+        if path.endswith("\n"):  # Starlette would ignore it, but the rules of a proxy would not
+            raise RequestError(repr(path), "no such page", "a path without line breaks", status=404)
         headers = dict[bytes, bytes](scope["headers"])  # one walk over them, whatever is looked up
         if self._names is not None:
             self._check_host(headers, reads)
