@@ -196,7 +196,7 @@ def test_keys_of_the_environment(monkeypatch: pytest.MonkeyPatch, key_file: Path
         read_keys(None)
 
 
-def test_a_key_in_place_of_its_file_is_not_shown(tmp_path: Path) -> None:
+def test_a_key_instead_of_its_file_is_not_shown(tmp_path: Path) -> None:
     for path in (KEY, str(tmp_path)):
         with pytest.raises(ConfigError, match="cannot be read") as caught:
             read_keys(path)

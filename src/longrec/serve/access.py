@@ -126,8 +126,9 @@ class Access:
         """Check the head of a request.
 
         Raises:
-            RequestError: 404 for a path that ends with a line break, 421 for a host with another name, 401 without a valid key, 403 without an admin key where one
-                is needed or from a page of another origin, 415 for a content type that cannot be read.
+            RequestError: 404 for a path that ends with a line break, 421 for a host with another name, 401 without a
+                valid key, 403 without an admin key where one is needed or from a page of another origin, 415 for a
+                content type that cannot be read.
         """
         path, reads = scope["path"], scope["method"] in _READS
         if path in OPEN_PATHS:
@@ -146,8 +147,8 @@ class Access:
         assert self._names is not None
         host = headers.get(b"host")  # HTTP/1.0 has none, and every browser sends one
         if host is not None and _remove_port(host).lower() not in self._names:
-            found, do = _show(host), "use the server's address, or start the server with --allowed-hosts NAME"
-            raise RequestError("host", found, "a name of this server", do, 421)
+            do = "use the server's address, or start the server with --allowed-hosts NAME"
+            raise RequestError("host", _show(host), "a name of this server", do, 421)
         origin = None if reads else headers.get(b"origin")
         if origin is not None and origin.partition(b"://")[2].lower() != (host or b"").lower():
             do = "post from a page of this server, or not from a browser"
@@ -164,8 +165,8 @@ def _check_key(keys: ApiKeys, headers: Mapping[bytes, bytes], path: str, reads: 
     key = key.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
     kind = keys.find_kind(key)
     if kind is None:
-        found = "not one of the keys of this server" if key else "no API key"
-        raise RequestError("authorization", found, "an API key", "send the header: Authorization: Bearer KEY", 401)
+        message = "not one of the keys of this server" if key else "no API key"
+        raise RequestError("authorization", message, "an API key", "send the header: Authorization: Bearer KEY", 401)
     if kind != ADMIN and not reads and not _ORDINARY_POSTS.fullmatch(path):
         do = "send a key that the server's list of keys marks with: admin"
         raise RequestError("authorization", "a key that may not change the server", "an admin key", do, 403)
