@@ -235,6 +235,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--state", metavar="FOLDER", help="folder for the received events (default: BUNDLE.state)")
     recall = "rank the items that the retriever in this bundle retrieves, at /recommend"
     parser.add_argument("--recall", metavar="RETRIEVER.bundle", help=recall)
+    keys = "file of API keys, one per line as KEY or admin KEY; else those of LONGREC_API_KEYS, if it is set"
+    parser.add_argument("--api-keys", metavar="FILE", help=keys)
+    names = "further names of this server in the header Host, or * for all (default: only loopback names on loopback)"
+    parser.add_argument("--allowed-hosts", nargs="+", default=[], metavar="NAME", help=names)
     add_trace_options(
         add("trace", command_output.trace, "show how a pipeline chooses the items of one request, stage by stage")
     )

@@ -222,6 +222,7 @@ def catalog(args: argparse.Namespace) -> None:
 
 def serve(args: argparse.Namespace) -> None:
     """Serve a bundle or a pipeline."""
+    from longrec.serve.access import AccessOptions
     from longrec.serve.limits import Limits
     from longrec.serve.server import serve as run_server
     from longrec.serve.settings import build_settings
@@ -237,7 +238,8 @@ def serve(args: argparse.Namespace) -> None:
     settings = build_settings(tokens, args.events, args.state, args.recall)
     limits = Limits(queue=args.queue, deadline=args.deadline, connections=args.connections)
     own = {"host": args.host, "port": args.port, "workers": args.workers}
-    run_server(args.bundle, **own, settings=settings, limits=limits)
+    access = AccessOptions(args.api_keys, tuple(args.allowed_hosts))
+    run_server(args.bundle, **own, settings=settings, limits=limits, access=access)
 
 
 def models(args: argparse.Namespace) -> None:

@@ -23,6 +23,14 @@ class Response(NamedTuple):
         return orjson.loads(self.content)
 
 
+def read_error(response: Response) -> dict[str, str]:
+    """Return the four fields of an error."""
+    content = response.json()
+    fields: dict[str, str] = content.get("parts") or content["error"]
+    assert set(fields) == {"where", "found", "expected", "do"}
+    return fields
+
+
 class InProcess:
     """Client of an application on an event loop of its own. Closing it does not close the application."""
 

@@ -27,7 +27,7 @@ def address(steps: Any) -> Iterator[tuple[str, int]]:
 
 
 def build_post(body: bytes, *headers: str, path: str = "/rank") -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *headers, "", ""]
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
 
 
@@ -55,7 +55,7 @@ def exchange(address: tuple[str, int], request: bytes) -> tuple[int, dict[str, s
 
 
 def read_metric(address: tuple[str, int], name: str) -> float:
-    text = exchange(address, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")[2]
+    text = exchange(address, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")[2]
     return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name))
 
 
@@ -76,7 +76,7 @@ def test_a_connection_that_does_not_finish_its_request_is_closed(address: tuple[
 def test_a_kept_connection_without_a_request_is_closed(address: tuple[str, int]) -> None:
     with socket.create_connection(address, timeout=10) as connection:
         for _ in range(2):
-            connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert read_response(connection)[0] == 200
         assert connection.recv(1) == b""
 
@@ -165,7 +165,7 @@ def test_a_deadline_that_is_no_number_is_refused(address: tuple[str, int], steps
 def test_pipelined_requests_are_answered_in_order(address: tuple[str, int], steps: Any) -> None:
     request = build_post(orjson.dumps(steps.golden[0].request))
     with socket.create_connection(address, timeout=10) as connection:
-        connection.sendall(request + b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        connection.sendall(request + b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         received = b""
         while chunk := connection.recv(65_536):
             received += chunk

@@ -24,6 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from longrec.errors import LongRecError, RequestError, StoreError
+from longrec.serve.access import Access
 from longrec.serve.admission import QUEUE, RETRY_SECONDS, Shed
 from longrec.serve.binary_tensors import EXTENSION, LENGTH_HEADER
 from longrec.serve.connections import CONNECTION, GuardedApplication, GuardedProtocol, take_count
@@ -69,12 +70,17 @@ class App:
     Args:
         counts: folder of the counters of all workers. None for a server of one process.
         limits: what the server accepts at once, and how long it waits.
+        access: who may send requests.
     """
 
-    def __init__(self, service: Service, counts: Path | None = None, limits: Limits | None = None) -> None:
+    def __init__(
+        self, service: Service, counts: Path | None = None, limits: Limits | None = None, access: Access | None = None
+    ) -> None:
         self.current, self.metrics = CurrentService(service), ServerMetrics(counts, service.list_stages())
         self.limits = limits or Limits()
         self.gate = Gate(self.limits, self.metrics)
+        self.access = access or Access()
+        self.access.count = partial(self.metrics.count_request, "other", seconds=0.0)
         self._use_stores()
         self._waiting_events = 0
         self._supervisor = None if counts is None else os.getppid()
@@ -128,7 +134,7 @@ class App:
             self._build_route("/", self._handle_console, "/"),
         ]
         handlers = {HTTPException: self._handle_http_error}
-        return GuardedApplication(self.gate, routes=routes, exception_handlers=handlers, lifespan=lifespan)
+        return GuardedApplication(self.gate, self.access, routes=routes, exception_handlers=handlers, lifespan=lifespan)
 
     def _build_route(self, path: str, handler: Handler, name: str, method: str = "GET") -> Route:
         async def handle_and_count(request: Request) -> Response:
@@ -263,13 +269,16 @@ class App:
 
     async def _handle_reload(self, request: Request) -> Response:
         await self._read_body(request)
-        result = await self._reload()
-        if self._supervisor is not None:  # which has every worker reload
-            os.kill(self._supervisor, signal.SIGHUP)
+        try:
+            result = await self._reload()
+        finally:  # all workers read the keys, even if the bundle cannot be replaced
+            if self._supervisor is not None:  # which has every worker reload
+                os.kill(self._supervisor, signal.SIGHUP)
         return make_json_response(result)
 
     async def _reload(self) -> dict[str, Any]:
-        """Replace the service by one of the bundle that is there now, see ``current_service.py``."""
+        """Read the API keys again, and replace the service by one of the bundle that is there now."""
+        self.access.read_again()
         result = await self.current.reload()
         if result["reloaded"]:
             self._use_stores()
@@ -363,7 +372,7 @@ class App:
     async def _handle_document(self, request: Request) -> Response:
         service, document = self._document
         if service is not self.service:
-            content = build_document(self.service, self.version, self.limits.body_bytes)
+            content = build_document(self.service, self.version, self.limits.body_bytes, self.access.has_keys)
             service, document = self._document = self.service, orjson.dumps(content)
         return make_response(document)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ from urllib.parse import quote, urlsplit
 import orjson
 
 from longrec.errors import RequestError
+from longrec.serve.api_keys import LONGEST, SHORTEST, is_key
 from longrec.serve.interface import Client, RankedItem, Ranking, RecordedEvent, parse_response
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings, build_settings
 
 __all__ = ["Client", "HttpClient", "LocalClient", "RankedItem", "Ranking", "RecordedEvent", "client"]
+
+API_KEY = "LONGREC_API_KEY"
+"""Environment variable with the API key of a client."""
 
 
 class LocalClient(Client):
@@ -44,9 +49,14 @@ class LocalClient(Client):
 
 
 class HttpClient(Client):
-    """Client of a server over one persistent connection."""
+    """Client of a server over one persistent connection.
 
-    def __init__(self, url: str, timeout: float = 30.0) -> None:
+    Args:
+        timeout: seconds to wait for a response.
+        api_key: key that every request sends. None: that of the environment variable ``LONGREC_API_KEY``, if it is set.
+    """
+
+    def __init__(self, url: str, timeout: float = 30.0, api_key: str | None = None) -> None:
         address = urlsplit(url)
         try:
             port = address.port
@@ -58,6 +68,7 @@ class HttpClient(Client):
         self._url, self._base = url, address.path.rstrip("/")
         self._connection = kind(address.hostname, port, timeout=timeout)
         self._model: str | None = None
+        self._headers = _build_headers(api_key or os.environ.get(API_KEY))
 
     def metadata(self, program: str | None = None) -> dict[str, Any]:
         """Return name, inputs and outputs of a program."""
@@ -98,7 +109,7 @@ class HttpClient(Client):
             raise self._build_unreachable_error(error) from None
 
     def _send_once(self, method: str, path: str, body: bytes | None) -> bytes:
-        headers = {"content-type": "application/json"} if body is not None else {}
+        headers = self._headers if body is None else {"content-type": "application/json", **self._headers}
         try:
             self._connection.request(method, self._base + path, body, headers)
             response = self._connection.getresponse()
@@ -122,6 +133,7 @@ def client(
     events: str | Path | None = None,
     state: str | Path | None = None,
     recall: str | Path | None = None,
+    api_key: str | None = None,
 ) -> Client:
     """Return a client of a bundle's folder, of a pipeline, or of the server at an ``http://`` address.
 
@@ -131,11 +143,13 @@ def client(
         events: bundle of the source model that encodes events as tokens. For a folder only.
         state: folder or address where events are stored, by default beside the bundle. For a folder only.
         recall: bundle of a retriever, whose items the ranker ranks in ``recommend``. For a folder only.
+        api_key: key for a server that needs one. Default: that of the environment variable ``LONGREC_API_KEY``.
 
     Raises:
         BundleError: if a bundle cannot be opened.
         StoreError: if a store cannot be opened.
-        RequestError: if the address is invalid, or settings are passed with the address of a server, which has its own.
+        RequestError: if the address or the key is invalid, settings are passed with the address of a server, which has
+            its own, or a key with a folder.
     """
     settings = build_settings(tokens, events, state, recall)
     if isinstance(target, str) and target.startswith(("http://", "https://")):
@@ -143,7 +157,9 @@ def client(
             raise RequestError(
                 "client", "tokens, events, state or recall of a server", "an address alone", "pass them to the server"
             )
-        return HttpClient(target)
+        return HttpClient(target, api_key=api_key)
+    if api_key is not None:
+        raise RequestError("client", "api_key of a bundle", "the address of a server", "leave it out")
     return LocalClient(target, settings)
 
 
@@ -151,10 +167,21 @@ def _join_name(model: str, program: str | None) -> str:
     return model if program is None else f"{model}.{program}"
 
 
+def _build_headers(key: str | None) -> dict[str, str]:
+    """Return the headers with a key. The message about another text does not have it."""
+    if not key:
+        return {}
+    if not is_key(key):
+        expected = f"{SHORTEST} to {LONGEST} letters, digits and -._~+/="
+        raise RequestError("api_key", "a text that cannot be a key", expected, f"check api_key and {API_KEY}")
+    return {"authorization": f"Bearer {key}"}
+
+
 def _parse_error(status: int, content: bytes, url: str) -> RequestError:
+    wanted = f"pass it: longrec.client(url, api_key=...), or set {API_KEY}" if status == 401 else ""
     try:
         answer = orjson.loads(content)
         fields = answer.get("parts") or answer["error"]
-        return RequestError(fields["where"], fields["found"], fields["expected"], fields["do"], status)
+        return RequestError(fields["where"], fields["found"], fields["expected"], wanted or fields["do"], status)
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-        return RequestError(url, f"status {status} without a LongRec message", "a LongRec server", status=status)
+        return RequestError(url, f"status {status} without a LongRec message", "a LongRec server", wanted, status)

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from longrec.errors import RequestError
+from longrec.serve.access import Access
 from longrec.serve.admission import CONNECTIONS, QUEUE, RETRY_SECONDS, Shed
 from longrec.serve.gate import Gate
 
@@ -205,16 +206,17 @@ class GuardedProtocol(HttpToolsProtocol):
 
 
 class GuardedApplication(Starlette):
-    """Application whose connections are guarded by a gate."""
+    """Application whose connections are guarded by a gate, and whose requests by the checks of ``access.py``."""
 
-    def __init__(self, gate: Gate, **options: Any) -> None:
+    def __init__(self, gate: Gate, access: Access, **options: Any) -> None:
         super().__init__(**options)
-        self.gate = gate
+        self.gate, self._access = gate, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         try:
-            await super().__call__(scope, receive, send)
+            refusal = self._access.refuse(scope) if scope["type"] == "http" else None
+            await (super().__call__ if refusal is None else refusal)(scope, receive, send)
         finally:
             take_count(scope, self.gate)
 

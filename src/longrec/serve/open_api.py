@@ -12,6 +12,7 @@ import msgspec
 
 from longrec.exporting.inputs import Input, make_random_tensors
 from longrec.serve import response_schemas as responses
+from longrec.serve.access import OPEN_PATHS
 from longrec.serve.binary_tensors import LENGTH_HEADER
 from longrec.serve.infer_messages import InferRequest
 from longrec.serve.pipelines import RANK, RECOMMEND
@@ -22,10 +23,13 @@ _JSON, _BYTES = "application/json", "application/octet-stream"
 _REF = "#/components/schemas/{name}"
 _ERRORS = {
     400: "The body is not JSON, or is damaged.",
+    401: "The request has no valid API key.",
+    403: "The API key is not an admin key, or the request is one of a page elsewhere.",
     409: "A bundle is being opened already, or the server records events of its bundle.",
     404: "An unknown user, item, model or version, or a route that this server does not have.",
     413: "The body, or the number of candidates, is too large.",
-    415: "The Content-Encoding is not supported.",
+    415: "The Content-Type or the Content-Encoding is not supported.",
+    421: "The header Host has another name than this server.",
     422: "A field or a value is invalid.",
     500: "The server failed.",
     503: "The server is busy, or a store does not respond.",
@@ -41,7 +45,7 @@ class _Operation:
 
     Attributes:
         content: type of the response, or its media types without a schema.
-        statuses: statuses of errors beside 500 and 503.
+        statuses: statuses of errors beside 500, 503, and those of the access.
         method: method of an operation without a type of request.
     """
 
@@ -85,12 +89,13 @@ def _list_operations() -> Iterable[_Operation]:
     yield _Operation("/", "console", "A page to try requests", ("text/html",))
 
 
-def build_document(service: Service, version: str, max_body_bytes: int) -> dict[str, Any]:
+def build_document(service: Service, version: str, max_body_bytes: int, has_keys: bool = False) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of a server.
 
     Args:
         version: version of the server.
         max_body_bytes: largest size of a request body.
+        has_keys: True if requests need an API key.
     """
     operations = list(_list_operations())
     types = {type_ for one in operations for type_ in (one.request, one.content) if isinstance(type_, type)}
@@ -101,16 +106,36 @@ def build_document(service: Service, version: str, max_body_bytes: int) -> dict[
     paths: dict[str, dict[str, Any]] = {}
     for one in operations:
         method = one.method if one.request is None else "post"
-        paths[one.path] = {"parameters": _build_parameters(one.path, service), method: _build_operation(one, service)}
+        operation = _build_operation(one, service)
+        _add_access(operation, one.path, method, has_keys)
+        paths[one.path] = {"parameters": _build_parameters(one.path, service), method: operation}
         if not paths[one.path]["parameters"]:
             del paths[one.path]["parameters"]
     text = f"Bodies of requests are JSON of at most {max_body_bytes:,} bytes. {_COMPRESSED} JSON has no NaN: send null."
+    components: dict[str, Any] = {"schemas": schemas, "responses": dict(_list_error_responses())}
+    if has_keys:
+        components["securitySchemes"] = {_KEY: {"type": "http", "scheme": "bearer", "description": _KEY_TEXT}}
     return {
         "openapi": "3.1.0",
         "info": {"title": f"LongRec: {service.model}", "version": version, "description": text},
         "paths": paths,
-        "components": {"schemas": schemas, "responses": dict(_list_error_responses())},
+        "components": components,
     }
+
+
+_KEY = "apiKey"
+_KEY_TEXT = "An API key of the server. `/items` and `/reload` need an admin key."
+
+
+def _add_access(operation: dict[str, Any], path: str, method: str, has_keys: bool) -> None:
+    """Add the errors of ``access.py`` to an operation, and the key that it needs."""
+    if path in OPEN_PATHS:
+        return
+    kind = _get_kind(path)
+    statuses = (*((401,) if has_keys else ()), *((403, 415) if method == "post" else ()), 421)
+    operation["responses"] |= {str(status): _refer_error(kind, status) for status in statuses}
+    if has_keys:
+        operation["security"] = [{_KEY: []}]
 
 
 def _build_operation(one: _Operation, service: Service) -> dict[str, Any]:
@@ -132,9 +157,18 @@ def _build_operation(one: _Operation, service: Service) -> dict[str, Any]:
             }
         elif one.path in service.pipelines:
             media["example"] = service.example(one.path)
-    kind = "Infer" if one.path.startswith("/v2") else ""
-    errors = {str(status): {"$ref": f"#/components/responses/{kind}{status}"} for status in (*one.statuses, 500, 503)}
+    kind = _get_kind(one.path)
+    errors = {str(status): _refer_error(kind, status) for status in (*one.statuses, 500, 503)}
     return {**operation, "responses": {"200": answer, **errors}}
+
+
+def _get_kind(path: str) -> str:
+    """Return the first letters of the names of errors of a path."""
+    return "Infer" if path.startswith("/v2") else ""
+
+
+def _refer_error(kind: str, status: int) -> dict[str, str]:
+    return {"$ref": f"#/components/responses/{kind}{status}"}
 
 
 _LENGTH: dict[str, Any] = {
@@ -163,6 +197,8 @@ def _list_error_responses() -> Iterable[tuple[str, dict[str, Any]]]:
             if status == 503:
                 seconds = {"description": "Seconds to wait before the next try.", "schema": {"type": "integer"}}
                 answer["headers"] = {"Retry-After": seconds}
+            if status == 401:
+                answer["headers"] = {"WWW-Authenticate": {"description": "`Bearer`.", "schema": {"type": "string"}}}
             yield f"{kind}{status}", answer
 
 

@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 
 _PROTOCOL = ("/v2/models/infer", "/v2/models", "/v2")
 ROUTES = ("/rank", "/recommend", "/events", "/items", "/reload", *_PROTOCOL, "/health", "/metrics", "/", "other")
-STATUSES = (200, 400, 404, 405, 413, 415, 422, 500, 503)
+STATUSES = (200, 400, 401, 403, 404, 405, 413, 415, 421, 422, 500, 503)
 REASONS = ("queue", "deadline", "gone", "connections", "bodies", "store")
 """Reasons to turn a request away: a full queue, a deadline that passed, a client that left, too many connections."""
 SECONDS = (0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
@@ -24,12 +25,14 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from longrec.errors import LongRecError
+from longrec.serve.access import Access, AccessOptions
+from longrec.serve.api_keys import is_open_to_others, read_keys
 from longrec.serve.app import App
 from longrec.serve.limits import Limits, fit_to_open_files
 from longrec.serve.pipelines import RANK
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings
-from longrec.serve.worker import BUNDLE, COUNTS, LIMITS, SETTINGS
+from longrec.serve.worker import ACCESS, BUNDLE, COUNTS, LIMITS, SETTINGS
 
 HOST, PORT = "127.0.0.1", 8000
 _READY = "ready at "
@@ -57,6 +60,7 @@ def serve(
     workers: int = 1,
     settings: Settings | None = None,
     limits: Limits | None = None,
+    access: AccessOptions | None = None,
 ) -> None:
     """Serve a bundle or a pipeline until SIGTERM. SIGINT raises KeyboardInterrupt at the end.
 
@@ -69,17 +73,19 @@ def serve(
         workers: number of processes that share the port, one core each.
         settings: locations of live tokens, of recorded events and of a retriever.
         limits: what each process accepts at once, and how long it waits.
+        access: who may send requests.
 
     Raises:
-        ConfigError: if a limit is not positive.
+        ConfigError: if a limit is not positive, a host is no name, or the API keys cannot be read.
         BundleError: if a bundle cannot be served on this machine.
         StoreError: if a store cannot be opened.
         LongRecError: if the address cannot be bound, or several processes would write to one folder.
     """
     for name, value in _THREADS.items():
         os.environ.setdefault(name, value)
-    settings, limits = settings or Settings(), limits or Limits()
+    settings, limits, access = settings or Settings(), limits or Limits(), access or AccessOptions()
     limits.check()
+    has_keys = _check_access(access)
     options = {**_OPTIONS, "timeout_keep_alive": limits.idle}
     with contextlib.ExitStack() as closing:
         service = Service(bundle, settings)
@@ -94,8 +100,9 @@ def serve(
             )
         format_announcement = _build_announcement(service)
         if workers == 1:
-            with _open_socket(host, port) as (sock, url), _absorb_signals():
-                app = App(service, limits=fit_to_open_files(limits))
+            with _open_socket(host, port, has_keys) as (sock, url), _absorb_signals():
+                checks = Access(access.resolve(host, _is_loopback(sock)))
+                app = App(service, limits=fit_to_open_files(limits), access=checks)
                 closing.pop_all()
                 closing.callback(app.close)  # of the service that is current then
                 server = _Server(uvicorn.Config(app.starlette(), **options), app, format_announcement(url))
@@ -105,10 +112,11 @@ def serve(
                 server.run(sockets=[sock])
             return
     del service  # each worker has its own
-    with _open_socket(host, port) as (sock, url), tempfile.TemporaryDirectory(prefix="longrec-") as counts:
+    with _open_socket(host, port, has_keys) as (sock, url), tempfile.TemporaryDirectory(prefix="longrec-") as counts:
         os.environ[BUNDLE], os.environ[COUNTS] = os.path.abspath(bundle), counts
         os.environ[LIMITS] = msgspec.json.encode(limits).decode()
         os.environ[SETTINGS] = msgspec.json.encode(settings).decode()
+        os.environ[ACCESS] = msgspec.json.encode(access.resolve(host, _is_loopback(sock))).decode()
         with _absorb_signals():
             config = uvicorn.Config(
                 "longrec.serve.worker:create_worker_app", factory=True, workers=workers, **{**options, "lifespan": "on"}
@@ -120,13 +128,26 @@ def serve(
         raise KeyboardInterrupt
 
 
+def _check_access(access: AccessOptions) -> bool:
+    """Check the options of the access, and return whether requests need a key."""
+    access.check()
+    has_keys = read_keys(access.api_keys) is not None
+    if access.api_keys is not None and is_open_to_others(access.api_keys):
+        print("longrec: other users may read or change the file of --api-keys; chmod 600 it", file=sys.stderr)
+    return has_keys
+
+
 @contextlib.contextmanager
-def _open_socket(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
+def _open_socket(host: str, port: int, has_keys: bool) -> Iterator[tuple[socket.socket, str]]:
     """Open a listening socket and yield it with its URL."""
     with _bind_socket(host, port) as sock:
-        if not ipaddress.ip_address(sock.getsockname()[0]).is_loopback:
+        if not (has_keys or _is_loopback(sock)):
             print(f"longrec: {host} is open to the network, without authentication", file=sys.stderr)
         yield sock, format_url(host, sock.getsockname()[1])
+
+
+def _is_loopback(sock: socket.socket) -> bool:
+    return ipaddress.ip_address(sock.getsockname()[0]).is_loopback
 
 
 def format_url(host: str, port: int) -> str:
@@ -251,6 +272,7 @@ def run_server(
     seconds: float = 60.0,
     settings: Settings | None = None,
     limits: Limits | None = None,
+    access: AccessOptions | None = None,
 ) -> Iterator[str]:
     """Run a server in a process of its own and yield its URL. The server stops at the end of the block.
 
@@ -258,11 +280,13 @@ def run_server(
         seconds: timeout of the start.
         settings: locations of live tokens and of recorded events.
         limits: what each process accepts at once, and how long it waits.
+        access: who may send requests.
 
     Raises:
         LongRecError: if the server did not start. The message is its output.
     """
-    encoded = [msgspec.json.encode(one).decode() for one in (settings or Settings(), limits or Limits())]
+    options = (settings or Settings(), limits or Limits(), access or AccessOptions())
+    encoded = [msgspec.json.encode(one).decode() for one in options]
     arguments = [sys.executable, "-m", "longrec.serve.server", str(bundle), str(port), str(workers), *encoded]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **_THREADS})
@@ -298,9 +322,10 @@ def _start_kill_timer(process: subprocess.Popen[bytes], seconds: float) -> threa
 
 if __name__ == "__main__":
     try:
-        encoded = [*sys.argv[4:], "{}", "{}"]
+        encoded = [*sys.argv[4:], "{}", "{}", "{}"]
         own = (msgspec.json.decode(encoded[0], type=Settings), msgspec.json.decode(encoded[1], type=Limits))
-        serve(sys.argv[1], port=int(sys.argv[2]), workers=int(sys.argv[3]), settings=own[0], limits=own[1])
+        served = partial(serve, sys.argv[1], port=int(sys.argv[2]), workers=int(sys.argv[3]))
+        served(settings=own[0], limits=own[1], access=msgspec.json.decode(encoded[2], type=AccessOptions))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except LongRecError as error:

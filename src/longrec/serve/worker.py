@@ -12,6 +12,7 @@ import msgspec
 from starlette.applications import Starlette
 
 from longrec.errors import LongRecError
+from longrec.serve.access import Access, AccessOptions
 from longrec.serve.app import App
 from longrec.serve.limits import Limits, fit_to_open_files
 from longrec.serve.service import Service
@@ -19,6 +20,8 @@ from longrec.serve.settings import Settings
 
 BUNDLE, SETTINGS, LIMITS, COUNTS = "LONGREC_BUNDLE", "LONGREC_SETTINGS", "LONGREC_LIMITS", "LONGREC_COUNTS"
 """Environment variables of a worker process: the bundle, its settings and limits as JSON, the folder of counters."""
+ACCESS = "LONGREC_ACCESS"
+"""Environment variable with the options of the access as JSON. They have the file of the keys, not the keys."""
 
 
 def create_worker_app() -> Starlette:
@@ -28,11 +31,12 @@ def create_worker_app() -> Starlette:
         limits = fit_to_open_files(msgspec.json.decode(os.environ.get(LIMITS, "{}"), type=Limits))
         service = Service(os.environ[BUNDLE], settings)
         service.check()
+        access = Access(msgspec.json.decode(os.environ.get(ACCESS, "{}"), type=AccessOptions))
     except LongRecError as error:
         print(f"longrec: {error}", file=sys.stderr)
         sys.exit(3)  # with this status uvicorn does not start the worker again
 
-    app = App(service, Path(os.environ[COUNTS]), limits)
+    app = App(service, Path(os.environ[COUNTS]), limits, access)
 
     @contextlib.asynccontextmanager
     async def close_at_end(_: Starlette) -> AsyncIterator[None]:
