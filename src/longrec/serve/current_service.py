@@ -13,6 +13,9 @@ from typing import Any
 from longrec.errors import LongRecError, RequestError
 from longrec.serve.service import Service
 
+MAX_RELOADS = 4
+"""Largest number of reloads that run or wait: one runs at a time."""
+
 
 def open_again(service: Service) -> Service:
     """Open the bundle or the pipeline of a service again, and check it.
@@ -41,7 +44,7 @@ class CurrentService:
         self.service, self.reloads = service, 0
         self._uses = {service: 0}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reload")
-        self._is_reloading = False
+        self._lock, self._waiting = asyncio.Lock(), 0
 
     def acquire(self) -> Service:
         """Return the current service, which stays open until ``release``."""
@@ -65,23 +68,27 @@ class CurrentService:
             The digests of the bundles before and now, and whether they differ.
 
         Raises:
-            RequestError: 409 if it records events or is being replaced already, 422 if the bundle cannot be served.
+            RequestError: 409 if it records events or several reloads wait already, 422 if the bundle cannot be served.
                 Then the former service continues.
         """
-        old = self.service
-        if old.settings.events is not None:
+        if self.service.settings.events is not None:
             do = "start a server of the new bundle, whose log contains these events"
             raise RequestError("reload", "a server that records events of its bundle", "one without events", do, 409)
-        if self._is_reloading:
-            raise RequestError("reload", "a bundle is being opened already", "one reload at a time", "wait for it", 409)
-        self._is_reloading = True
+        if self._waiting >= MAX_RELOADS:
+            raise RequestError("reload", f"{self._waiting} reloads already", "a few at once", "wait for them", 409)
+        self._waiting += 1
+        try:
+            async with self._lock:
+                return await self._replace(self.service)
+        finally:
+            self._waiting -= 1
+
+    async def _replace(self, old: Service) -> dict[str, Any]:
         try:
             new = await asyncio.get_running_loop().run_in_executor(self._thread, open_again, old)
         except LongRecError as error:
             do = error.do or "the former bundle is still served"
             raise RequestError(error.where, error.found, error.expected, do, 422) from None
-        finally:
-            self._is_reloading = False
         before, now = old.list_digests(), new.list_digests()
         if before == now:
             new.close()

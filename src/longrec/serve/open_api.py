@@ -25,7 +25,7 @@ _ERRORS = {
     400: "The body is not JSON, or is damaged.",
     401: "The request has no valid API key.",
     403: "The API key is not an admin key, or the request is one of a page elsewhere.",
-    409: "A bundle is being opened already, or the server records events of its bundle.",
+    409: "Several reloads wait already, or the server records events of its bundle.",
     404: "An unknown user, item, model or version, or a route that this server does not have.",
     413: "The body, or the number of candidates, is too large.",
     415: "The Content-Type or the Content-Encoding is not supported.",
