@@ -234,7 +234,7 @@ def serve(args: argparse.Namespace) -> None:
         raise ConfigError("longrec serve", faults)
     tokens = dict(item.split("=", 1) for item in args.tokens)
     settings = build_settings(tokens, args.events, args.state, args.recall)
-    run_server(args.bundle, host=args.host, port=args.port, workers=args.workers, settings=settings)
+    run_server(args.bundle, args.host, args.port, args.workers, settings, private=args.private)
 
 
 def models(args: argparse.Namespace) -> None:

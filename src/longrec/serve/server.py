@@ -57,6 +57,7 @@ def serve(
     workers: int = 1,
     settings: Settings | None = None,
     limits: Limits | None = None,
+    private: bool = True,
 ) -> None:
     """Serve a bundle or a pipeline until SIGTERM. SIGINT raises KeyboardInterrupt at the end.
 
@@ -69,16 +70,18 @@ def serve(
         workers: number of processes that share the port, one core each.
         settings: locations of live tokens, of recorded events and of a retriever.
         limits: what each process accepts at once, and how long it waits.
+        private: read a private copy of every bundle. False: read it in place, where nobody may change it.
 
     Raises:
         ConfigError: if a limit is not positive.
         BundleError: if a bundle cannot be served on this machine.
         StoreError: if a store cannot be opened.
+        ResourceError: if the disk has too little space for a copy.
         LongRecError: if the address cannot be bound, or several processes would write to one folder.
     """
     for name, value in _THREADS.items():
         os.environ.setdefault(name, value)
-    settings, limits = settings or Settings(), limits or Limits()
+    settings, limits = msgspec.structs.replace(settings or Settings(), private=private), limits or Limits()
     limits.check()
     options = {**_OPTIONS, "timeout_keep_alive": limits.idle}
     with contextlib.ExitStack() as closing:
@@ -104,8 +107,9 @@ def serve(
                 gc.freeze()
                 server.run(sockets=[sock])
             return
-    del service  # each worker has its own
-    with _open_socket(host, port) as (sock, url), tempfile.TemporaryDirectory(prefix="longrec-") as counts:
+        held = _hold_copies(service)  # until the workers, which have services of their own, use them
+    del service
+    with held, _open_socket(host, port) as (sock, url), tempfile.TemporaryDirectory(prefix="longrec-") as counts:
         os.environ[BUNDLE], os.environ[COUNTS] = os.path.abspath(bundle), counts
         os.environ[LIMITS] = msgspec.json.encode(limits).decode()
         os.environ[SETTINGS] = msgspec.json.encode(settings).decode()
@@ -114,10 +118,19 @@ def serve(
                 "longrec.serve.worker:create_worker_app", factory=True, workers=workers, **{**options, "lifespan": "on"}
             )
             print(format_announcement(url), flush=True)
-            supervisor = _Supervisor(config, sockets=[sock])
+            supervisor = _Supervisor(config, [sock], held)
             supervisor.run()
     if supervisor.interrupted:
         raise KeyboardInterrupt
+
+
+def _hold_copies(service: Service) -> contextlib.ExitStack:
+    """Use the private copies of a service until the result is closed."""
+    held = contextlib.ExitStack()
+    for model in service.models:
+        if model.bundle.copy is not None:
+            held.callback(model.bundle.copy.share().close)
+    return held
 
 
 @contextlib.contextmanager
@@ -171,11 +184,18 @@ class _Supervisor(Multiprocess):
 
     A terminal sends it to every process. A worker that is importing modules then would print a trace and hang.
 
+    Args:
+        held: private copies that its workers begin with. They are released at the first reload.
+
     Attributes:
         interrupted: True after SIGINT.
     """
 
     interrupted = False
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], held: contextlib.ExitStack) -> None:
+        super().__init__(config, sockets=sockets)
+        self._held = held
 
     def init_processes(self) -> None:
         """Start the workers."""
@@ -189,6 +209,7 @@ class _Supervisor(Multiprocess):
 
     def handle_hup(self) -> None:
         """Have every worker open its bundle again."""
+        self._held.close()
         for process in self.processes:
             if process.pid is not None:
                 os.kill(process.pid, signal.SIGHUP)
@@ -251,6 +272,7 @@ def run_server(
     seconds: float = 60.0,
     settings: Settings | None = None,
     limits: Limits | None = None,
+    private: bool = True,
 ) -> Iterator[str]:
     """Run a server in a process of its own and yield its URL. The server stops at the end of the block.
 
@@ -258,11 +280,13 @@ def run_server(
         seconds: timeout of the start.
         settings: locations of live tokens and of recorded events.
         limits: what each process accepts at once, and how long it waits.
+        private: read a private copy of every bundle.
 
     Raises:
         LongRecError: if the server did not start. The message is its output.
     """
-    encoded = [msgspec.json.encode(one).decode() for one in (settings or Settings(), limits or Limits())]
+    settings = msgspec.structs.replace(settings or Settings(), private=private)
+    encoded = [msgspec.json.encode(one).decode() for one in (settings, limits or Limits())]
     arguments = [sys.executable, "-m", "longrec.serve.server", str(bundle), str(port), str(workers), *encoded]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **_THREADS})
@@ -298,9 +322,10 @@ def _start_kill_timer(process: subprocess.Popen[bytes], seconds: float) -> threa
 
 if __name__ == "__main__":
     try:
-        encoded = [*sys.argv[4:], "{}", "{}"]
+        encoded = sys.argv[4:] or ['{"private": true}', "{}"]
         own = (msgspec.json.decode(encoded[0], type=Settings), msgspec.json.decode(encoded[1], type=Limits))
-        serve(sys.argv[1], port=int(sys.argv[2]), workers=int(sys.argv[3]), settings=own[0], limits=own[1])
+        count = int(sys.argv[3])
+        serve(sys.argv[1], port=int(sys.argv[2]), workers=count, settings=own[0], limits=own[1], private=own[0].private)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except LongRecError as error:
