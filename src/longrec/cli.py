@@ -229,8 +229,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--state", metavar="FOLDER", help="folder for the received events (default: BUNDLE.state)")
     recall = "rank the items that the retriever in this bundle retrieves, at /recommend"
     parser.add_argument("--recall", metavar="RETRIEVER.bundle", help=recall)
-    in_place = "read bundles in place: a file that is changed meanwhile changes answers, or ends the server"
-    parser.add_argument("--no-copy", dest="private", action="store_false", help=in_place)
+    no_copy = "read bundles in place: a file that is changed meanwhile changes answers, or ends the server"
+    parser.add_argument("--no-copy", dest="private", action="store_false", help=no_copy)
     add_trace_options(
         add("trace", command_output.trace, "show how a pipeline chooses the items of one request, stage by stage")
     )

@@ -110,7 +110,7 @@ def test_all_that_is_read_late_is_read_from_the_copy(build_shop: Callable[[], An
         assert len(locations) == (build_shop is not shop.full)
 
 
-IN_PLACE = """
+WITHOUT_A_COPY = """
 import os, sys
 from pathlib import Path
 from longrec.serve.service import Service
@@ -123,8 +123,8 @@ service.check()
 """
 
 
-def test_a_bundle_that_is_read_in_place_is_at_risk(bundle: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", IN_PLACE, str(bundle)], capture_output=True, timeout=60)
+def test_a_bundle_without_a_copy_is_at_risk(bundle: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_A_COPY, str(bundle)], capture_output=True, timeout=60)
     assert done.returncode == -signal.SIGBUS
 
 
@@ -170,7 +170,7 @@ def test_a_copy_that_a_killed_process_has_left_is_used_or_finished(bundle: Path,
         assert list(copies.iterdir()) == [opened.files]
 
 
-def test_a_copy_that_was_altered_is_refused(bundle: Path) -> None:
+def test_a_copy_that_was_altered_is_refused_and_replaced_when_nobody_uses_it(bundle: Path) -> None:
     with contextlib.closing(Bundle.open(bundle, private=True)) as opened:
         program = opened.files / "program.onnx"
         assert program.stat().st_mode & 0o777 == 0o400
@@ -179,6 +179,11 @@ def test_a_copy_that_was_altered_is_refused(bundle: Path) -> None:
         with pytest.raises(BundleError, match="its SHA-256") as caught:
             Bundle.open(bundle, private=True)
         assert str(program) in caught.value.where
+        assert "stop the servers" in caught.value.do
+        shutil.copytree(opened.files, bundle.with_name("left"))
+    bundle.with_name("left").rename(opened.files)  # nobody uses it
+    with contextlib.closing(Bundle.open(bundle, private=True)) as opened:
+        assert (opened.files / "program.onnx").read_bytes() == (bundle / "program.onnx").read_bytes()
 
 
 def test_a_disk_without_space_is_reported(bundle: Path, copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +244,7 @@ def test_a_folder_that_others_may_write_to_is_refused(bundle: Path, copies: Path
         Bundle.open(bundle, private=True)
 
 
-def test_a_link_in_place_of_the_default_folder_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_to_another_folder_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(COPIES)
     monkeypatch.setattr(tempfile, "tempdir", str(bundle.parent))
     (bundle.parent / "own").mkdir(mode=0o700)
@@ -288,7 +293,7 @@ def test_workers_share_a_copy_and_release_it_at_a_reload(steps: Any, tmp_path: P
     assert not list(copies.iterdir())
 
 
-def test_a_server_may_read_in_place(steps: Any, copies: Path) -> None:
+def test_a_server_without_copies_makes_none(steps: Any, copies: Path) -> None:
     with run_server(steps.bundle, private=False) as url, client(url) as served:
         assert served.rank(**steps.golden[0].request)
         assert not copies.exists()
@@ -297,7 +302,7 @@ def test_a_server_may_read_in_place(steps: Any, copies: Path) -> None:
     assert not parse(["serve", "bundle", "--no-copy"]).private
 
 
-def test_changes_of_a_bundle_that_took_the_place_have_no_effect(bundle: Path, copies: Path) -> None:
+def test_changes_of_the_bundle_that_followed_have_no_effect(bundle: Path, copies: Path) -> None:
     with contextlib.closing(Service(bundle, PRIVATE)) as service:
         service.change_items(b'{"items": [{"item_id": "i1", "withdrawn": true}]}')
         catalog = service.served.catalog

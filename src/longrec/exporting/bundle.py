@@ -278,7 +278,11 @@ def _copy_files(folder: Path, manifest: Manifest, digest: str) -> PrivateCopy:
     from longrec.exporting.private_copies import open_private_copy  # needs file locks, which only servers need
 
     def verify(copy: Path, shown: Path) -> None:
-        _verify(copy, manifest.files, shown)
+        try:
+            _verify(copy, manifest.files, shown)
+        except BundleError as error:
+            do = "stop the servers that use this copy" if shown == copy else error.do
+            raise BundleError(error.where, error.found, error.expected, do) from None
         content = (copy / MANIFEST).read_bytes()
         if hashlib.sha256(content).hexdigest() != digest or (copy / DIGEST).read_bytes() != format_digest(content):
             raise BundleError(

@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from longrec.errors import ResourceError
+from longrec.errors import BundleError, ResourceError
 from longrec.resources import require_disk, resource_error
 
 COPIES = "LONGREC_COPIES"
@@ -88,8 +88,10 @@ def open_private_copy(folder: Path, digest: str, sizes: Mapping[str, int], verif
         else:
             try:
                 verify(target, target)
-            except BaseException:
+            except BaseException as error:
                 copy.close()
+                if isinstance(error, BundleError) and not target.exists():
+                    continue  # left by a machine that went down before all was on its disk, and removed now
                 raise
         if copy is not None:
             _remove_leftovers(target.parent)
@@ -121,8 +123,12 @@ def _write(folder: Path, target: Path, sizes: Mapping[str, int], verify: Verify)
     """Write a copy, or wait for a process that does. Return None if the copy has to be looked for again."""
     partial = target.with_name(f"{target.name}.partial")
     partial.mkdir(mode=0o700, exist_ok=True)
-    lock = _lock(partial, fcntl.LOCK_EX)
+    lock = _lock(partial, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if lock is None:
+        # Its writer shares the lock when it has finished. A wait for an exclusive one would last as long as the use.
+        shared = _lock(partial, fcntl.LOCK_SH)
+        if shared is not None:
+            os.close(shared)
         return None
     copied = False
     try:
