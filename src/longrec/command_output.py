@@ -234,7 +234,8 @@ def serve(args: argparse.Namespace) -> None:
         raise ConfigError("longrec serve", faults)
     tokens = dict(item.split("=", 1) for item in args.tokens)
     settings = build_settings(tokens, args.events, args.state, args.recall)
-    run_server(args.bundle, args.host, args.port, args.workers, settings, private=args.private)
+    host, port, workers = args.host, args.port, args.workers
+    run_server(args.bundle, host=host, port=port, workers=workers, settings=settings, private=args.private)
 
 
 def models(args: argparse.Namespace) -> None:

@@ -26,7 +26,6 @@ from in_process import InProcess
 from test_reload import change_digest, link, send_reload, wait_for
 from test_server import start_server
 
-from longrec.cli import build_parser
 from longrec.errors import BundleError, RequestError, ResourceError
 from longrec.exporting import private_copies
 from longrec.exporting.bundle import Bundle
@@ -297,9 +296,6 @@ def test_a_server_without_copies_makes_none(steps: Any, copies: Path) -> None:
     with run_server(steps.bundle, private=False) as url, client(url) as served:
         assert served.rank(**steps.golden[0].request)
         assert not copies.exists()
-    parse = build_parser().parse_args
-    assert parse(["serve", "bundle"]).private
-    assert not parse(["serve", "bundle", "--no-copy"]).private
 
 
 def test_changes_of_the_bundle_that_followed_have_no_effect(bundle: Path, copies: Path) -> None:
