@@ -239,6 +239,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--api-keys", metavar="FILE", help=keys)
     names = "further names of this server in the header Host, or * for all (default: only loopback names on loopback)"
     parser.add_argument("--allowed-hosts", nargs="+", default=[], metavar="NAME", help=names)
+    no_copy = "read bundles in place: a file that is changed meanwhile changes answers, or ends the server"
+    parser.add_argument("--no-copy", dest="private", action="store_false", help=no_copy)
     add_trace_options(
         add("trace", command_output.trace, "show how a pipeline chooses the items of one request, stage by stage")
     )

@@ -237,8 +237,8 @@ def serve(args: argparse.Namespace) -> None:
     tokens = dict(item.split("=", 1) for item in args.tokens)
     settings = build_settings(tokens, args.events, args.state, args.recall)
     limits = Limits(queue=args.queue, deadline=args.deadline, connections=args.connections)
-    own = {"host": args.host, "port": args.port, "workers": args.workers}
     access = AccessOptions(args.api_keys, tuple(args.allowed_hosts))
+    own = {"host": args.host, "port": args.port, "workers": args.workers, "private": args.private}
     run_server(args.bundle, **own, settings=settings, limits=limits, access=access)
 
 

@@ -12,6 +12,7 @@ import gc
 import os
 import re
 import resource
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -163,6 +164,21 @@ def require_memory(files: Iterable[Path], what: str) -> None:
             f"at most the {format_bytes(free)} of memory that are available",
             "use a machine with more memory, or train smaller tables",
         )
+
+
+def require_disk(folder: Path, size: int, what: str, do: str) -> None:
+    """Raise a ResourceError if a disk has too little space for files.
+
+    Args:
+        folder: folder on this disk.
+        size: bytes of the files.
+        what: the files, for the message.
+        do: what to do, for the message.
+    """
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        expected = f"at most the {format_bytes(free)} of disk space that are free"
+        raise ResourceError(str(folder), f"{what} of {format_bytes(size)}", expected, do)
 
 
 def _machine_free() -> int | None:

@@ -28,6 +28,8 @@ def test_the_command_line_passes_them_on(monkeypatch: pytest.MonkeyPatch) -> Non
         Settings({"a": "x", "b": "redis://h/0/t?cap=9"}, "s", "z", "r"),
         Settings(),
     ]
+    assert main(["serve", "b", "--no-copy"]) == 0
+    assert [named["private"] for _, named in seen] == [True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -37,6 +37,9 @@ from longrec.features.entity_table import EntityTable
 from longrec.features.fitted_schema import FittedSchema
 from longrec.index.build import IndexFacts
 from longrec.store.disk_store import DiskStore
+
+if TYPE_CHECKING:
+    from longrec.exporting.private_copies import PrivateCopy
 
 FORMAT, FORMER_FORMATS = "longrec-bundle-3", ("longrec-bundle-1", "longrec-bundle-2")
 MANIFEST, DIGEST, PROGRAM, GOLDEN = "manifest.json", "manifest.sha256", "program.onnx", "golden.json"
@@ -118,12 +121,15 @@ class Bundle:
     """An opened, verified bundle.
 
     Attributes:
-        path: its folder, the target of a symbolic link.
+        path: its folder, the target of a symbolic link. Errors name it, and state and changes are beside it.
+        files: folder with the files that are read: ``path``, or a private copy.
         digest: SHA-256 of the manifest, which identifies the bundle.
         store: earlier events. None if the model reads none, or if requests contain them.
+        copy: the private copy. None if the bundle is read in place.
     """
 
     path: Path
+    files: Path
     digest: str
     manifest: Manifest
     fitted: FittedSchema
@@ -131,6 +137,12 @@ class Bundle:
     items: EntityTable
     store: DiskStore | None
     golden: list[GoldenRequest]
+    copy: PrivateCopy | None = None
+
+    def close(self) -> None:
+        """End the use of a private copy. Nothing happens to a bundle that is read in place."""
+        if self.copy is not None:
+            self.copy.close()
 
     def resolve_store(self, location: str) -> str:
         """Return the path or address of a store from its location in the manifest.
@@ -144,30 +156,47 @@ class Bundle:
             raise BundleError(
                 str(self.path / MANIFEST), f"a store in {location!r}", "a folder of the bundle", EXPORT_AGAIN
             )
-        return str(self.path / location)
+        return str(self.files / location)
 
     @classmethod
-    def open(cls, path: str | Path) -> Bundle:
+    def open(cls, path: str | Path, private: bool = False) -> Bundle:
         """Verify every file and open the bundle.
+
+        Args:
+            path: its folder.
+            private: read a private copy, so that nothing that happens to the folder later has an effect. Close it.
 
         Raises:
             BundleError: if the folder is not a bundle, has another format, or a file is altered, missing or extra.
+            ResourceError: if the disk has too little space for a copy.
         """
         folder = Path(path)
         folder = folder.resolve() if folder.is_symlink() else folder
         manifest = read_manifest(folder)
         digest = (folder / DIGEST).read_text().split()[0]
-        _verify(folder, manifest.files)
-        return cls(
-            folder,
-            digest,
-            manifest,
-            FittedSchema.load(folder / SCHEMA),
-            EntityTable.load(folder / USERS),
-            EntityTable.load(folder / ITEMS),
-            DiskStore.open(folder / HISTORY) if f"{HISTORY}/segment.json" in manifest.files else None,
-            msgspec.json.decode((folder / GOLDEN).read_bytes(), type=list[GoldenRequest]),
-        )
+        copy = _copy_files(folder, manifest, digest) if private else None
+        try:
+            if copy is None:
+                _verify(folder, manifest.files, folder)
+            else:
+                manifest = read_manifest(copy.folder)
+            files = folder if copy is None else copy.folder
+            return cls(
+                folder,
+                files,
+                digest,
+                manifest,
+                FittedSchema.load(files / SCHEMA),
+                EntityTable.load(files / USERS),
+                EntityTable.load(files / ITEMS),
+                DiskStore.open(files / HISTORY) if f"{HISTORY}/segment.json" in manifest.files else None,
+                msgspec.json.decode((files / GOLDEN).read_bytes(), type=list[GoldenRequest]),
+                copy,
+            )
+        except BaseException:
+            if copy is not None:
+                copy.close()
+            raise
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -244,24 +273,57 @@ def _list_files(folder: Path) -> dict[str, Path]:
     return {name: path for name, path in paths.items() if name not in (MANIFEST, DIGEST)}
 
 
-def _verify(folder: Path, expected: dict[str, FileFacts]) -> None:
+def _copy_files(folder: Path, manifest: Manifest, digest: str) -> PrivateCopy:
+    """Return a verified private copy. An existing one of the same digest is used without reading the folder's files."""
+    from longrec.exporting.private_copies import open_private_copy  # needs file locks, which only servers need
+
+    def verify(copy: Path, shown: Path) -> None:
+        try:
+            _verify(copy, manifest.files, shown)
+        except BundleError as error:
+            do = "stop the servers that use this copy" if shown == copy else error.do
+            raise BundleError(error.where, error.found, error.expected, do) from None
+        content = (copy / MANIFEST).read_bytes()
+        if hashlib.sha256(content).hexdigest() != digest or (copy / DIGEST).read_bytes() != format_digest(content):
+            raise BundleError(
+                str(shown), "another bundle took its place while it was copied", "one bundle", "open it again"
+            )
+
+    _check_files(folder, manifest.files, folder)
+    sizes = {name: facts.bytes for name, facts in manifest.files.items()}
+    sizes |= {name: (folder / name).stat().st_size for name in (MANIFEST, DIGEST)}
+    return open_private_copy(folder, digest, sizes, verify)
+
+
+def _verify(folder: Path, expected: dict[str, FileFacts], shown: Path) -> None:
+    """Check that a folder has the expected files.
+
+    Args:
+        shown: folder to name in errors.
+    """
+    _check_files(folder, expected, shown)
+    for name, facts in expected.items():
+        if compute_sha256(folder / name) != facts.sha256:
+            raise BundleError(
+                str(shown / name), "its SHA-256 is not the manifest's", "the bytes that were exported", EXPORT_AGAIN
+            )
+
+
+def _check_files(folder: Path, expected: dict[str, FileFacts], shown: Path) -> None:
+    """Check names, kinds and sizes of the files of a folder."""
     paths = _list_files(folder)
     if missing := sorted(set(expected) - set(paths)):
-        raise BundleError(str(folder / missing[0]), "no such file", "every file of the manifest", EXPORT_AGAIN)
+        raise BundleError(str(shown / missing[0]), "no such file", "every file of the manifest", EXPORT_AGAIN)
     if extra := sorted(set(paths) - set(expected)):
         raise BundleError(
-            str(folder / extra[0]), "a file the manifest does not name", "no other files in the folder", "remove it"
+            str(shown / extra[0]), "a file the manifest does not name", "no other files in the folder", "remove it"
         )
     for name, facts in expected.items():
         path = paths[name]
         if path.is_symlink() or not path.is_file():
-            raise BundleError(str(path), "not a regular file", "a regular file inside the bundle", EXPORT_AGAIN)
-        if path.stat().st_size != facts.bytes:
-            raise BundleError(str(path), f"{path.stat().st_size} bytes", f"{facts.bytes} bytes", EXPORT_AGAIN)
-        if compute_sha256(path) != facts.sha256:
-            raise BundleError(
-                str(path), "its SHA-256 is not the manifest's", "the bytes that were exported", EXPORT_AGAIN
-            )
+            raise BundleError(str(shown / name), "not a regular file", "a regular file inside the bundle", EXPORT_AGAIN)
+        if (size := path.stat().st_size) != facts.bytes:
+            raise BundleError(str(shown / name), f"{size} bytes", f"{facts.bytes} bytes", EXPORT_AGAIN)
 
 
 def compute_sha256(path: Path) -> str:

@@ -58,10 +58,10 @@ def open_index(bundle: Bundle, exact: bool = False) -> ItemIndex:
     Args:
         exact: leave out inverted lists.
     """
-    vectors, facts = open_array(bundle.path / INDEX), bundle.manifest.index
+    vectors, facts = open_array(bundle.files / INDEX), bundle.manifest.index
     if exact or facts is None or not facts.lists:
         return ItemIndex(vectors)
-    return ItemIndex(vectors, InvertedLists.open(bundle.path / LISTS, len(vectors), facts.nprobe, facts.nprobe_half))
+    return ItemIndex(vectors, InvertedLists.open(bundle.files / LISTS, len(vectors), facts.nprobe, facts.nprobe_half))
 
 
 def compute_vectors(

@@ -41,7 +41,7 @@ def tune_lists(index: ItemIndex, bundle: Bundle, folder: Path, revision: int) ->
         return None
     tuned = _read(folder / NAME, bundle, revision, facts)
     if tuned is None:
-        tuned = tune_again(index, open_array(bundle.path / REQUESTS), facts)
+        tuned = tune_again(index, open_array(bundle.files / REQUESTS), facts)
         if os.access(folder, os.W_OK):
             _write(folder / NAME, bundle, revision, tuned)
     lists.nprobe, lists.nprobe_half = max(lists.nprobe, tuned.nprobe), max(lists.nprobe_half, tuned.nprobe_half)

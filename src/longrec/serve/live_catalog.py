@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from longrec.errors import ConfigError, DataError
-from longrec.exporting.bundle import INDEX, Bundle
+from longrec.errors import BundleError, ConfigError, DataError
+from longrec.exporting.bundle import DIGEST, INDEX, Bundle
 from longrec.exporting.catalog import build_catalog_tensors
 from longrec.exporting.catalog_changes import NAME, CatalogChanges, Key, locate_changes, lock_changes
 from longrec.exporting.catalog_table import (
@@ -69,7 +69,9 @@ class LiveCatalog:
         self.index: ItemIndex | None = None
         self.index_facts: IndexFacts | None = None
         self._reset()
+        self._is_opened = False
         self.refresh()
+        self._is_opened = True
 
     def _reset(self) -> None:
         """Go back to the items of the bundle."""
@@ -90,7 +92,7 @@ class LiveCatalog:
     @cached_property
     def _columns(self) -> pa.Table | None:
         """Raw columns of the bundle. Most rankers never need them."""
-        return read_item_columns(self.bundle.path)
+        return read_item_columns(self.bundle.files)
 
     @property
     def keys(self) -> NDArray[Any]:
@@ -135,9 +137,17 @@ class LiveCatalog:
         signature = None if self._pristine else _read_signature(self.folder / NAME)
         if signature == self._signature:
             return False
-        self._apply(CatalogChanges.load(self.folder, self.bundle))
+        if not (self._is_opened and self._is_replaced()):  # then they are changes of the other bundle
+            self._apply(CatalogChanges.load(self.folder, self.bundle))
         self._signature = signature
         return True
+
+    def _is_replaced(self) -> bool:
+        """Return True if another bundle has taken the place of the opened one."""
+        try:
+            return (self.bundle.path / DIGEST).read_text(errors="replace").split()[:1] != [self.bundle.digest]
+        except OSError:
+            return False
 
     def prepare(self, changes: Sequence[Mapping[str, Any]], where: str = "items") -> CatalogChanges:
         """Check changes in full and return them merged with the earlier ones, without any effect.
@@ -147,8 +157,13 @@ class LiveCatalog:
 
         Raises:
             DataError: if a change does not fit the bundle.
-            BundleError: if the items of the bundle cannot change.
+            BundleError: if the items of the bundle cannot change, or another bundle has taken its place.
         """
+        if self._is_replaced():
+            problem = "another bundle, which has changes of its own"
+            raise BundleError(
+                str(self.bundle.path), problem, "the bundle that was opened", "open it again: POST /reload"
+            )
         reader = build_change_reader(self.bundle, self._columns)
         keys = reader.list_keys(changes)
         stored = self.bundle.items.keys.index(build_array(keys, where), where) >= 0  # of all at once: one costs as much
@@ -230,7 +245,7 @@ def open_catalog(folder: str | Path) -> LiveCatalog:
     from longrec.exporting.runtime import open_programs
 
     bundle = Bundle.open(folder)
-    return LiveCatalog(bundle, open_programs(bundle.path, bundle.manifest.programs), lambda items: None)
+    return LiveCatalog(bundle, open_programs(bundle.files, bundle.manifest.programs), lambda items: None)
 
 
 def _read_signature(path: Path) -> tuple[int, ...] | None:

@@ -52,7 +52,7 @@ class OnlineSource:
                 str(bundle.path), "a source with pre-joined histories", "one whose bundle stores histories"
             )
         self.bundle, self.facts, self.live = bundle, facts, live
-        self.program = open_programs(bundle.path, bundle.manifest.programs)[ENCODE]
+        self.program = open_programs(bundle.files, bundle.manifest.programs)[ENCODE]
         self.encoder = RequestEncoder(bundle, live=live)
 
     def matches(self, info: TokenInfo) -> bool:

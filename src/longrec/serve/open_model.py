@@ -22,7 +22,7 @@ class OpenModel:
 
     def __init__(self, bundle: Bundle, encoder: RequestEncoder | None = None, *, pristine: bool = False) -> None:
         self.bundle, self.name = bundle, bundle.manifest.model
-        self.programs = open_programs(bundle.path, bundle.manifest.programs)
+        self.programs = open_programs(bundle.files, bundle.manifest.programs)
         self.encoder = RequestEncoder(bundle) if encoder is None else encoder
         self.catalog = LiveCatalog(bundle, self.programs, self.encoder.use_items, pristine)
 

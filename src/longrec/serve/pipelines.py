@@ -11,9 +11,19 @@ from typing import Any
 
 import orjson
 
+from longrec.errors import ConfigError
 from longrec.exporting.bundle import RERANKER, RETRIEVER, Bundle, read_manifest
 from longrec.features.duration import parse_duration
-from longrec.pipeline.config import MergeConfig, PipelineConfig, PrerankConfig, RankConfig, RecallSource, RerankConfig
+from longrec.pipeline.config import (
+    SUFFIXES,
+    MergeConfig,
+    PipelineConfig,
+    PrerankConfig,
+    RankConfig,
+    RecallSource,
+    RerankConfig,
+    read_pipeline,
+)
 from longrec.pipeline.deadline import Deadline
 from longrec.pipeline.formula import Formula
 from longrec.pipeline.merge_order import MergeStage
@@ -42,6 +52,24 @@ from longrec.serve.source_stage import SourceStage
 RANK, RECOMMEND = "/rank", "/recommend"
 RECALLED = 500
 """Smallest number of items that the retriever of ``--recall`` passes on to a ranker."""
+
+
+def read_served_config(path: Path, recall: str | None, is_bundle: bool) -> tuple[PipelineConfig | None, Path]:
+    """Return the config of a pipeline, None for a bundle alone, and the folder that its paths are relative to.
+
+    Args:
+        path: folder of a bundle, or YAML file of a pipeline.
+        recall: bundle of a retriever for the bundle of a ranker.
+        is_bundle: the path is that of an opened bundle, whatever its name.
+
+    Raises:
+        ConfigError: if the file has faults, or if there is a retriever for a file.
+    """
+    if not is_bundle and path.suffix in SUFFIXES and not path.is_dir():
+        if recall is not None:
+            raise ConfigError(str(path), ["--recall belongs to a bundle; name retrievers in recall of the file"])
+        return read_pipeline(path), path.parent
+    return (None if recall is None else build_recall_config(path, recall)), path
 
 
 def build_recall_config(ranker: Path, recall: str) -> PipelineConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -331,6 +332,11 @@ def _build_duplicate_error(candidates: list[Key]) -> RequestError:
             )
         first[key] = index
     raise AssertionError("no copy")
+
+
+def read_clock() -> int:
+    """Return the current time in milliseconds UTC."""
+    return time.time_ns() // 1_000_000
 
 
 def parse_request_time(at: int | float | str | None, time: TimeColumn | None, now: int, where: str = "at") -> int:

@@ -61,6 +61,7 @@ def serve(
     settings: Settings | None = None,
     limits: Limits | None = None,
     access: AccessOptions | None = None,
+    private: bool = True,
 ) -> None:
     """Serve a bundle or a pipeline until SIGTERM. SIGINT raises KeyboardInterrupt at the end.
 
@@ -74,16 +75,19 @@ def serve(
         settings: locations of live tokens, of recorded events and of a retriever.
         limits: what each process accepts at once, and how long it waits.
         access: who may send requests.
+        private: read a private copy of every bundle. False: read it in place, where nobody may change it.
 
     Raises:
         ConfigError: if a limit is not positive, a host is no name, or the API keys cannot be read.
         BundleError: if a bundle cannot be served on this machine.
         StoreError: if a store cannot be opened.
+        ResourceError: if the disk has too little space for a copy.
         LongRecError: if the address cannot be bound, or several processes would write to one folder.
     """
     for name, value in _THREADS.items():
         os.environ.setdefault(name, value)
-    settings, limits, access = settings or Settings(), limits or Limits(), access or AccessOptions()
+    settings = msgspec.structs.replace(settings or Settings(), private=private)
+    limits, access = limits or Limits(), access or AccessOptions()
     limits.check()
     has_keys = _check_access(access)
     options = {**_OPTIONS, "timeout_keep_alive": limits.idle}
@@ -111,8 +115,13 @@ def serve(
                 gc.freeze()
                 server.run(sockets=[sock])
             return
-    del service  # each worker has its own
-    with _open_socket(host, port, has_keys) as (sock, url), tempfile.TemporaryDirectory(prefix="longrec-") as counts:
+        held = _hold_copies(service)  # until the workers, which have services of their own, use them
+    del service
+    with (
+        held,
+        _open_socket(host, port, has_keys) as (sock, url),
+        tempfile.TemporaryDirectory(prefix="longrec-") as counts,
+    ):
         os.environ[BUNDLE], os.environ[COUNTS] = os.path.abspath(bundle), counts
         os.environ[LIMITS] = msgspec.json.encode(limits).decode()
         os.environ[SETTINGS] = msgspec.json.encode(settings).decode()
@@ -122,7 +131,7 @@ def serve(
                 "longrec.serve.worker:create_worker_app", factory=True, workers=workers, **{**options, "lifespan": "on"}
             )
             print(format_announcement(url), flush=True)
-            supervisor = _Supervisor(config, sockets=[sock])
+            supervisor = _Supervisor(config, [sock], held)
             supervisor.run()
     if supervisor.interrupted:
         raise KeyboardInterrupt
@@ -135,6 +144,15 @@ def _check_access(access: AccessOptions) -> bool:
     if access.api_keys is not None and is_open_to_others(access.api_keys):
         print("longrec: other users may read or change the file of --api-keys; chmod 600 it", file=sys.stderr)
     return has_keys
+
+
+def _hold_copies(service: Service) -> contextlib.ExitStack:
+    """Use the private copies of a service until the result is closed."""
+    held = contextlib.ExitStack()
+    for model in service.models:
+        if model.bundle.copy is not None:
+            held.callback(model.bundle.copy.share().close)
+    return held
 
 
 @contextlib.contextmanager
@@ -192,11 +210,18 @@ class _Supervisor(Multiprocess):
 
     A terminal sends it to every process. A worker that is importing modules then would print a trace and hang.
 
+    Args:
+        held: private copies that its workers begin with. They are released at the first reload.
+
     Attributes:
         interrupted: True after SIGINT.
     """
 
     interrupted = False
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], held: contextlib.ExitStack) -> None:
+        super().__init__(config, sockets=sockets)
+        self._held = held
 
     def init_processes(self) -> None:
         """Start the workers."""
@@ -210,6 +235,7 @@ class _Supervisor(Multiprocess):
 
     def handle_hup(self) -> None:
         """Have every worker open its bundle again."""
+        self._held.close()
         for process in self.processes:
             if process.pid is not None:
                 os.kill(process.pid, signal.SIGHUP)
@@ -273,6 +299,7 @@ def run_server(
     settings: Settings | None = None,
     limits: Limits | None = None,
     access: AccessOptions | None = None,
+    private: bool = True,
 ) -> Iterator[str]:
     """Run a server in a process of its own and yield its URL. The server stops at the end of the block.
 
@@ -281,11 +308,13 @@ def run_server(
         settings: locations of live tokens and of recorded events.
         limits: what each process accepts at once, and how long it waits.
         access: who may send requests.
+        private: read a private copy of every bundle.
 
     Raises:
         LongRecError: if the server did not start. The message is its output.
     """
-    options = (settings or Settings(), limits or Limits(), access or AccessOptions())
+    settings = msgspec.structs.replace(settings or Settings(), private=private)
+    options = (settings, limits or Limits(), access or AccessOptions())
     encoded = [msgspec.json.encode(one).decode() for one in options]
     arguments = [sys.executable, "-m", "longrec.serve.server", str(bundle), str(port), str(workers), *encoded]
     with tempfile.TemporaryFile() as errors:
@@ -322,10 +351,12 @@ def _start_kill_timer(process: subprocess.Popen[bytes], seconds: float) -> threa
 
 if __name__ == "__main__":
     try:
-        encoded = [*sys.argv[4:], "{}", "{}", "{}"]
-        own = (msgspec.json.decode(encoded[0], type=Settings), msgspec.json.decode(encoded[1], type=Limits))
+        encoded = sys.argv[4:] or ['{"private": true}']
+        encoded += ["{}"] * (3 - len(encoded))
+        kinds = (Settings, Limits, AccessOptions)
+        settings, limits, access = (msgspec.json.decode(text, type=kind) for text, kind in zip(encoded, kinds))
         served = partial(serve, sys.argv[1], port=int(sys.argv[2]), workers=int(sys.argv[3]))
-        served(settings=own[0], limits=own[1], access=msgspec.json.decode(encoded[2], type=AccessOptions))
+        served(settings=settings, limits=limits, access=access, private=settings.private)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except LongRecError as error:

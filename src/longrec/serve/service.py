@@ -6,22 +6,20 @@ It fits nothing and imports no training code and no torch. Everything that depen
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from longrec.errors import BundleError, ConfigError, DataError, RequestError
+from longrec.errors import BundleError, DataError, RequestError
 from longrec.exporting.bundle import ENCODER, RETRIEVER, Bundle
 from longrec.exporting.golden import GoldenRequest
 from longrec.features.raw_columns import format_request_time
 from longrec.pipeline.candidates import Candidates
-from longrec.pipeline.config import SUFFIXES, PipelineConfig, cut_pipeline, read_pipeline
+from longrec.pipeline.config import PipelineConfig, cut_pipeline
 from longrec.pipeline.stage import Query, Stages
 from longrec.pipeline.trace import Trace
 from longrec.serve.events import EventRecorder, EventResponse, PendingEvent
@@ -35,8 +33,8 @@ from longrec.serve.pipelines import (
     RECOMMEND,
     OpenedPipeline,
     build_bundle_routes,
-    build_recall_config,
     group_bundles,
+    read_served_config,
 )
 from longrec.serve.request_encoder import RequestEncoder
 from longrec.serve.request_json import (
@@ -47,6 +45,7 @@ from longrec.serve.request_json import (
     decode_recommend_request,
     decode_request,
     parse_request_time,
+    read_clock,
 )
 from longrec.serve.responses import Answer, RankResponse, RecommendResponse
 from longrec.serve.served_programs import ServedPrograms
@@ -55,11 +54,6 @@ from longrec.serve.state import ServiceState
 from longrec.serve.stores import Reading, finish
 from longrec.serve.token_histories import TokenHistories
 from longrec.store.remote_store import RemoteStore
-
-
-def read_clock() -> int:
-    """Return the current time in milliseconds UTC."""
-    return time.time_ns() // 1_000_000
 
 
 class Service:
@@ -101,7 +95,7 @@ class Service:
         self._log: ImpressionLog | None = None
         self._closing = contextlib.ExitStack()
         try:
-            config, folder = self._read_config(target)
+            config, folder = read_served_config(self.path, self.settings.recall, isinstance(target, Bundle))
             config = config if config is None or before is None else cut_pipeline(config, before)
             self.models = [self._open_alone(target)] if config is None else self._open_pipeline(config, folder, target)
             if self.pipeline is not None and keep_log:
@@ -114,18 +108,8 @@ class Service:
         self._columns = frozenset(column for model in self.models for column in model.encoder.context)
         self._time = self.bundle.fitted.schema.time
 
-    def _read_config(self, target: Bundle | str | Path) -> tuple[PipelineConfig | None, Path]:
-        """Return the config of a pipeline, None for a bundle alone, and the folder that its paths are relative to."""
-        if not isinstance(target, Bundle) and self.path.suffix in SUFFIXES and not self.path.is_dir():
-            if self.settings.recall is not None:
-                raise ConfigError(str(target), ["--recall belongs to a bundle; name retrievers in recall of the file"])
-            return read_pipeline(self.path), self.path.parent
-        if self.settings.recall is None:
-            return None, self.path
-        return build_recall_config(self.path, self.settings.recall), self.path
-
     def _open_alone(self, target: Bundle | str | Path) -> OpenModel:
-        bundle = target if isinstance(target, Bundle) else Bundle.open(target)
+        bundle = self._open_bundle(target)
         if bundle.manifest.kind == ENCODER:
             message, do = f"a bundle of an {bundle.manifest.kind}", "pass it with --events beside a ranker's bundle"
             raise BundleError(str(bundle.path), message, "a bundle of a ranker", do)
@@ -140,7 +124,7 @@ class Service:
         primary = next(key for key in ("rank.bundle", "prerank.bundle", *headers) if key in headers)
         models = dict[str, OpenModel]()
         for path, keys in group_bundles(config, folder).items():
-            bundle = target if isinstance(target, Bundle) and primary in keys else Bundle.open(path)
+            bundle = self._open_bundle(target if isinstance(target, Bundle) and primary in keys else path)
             if primary in keys:
                 model = self.served = self._open_primary(bundle)
             else:
@@ -151,6 +135,14 @@ class Service:
         self.model = config.name if self.settings.recall is None else self.bundle.manifest.model
         self.pipelines = self.pipeline.build_routes()
         return list(dict.fromkeys(self.pipeline.models.values()))
+
+    def _open_bundle(self, target: Bundle | str | Path) -> Bundle:
+        """Open a bundle, to be closed with the service. An opened one stays open."""
+        if isinstance(target, Bundle):
+            return target
+        bundle = Bundle.open(target, self.settings.private)
+        self._closing.callback(bundle.close)
+        return bundle
 
     def _open_primary(self, bundle: Bundle) -> OpenModel:
         """Open the bundle that live tokens and events belong to."""
@@ -362,8 +354,7 @@ class Service:
         Raises:
             BundleError: if scores differ by more than ``MAX_DRIFT``.
         """
-        alone = msgspec.structs.replace(self.settings, pristine=False) == Settings() and self.pipeline is None
-        if not (alone and self.served.catalog.is_as_exported):
+        if not (self.settings.are_default and self.pipeline is None and self.served.catalog.is_as_exported):
             for route in self.pipelines:
                 self._answer_example(route)
             with contextlib.ExitStack() as closing:

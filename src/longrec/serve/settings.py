@@ -17,6 +17,7 @@ class Settings(msgspec.Struct, frozen=True):
         events: bundle of the source model that encodes events as tokens. None: events are refused.
         state: store of recorded events, a folder or a ``redis://`` address, by default in a folder next to the bundle.
         recall: bundle of a retriever, whose items the ranker ranks for ``/recommend``.
+        private: read private copies of all bundles, so that nothing that happens to their folders has an effect.
         pristine: leave out the changes of the catalog since the bundles, and search exactly, as golden requests do.
     """
 
@@ -24,7 +25,13 @@ class Settings(msgspec.Struct, frozen=True):
     events: str | None = None
     state: str | None = None
     recall: str | None = None
+    private: bool = False
     pristine: bool = False
+
+    @property
+    def are_default(self) -> bool:
+        """True if only the bundle is read, from wherever and with or without its changes."""
+        return msgspec.structs.replace(self, private=False, pristine=False) == Settings()
 
 
 def build_settings(

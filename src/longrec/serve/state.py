@@ -52,7 +52,9 @@ class ServiceState:
         self.live: LiveEvents | None = None
         self._closing = ExitStack()
         try:
-            self._open(bundle, Bundle.open(settings.events), settings)
+            source = Bundle.open(settings.events, settings.private)
+            self._closing.callback(source.close)
+            self._open(bundle, source, settings)
         except BaseException:
             self.close()
             raise
