@@ -193,7 +193,7 @@ def test_what_does_not_fit_the_schema_is_refused(
         ({"rating": 5}, "context", "the unknown key 'rating'; expected device, shown, campaign, tags, tag_weights"),
         ({"device": 3}, "context.device", "integers, for example 3; expected text"),
         ({"device": ["d1"]}, "context.device", "expected 64-bit integers or strings"),
-        ({"device": {"a": 1}}, "context.device", "expected 64-bit integers or strings"),
+        ({"device": {"a": 1}}, "context.device", "an object; expected a number, a text"),
         ({"shown": "much"}, "context.shown", "text, for example 'much'; expected numbers"),
         ({"shown": [1]}, "context.shown", "expected numbers"),
         ({"tags": ["sun"], "tag_weights": [-3.5e38]}, "context.tags: weights", "-3.5e+38 at row 0, beyond the range"),
