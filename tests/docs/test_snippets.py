@@ -43,6 +43,7 @@ NOT_RUN = {
     ("docs/guide/retrieval.md", "# test_taste.py"): "run below",
     ("docs/guide/serving.md", "$ longrec export"): "the export of the quickstart, whose folder this page continues",
     ("docs/guide/serving.md", "$ curl"): "a schema with columns of the candidate; tests/serve sends such requests",
+    ("docs/guide/serving.md", "$ ln"): "another bundle at the same address; tests/serve replace bundles",
     ("docs/guide/serving.md", "$ longrec serve retriever"): "a second bundle; tests/serve serve retrievers",
     ("docs/guide/serving.md", "$ longrec serve ranker"): "two bundles; tests/serve serve both",
     ("docs/guide/serving.md", "import numpy"): "needs all inputs of a program; tests/serve run the same client",

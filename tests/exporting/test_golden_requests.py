@@ -107,9 +107,10 @@ def test_raw_values_become_the_column_arrow_would_guess(values: list[Any], kind:
 
 
 def test_values_of_several_types_are_refused() -> None:
-    for values in ([1, "a"], [2**70]):
-        with pytest.raises(DataError, match="x: values of the types"):
-            build_raw_column(values, "x")
+    with pytest.raises(DataError, match="x: values of the types"):
+        build_raw_column([1, "a"], "x")
+    with pytest.raises(DataError, match="x: an integer of more than 64 bits"):
+        build_raw_column([2**70], "x")
 
 
 def test_lists_of_a_request_are_encoded_as_the_column_is(prejoined: Any) -> None:

@@ -19,6 +19,7 @@ from longrec.serve.access import Access, AccessOptions
 from longrec.serve.api_keys import ADMIN, API_KEYS, MOST, ORDINARY, is_open_to_others, parse_keys, read_keys
 from longrec.serve.app import App
 from longrec.serve.client import API_KEY, client
+from longrec.serve.current_service import MAX_RELOADS
 from longrec.serve.service import Service
 
 KEY, OTHER, CHIEF = "reader-0123456789abcdef", "second-0123456789abcdef", "admin-0123456789abcdef=="
@@ -130,7 +131,7 @@ def test_keys_change_even_if_the_bundle_cannot_be_replaced(
     sent = list[int]()
     monkeypatch.setattr("longrec.serve.app.os.kill", lambda process, number: sent.append(process))
     monkeypatch.setattr(http.app, "_supervisor", 77)
-    monkeypatch.setattr(http.app.current, "_is_reloading", True)
+    monkeypatch.setattr(http.app.current, "_waiting", MAX_RELOADS)
     key_file.write_text(f"{WRONG}\nadmin {CHIEF}")
     assert http.post("/reload", **bearer(CHIEF)).status == 409
     assert sent == [77]
