@@ -288,6 +288,7 @@ class App:
         """Reload at every SIGHUP, and log failures. Call it in the event loop."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, lambda: self._reloads.add(loop.create_task(self._reload_and_log())))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])  # which a supervisor blocks while a worker starts
 
     async def _reload_and_log(self) -> None:
         try:

@@ -248,9 +248,13 @@ class _Supervisor(Multiprocess):
 
 @contextlib.contextmanager
 def _hold_interrupts() -> Iterator[None]:
-    """Deliver SIGINT at the end of the block. Processes that are started inside never receive it."""
-    resource_tracker.ensure_running()  # started with the first process, it would allow the signal again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    """Deliver SIGINT and SIGHUP at the end of the block.
+
+    Processes that are started inside never receive SIGINT, and SIGHUP only when they can reload: it ends a process
+    without a handler.
+    """
+    resource_tracker.ensure_running()  # started with the first process, it would allow the signals again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP])
     try:
         yield
     finally:
