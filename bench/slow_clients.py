@@ -45,7 +45,7 @@ def read_memory(process: int) -> float:
 def measure_connections(bundle: Path) -> list[list[str]]:
     """Return rows of a table: what happens to connections that send nothing, or half."""
     rows = []
-    half = b"POST /rank HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % MEGABYTE + b" " * (MEGABYTE // 2)
+    half = b"POST /rank HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % MEGABYTE + b" " * (MEGABYTE // 2)
     with run_server(bundle, limits=PATIENCE) as url:
         address, process = urlsplit(url), overload.find_server(0)
         before = read_memory(process)
@@ -107,7 +107,7 @@ def measure_reload(bundles: list[Path], requests: int) -> str:
             point(link, bundles[reloads % 2])
             with socket.create_connection((address.hostname, address.port)) as connection:
                 connection.sendall(
-                    b"POST /reload HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                    b"POST /reload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
                 )
                 connection.settimeout(60)
                 response = b""
@@ -139,7 +139,7 @@ def measure_million_keys(bundle: Path) -> str:
     if not body.endswith(b"}}"):
         count = body.rfind(b",")
         body = body[:count] + b"}}"
-    head = b"POST /rank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    head = b"POST /rank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
     waits, end = list[float](), threading.Event()
     with run_server(bundle) as url:
         address = urlsplit(url)
