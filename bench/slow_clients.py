@@ -139,7 +139,7 @@ def measure_million_keys(bundle: Path) -> str:
     if not body.endswith(b"}}"):
         count = body.rfind(b",")
         body = body[:count] + b"}}"
-    head = b"POST /rank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    head = b"POST /rank HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
     waits, end = list[float](), threading.Event()
     with run_server(bundle) as url:
         address = urlsplit(url)
