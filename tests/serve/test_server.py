@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,20 @@ def test_workers_share_a_port_and_their_counts(steps: Any) -> None:
         with client(url) as shop:
             text = shop._call("GET", "/metrics").decode()  # type: ignore[attr-defined]
         assert 'longrec_requests_total{route="/rank",status="200"} 12' in text
+
+
+def test_workers_end_after_a_killed_supervisor(steps: Any) -> None:
+    process, url, _ = start_server(steps.bundle, workers=2)
+    with client(url) as shop:
+        assert shop.health()["status"] == "ok"  # a worker serves
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) >= 2
+    process.kill()
+    process.communicate(timeout=20)
+    end = time.monotonic() + 60  # the other worker may still be starting
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < end, "a worker goes on without its supervisor"
+        time.sleep(0.1)
 
 
 def test_an_altered_bundle_is_not_served(steps: Any, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ the files do not fit together, copying is repeated.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,15 +30,6 @@ def is_remote(location: str | Path) -> bool:
     (True, False)
     """
     return "://" in str(location)
-
-
-def mask_password(location: str | Path) -> str:
-    """Return a location without its password.
-
-    >>> mask_password("redis://ann:secret@host/0/shop")
-    'redis://host/0/shop'
-    """
-    return re.sub(r"//[^/@]*@", "//", str(location))
 
 
 def copy_tokens(store: TokenStore, into: Path) -> None:

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import StoreError
-from longrec.exporting.store_copies import is_remote, mask_password
+from longrec.exporting.store_copies import is_remote
 from longrec.features.fields import AVAILABLE
 from longrec.features.history_columns import NEVER
 from longrec.store import backends
 from longrec.store.history_store import Events
+from longrec.store.remote_client import mask_password
 
 FORMAT, PREVIOUS_FORMAT = "longrec-live-2", "longrec-live-1"
 _USERS = 100_000

@@ -32,7 +32,7 @@ from longrec.serve.limits import Limits, fit_to_open_files
 from longrec.serve.pipelines import RANK
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings
-from longrec.serve.worker import ACCESS, BUNDLE, COUNTS, LIMITS, SETTINGS
+from longrec.serve.worker import ACCESS, BUNDLE, COUNTS, LIMITS, SETTINGS, SUPERVISOR
 
 HOST, PORT = "127.0.0.1", 8000
 _READY = "ready at "
@@ -123,6 +123,7 @@ def serve(
         tempfile.TemporaryDirectory(prefix="longrec-") as counts,
     ):
         os.environ[BUNDLE], os.environ[COUNTS] = os.path.abspath(bundle), counts
+        os.environ[SUPERVISOR] = str(os.getpid())
         os.environ[LIMITS] = msgspec.json.encode(limits).decode()
         os.environ[SETTINGS] = msgspec.json.encode(settings).decode()
         os.environ[ACCESS] = msgspec.json.encode(access.resolve(host, _is_loopback(sock))).decode()

@@ -17,12 +17,13 @@ from urllib.parse import urlsplit, urlunsplit
 
 from longrec.errors import BundleError, StoreError
 from longrec.exporting.bundle import Bundle
-from longrec.exporting.store_copies import copy_tokens, is_remote, mask_password
+from longrec.exporting.store_copies import copy_tokens, is_remote
 from longrec.features.manifest import read_manifest
 from longrec.serve.live_events import LiveEvents, keeps_events
 from longrec.serve.online_source import OnlineSource
 from longrec.serve.settings import Settings
 from longrec.serve.token_histories import check_store
+from longrec.store.remote_client import mask_password
 from longrec.store.remote_store import RemoteStore
 from longrec.store.token_store import TokenStore
 

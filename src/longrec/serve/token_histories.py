@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from longrec.errors import BundleError, UnknownName
 from longrec.exporting.bundle import Bundle
-from longrec.exporting.store_copies import is_remote, mask_password
+from longrec.exporting.store_copies import is_remote
 from longrec.features.computed_columns import compute_time_gaps
 from longrec.features.fields import TIME_GAP, TOKEN, VERSION
 from longrec.features.token_columns import TokenSpec, build_token_columns
 from longrec.store.disclosure import REMEDY, assess_disclosure
+from longrec.store.remote_client import mask_password
 from longrec.store.remote_store import RemoteStore
 from longrec.store.token_store import TokenStore
 from longrec.store.visibility import read_visible_tokens

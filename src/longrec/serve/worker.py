@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -24,6 +26,20 @@ ACCESS = "LONGREC_ACCESS"
 """Environment variable with the options of the access as JSON. They have the file of the keys, not the keys."""
 
 
+SUPERVISOR = "LONGREC_SUPERVISOR"
+"""Environment variable with the process id of the supervisor."""
+WATCH_SECONDS = 1.0
+"""Time between two looks at the supervisor."""
+
+
+async def _end_with_supervisor() -> None:
+    """End this process after its supervisor, which a ``kill -9`` keeps from ending its workers."""
+    supervisor = int(os.environ[SUPERVISOR])  # which may have ended before this process began to look
+    while os.getppid() == supervisor:
+        await asyncio.sleep(WATCH_SECONDS)
+    signal.raise_signal(signal.SIGTERM)
+
+
 def create_worker_app() -> Starlette:
     """Create the application of a worker process from its environment."""
     try:
@@ -41,7 +57,9 @@ def create_worker_app() -> Starlette:
     @contextlib.asynccontextmanager
     async def close_at_end(_: Starlette) -> AsyncIterator[None]:
         app.reload_at_signal()
+        watch = asyncio.create_task(_end_with_supervisor())
         yield
+        watch.cancel()
         app.close()  # writes the last rows of its log; the signal that ends a worker runs no other handler
 
     return app.starlette(close_at_end)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
@@ -72,6 +73,10 @@ def call_server(location: str, request: Callable[[], ResultT]) -> ResultT:
         raise StoreError(mask_password(location), f"the server refuses ({error})", "", "check the server") from None
 
 
-def mask_password(location: str) -> str:
-    """Return an address without its password."""
-    return re.sub(r"//[^/@]*@", "//", location)
+def mask_password(location: str | Path) -> str:
+    """Return a location without its password.
+
+    >>> mask_password("redis://ann:secret@host/0/shop")
+    'redis://host/0/shop'
+    """
+    return re.sub(r"//[^/@]*@", "//", str(location))
