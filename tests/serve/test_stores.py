@@ -164,6 +164,13 @@ def test_a_request_does_not_wait_beyond_its_own_deadline(http: InProcess, proxy:
     assert time.perf_counter() - start < STORE
 
 
+def test_a_short_deadline_stops_no_other_request(http: InProcess) -> None:
+    """A store that responds counts as gone for nobody, however little time one request has."""
+    for _ in range(5):
+        assert http.post("/rank", REQUEST, x_request_timeout_ms="1").status in (200, 503)
+        assert http.post("/rank", REQUEST).status == 200
+
+
 def test_an_event_at_a_store_that_hangs_is_recorded_by_the_next_try(http: InProcess, proxy: Proxy) -> None:
     event = {"user": "u1", "item": 100, "at": token_shop.START + 40 * token_shop.DAY, "context": CONTEXT}
     event["at"] = http.post("/events", {**event, "item": 101}).json()["at"]  # the format of the log

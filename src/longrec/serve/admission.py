@@ -44,15 +44,6 @@ class Shed(RequestError):
         super().__init__("server", message, expected, f"try again after {RETRY_SECONDS} s", 503)
 
 
-class _Waiting:
-    """One request in the queue."""
-
-    __slots__ = ("future", "is_gone")
-
-    def __init__(self, future: asyncio.Future[None], is_gone: Callable[[], bool]) -> None:
-        self.future, self.is_gone = future, is_gone
-
-
 class Admission:
     """Queue of the requests that need the model. One at a time has the turn.
 
@@ -68,7 +59,7 @@ class Admission:
     def __init__(self, limit: int, meter: Meter) -> None:
         self.limit, self.pending, self.arrivals = limit, 0, 0
         self._meter, self._busy, self._seen, self._readings = meter, False, 0, 0
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[asyncio.Future[None]] = deque()
 
     @property
     def is_full(self) -> bool:
@@ -95,12 +86,12 @@ class Admission:
         if self._busy:
             if not admitted and len(self._queue) >= self.limit:
                 raise Shed(QUEUE, f"{len(self._queue)} requests wait already", f"at most {self.limit}")
-            await self._wait(is_gone)
+            await self._wait()
         if time.perf_counter() > until:
             self._pass_on()
             raise Shed(DEADLINE, "the deadline passed while the request waited", "a start in time")
         while (result := self._run_slices(slices, is_gone)) is None:
-            await self._wait(is_gone)
+            await self._wait()
         return result
 
     def _run_slices(self, slices: Iterator[ResultT | None], is_gone: Callable[[], bool]) -> ResultT | None:
@@ -117,14 +108,14 @@ class Admission:
         finally:
             self._pass_on()
 
-    async def _wait(self, is_gone: Callable[[], bool]) -> None:
-        began, waiting = time.perf_counter(), _Waiting(asyncio.get_running_loop().create_future(), is_gone)
-        self._queue.append(waiting)
+    async def _wait(self) -> None:
+        began, turn = time.perf_counter(), asyncio.get_running_loop().create_future()
+        self._queue.append(turn)
         self._meter.set_queue(len(self._queue))
         try:
-            await waiting.future
+            await turn
         except asyncio.CancelledError:
-            if waiting.future.done() and not waiting.future.cancelled():
+            if turn.done() and not turn.cancelled():
                 self._pass_on()  # it had the turn already
             raise
         self._meter.count_wait(time.perf_counter() - began)
@@ -141,9 +132,9 @@ class Admission:
             asyncio.get_running_loop().call_soon(self._read_on)
             return
         while self._queue:
-            waiting = self._queue.popleft()
-            if not waiting.future.done():
+            turn = self._queue.popleft()
+            if not turn.done():
                 self._meter.set_queue(len(self._queue))
-                waiting.future.set_result(None)
+                turn.set_result(None)
                 return
         self._busy = False

@@ -77,28 +77,34 @@ class StoreReaders:
             self._tried_at = now
         if self._waiting >= self._limit + THREADS:
             raise Shed(QUEUE, f"{self._waiting} requests wait for a store already", f"at most {self._limit}")
+
+        def read_and_note() -> ResultT:  # also after the request has given up
+            try:
+                result = read()
+            except StoreError as error:
+                self._note(error.found)
+                raise
+            self.failure = None
+            return result
+
         self._waiting += 1
         try:
-            return await self.wait(asyncio.get_running_loop().run_in_executor(self._threads, read), until)
+            return await self.wait(asyncio.get_running_loop().run_in_executor(self._threads, read_and_note), until)
         finally:
             self._waiting -= 1
 
     async def wait(self, task: asyncio.Future[ResultT], until: float) -> ResultT:
-        """Wait for a function that waits for a store, and note whether the store responded.
+        """Wait for a function that waits for a store.
+
+        A deadline that passes says nothing about the store: a request may set a short one.
 
         Raises:
             Shed, StoreError: as ``run``.
         """
         try:
-            result = await asyncio.wait_for(task, max(0.0, until - time.perf_counter()))
+            return await asyncio.wait_for(task, max(0.0, until - time.perf_counter()))
         except TimeoutError:
-            self._note("a store does not respond")
             raise Shed(DEADLINE, "the deadline passed while a store did not respond", "a response in time") from None
-        except StoreError as error:
-            self._note(error.found)
-            raise
-        self.failure = None
-        return result
 
     def _note(self, failure: str) -> None:
         self.failure, self._tried_at = failure, time.perf_counter()
