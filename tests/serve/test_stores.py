@@ -8,12 +8,10 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import orjson
 import pytest
 import token_shop
@@ -24,7 +22,6 @@ from longrec.serve.limits import Limits
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings
 from longrec.serve.stores import TRIAL_SECONDS
-from longrec.store.token_store import TokenStore
 
 STORE, DEADLINE = 0.3, 2.0
 CONTEXT = {"place": "side", "price": 2.25}
@@ -84,23 +81,12 @@ def proxy(redis_url: str) -> Iterator[Proxy]:
     proxy.close()
 
 
-def copy_tokens(folder: Path, url: str) -> None:
-    """Write the tokens of a folder to a server."""
-    with TokenStore.open(folder) as old, TokenStore.create(url, replace(old.info, versions=())) as store:
-        for version in old.info.versions:
-            store.add_version(version)
-        for user, tokens in old.scan():
-            store.load(np.full(len(tokens), user), tokens.times, instance=tokens.instance, visible=tokens.visible,
-                       version=tokens.version, vectors=tokens.vectors, sides=tokens.sides,
-                       available_at=tokens.available_at)  # fmt: skip
-
-
 @pytest.fixture
 def http(
     shop: token_shop.TokenShop, redis_url: str, proxy: Proxy, request: pytest.FixtureRequest
 ) -> Iterator[InProcess]:
     name = f"hanging-{abs(hash(request.node.name)):x}"
-    copy_tokens(shop.tokens, f"{redis_url}/{name}")
+    token_shop.copy_tokens(shop.tokens, f"{redis_url}/{name}")
     path = urlsplit(redis_url).path
     there = f"redis://127.0.0.1:{proxy.port}{path}"
     service = Service(shop.bundle, Settings({"tokens": f"{there}/{name}"}, str(shop.source), f"{there}/{name}-state"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +116,7 @@ def test_14_serving_parity_on_a_live_store(shop: Shop, live: TokenStore) -> None
 def test_14_serving_parity_on_a_server(shop: Shop, redis_url: str) -> None:
     """The same tokens in Redis equal the join, whether the join reads the folder or the server."""
     url = f"{redis_url}/parity"
-    with TokenStore.open(shop.tokens) as old, TokenStore.create(url, replace(old.info, versions=())) as store:
-        for version in old.info.versions:
-            store.add_version(version)
-        for user, t in old.scan():
-            store.load(np.full(len(t), user), t.times, instance=t.instance, visible=t.visible, version=t.version,
-                       vectors=t.vectors, sides=t.sides, available_at=t.available_at)  # fmt: skip
+    token_shop.copy_tokens(shop.tokens, url)
     online = TokenHistories(Bundle.open(shop.bundle), {"tokens": url})
     assert assert_same_lists(shop, online) > 5_000
     users, timestamps = draw_samples(shop)

@@ -10,7 +10,7 @@ import functools
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from longrec.exporting.write import ExternalStores, export
 from longrec.models.core.kinds import Ranker
 from longrec.models.core.registry import build
 from longrec.serve.service import replay
+from longrec.store.token_store import TokenStore
 from longrec.training.compress import compress
 from longrec.training.job import read_job
 
@@ -219,3 +220,14 @@ def _make(
     )
     commands.export(token_shop.tokens, token_shop.source)
     return token_shop
+
+
+def copy_tokens(folder: Path, url: str) -> None:
+    """Write the tokens of a folder to a server."""
+    with TokenStore.open(folder) as old, TokenStore.create(url, replace(old.info, versions=())) as store:
+        for version in old.info.versions:
+            store.add_version(version)
+        for user, tokens in old.scan():
+            store.load(np.full(len(tokens), user), tokens.times, instance=tokens.instance, visible=tokens.visible,
+                       version=tokens.version, vectors=tokens.vectors, sides=tokens.sides,
+                       available_at=tokens.available_at)  # fmt: skip
