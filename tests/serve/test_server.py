@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import socket
@@ -49,16 +50,33 @@ def test_workers_share_a_port_and_their_counts(steps: Any) -> None:
         assert 'longrec_requests_total{route="/rank",status="200"} 12' in text
 
 
+def find_descendants(process: int) -> set[int]:
+    try:
+        children = {int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()}
+    except FileNotFoundError:
+        return set()
+    return children.union(*(find_descendants(child) for child in children))
+
+
+def find_workers(server: int) -> set[int]:
+    """Return the workers of a server, which have counters."""
+    workers = set[int]()
+    for process in find_descendants(server):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            workers |= {process} if ".counts" in Path(f"/proc/{process}/maps").read_text() else set()
+    return workers
+
+
 def test_workers_end_after_a_killed_supervisor(steps: Any) -> None:
     process, url, _ = start_server(steps.bundle, workers=2)
     with client(url) as shop:
         assert shop.health()["status"] == "ok"  # a worker serves
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(children) >= 2
+    descendants = find_descendants(process.pid)
+    assert len(descendants) >= 4  # two workers, the process that they are forked from, the tracker of resources
     process.kill()
     process.communicate(timeout=20)
     end = time.monotonic() + 60  # the other worker may still be starting
-    while any(Path(f"/proc/{child}").exists() for child in children):
+    while any(Path(f"/proc/{one}").exists() for one in descendants):
         assert time.monotonic() < end, "a worker goes on without its supervisor"
         time.sleep(0.1)
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 from numpy.typing import NDArray
 
 from longrec.errors import BundleError
 from longrec.exporting.inputs import Output, ProgramFacts, rename_input
+from longrec.onnx_import import import_onnxruntime
 from longrec.resources import require_memory
 
 _ERRORS_ONLY = 3
@@ -26,6 +26,7 @@ class Program:
     """
 
     def __init__(self, path: Path) -> None:
+        onnxruntime = import_onnxruntime()
         require_memory(path.parent.glob(f"{path.name}*"), "a program")
         options = onnxruntime.SessionOptions()
         # A server runs one process per core, and threads inside would compete for cores.

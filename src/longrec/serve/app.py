@@ -71,10 +71,16 @@ class App:
         counts: folder of the counters of all workers. None for a server of one process.
         limits: what the server accepts at once, and how long it waits.
         access: who may send requests.
+        supervisor: process that has every worker reload at a SIGHUP. None for a server of one process.
     """
 
     def __init__(
-        self, service: Service, counts: Path | None = None, limits: Limits | None = None, access: Access | None = None
+        self,
+        service: Service,
+        counts: Path | None = None,
+        limits: Limits | None = None,
+        access: Access | None = None,
+        supervisor: int | None = None,
     ) -> None:
         self.current, self.metrics = CurrentService(service), ServerMetrics(counts, service.list_stages())
         self.limits = limits or Limits()
@@ -83,7 +89,7 @@ class App:
         self.access.count = partial(self.metrics.count_request, "other", seconds=0.0)
         self._use_stores()
         self._waiting_events = 0
-        self._supervisor = None if counts is None else os.getppid()
+        self._supervisor = supervisor
         self._reloads = set[asyncio.Task[None] | None]()
         self._document: tuple[Service | None, bytes] = None, b""
         self._event_lock, self._event_executor = asyncio.Lock(), ThreadPoolExecutor(1, thread_name_prefix="events")

@@ -14,7 +14,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,7 +21,6 @@ from typing import Any
 import msgspec
 import orjson
 import uvicorn
-from uvicorn.supervisors import Multiprocess
 
 from longrec.errors import LongRecError
 from longrec.serve.access import Access, AccessOptions
@@ -32,7 +30,8 @@ from longrec.serve.limits import Limits, fit_to_open_files
 from longrec.serve.pipelines import RANK
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings
-from longrec.serve.worker import ACCESS, BUNDLE, COUNTS, LIMITS, SETTINGS, SUPERVISOR
+from longrec.serve.supervisor import Supervisor
+from longrec.serve.worker import ACCESS, BUNDLE, COUNTS, DIGESTS, LIMITS, SETTINGS
 
 HOST, PORT = "127.0.0.1", 8000
 _READY = "ready at "
@@ -115,6 +114,7 @@ def serve(
                 gc.freeze()
                 server.run(sockets=[sock])
             return
+        digests = service.list_digests()
         held = _hold_copies(service)  # until the workers, which have services of their own, use them
     del service
     with (
@@ -122,17 +122,20 @@ def serve(
         _open_socket(host, port, has_keys) as (sock, url),
         tempfile.TemporaryDirectory(prefix="longrec-") as counts,
     ):
-        os.environ[BUNDLE], os.environ[COUNTS] = os.path.abspath(bundle), counts
-        os.environ[SUPERVISOR] = str(os.getpid())
-        os.environ[LIMITS] = msgspec.json.encode(limits).decode()
-        os.environ[SETTINGS] = msgspec.json.encode(settings).decode()
-        os.environ[ACCESS] = msgspec.json.encode(access.resolve(host, _is_loopback(sock))).decode()
+        environment = {
+            BUNDLE: os.path.abspath(bundle),
+            COUNTS: counts,
+            DIGESTS: msgspec.json.encode(digests).decode(),
+            LIMITS: msgspec.json.encode(limits).decode(),
+            SETTINGS: msgspec.json.encode(settings).decode(),
+            ACCESS: msgspec.json.encode(access.resolve(host, _is_loopback(sock))).decode(),
+        }
         with _absorb_signals():
             config = uvicorn.Config(
                 "longrec.serve.worker:create_worker_app", factory=True, workers=workers, **{**options, "lifespan": "on"}
             )
             print(format_announcement(url), flush=True)
-            supervisor = _Supervisor(config, [sock], held)
+            supervisor = Supervisor(config, sock, environment, held)
             supervisor.run()
     if supervisor.interrupted:
         raise KeyboardInterrupt
@@ -204,62 +207,6 @@ def _bind_socket(host: str, port: int) -> socket.socket:
         ) from None
     sock.set_inheritable(True)
     return sock
-
-
-class _Supervisor(Multiprocess):
-    """Supervisor of worker processes that leaves SIGINT to this process, which ends them.
-
-    A terminal sends it to every process. A worker that is importing modules then would print a trace and hang.
-
-    Args:
-        held: private copies that its workers begin with. They are released at the first reload.
-
-    Attributes:
-        interrupted: True after SIGINT.
-    """
-
-    interrupted = False
-
-    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], held: contextlib.ExitStack) -> None:
-        super().__init__(config, sockets=sockets)
-        self._held = held
-
-    def init_processes(self) -> None:
-        """Start the workers."""
-        with _hold_interrupts():
-            super().init_processes()
-
-    def keep_subprocess_alive(self) -> None:
-        """Replace workers that have died."""
-        with _hold_interrupts():
-            super().keep_subprocess_alive()
-
-    def handle_hup(self) -> None:
-        """Have every worker open its bundle again."""
-        self._held.close()
-        for process in self.processes:
-            if process.pid is not None:
-                os.kill(process.pid, signal.SIGHUP)
-
-    def handle_int(self) -> None:
-        """End the workers."""
-        self.interrupted = True
-        super().handle_int()
-
-
-@contextlib.contextmanager
-def _hold_interrupts() -> Iterator[None]:
-    """Deliver SIGINT and SIGHUP at the end of the block.
-
-    Processes that are started inside never receive SIGINT, and SIGHUP only when they can reload: it ends a process
-    without a handler.
-    """
-    resource_tracker.ensure_running()  # started with the first process, it would allow the signals again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Server(uvicorn.Server):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from longrec.features.batch import Batch, HistoryBatch, Jagged, Layout
 from longrec.features.fields import Field, Fields
 from longrec.models.core.kinds import Encoder, Ranker
+from longrec.onnx_import import import_onnxruntime
 from longrec.testing.batches import of_layout, shared
 from longrec.testing.case import Case, output_of, scores
 from longrec.testing.expect import expect_close
@@ -58,8 +59,7 @@ def compare_program(write: Callable[[Path], None], score: Callable[[Batch], Tens
     Raises:
         ConformanceError: another result at some size.
     """
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         write(path)
