@@ -20,18 +20,17 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import machine
+import mutations
 import numpy as np
 
-from longrec.exporting.inputs import make_random_tensors
+from longrec.exporting.bundle import Bundle
 from longrec.serve.limits import Limits
 from longrec.serve.server import run_server
-from longrec.serve.service import Service
 from longrec.serve.settings import Settings
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 sys.path[1:1] = [str(TESTS), str(TESTS / "serve"), str(TESTS / "store")]
 READERS, PAUSE = 2, 0.01
-DATATYPES = {"int32": "INT32", "int64": "INT64", "float32": "FP32"}
 
 
 class Sender:
@@ -53,19 +52,6 @@ class Sender:
             self.statuses[response.status] += 1
             time.sleep(PAUSE)
         connection.close()
-
-
-def build_tensors(bundle: Path) -> tuple[str, dict]:
-    """Return the path and the body of a request of tensors."""
-    service = Service(bundle)
-    tensors = make_random_tensors(service.bundle.manifest.inputs, 100, 50, 0)
-    inputs = [
-        {"name": name, "shape": list(one.shape), "datatype": DATATYPES[str(one.dtype)], "data": one.ravel().tolist()}
-        for name, one in tensors.items()
-    ]
-    name = service.model
-    service.close()
-    return f"/v2/models/{name}/infer", {"inputs": inputs}
 
 
 def run_phase(senders: list[Sender], seconds: float) -> None:
@@ -90,7 +76,7 @@ def main() -> None:
     from test_stores import REQUEST, Proxy
 
     shop, limits = token_shop.shop(), Limits()
-    path, tensors = build_tensors(shop.bundle)
+    name, tensors = mutations.build_tensors(Bundle.open(shop.bundle), 100, 50)
     phases: dict[str, list[list[Sender]]] = {"responds": [], "hangs": []}
     with redis_server.serving() as url:
         token_shop.copy_tokens(shop.tokens, f"{url}/hanging")
@@ -105,7 +91,7 @@ def main() -> None:
                     time.sleep(2.0)  # until the next trial of the store
                 else:
                     proxy.flows.clear()
-                senders = [Sender(server, path, tensors)]
+                senders = [Sender(server, f"/v2/models/{name}/infer", tensors)]
                 senders += [Sender(server, "/rank", REQUEST) for _ in range(READERS)]
                 run_phase(senders, arguments.seconds)
                 if number:  # the first one warms up
@@ -114,13 +100,13 @@ def main() -> None:
         proxy.close()
     rows = []
     for state, rounds in phases.items():
-        for name, chosen in (("/infer", slice(0, 1)), ("/rank", slice(1, None))):
+        for kind, chosen in (("/infer", slice(0, 1)), ("/rank", slice(1, None))):
             clients = [one for senders in rounds for one in senders[chosen]]
             milliseconds = 1_000 * np.concatenate([one.seconds for one in clients])
             statuses = sum((one.statuses for one in clients), Counter[int]())
             counts = ", ".join(f"{count:,} of {status}" for status, count in sorted(statuses.items()))
             figures = [*np.percentile(milliseconds, (50, 99, 99.9)), milliseconds.max()]
-            rows.append([state, name, counts, *(f"{one:.1f}" for one in figures)])
+            rows.append([state, kind, counts, *(f"{one:.1f}" for one in figures)])
     table = machine.format_table(["the store", "requests", "statuses", "p50 ms", "p99 ms", "p99.9 ms", "longest"], rows)
     print(table)
     machine.write(

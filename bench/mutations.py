@@ -28,9 +28,11 @@ import row_shop
 from mutations import Mutator
 
 from longrec.exporting.bundle import RETRIEVER, Bundle
+from longrec.exporting.inputs import make_random_tensors
 from longrec.serve.server import run_server
 from longrec.serve.settings import Settings
 
+DATATYPES = {"int32": "INT32", "int64": "INT64", "float32": "FP32"}
 EVERY = 50
 """Number of mutations between two untouched requests."""
 
@@ -71,7 +73,18 @@ def list_requests(example: dict[str, Any], bundle: Bundle, route: str, events: b
     if schema.item is not None and bundle.items.versions is None:
         keys = bundle.items.keys.values[:3].to_pylist()
         requests["/items"] = {"items": [{schema.item: key, "withdrawn": False} for key in keys]}
+    name, tensors = build_tensors(bundle)
+    requests[f"/v2/models/{name}/infer"] = tensors
     return requests
+
+
+def build_tensors(bundle: Bundle, candidates: int = 3, events: int = 4) -> tuple[str, dict[str, Any]]:
+    """Return the name of the model and a request of random tensors of the Open Inference Protocol."""
+    inputs = [
+        {"name": name, "shape": list(one.shape), "datatype": DATATYPES[str(one.dtype)], "data": one.ravel().tolist()}
+        for name, one in make_random_tensors(bundle.manifest.inputs, candidates, events, 0).items()
+    ]
+    return bundle.manifest.model, {"inputs": inputs}
 
 
 class Tally:

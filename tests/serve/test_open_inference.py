@@ -166,3 +166,24 @@ def test_answers_and_metadata() -> None:
     assert answer["outputs"] == [{"name": "score", "datatype": "FP32", "shape": [2], "data": [0.5, 0.25]}]
     assert (answer["id"], answer["model_version"]) == ("x", "1")
     assert [entry["shape"] for entry in build_metadata("m", "1", INPUTS)["inputs"]] == [[1], *[[-1]] * 6]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b'{"inputs": [' + b'{"name": "x", "shape": [], "datatype": "y"},' * 4_000 + b"]}", "12,001 names"),
+        (b'{"inputs": [{"name": "f.item", "data": [' + b"[1]," * 200_000 + b"]}]}", "200,002 lists"),
+        (b'{"inputs": [{"name": "f.item", "shape": [' + b"1," * 2_000_001 + b"]}]}", "2,000,002 values"),
+    ],
+)
+def test_a_call_that_costs_too_much_is_refused_before_it_is_decoded(content: bytes, found: str) -> None:
+    error = catch_error(content)
+    assert (error.status, error.where, error.found) == (413, "body", found)
+    assert "binary data" in error.do
+
+
+def test_marks_inside_texts_are_not_counted() -> None:
+    name = "[,:" * 700_000
+    error = catch_error(orjson.dumps({"inputs": [{"name": name, "shape": [1], "datatype": "FP32", "data": [1]}]}))
+    assert (error.status, error.found) == (422, "an unknown input")
+    assert len(str(error)) < 2_000

@@ -125,7 +125,7 @@ def test_a_store_that_hangs_stops_only_who_reads_it(http: InProcess, proxy: Prox
         return (await hanging, time.perf_counter() - began), waits
 
     (answer, seconds), waits = http.run(send_all())
-    assert answer.status == 503
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
     assert seconds < DEADLINE
     assert len(waits) > 5
     assert max(waits) < STORE

@@ -15,18 +15,18 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TextIO, TypeGuard
 
 import pyarrow.parquet as pq
 
-from longrec.errors import BundleError, DataError, describe_unknown_names, quote
+from longrec.errors import BundleError, DataError, StoreError, describe_unknown_names, quote
 from longrec.exporting.bundle import Bundle
 from longrec.features.manifest import read_manifest
 from longrec.store.compaction import sync_path
@@ -39,6 +39,8 @@ except ImportError:  # no locks of files on this system: only one process may wr
 FORMAT, NAME = "longrec-catalog-1", "catalog.json"
 WITHDRAWN = "withdrawn"
 """Key of a change that hides an item. No raw column may have this name."""
+LOCK_SECONDS = 5.0
+"""Longest wait for another process that changes items."""
 _DEEPEST = 16
 """Largest number of lists inside each other in a raw value."""
 
@@ -113,14 +115,36 @@ class CatalogChanges:
         return cls(content["revision"], items)
 
 
-@contextmanager
-def lock_changes(folder: Path) -> Iterator[None]:
-    """Lock a folder of changes against other writers while they are read and replaced."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        if fcntl is not None:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+class ChangesLock:
+    """Lock of a folder of changes against other writers, while they are read and replaced."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: TextIO | None = None
+
+    def acquire(self) -> None:
+        """Wait for the lock.
+
+        Raises:
+            StoreError: if another process does not release it.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._file = file = (self._folder / ".lock").open("w")
+        end = time.monotonic() + LOCK_SECONDS
+        while fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    problem = f"another process has changed items for {LOCK_SECONDS:g} s"
+                    raise StoreError(str(self._folder), problem, "one process at a time", "try again") from None
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        """Release the lock, if it was acquired."""
+        if self._file is not None:
+            self._file.close()
 
 
 def locate_changes(bundle: Path) -> Path:

@@ -7,9 +7,11 @@ one computation, and not after all that wait. A request that is too late, or who
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 from longrec.errors import RequestError
@@ -138,3 +140,37 @@ class Admission:
                 turn.set_result(None)
                 return
         self._busy = False
+
+
+class OneByOne:
+    """Work that is done one piece after the other, and has no turn of the model while it waits for a disk.
+
+    Args:
+        limit: largest number of pieces that wait.
+        what: what they are, for the error.
+    """
+
+    def __init__(self, limit: int, what: str) -> None:
+        self._limit, self._what, self._waiting = limit, what, 0
+        self._lock = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=what)
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for the turn of one piece.
+
+        Raises:
+            Shed: if too many wait.
+        """
+        if self._waiting >= self._limit:
+            raise Shed(QUEUE, f"{self._waiting} {self._what} wait already", f"at most {self._limit}")
+        self._waiting += 1
+        try:
+            async with self._lock:
+                yield
+        finally:
+            self._waiting -= 1
+
+    async def run(self, work: Callable[[], ResultT]) -> ResultT:
+        """Run a function that waits in the thread of this work."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -10,7 +10,6 @@ import re
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -23,20 +22,26 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from longrec.errors import LongRecError, RequestError, StoreError
+from longrec.errors import LongRecError, RequestError
 from longrec.serve.access import Access
-from longrec.serve.admission import QUEUE, RETRY_SECONDS, Shed
+from longrec.serve.admission import OneByOne, Shed
 from longrec.serve.binary_tensors import EXTENSION, LENGTH_HEADER
 from longrec.serve.connections import CONNECTION, GuardedApplication, GuardedProtocol, take_count
-from longrec.serve.content_encoding import compress, decompress
+from longrec.serve.content_encoding import compress
 from longrec.serve.current_service import CurrentService
 from longrec.serve.events import EventResponse
 from longrec.serve.gate import Gate
-from longrec.serve.http_responses import build_error_response, make_json_response, make_response
+from longrec.serve.http_responses import (
+    build_error_response,
+    build_failure_response,
+    make_json_response,
+    make_response,
+)
 from longrec.serve.limits import Limits
 from longrec.serve.open_api import build_document
 from longrec.serve.pipelines import RANK, RECOMMEND
 from longrec.serve.prometheus import ServerMetrics
+from longrec.serve.request_body import read_body
 from longrec.serve.responses import Answer
 from longrec.serve.service import Service
 from longrec.serve.stores import Reading, StoreReaders
@@ -88,11 +93,11 @@ class App:
         self.access = access or Access()
         self.access.count = partial(self.metrics.count_request, "other", seconds=0.0)
         self._use_stores()
-        self._waiting_events = 0
         self._supervisor = supervisor
         self._reloads = set[asyncio.Task[None] | None]()
         self._document: tuple[Service | None, bytes] = None, b""
-        self._event_lock, self._event_executor = asyncio.Lock(), ThreadPoolExecutor(1, thread_name_prefix="events")
+        self._events = OneByOne(self.limits.queue, "events")
+        self._changes = OneByOne(self.limits.queue, "changes")
         self._page = files("longrec.serve").joinpath("console", "index.html").read_bytes()
 
     @property
@@ -157,18 +162,9 @@ class App:
     def _handle_error(self, name: str, path: str, error: Exception) -> Response:
         if isinstance(error, Shed):
             self.metrics.count_shed(name, error.reason)
-            return build_error_response(path, error, {"retry-after": str(RETRY_SECONDS)})
-        if isinstance(error, RequestError):
-            return build_error_response(path, error)
-        if isinstance(error, ClientDisconnect):
-            return Response(status_code=400)
-        _log.error("%s failed", path, exc_info=error)
-        if isinstance(error, StoreError):
-            return build_error_response(
-                path, RequestError("store", error.found, "a store that responds", "try again", 503)
-            )
-        message = error.found if isinstance(error, LongRecError) else "the server failed"
-        return build_error_response(path, RequestError("server", message, "a response", "check the server's log", 500))
+        elif not isinstance(error, RequestError | ClientDisconnect):
+            _log.error("%s failed", path, exc_info=error)
+        return build_failure_response(path, error)
 
     async def _handle_http_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -243,11 +239,8 @@ class App:
 
     async def _handle_event(self, request: Request) -> Response:
         body = await self._read_body(request)
-        if self._waiting_events >= self.limits.queue:
-            raise Shed(QUEUE, f"{self._waiting_events} events wait already", f"at most {self.limits.queue}")
-        self._waiting_events += 1
         record = asyncio.create_task(self._record(request, body))
-        record.add_done_callback(self._end_recording)
+        record.add_done_callback(_note_end)
         if self.stores.stores:  # after the deadline the recording continues, so that an event is whole
             response = await self.stores.wait(asyncio.shield(record), self._read_deadline(request))
         else:
@@ -257,21 +250,23 @@ class App:
 
     async def _record(self, request: Request, body: bytes) -> EventResponse:
         """Record one event after the other. Rankings continue while this waits for a disk or a server."""
-        async with self._event_lock:
+        async with self._events.turn():
             if self.stores.stores:
                 work: Callable[[], EventResponse] = partial(self.service.record, body)
             else:
                 work = (await self._compute(request, _once(lambda: self.service.prepare(body)), True)).commit
-            return await asyncio.get_running_loop().run_in_executor(self._event_executor, work)
-
-    def _end_recording(self, record: asyncio.Task[EventResponse]) -> None:
-        self._waiting_events -= 1
-        if not record.cancelled():
-            record.exception()  # it is raised by the request that waits, if one does
+            return await self._events.run(work)
 
     async def _handle_items(self, request: Request) -> Response:
+        """Change items, one request after the other. Rankings continue while this waits for a disk or a process."""
         body = await self._read_body(request)
-        return make_json_response(await self._compute(request, _once(lambda: self.service.change_items(body))))
+        async with self._changes.turn():
+            with contextlib.closing(self.service.change_items_in_steps(body)) as steps:
+                step = await self._compute(request, steps)
+                while callable(step):
+                    await self._changes.run(step)
+                    step = await self._compute(request, steps, admitted=True)
+        return make_json_response(step)
 
     async def _handle_reload(self, request: Request) -> Response:
         await self._read_body(request)
@@ -313,33 +308,17 @@ class App:
 
     async def _handle_infer(self, request: Request) -> Response:
         name, version = self._read_model_name(request)
-        body, json_length = await self._read_body(request), request.headers.get(LENGTH_HEADER)
+        body, json_length = (
+            await self._read_body(request),
+            request.headers.get(LENGTH_HEADER),
+        )
         work = partial(self.service.programs.infer, name, body, version, json_length)
         answer = await self._compute(request, _once(work))
         content, headers = compress(answer.content, request.headers.get("accept-encoding"))
         return Response(content, headers={**answer.headers, **headers})
 
     async def _read_body(self, request: Request) -> bytes:
-        """Read the body, up to the allowed size, and decompress it."""
-        limit = self.limits.body_bytes
-        do = "split it into several requests"
-        too_large = RequestError("body", f"more than {limit:,} bytes", f"at most {limit:,}", do, 413)
-        headers = dict[bytes, bytes](request.scope["headers"])  # one walk over them, whatever is looked up
-        if (length := headers.get(b"content-length", b"")).isdigit() and int(length) > limit:
-            raise too_large
-        chunks, size = [], 0
-        try:
-            async for chunk in request.stream():
-                size += len(chunk)
-                self.gate.add_body(len(chunk))
-                if size > limit:
-                    raise too_large
-                chunks.append(chunk)
-        finally:
-            self.gate.remove_body(size)
-        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        encoding = headers.get(b"content-encoding")
-        return body if encoding is None else decompress(body, encoding.decode("latin-1"), limit)
+        return await read_body(request, self.limits.body_bytes, self.gate)
 
     async def _handle_model(self, request: Request) -> Response:
         return make_json_response(self.service.programs.metadata(*self._read_model_name(request)))
@@ -392,6 +371,11 @@ class App:
 def _once(work: Callable[[], ResultT]) -> Iterator[ResultT]:
     """Yield the result of a function, which is called in the turn of its request."""
     yield work()
+
+
+def _note_end(record: asyncio.Future[Any]) -> None:
+    if not record.cancelled():
+        record.exception()  # it is raised by the request that waits, if one does
 
 
 def _is_never_gone() -> bool:

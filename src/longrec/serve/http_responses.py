@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from longrec.errors import RequestError
+from longrec.errors import LongRecError, RequestError, ResourceError, StoreError
+from longrec.resources import resource_error
+from longrec.serve.admission import RETRY_SECONDS, Shed
 
 
 def build_error_response(path: str, error: RequestError, headers: Any = None) -> Response:
@@ -15,6 +18,25 @@ def build_error_response(path: str, error: RequestError, headers: Any = None) ->
     fields = {"where": error.where, "found": error.found, "expected": error.expected, "do": error.do}
     content = {"error": str(error), "parts": fields} if path.startswith("/v2") else {"error": fields}
     return make_response(orjson.dumps(content), error.status, headers)
+
+
+def build_failure_response(path: str, error: Exception) -> Response:
+    """Return what a client gets for a request that raised an error: a message, never a traceback."""
+    retry = {"retry-after": str(RETRY_SECONDS)}
+    if isinstance(error, RequestError):
+        return build_error_response(path, error, retry if isinstance(error, Shed) else None)
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=400)
+    if isinstance(error, OSError):
+        error = resource_error(error) or error
+    if isinstance(error, StoreError):
+        failure = RequestError("store", error.found, "a store that responds", "try again", 503)
+        return build_error_response(path, failure, retry)
+    if isinstance(error, ResourceError):
+        failure = RequestError("server", error.found, error.expected, "try again after this is mended", 503)
+        return build_error_response(path, failure, retry)
+    message = error.found if isinstance(error, LongRecError) else "the server failed"
+    return build_error_response(path, RequestError("server", message, "a response", "check the server's log", 500))
 
 
 def make_json_response(content: Any) -> Response:

@@ -5,8 +5,9 @@ Every process reads the file of changes when it opens the bundle, and again when
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+import contextlib
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from longrec.errors import BundleError, ConfigError, DataError
 from longrec.exporting.bundle import DIGEST, INDEX, Bundle
 from longrec.exporting.catalog import build_catalog_tensors
-from longrec.exporting.catalog_changes import NAME, CatalogChanges, Key, locate_changes, lock_changes
+from longrec.exporting.catalog_changes import NAME, CatalogChanges, ChangesLock, Key, locate_changes
 from longrec.exporting.catalog_table import (
     CatalogTable,
     build_catalog_table,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from longrec.index.item_index import ItemIndex
 
 Listener = Callable[[EntityTable], None]
+ChangeSteps = Generator[Callable[[], None] | dict[str, int]]
 
 
 class LiveCatalog:
@@ -179,13 +181,12 @@ class LiveCatalog:
             raise DataError(f"{where}: {error.where}", error.found, error.expected, error.do) from None
         return merged
 
-    def commit(self, merged: CatalogChanges) -> None:
-        """Write changes that ``prepare`` returned durably, and use them."""
-        if merged is self.changes:
-            return
-        merged.save(self.folder, self.bundle)
-        self._apply(merged)
-        self._signature = _read_signature(self.folder / NAME)
+    def use(self, merged: CatalogChanges) -> None:
+        """Use changes that ``prepare`` returned, whose file has been written."""
+        signature = _read_signature(self.folder / NAME)
+        if signature != self._signature:  # else a request has read the file already
+            self._apply(merged)
+            self._signature = signature
 
     def _build_table(self, changes: CatalogChanges) -> CatalogTable:
         return build_catalog_table(self.bundle, self._columns if changes.items else None, changes)
@@ -223,17 +224,42 @@ def change_items(
     Raises:
         DataError: if a change does not fit a bundle. Then none is applied.
         BundleError: if the items of a bundle cannot change.
+        StoreError: if another process changes them for long.
+    """
+    return finish_changes(change_items_in_steps(catalogs, changes, where))
+
+
+def finish_changes(steps: ChangeSteps) -> dict[str, int]:
+    """Return the result of changes, whose waits happen here."""
+    with contextlib.closing(steps):
+        for step in steps:
+            if not callable(step):
+                return step
+            step()
+    raise AssertionError("steps without a result")
+
+
+def change_items_in_steps(
+    catalogs: Sequence[LiveCatalog], changes: Sequence[Mapping[str, Any]], where: str = "items"
+) -> ChangeSteps:
+    """Yield functions that wait for another process or for a disk, to be called one by one, and the result.
+
+    They may be called in another thread, while this one answers requests. Close the iterator if one of them fails.
     """
     for catalog in catalogs:
         catalog.refresh()
         catalog.prepare(changes, where)
     for catalog in catalogs:  # every bundle accepts them, also after changes of other processes
-        with lock_changes(catalog.folder):
+        with contextlib.closing(ChangesLock(catalog.folder)) as lock:
+            yield lock.acquire
             catalog.refresh()
-            catalog.commit(catalog.prepare(changes, where))
+            merged = catalog.prepare(changes, where)
+            if merged is not catalog.changes:
+                yield partial(merged.save, catalog.folder, catalog.bundle)
+                catalog.use(merged)
     first = catalogs[0]
     withdrawn = 0 if first.withdrawn is None else int(first.withdrawn.sum())
-    return {"changes": len(changes), "items": len(first), "withdrawn": withdrawn}
+    yield {"changes": len(changes), "items": len(first), "withdrawn": withdrawn}
 
 
 def open_catalog(folder: str | Path) -> LiveCatalog:

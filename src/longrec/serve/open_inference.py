@@ -15,16 +15,19 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from longrec.errors import RequestError, nearest
+from longrec.errors import RequestError, nearest, quote
 from longrec.exporting.inputs import OUTPUT, Input, Output
 from longrec.serve.binary_tensors import SIZE, BinaryData, split_body, wants_binary, write_binary
 from longrec.serve.infer_messages import InferAnswer, InferCall, InferInput, InferRequest
-from longrec.serve.request_json import MAX_CANDIDATES, build_json_error, build_validation_error
+from longrec.serve.request_json import MAX_CANDIDATES, MAX_NAMES, build_json_error, build_validation_error, count_marks
 
 POSITIONS = 2_000_000
 """Largest number of pairs of a candidate and a past event per call, since all are in memory at once."""
 
-
+MAX_LISTS = 200_000
+"""Largest number of lists in the JSON of a call: rows of the candidates, and of the events of histories."""
+_LIMITS = ((":", MAX_NAMES, "names"), ("[", MAX_LISTS, "lists"), (",", POSITIONS, "values"))
+"""Marks of JSON, how many of them a call may have, and what they count."""
 _DATATYPES = {np.dtype(np.float32): "FP32", np.dtype(np.int32): "INT32"}
 
 
@@ -52,9 +55,10 @@ def decode_infer_request(
 
     Raises:
         RequestError: 400 if the body is not JSON or its binary data has another length, 413 if there are too many
-            candidates, 422 if the tensors do not fit the ONNX model.
+            candidates or values, 422 if the tensors do not fit the ONNX model.
     """
     content, data = split_body(body, json_length)
+    _check_size(content)
     try:
         request = _DECODER.decode(content)
     except msgspec.ValidationError as error:
@@ -67,6 +71,16 @@ def decode_infer_request(
     binary.check_end()
     check_tensors(tensors, inputs)
     return InferCall(request.id, tensors, wanted)
+
+
+def _check_size(content: bytes) -> None:
+    """Refuse JSON that costs more to decode than a call may."""
+    if all(content.count(mark.encode()) <= limit for mark, limit, _ in _LIMITS):
+        return
+    counts = count_marks(content, "".join(mark for mark, _, _ in _LIMITS))
+    for count, (_, limit, what) in zip(counts, _LIMITS):
+        if count > limit:
+            raise RequestError("body", f"{count:,} {what}", f"at most {limit:,}", "send tensors as binary data", 413)
 
 
 def _build_validation_error(error: msgspec.ValidationError, content: bytes) -> RequestError:
@@ -161,7 +175,7 @@ def _shape(array: NDArray[Any], shape: list[int], entry: Input, where: str) -> N
     """Return an array in the shape that the request says, which the input must allow."""
     wide = [entry.width] if entry.width else []
     if not shape or shape[1:] != wide or shape[0] * (entry.width or 1) != len(array):
-        problem = f"shape {shape} with {len(array)} values"
+        problem = f"shape {quote(shape)} with {len(array):,} values"
         expected = f"[-1, {entry.width}], as many values as it says" if wide else "one dimension, as long as the data"
         raise RequestError(where, problem, expected, status=422)
     if array.dtype.kind == "f" and not np.isfinite(array).all():

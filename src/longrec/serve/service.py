@@ -25,7 +25,7 @@ from longrec.pipeline.trace import Trace
 from longrec.serve.events import EventRecorder, EventResponse, PendingEvent
 from longrec.serve.golden_scores import check_scores, score_golden
 from longrec.serve.impression_log import ImpressionLog
-from longrec.serve.live_catalog import change_items
+from longrec.serve.live_catalog import ChangeSteps, change_items_in_steps, finish_changes
 from longrec.serve.open_model import OpenModel
 from longrec.serve.pipeline_checks import check_pipeline
 from longrec.serve.pipelines import (
@@ -282,9 +282,14 @@ class Service:
 
         Raises:
             RequestError: if the body is no such JSON, or a change does not fit a bundle. Then none is applied.
+            StoreError: if another process changes items for long.
         """
+        return finish_changes(self.change_items_in_steps(body))
+
+    def change_items_in_steps(self, body: bytes) -> ChangeSteps:
+        """Yield functions that wait while items are changed, and the result, see ``live_catalog.py``."""
         try:
-            return change_items([model.catalog for model in self.models], decode_items(body))
+            yield from change_items_in_steps([model.catalog for model in self.models], decode_items(body))
         except DataError as error:
             raise RequestError(error.where, error.found, error.expected, error.do, 422) from None
         except BundleError as error:
