@@ -39,20 +39,21 @@ class Flood:
     """Clients of one server, who post events until it dies."""
 
     def __init__(self, first: int, start: int) -> None:
-        self.first, self.start, self.sent = first, start, 0
-        self.acknowledged, self.statuses = list[tuple[str, int]](), Counter[int]()
+        self.first, self.start, self.sent, self.ends = first, start, 0, False
+        self.acknowledged, self.statuses, self.seconds = list[tuple[str, int]](), Counter[int](), list[float]()
         self._lock = threading.Lock()
 
     def run(self, url: str) -> None:
-        """Post events over one connection."""
+        """Post events over one connection until the server dies, or the end."""
         address = urlsplit(url)
         connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=30)
-        while True:
+        while not self.ends:
             with self._lock:
                 number = self.first + self.sent
                 self.sent += 1
             user, at = USERS[number % len(USERS)], self.start + number
             event = {"user": user, "item": 100 + number % 10, "at": at, "context": CONTEXT}
+            began = time.perf_counter()
             try:
                 connection.request("POST", "/events", json.dumps(event), {"content-type": "application/json"})
                 response = connection.getresponse()
@@ -60,6 +61,7 @@ class Flood:
             except (OSError, http.client.HTTPException):
                 return
             with self._lock:
+                self.seconds.append(time.perf_counter() - began)
                 self.statuses[response.status] += 1
                 if response.status == 200:
                     self.acknowledged.append((user, at))
