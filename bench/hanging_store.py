@@ -20,7 +20,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import machine
-import mutations
+import mutated_requests
 import numpy as np
 
 from longrec.exporting.bundle import Bundle
@@ -76,7 +76,7 @@ def main() -> None:
     from test_stores import REQUEST, Proxy
 
     shop, limits = token_shop.shop(), Limits()
-    name, tensors = mutations.build_tensors(Bundle.open(shop.bundle), 100, 50)
+    name, tensors = mutated_requests.build_tensors(Bundle.open(shop.bundle), 100, 50)
     phases: dict[str, list[list[Sender]]] = {"responds": [], "hangs": []}
     with redis_server.serving() as url:
         token_shop.copy_tokens(shop.tokens, f"{url}/hanging")

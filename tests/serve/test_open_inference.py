@@ -187,3 +187,10 @@ def test_marks_inside_texts_are_not_counted() -> None:
     error = catch_error(orjson.dumps({"inputs": [{"name": name, "shape": [1], "datatype": "FP32", "data": [1]}]}))
     assert (error.status, error.found) == (422, "an unknown input")
     assert len(str(error)) < 2_000
+
+
+@pytest.mark.parametrize("other", [b"[]", b'"x"', b"7", b'{"name": 7}'])
+def test_a_number_that_is_too_large_beside_another_fault(other: bytes) -> None:
+    content = b'{"inputs": [{"name": "f.item", "shape": [1], "datatype": "INT32", "data": [-1e400]}, %b]}'
+    error = catch_error(content % other)
+    assert (error.status, error.where, error.found) == (422, "inputs[0].data", "a number that is too large")

@@ -5,6 +5,7 @@ Inputs are validated before they run. They come as JSON or as binary data, and o
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -89,8 +90,10 @@ def _build_validation_error(error: msgspec.ValidationError, content: bytes) -> R
     match = re.match(r"inputs\[(\d+)\]\.data", plain.where)
     if match is None or "out of range" not in plain.found:
         return plain
-    name = _NAMES.decode(content).inputs[int(match[1])].name
-    return RequestError(f"inputs.{name}", "a number that is too large", "a number of its datatype", status=422)
+    where = match[0]
+    with contextlib.suppress(msgspec.ValidationError):  # of another input, which is reported after this one
+        where = f"inputs.{_NAMES.decode(content).inputs[int(match[1])].name}"
+    return RequestError(where, "a number that is too large", "a number of its datatype", status=422)
 
 
 def _select_outputs(request: InferRequest, outputs: Sequence[str]) -> dict[str, bool]:

@@ -1,6 +1,6 @@
 """Mutated requests against a live server: counts by status, the slowest, and whether the answers to others change.
 
-    python bench/mutations.py [--count 20000] [--size 100000] [--seed 0] [--bundle BUNDLE [--events SOURCE]]
+    python bench/mutated_requests.py [--count 20000] [--size 100000] [--seed 0] [--bundle BUNDLE [--events SOURCE]]
 
 The mutations are those of the tests (``tests/serve/mutations.py``), of the example of the bundle. An untouched request
 is sent before, between and after them, and its scores are compared. Changes of items and events of the same user may
