@@ -51,9 +51,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "gru4rec": {"name": "gru4rec", **COSINE},
     "mind": {"name": "mind", "mlp": None, **COSINE},
     "mind_1": {"name": "mind", "mlp": None, "interests": 1, **COSINE},
-    "comirec_sa": {"name": "comirec", **COSINE},
-    "comirec_sa_1": {"name": "comirec", "interests": 1, **COSINE},
-    "comirec_dr": {"name": "comirec", "extractor": "dr", "dropout": 0.5, "temperature": 0.1},
+    "comirec_sa": {"name": "comirec", "positions": 50, **COSINE},
+    "comirec_sa_1": {"name": "comirec", "positions": 50, "interests": 1, **COSINE},
+    "comirec_dr": {"name": "comirec", "positions": 50, "extractor": "dr", "dropout": 0.5, "temperature": 0.1},
     "sdm": {"name": "sdm", "dropout": 0.5, "session_events": 20},
     "youtube_dnn": {"name": "youtube_dnn"},
     "dssm": {"name": "dssm"},
@@ -74,8 +74,12 @@ ARM_FIT: dict[str, dict[str, Any]] = {
 }
 """Settings of training that differ for an arm. They were chosen on valid of Beauty N1."""
 MOVIELENS: dict[str, Any] = {"epochs": 60, "batch_size": 8192}
+MOVIELENS_N1_EPOCHS = 30
+"""Half of those of N4, to bound the time of a study."""
 MOVIELENS_VALID_ROWS = 20_000
 """Rows of valid of MovieLens that are measured. All 100,000 of N4 cost more than training."""
+MOVIELENS_MODELS: dict[str, dict[str, Any]] = {"sasrec": {"layers": 2}, "comirec": {"positions": 200}}
+"""Settings of models that differ on MovieLens, where most histories have 200 events. Chosen on valid of N4."""
 MOVIELENS_CATALOG: dict[str, Any] = {"batch_size": 2048, "patience": 3}
 """Settings of cross entropy on MovieLens, whose scores of all items need a smaller batch."""
 BLENDS = [(share, heat) for heat in (1.0, 2.0) for share in (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)]
@@ -94,11 +98,11 @@ def run(name: str, arm: str, seed: int, data: Path) -> Run:
         if arm == "past_baskets":
             fit["ties"] = "order"
         if name.startswith("movielens"):
-            fit |= MOVIELENS
+            fit |= MOVIELENS | ({"epochs": MOVIELENS_N1_EPOCHS} if name == "movielens_n1" else {})
             fit |= MOVIELENS_CATALOG if arm == "cross_entropy" else {}
             model |= {"dropout": 0.2}
             evaluate["valid_rows"] = MOVIELENS_VALID_ROWS
-            model |= {"layers": 2} if model["name"] == "sasrec" else {}
+            model |= MOVIELENS_MODELS.get(model["name"], {})
         if arm in ("bce", "gbce"):  # bce learns slowly, with one negative per target
             epochs = 80 if name.startswith("movielens") else 300
             fit |= {"patience": 10 if arm == "bce" else 3, "epochs": epochs, "check_val_every_n_epoch": 5}

@@ -21,7 +21,8 @@ Departures from the paper
     - the loss is sampled softmax with uniform negatives, and the correction for them. The authors' code draws by rank
       of popularity (``draw: popularity`` is the nearest), 10 negatives for each target of a batch;
     - positions count from the oldest event that a history holds, as in the authors' code, which pads on the right.
-      Events from ``positions`` on share the last one. In training they count from the first event of the sequence;
+      Events from ``positions`` on share the last one, so that fewer positions than events hide which event is new. In
+      training they count from the first event of the sequence;
     - the authors train ``dr`` with a learning rate of 5e-3, five times that of ``sa``. Set ``fit.lr``;
     - matrices W_ik begin as the identity plus noise, so that interests are in the space of the items from the first
       step. The authors' code begins with noise alone: ``identity: false``, ``matrix_std: 1``;
@@ -59,7 +60,7 @@ class ComiRecConfig(ItemHistoryConfig):
 
     extractor: Literal["sa", "dr"] = Field("sa", description="Self-attention, or dynamic routing.")
     interests: Width = Field(4, description="Vectors of a user.")
-    positions: Width = Field(50, description="Distinct positions, counted from the oldest event.")
+    positions: Width = Field(200, description="Distinct positions, counted from the oldest event.")
     hidden: Width = Field(4, description="Hidden units of `sa`, as a multiple of the width.")
     iterations: Width = Field(3, description="Iterations of `dr`.")
     matrix_std: float = Field(0.1, gt=0, description="Standard deviation of the initial matrices of `dr`.")
