@@ -189,7 +189,7 @@ def test_marks_inside_texts_are_not_counted() -> None:
     assert len(str(error)) < 2_000
 
 
-@pytest.mark.parametrize("other", [b"[]", b'"x"', b"7", b'{"name": 7}'])
+@pytest.mark.parametrize("other", [b"[]", b'"x"', b"7", b'{"name": 7}', b"[" * 9_000, b"x"])
 def test_a_number_that_is_too_large_beside_another_fault(other: bytes) -> None:
     content = b'{"inputs": [{"name": "f.item", "shape": [1], "datatype": "INT32", "data": [-1e400]}, %b]}'
     error = catch_error(content % other)

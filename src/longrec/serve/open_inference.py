@@ -91,7 +91,7 @@ def _build_validation_error(error: msgspec.ValidationError, content: bytes) -> R
     if match is None or "out of range" not in plain.found:
         return plain
     where = match[0]
-    with contextlib.suppress(msgspec.ValidationError):  # of another input, which is reported after this one
+    with contextlib.suppress(msgspec.DecodeError, RecursionError):  # of another input, or of what is behind the number
         where = f"inputs.{_NAMES.decode(content).inputs[int(match[1])].name}"
     return RequestError(where, "a number that is too large", "a number of its datatype", status=422)
 
