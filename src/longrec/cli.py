@@ -230,8 +230,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--connections", type=int, default=2_048, metavar="N", help=connections)
     live = "token store (folder or redis:// URL) to read live instead of the copy in the bundle"
     parser.add_argument("--tokens", action="append", default=[], metavar="HISTORY=LOCATION", help=live)
-    events = "accept posted events, and encode each into a token with the source model in this bundle"
-    parser.add_argument("--events", metavar="SOURCE.bundle", help=events)
+    events = "accept posted events: add them to histories, and encode each as a token with the source model, if given"
+    parser.add_argument("--events", nargs="?", const=True, metavar="SOURCE.bundle", help=events)
     parser.add_argument("--state", metavar="FOLDER", help="folder for the received events (default: BUNDLE.state)")
     recall = "rank the items that the retriever in this bundle retrieves, at /recommend"
     parser.add_argument("--recall", metavar="RETRIEVER.bundle", help=recall)

@@ -231,7 +231,7 @@ def serve(args: argparse.Namespace) -> None:
         f"--tokens: {item!r} is not HISTORY=LOCATION" for item in args.tokens if not all(item.partition("=")[::2])
     ]
     if args.state is not None and args.events is None:
-        faults.append("--state: needs --events, the source that encodes tokens of events")
+        faults.append("--state: needs --events, which records events")
     if faults:
         raise ConfigError("longrec serve", faults)
     tokens = dict(item.split("=", 1) for item in args.tokens)

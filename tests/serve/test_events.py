@@ -270,7 +270,7 @@ def test_an_event_of_the_log_recorded_again_counts_once(shop: Shop, service: Ser
     index = max(n for n, user in enumerate(columns["user_id"]) if user == "u1")
     event = {name: columns[name][index] for name in columns}
     at = int(event["at"])
-    live = service._state.live  # type: ignore[union-attr]
+    live = service._state.live[service.bundle.digest]  # type: ignore[union-attr]
     row = int(shop.log.users.rows(token_shop.pa.array(["u1"]), "user")[0])
     before = live.last(key_number("u1"), row, at + 1, 100, None, ["item", "stars"])
     answer = rank(service)
@@ -293,7 +293,7 @@ def test_a_new_user_has_a_history_after_their_first_event(service: Service) -> N
     after = rank(service, "fresh", at=NOW + 1, allow_unknown=True)
     assert after != nobody
     assert rank(service, "other", at=NOW + 1, allow_unknown=True) == nobody
-    live = service._state.live  # type: ignore[union-attr]
+    live = service._state.live[service.bundle.digest]  # type: ignore[union-attr]
     assert live.last(key_number("fresh"), 0, NOW + 1, 5, None, ["item"]).columns["item"].tolist() == [5]
 
 

@@ -55,7 +55,7 @@ def get_store(service: Service) -> TokenStore:
 
 def list_liked_times(service: Service, before: int, user: int = 3) -> list[int]:
     """List the times of the events that pass the filter."""
-    live = service._state.live  # type: ignore[union-attr]
+    live = service._state.live[service.bundle.digest]  # type: ignore[union-attr]
     row = service.served.encoder.look_up_user(user)
     return live.last(key_number(user), row, before, 50, "where.liked", ["item"]).times.tolist()
 

@@ -52,7 +52,7 @@ def test_a_token_is_the_one_that_training_would_have_written(tmp_path: Path) -> 
             assert np.abs(stored.vectors[stored.instance == response.instance][0] - vector).max() < 4e-3
             count += 1
         assert count > 3
-        live = one._service._state.live  # type: ignore[attr-defined]
+        live = one._service._state.live[one._service.bundle.digest]  # type: ignore[attr-defined]
         own = live.last(key_number(key), int(user), at + 1, 1, None, ["item", "price", "thing"])
         features = gather(log, np.array([row])).features
         assert [int(own.columns[name][-1]) for name in ("price", "thing")] == [

@@ -279,7 +279,7 @@ def test_an_event_of_the_bundle_recorded_again_is_read_as_before_until_then(
             story.rank("u1", timestamp)
         story.record("u1", item, at, {}, context)  # as in the bundle
         assert to_milliseconds(story.event_rows["u1", item, at]["recorded_at"]) == at
-        live = story.service._state.live  # type: ignore[union-attr]
+        live = story.service._state.live[story.service.bundle.digest]  # type: ignore[union-attr]
         assert len(live.backend) == 0  # type: ignore[union-attr]
         story.replay()
         before = story.service.answer(story.answers[-1][0].replace(str(NOW).encode(), str(NOW + 1).encode()))

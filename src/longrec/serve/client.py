@@ -130,7 +130,7 @@ def client(
     target: str | Path,
     *,
     tokens: Mapping[str, str | Path] | None = None,
-    events: str | Path | None = None,
+    events: str | Path | bool | None = None,
     state: str | Path | None = None,
     recall: str | Path | None = None,
     api_key: str | None = None,
@@ -140,7 +140,7 @@ def client(
     Args:
         target: folder of a bundle, YAML file of a pipeline, or address of a server.
         tokens: live stores by token history, used instead of the copies in the bundle. For a folder only.
-        events: bundle of the source model that encodes events as tokens. For a folder only.
+        events: record events: true, or the bundle of the source model that encodes them as tokens. For a folder only.
         state: folder or address where events are stored, by default beside the bundle. For a folder only.
         recall: bundle of a retriever, whose items the ranker ranks in ``recommend``. For a folder only.
         api_key: key for a server that needs one. Default: that of the environment variable ``LONGREC_API_KEY``.

@@ -71,7 +71,7 @@ class CurrentService:
             RequestError: 409 if it records events or several reloads wait already, 422 if the bundle cannot be served.
                 Then the former service continues.
         """
-        if self.service.settings.events is not None:
+        if self.service.settings.records_events:
             do = "start a server of the new bundle, whose log contains these events"
             raise RequestError("reload", "a server that records events of its bundle", "one without events", do, 409)
         if self._waiting >= MAX_RELOADS:

@@ -1,4 +1,4 @@
-"""Recording of events: an impression is encoded as a token and stored durably before it is acknowledged.
+"""Recording of events: an event is added to histories, and encoded as a token, durably before it is acknowledged.
 
 The next ranking for its user includes it. An event is visible from the time it was first recorded, never earlier.
 Recording the same event again changes no response for an earlier timestamp: missing feedback is added and is available
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 from numpy.typing import NDArray
@@ -124,23 +125,30 @@ class EventRecorder:
 
     Args:
         state: stores to write to.
-        encoder: encoder of the bundle's requests.
+        encoder: encoder of the requests of the bundle that is served.
+        encoders: encoders of all bundles, by their digests.
         clock: function that returns milliseconds UTC.
     """
 
-    def __init__(self, state: ServiceState, encoder: RequestEncoder, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        state: ServiceState,
+        encoder: RequestEncoder,
+        encoders: Mapping[str, RequestEncoder],
+        clock: Callable[[], int],
+    ) -> None:
         self.state, self.source, self._encoder, self._clock = state, state.source, encoder, clock
-        fitted, own = encoder.fitted, self.source.encoder.fitted
-        self._time = fitted.schema.time
+        self._time = encoder.fitted.schema.time
         self._steps = self._time is not None and self._time.unit == "step"
-        self._requests = own.schema.request is not None
-        self._feedback = FeedbackReader([own.schema, fitted.schema])
-        self._live_stores: list[tuple[LiveEvents, RequestEncoder]] = []
-        if state.live is not None:
-            self._live_stores.append((state.live, encoder))
-        if self.source.live is not None:
+        own = [] if self.source is None else [self.source.encoder]
+        self._encoders = list(dict.fromkeys([*own, encoder, *encoders.values()]))
+        schemas = [one.fitted.schema for one in self._encoders]
+        self._requests = any(schema.request is not None for schema in (schemas[:1] if own else schemas))
+        self._feedback = FeedbackReader(schemas)
+        self._live_stores = [(live, encoders[digest]) for digest, live in state.live.items()]
+        if self.source is not None and self.source.live is not None:
             self._live_stores.append((self.source.live, self.source.encoder))
-        self._context = dict.fromkeys([*self.source.encoder.context, *self.source.encoder.candidate_context])
+        self._context = dict.fromkeys(column for one in own for column in [*one.context, *one.candidate_context])
         for live, live_encoder in self._live_stores:
             schema = live_encoder.fitted.schema
             plain = [
@@ -158,6 +166,7 @@ class EventRecorder:
             RequestError: if the event is invalid. Nothing is written then.
         """
         event = self._read(request)
+        request = event.request
         stores = list(self.state.stores.values())
         tokens = [find_token(store, event.user, event.at, event.instance) for store in stores]
         before = [self._find_stored_event(event, *live_store) for live_store in self._live_stores]
@@ -194,7 +203,7 @@ class EventRecorder:
             ):
                 visible.append(visible_at)
             writes += write
-        replaced = any(token is not None for token in tokens)
+        replaced = any(tokens) or any(old is not None and old.recorded for old in before)
         return PendingEvent(writes, self._build_response(event, max(visible), now, replaced))
 
     def _plan_token_write(
@@ -244,8 +253,9 @@ class EventRecorder:
         Raises:
             RequestError: 404 if the item is unknown, 422 for other faults.
         """
-        source = self.source.encoder
-        for encoder in (source, self._encoder):
+        if request.context is None and not self._context:
+            request = msgspec.structs.replace(request, context={})  # without columns every call is the whole event
+        for encoder in self._encoders:
             encoder.look_up_user(request.user)  # a key of the wrong type is refused, a new user is not
             encoder.look_up_item(request.item, request.allow_unknown)
         if request.context is not None and request.context.keys() != self._context.keys():
@@ -270,19 +280,21 @@ class EventRecorder:
 
     def _encode_token(self, event: _Event, store: TokenStore) -> NDArray[Any]:
         """Encode an event as a token of a store, ``[1, W]``."""
-        request = event.request
+        request, source = event.request, self.source
         assert request.context is not None
-        context = {column: request.context[column] for column in self.source.encoder.context}
+        assert source is not None
+        context = {column: request.context[column] for column in source.encoder.context}
         own: dict[str, list[Any] | None] = {
-            column: [request.context[column]] for column in self.source.encoder.candidate_context
+            column: [request.context[column]] for column in source.encoder.candidate_context
         }
         query = Query(request.user, event.start, context, allow_unknown=True)
-        return self.source.encode(query, Candidates.of([request.item], "event", own), store.info.codec)
+        return source.encode(query, Candidates.of([request.item], "event", own), store.info.codec)
 
     def _encode_sides(
         self, event: _Event, store: TokenStore, token: Token | None
     ) -> tuple[dict[str, int], dict[str, int]]:
         """Return ids and availability times of the side columns. Feedback that was available before stays."""
+        assert self.source is not None
         side_ids, available_at = {}, {}
         for name, ids in store.info.sides.items():
             encoded = feedback.encode_side(self.source.encoder.fitted, name, event.feedback)
@@ -301,6 +313,7 @@ class EventRecorder:
         side_ids: Mapping[str, int],
         available_at: Mapping[str, int],
     ) -> None:
+        assert self.source is not None
         store.append(
             np.array([event.user], np.int64),
             np.array([event.at], np.int64),

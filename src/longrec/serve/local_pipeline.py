@@ -103,7 +103,7 @@ def open_pipeline(
     path: str | Path,
     *,
     tokens: Mapping[str, str | Path] | None = None,
-    events: str | Path | None = None,
+    events: str | Path | bool | None = None,
     state: str | Path | None = None,
     keep_log: bool = False,
 ) -> Pipeline:

@@ -15,28 +15,24 @@ import orjson
 from numpy.typing import NDArray
 
 from longrec.errors import BundleError, DataError, RequestError
-from longrec.exporting.bundle import ENCODER, RETRIEVER, Bundle
+from longrec.exporting.bundle import RETRIEVER, Bundle
 from longrec.exporting.golden import GoldenRequest
 from longrec.features.raw_columns import format_request_time
 from longrec.pipeline.candidates import Candidates
-from longrec.pipeline.config import PipelineConfig, cut_pipeline
+from longrec.pipeline.config import cut_pipeline
 from longrec.pipeline.stage import Query, Stages
 from longrec.pipeline.trace import Trace
 from longrec.serve.events import EventRecorder, EventResponse, PendingEvent
 from longrec.serve.golden_scores import check_scores, score_golden
 from longrec.serve.impression_log import ImpressionLog
 from longrec.serve.live_catalog import ChangeSteps, change_items_in_steps, finish_changes
-from longrec.serve.open_model import OpenModel
-from longrec.serve.pipeline_checks import check_pipeline
+from longrec.serve.opened_models import open_models
 from longrec.serve.pipelines import (
     RANK,
     RECOMMEND,
     OpenedPipeline,
-    build_bundle_routes,
-    group_bundles,
     read_served_config,
 )
-from longrec.serve.request_encoder import RequestEncoder
 from longrec.serve.request_json import (
     RankRequest,
     RecommendRequest,
@@ -52,7 +48,6 @@ from longrec.serve.served_programs import ServedPrograms
 from longrec.serve.settings import Settings
 from longrec.serve.state import ServiceState
 from longrec.serve.stores import Reading, finish
-from longrec.serve.token_histories import TokenHistories
 from longrec.store.remote_store import RemoteStore
 
 
@@ -97,71 +92,24 @@ class Service:
         try:
             config, folder = read_served_config(self.path, self.settings.recall, isinstance(target, Bundle))
             config = config if config is None or before is None else cut_pipeline(config, before)
-            self.models = [self._open_alone(target)] if config is None else self._open_pipeline(config, folder, target)
+            own = target if isinstance(target, Bundle) else self.path
+            opened = open_models(own, config, folder, self.path, self.settings, self._closing)
+            self.served, self.models, self.pipelines = opened.served, opened.models, opened.routes
+            self.pipeline, self._state, self.bundle = opened.pipeline, opened.state, opened.served.bundle
+            if self._state is not None:
+                encoders = {model.bundle.digest: model.encoder for model in [self.served, *self.models]}
+                self._events = EventRecorder(self._state, self.served.encoder, encoders, clock)
             if self.pipeline is not None and keep_log:
                 self._log = ImpressionLog.open(self.pipeline, folder)
                 self._closing.callback(self._log.close)
         except BaseException:
             self.close()
             raise
+        is_named = config is not None and self.settings.recall is None
+        self.model = config.name if config is not None and is_named else self.bundle.manifest.model
         self.programs = ServedPrograms(self.models)
         self._columns = frozenset(column for model in self.models for column in model.encoder.context)
         self._time = self.bundle.fitted.schema.time
-
-    def _open_alone(self, target: Bundle | str | Path) -> OpenModel:
-        bundle = self._open_bundle(target)
-        if bundle.manifest.kind == ENCODER:
-            message, do = f"a bundle of an {bundle.manifest.kind}", "pass it with --events beside a ranker's bundle"
-            raise BundleError(str(bundle.path), message, "a bundle of a ranker", do)
-        self.model = bundle.manifest.model
-        self.served = self._open_primary(bundle)
-        self.pipelines = build_bundle_routes(self.served)
-        return self.served
-
-    def _open_pipeline(self, config: PipelineConfig, folder: Path, target: Bundle | str | Path) -> list[OpenModel]:
-        """Open every bundle of a pipeline once."""
-        headers = check_pipeline(config, folder, str(self.path))
-        primary = next(key for key in ("rank.bundle", "prerank.bundle", *headers) if key in headers)
-        models = dict[str, OpenModel]()
-        for path, keys in group_bundles(config, folder).items():
-            bundle = self._open_bundle(target if isinstance(target, Bundle) and primary in keys else path)
-            if primary in keys:
-                model = self.served = self._open_primary(bundle)
-            else:
-                model = OpenModel(bundle)
-                self._closing.callback(model.close)
-            models.update(dict.fromkeys(keys, model))
-        self.pipeline = OpenedPipeline.of(config, {key: models[key] for key in headers})
-        self.model = config.name if self.settings.recall is None else self.bundle.manifest.model
-        self.pipelines = self.pipeline.build_routes()
-        return list(dict.fromkeys(self.pipeline.models.values()))
-
-    def _open_bundle(self, target: Bundle | str | Path) -> Bundle:
-        """Open a bundle, to be closed with the service. An opened one stays open."""
-        if isinstance(target, Bundle):
-            return target
-        bundle = Bundle.open(target, self.settings.private)
-        self._closing.callback(bundle.close)
-        return bundle
-
-    def _open_primary(self, bundle: Bundle) -> OpenModel:
-        """Open the bundle that live tokens and events belong to."""
-        self.bundle = bundle
-        if self.settings.events is not None:
-            self._state = ServiceState(bundle, self.settings)
-            self._closing.callback(self._state.close)
-        model = OpenModel(bundle, self._open_encoder(), pristine=self.settings.pristine)
-        self._closing.callback(model.close)
-        if self._state is not None:
-            self._events = EventRecorder(self._state, model.encoder, self._clock)
-        return model
-
-    def _open_encoder(self) -> RequestEncoder:
-        locations, state = self.settings.tokens, self._state
-        if state is None:
-            return RequestEncoder(self.bundle, TokenHistories(self.bundle, locations))
-        tokens = TokenHistories(self.bundle, {**locations, **state.token_locations}, state.stores)
-        return RequestEncoder(self.bundle, tokens, state.live)
 
     @property
     def exclusive_folders(self) -> list[str]:

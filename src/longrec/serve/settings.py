@@ -14,11 +14,12 @@ class Settings(msgspec.Struct, frozen=True):
     Attributes:
         tokens: live stores by token history, each a folder or a ``redis://`` address, used instead of the copies
             in the bundle.
-        events: bundle of the source model that encodes events as tokens. None: events are refused.
+        events: bundle of the source model that encodes events as tokens.
         state: store of recorded events, a folder or a ``redis://`` address, by default in a folder next to the bundle.
         recall: bundle of a retriever, whose items the ranker ranks for ``/recommend``.
         private: read private copies of all bundles, so that nothing that happens to their folders has an effect.
         pristine: leave out the changes of the catalog since the bundles, and search exactly, as golden requests do.
+        record: record events for the bundles' own histories, also without a source. Else events are refused.
     """
 
     tokens: dict[str, str] = {}
@@ -27,6 +28,12 @@ class Settings(msgspec.Struct, frozen=True):
     recall: str | None = None
     private: bool = False
     pristine: bool = False
+    record: bool = False
+
+    @property
+    def records_events(self) -> bool:
+        """True if events are recorded."""
+        return self.record or self.events is not None
 
     @property
     def are_default(self) -> bool:
@@ -36,14 +43,19 @@ class Settings(msgspec.Struct, frozen=True):
 
 def build_settings(
     tokens: Mapping[str, str | Path] | None = None,
-    events: str | Path | None = None,
+    events: str | Path | bool | None = None,
     state: str | Path | None = None,
     recall: str | Path | None = None,
 ) -> Settings:
-    """Build settings from paths or text."""
+    """Build settings from paths or text.
+
+    Args:
+        events: bundle of a source model, or true to record events without one.
+    """
     return Settings(
-        {name: str(location) for name, location in (tokens or {}).items()},
-        None if events is None else str(events),
-        None if state is None else str(state),
-        None if recall is None else str(recall),
+        tokens={name: str(location) for name, location in (tokens or {}).items()},
+        events=None if events is None or isinstance(events, bool) else str(events),
+        record=events is True,
+        state=None if state is None else str(state),
+        recall=None if recall is None else str(recall),
     )

@@ -1,18 +1,21 @@
-"""State of a service that records events: token stores, and the events since its bundle and since its source model's.
+"""State of a service that records events: token stores, and the events since its bundles and since its source model's.
 
 Stores without a configured location are in one folder, by default ``BUNDLE.state`` next to the bundle::
 
-    state.json        digest of its bundle
-    tokens/           copies of the bundle's token stores, to which tokens are added
-    history-2/        events since the bundle, if its ONNX model reads histories of events
-    source-2/         events since the bundle of the source model, likewise
+    state.json            digests of its bundles
+    tokens/               copies of the bundle's token stores, to which tokens are added
+    history-2/            events since the bundle, if its ONNX model reads histories of events
+    history-DIGEST-2/     events since a further bundle of a pipeline, likewise
+    source-2/             events since the bundle of the source model, likewise
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from longrec.errors import BundleError, StoreError
@@ -34,28 +37,31 @@ NAME = "state.json"
 class ServiceState:
     """All stores of one service, opened for writing.
 
+    Args:
+        bundles: bundles of the service. Tokens are those of the first one.
+        settings: location of the stores, and of the bundle of a source model, if tokens are recorded.
+
     Attributes:
-        token_locations: store of each token history that this source writes.
+        token_locations: store of each token history that the source writes.
         stores: token stores, by location.
-        live: events since the bundle, None if no history of events is read.
-        source: the source model, with the events since its bundle.
+        live: events since each bundle whose histories of events are read, by its digest.
+        source: the source model, with the events since its bundle. None without one.
 
     Raises:
-        BundleError: if the source model wrote none of the tokens that the bundle reads.
-        StoreError: if the state belongs to another bundle, or another process writes to a store.
+        BundleError: if the source model wrote none of the tokens that the bundle reads, or nothing reads events.
+        StoreError: if the state belongs to other bundles, or another process writes to a store.
     """
 
-    def __init__(self, bundle: Bundle, settings: Settings) -> None:
-        assert settings.events is not None
-        self.location = settings.state or f"{bundle.path}.state"
+    def __init__(self, bundles: Sequence[Bundle], settings: Settings) -> None:
+        self.location = settings.state or f"{bundles[0].path}.state"
         self.token_locations: dict[str, str] = {}
         self.stores: dict[str, TokenStore] = {}
-        self.live: LiveEvents | None = None
+        self.live: dict[str, LiveEvents] = {}
+        self.source: OnlineSource | None = None
+        self._bundles = bundles
         self._closing = ExitStack()
         try:
-            source = Bundle.open(settings.events, settings.private)
-            self._closing.callback(source.close)
-            self._open(bundle, source, settings)
+            self._open(settings)
         except BaseException:
             self.close()
             raise
@@ -69,11 +75,38 @@ class ServiceState:
     @property
     def remote_stores(self) -> list[RemoteStore]:
         """Stores on servers that it writes to."""
-        live = [one.backend for one in (self.live, self.source.live) if one is not None]
-        backends = [*(store.backend for store in self.stores.values()), *live]
+        live = [*self.live.values(), *([] if self.source is None or self.source.live is None else [self.source.live])]
+        backends = [*(store.backend for store in self.stores.values()), *(one.backend for one in live)]
         return [backend for backend in backends if isinstance(backend, RemoteStore)]
 
-    def _open(self, bundle: Bundle, source: Bundle, settings: Settings) -> None:
+    def _open(self, settings: Settings) -> None:
+        first, *others = self._bundles
+        for other in others:
+            check_same_units(first, other)
+        kept = {one.digest: one for one in self._bundles if _keeps_events(one)}
+        source = pristine = None
+        if settings.events is not None:
+            source = Bundle.open(settings.events, settings.private)
+            self._closing.callback(source.close)
+            pristine = self._open_source(source, settings)
+        elif not kept:
+            problem = "no history of events that a bundle stores"
+            do = "give --events SOURCE.bundle for a history of tokens, or send histories in the requests"
+            raise BundleError(f"{first.path}: events", problem, "a bundle that reads its own events", do)
+        self._keeps_events = bool(kept) or (source is not None and _keeps_events(source))
+        if self._keeps_events and not is_remote(self.location):
+            _claim_folder(Path(self.location), self._bundles)
+        for digest, bundle in kept.items():
+            name = "history" if bundle is first else f"history-{digest[:12]}"
+            self.live[digest] = self._open_live_events(name, bundle)
+        self.source = pristine
+        if source is not None and _keeps_events(source):
+            self.source = OnlineSource(source, self._open_live_events("source", source))
+            self._closing.callback(self.source.close)
+
+    def _open_source(self, source: Bundle, settings: Settings) -> OnlineSource:
+        """Open a source model without later events, and the stores of its tokens for writing."""
+        bundle = self._bundles[0]
         check_same_units(bundle, source)
         pristine = OnlineSource(source)
         self._closing.callback(pristine.close)
@@ -89,15 +122,7 @@ class ServiceState:
                 f"the source of one of its histories of tokens ({names})",
                 "export the source from the same tokens: longrec export tokens/v1 source.bundle",
             )
-        bundle_keeps, source_keeps = (one.store is not None and keeps_events(one.fitted) for one in (bundle, source))
-        self._keeps_events = bundle_keeps or source_keeps
-        if self._keeps_events and not is_remote(self.location):
-            _claim_folder(Path(self.location), bundle)
-        if bundle_keeps:
-            self.live = self._open_live_events("history", bundle)
-        self.source = OnlineSource(source, self._open_live_events("source", source)) if source_keeps else pristine
-        if source_keeps:
-            self._closing.callback(self.source.close)
+        return pristine
 
     def _open_tokens(self, name: str, location: str, bundle: Bundle, source: OnlineSource) -> None:
         """Open the store of a history for writing if its tokens are the source model's."""
@@ -135,7 +160,7 @@ class ServiceState:
                 "give --tokens HISTORY=redis://..., or a folder for --state",
             )
         folder = Path(self.location)
-        _claim_folder(folder, bundle)
+        _claim_folder(folder, self._bundles)
         if not (folder / location).exists():
             half = folder / f"{location}.partial"
             half.parent.mkdir(parents=True, exist_ok=True)
@@ -161,9 +186,17 @@ class ServiceState:
     _keeps_events = False
 
 
-def _claim_folder(folder: Path, bundle: Bundle) -> None:
-    """Create a folder of state, or check that an existing one belongs to the bundle."""
+def _keeps_events(bundle: Bundle) -> bool:
+    return bundle.store is not None and keeps_events(bundle.fitted)
+
+
+def _claim_folder(folder: Path, bundles: Sequence[Bundle]) -> None:
+    """Create a folder of state, or check that an existing one belongs to the bundles."""
     path = folder / NAME
+    own: dict[str, Any] = {"format": FORMAT, "bundle": bundles[0].digest}
+    further = sorted({bundle.digest for bundle in bundles[1:] if _keeps_events(bundle)})
+    if further:
+        own["further"] = further
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -171,15 +204,15 @@ def _claim_folder(folder: Path, bundle: Bundle) -> None:
                 str(folder), "a folder with other files", "a folder of state, or a new one", "give another --state"
             )
         half = folder / f".{NAME}"
-        half.write_text(json.dumps({"format": FORMAT, "bundle": bundle.digest}))
+        half.write_text(json.dumps(own))
         half.rename(path)
         return
     content = read_manifest(path, FORMAT, "a folder of state", "give another --state", StoreError)
-    if content.get("bundle") != bundle.digest:
+    if content.get("bundle") != own["bundle"] or content.get("further", further) != further:
         raise StoreError(
             str(folder),
             "the events of another bundle",
-            f"those of {bundle.path}",
+            f"those of {', '.join(str(bundle.path) for bundle in bundles)}",
             "give another --state, or remove this one: its events are part of the next log",
         )
 
