@@ -255,6 +255,9 @@ class EventRecorder:
         """
         if request.context is None and not self._context:
             request = msgspec.structs.replace(request, context={})  # without columns every call is the whole event
+        if request.context is None and not request.feedback:
+            do = "send the context of a new event, or feedback on an event that was recorded before"
+            raise RequestError("event", "neither context nor feedback", "one of them", do, 422)
         for encoder in self._encoders:
             encoder.look_up_user(request.user)  # a key of the wrong type is refused, a new user is not
             encoder.look_up_item(request.item, request.allow_unknown)

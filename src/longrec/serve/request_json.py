@@ -223,11 +223,7 @@ def decode_event(body: bytes) -> EventRequest:
     Raises:
         RequestError: 400 if the body is not JSON, 422 if a field is invalid.
     """
-    request = _decode(_EVENTS, body, EventRequest.__struct_fields__)
-    if request.context is None and not request.feedback:
-        do = "send the context of a new event, or feedback on an event that was recorded before"
-        raise RequestError("event", "neither context nor feedback", "one of them", do, 422)
-    return request
+    return _decode(_EVENTS, body, EventRequest.__struct_fields__)
 
 
 def decode_items(body: bytes) -> list[dict[str, Any]]:
