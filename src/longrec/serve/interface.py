@@ -171,7 +171,7 @@ class Client(ABC):
         request: int | float | str | datetime | None = None,
         allow_unknown: bool = False,
     ) -> RecordedEvent:
-        """Record an impression durably. Later rankings of the user read it.
+        """Record an event durably. Later rankings of the user read it.
 
         Args:
             at: timestamp of the event. Default now.
@@ -181,7 +181,7 @@ class Client(ABC):
             allow_unknown: accept an item that the log does not contain.
 
         Raises:
-            RequestError: if the event is invalid, or the server has no source model.
+            RequestError: if the event is invalid, or the server records none.
         """
         optional = {"at": _format_time(at), "context": context, "feedback": feedback, "request": _format_time(request)}
         event: dict[str, Any] = {"user": user, "item": item}

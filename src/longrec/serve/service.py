@@ -255,12 +255,12 @@ class Service:
         """Validate and encode an event from JSON. It must be committed before the next is prepared.
 
         Raises:
-            RequestError: if the event is invalid, or the service has no source model.
+            RequestError: if the event is invalid, or the service records none.
             StoreError: if a store does not respond.
         """
         if self._events is None:
-            do = "start the server with --events SOURCE.bundle"
-            raise RequestError("/events", "no source", "a server with the source of its tokens", do, 404)
+            problem, do = "events are not recorded", "start the server with --events"
+            raise RequestError("/events", problem, "a server that records events", do, 404)
         return self._events.prepare(decode_event(body))
 
     def decode_and_answer(self, route: str, body: bytes) -> Answer:
