@@ -64,7 +64,7 @@ def main() -> None:
                 with run_server(shop.bundle, settings=settings):
                     raise SystemExit("a second writer was accepted")
             except LongRecError as error:
-                second = str(error).splitlines()[0]
+                second = str(error).splitlines()[0].replace(str(folder), "FOLDER")
             subprocess.run(["mount", "-o", "remount,size=200m", str(folder)], check=True)
             time.sleep(2.0)
             after = flood(url, before.sent, start, 3.0)

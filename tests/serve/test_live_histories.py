@@ -135,9 +135,9 @@ def test_scores_equal_those_of_a_log_with_the_events(trained: Trained, state: st
     timeline = [(row["at"], step, number) for number, row in enumerate(trained.rows) for step in (RANK, RECORD)]
     timeline += [(row["starred_at"], STARS, n) for n, row in enumerate(trained.rows) if row["stars"] is not None]
     timeline.sort()
-    for part in (timeline[: len(timeline) // 2], timeline[len(timeline) // 2 :]):
+    for half in (timeline[: len(timeline) // 2], timeline[len(timeline) // 2 :]):
         with serve(trained, state, clock) as service:
-            for clock.now, step, number in part:
+            for clock.now, step, number in half:
                 row = trained.rows[number]
                 if step == RANK:
                     online[number] = rank(service, row)

@@ -169,16 +169,16 @@ def test_answers_and_metadata() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "found"),
+    ("content", "problem"),
     [
         (b'{"inputs": [' + b'{"name": "x", "shape": [], "datatype": "y"},' * 4_000 + b"]}", "12,001 names"),
         (b'{"inputs": [{"name": "f.item", "data": [' + b"[1]," * 200_000 + b"]}]}", "200,002 lists"),
         (b'{"inputs": [{"name": "f.item", "shape": [' + b"1," * 2_000_001 + b"]}]}", "2,000,002 values"),
     ],
 )
-def test_a_call_that_costs_too_much_is_refused_before_it_is_decoded(content: bytes, found: str) -> None:
+def test_a_call_that_costs_too_much_is_refused_before_it_is_decoded(content: bytes, problem: str) -> None:
     error = catch_error(content)
-    assert (error.status, error.where, error.found) == (413, "body", found)
+    assert (error.status, error.where, error.found) == (413, "body", problem)
     assert "binary data" in error.do
 
 
