@@ -99,7 +99,7 @@ def main() -> None:
             with run_server(bundle, settings=Settings(record=True, state=state)) as url, run_server(bundle) as other:
                 difference, changed = compare(url, run, requests, folder)
                 facts.append(
-                    f"{name}: online and offline scores of {len(requests):,} requests differ by at most {difference:.1e}; "
+                    f"{name}: scores of {len(requests):,} requests online and offline differ by {difference:.1e}; "
                     f"without the events {changed:,} of them are others."
                 )
                 print(facts[-1], flush=True)
