@@ -45,7 +45,7 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.top import TopConfig, TopRanker, Width
 from longrec.nn import kernels
-from longrec.nn.chosen import Chosen, choose_newest
+from longrec.nn.chosen import Chosen, choose_newest, gather_each
 from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.queries import Queries
 from longrec.nn.segments import Segments
@@ -138,10 +138,12 @@ class _Path(nn.Module):
 
     def forward(self, q_BQ: Tensor, k_UK: Tensor, segments: Segments) -> list[Tensor]:
         """Return u, and u' with a short-term branch: ``[B, D]`` each."""
-        read = [self.long(q_BQ, k_UK, self.search(q_BQ, k_UK, segments))]
-        if self.short is not None:
-            read.append(self.short(q_BQ, k_UK, choose_newest(segments, self.recent)))
-        return read
+        nearest = self.search(q_BQ, k_UK, segments)
+        if self.short is None:
+            return [self.long(q_BQ, nearest.gather(k_UK), nearest)]
+        newest = choose_newest(segments, self.recent)
+        long_MK, short_MK = gather_each(k_UK, [nearest, newest])
+        return [self.long(q_BQ, long_MK, nearest), self.short(q_BQ, short_MK, newest)]
 
 
 def choose_nearest(bits_BM: Tensor, bits_UM: Tensor, segments: Segments, count: int) -> Chosen:

@@ -99,7 +99,8 @@ class SDIM(TopRanker):
         for history in self.fields.histories:
             q_BQ, k_UK, segments = self.queries(batch, embedded, history)
             path = self._path(history)
-            inputs += [path.long(q_BQ, k_UK, segments), path.short(q_BQ, k_UK, choose_newest(segments, path.recent))]
+            newest = choose_newest(segments, path.recent)
+            inputs += [path.long(q_BQ, k_UK, segments), path.short(q_BQ, newest.gather(k_UK), newest)]
         return inputs
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
@@ -142,7 +143,7 @@ class Buckets(nn.Module):
         self.hash = SimHash(query, groups * bits)
 
     def codes(self, x_NQ: Tensor) -> Tensor:
-        """Return the bucket of each vector in each group, int64 ``[N, G]``."""
+        """Return the bucket of each vector in each group, int32 ``[N, G]``."""
         return compute_codes(self.hash(x_NQ), self.groups)
 
     def match(self, q_BQ: Tensor, k_UK: Tensor, segments: Segments) -> Tensor:

@@ -13,6 +13,7 @@ Shapes: B rows, N positions, U stored positions (nn/segments.py), M chosen posit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +57,17 @@ class Chosen:
         if self.position_M is None:
             return w_M
         return w_M.new_zeros(positions).index_copy(0, self.position_M, w_M)
+
+
+def gather_each(k_UK: Float[Tensor, "U K"], choices: Sequence[Chosen]) -> list[Tensor]:
+    """Return the values of each choice from one history, ``[M, K]`` each.
+
+    They are gathered together, so that the gradient of the history is made once.
+    """
+    every = [chosen.stored_M for chosen in choices if chosen.stored_M is not None and chosen.real_M is None]
+    if len(every) < len(choices):
+        return [chosen.gather(k_UK) for chosen in choices]
+    return list(k_UK.index_select(0, torch.cat(every)).split([len(stored_M) for stored_M in every]))
 
 
 def choose_newest(segments: Segments, count: int) -> Chosen:

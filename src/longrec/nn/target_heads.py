@@ -70,9 +70,8 @@ class TargetHeads(nn.Module):
             o_BX = torch.cat([chosen.segments.weighted_sum(w_N.to(v.dtype), v) for w_N, v in every], 1)
         return self.out(o_BX)
 
-    def forward(self, q_BQ: Float[Tensor, "B Q"], k_UK: Float[Tensor, "U K"], chosen: Chosen) -> Float[Tensor, "B D"]:
-        """Return u of each row from all events of the history."""
-        k_MK = chosen.gather(k_UK)
+    def forward(self, q_BQ: Float[Tensor, "B Q"], k_MK: Float[Tensor, "M K"], chosen: Chosen) -> Float[Tensor, "B D"]:
+        """Return u of each row from its chosen events."""
         return self.pool(self.weights(q_BQ, k_MK, chosen), k_MK, chosen)
 
     def _split(self, x_NX: Tensor) -> Tensor:
