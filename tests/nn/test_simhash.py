@@ -57,7 +57,7 @@ def test_codes_count_in_binary() -> None:
     bits = torch.tensor([[0, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 1]], dtype=torch.bool)
     assert compute_codes(bits, 2).tolist() == [[6, 1], [3, 4]]
     assert compute_codes(bits, 6).tolist() == bits.int().tolist()
-    assert compute_codes(torch.ones(1, 48, dtype=torch.bool), 2).tolist() == [[2**24 - 1] * 2]
+    assert compute_codes(torch.ones(1, 62, dtype=torch.bool), 2).tolist() == [[2**31 - 1] * 2]
     assert compute_codes(bits[:, :0], 3).tolist() == [[0, 0, 0]] * 2
 
 

@@ -19,7 +19,6 @@ from longrec.nn import kernels
 
 _WORD = 64
 _BLOCK = 16
-"""Bits that one number of float32 holds, in which integers up to 2^24 are exact."""
 
 
 class SimHash(nn.Module):
@@ -49,7 +48,7 @@ def pack_bits(bits_NM: Bool[Tensor, "N M"]) -> Int[Tensor, "N W"]:
     """Return the bits as words, int64. Unused bits of the last word are 0."""
     words = -(-bits_NM.shape[1] // _WORD)
     blocks = words * (_WORD // _BLOCK)
-    block_NJ = _read_numbers(F.pad(bits_NM, (0, blocks * _BLOCK - bits_NM.shape[1])), blocks).long()
+    block_NJ = compute_codes(F.pad(bits_NM, (0, blocks * _BLOCK - bits_NM.shape[1])), blocks).long()
     shift_4 = torch.arange(0, _WORD, _BLOCK, device=bits_NM.device)
     return (block_NJ.view(-1, words, _WORD // _BLOCK) << shift_4).sum(2)
 
@@ -72,17 +71,14 @@ def to_signs(bits_NM: Bool[Tensor, "N M"]) -> Float[Tensor, "N M"]:
 
 
 def compute_codes(bits_NM: Bool[Tensor, "N M"], groups: int) -> Int[Tensor, "N G"]:
-    """Return the number that each of G groups of M / G adjacent bits encodes, int32. A group has at most 24 bits."""
-    return _read_numbers(bits_NM, groups).int()
+    """Return the number that each of G groups of M / G adjacent bits encodes, int32, its first bit the lowest.
 
-
-def _read_numbers(bits_NM: Tensor, groups: int) -> Tensor:
-    """Return the number that each group of adjacent bits encodes, the first bit the lowest, as float32 ``[N, G]``."""
-    power_t = 2.0 ** torch.arange(bits_NM.shape[1] // groups, device=bits_NM.device)
-    own_GG = torch.eye(groups, device=bits_NM.device)
-    power_MG = (own_GG.unsqueeze(1) * power_t.unsqueeze(1)).flatten(0, 1)
-    with kernels.disable_autocast():
-        return bits_NM.float() @ power_MG
+    A group has at most 31 bits. Integers are exact where floats would not be.
+    """
+    number_NG = bits_NM.new_zeros(bits_NM.shape[0], groups, dtype=torch.int32)
+    for bit_NG in reversed(bits_NM.view(bits_NM.shape[0], groups, bits_NM.shape[1] // groups).unbind(2)):
+        number_NG = number_NG * 2 + bit_NG
+    return number_NG
 
 
 def collision_probability(a_ND: Float[Tensor, "N D"], b_ND: Float[Tensor, "N D"], bits: int) -> Float[Tensor, " N"]:
