@@ -273,7 +273,7 @@ def test_a_schema_that_eta_cannot_use_is_refused_with_what_to_do() -> None:
         build({"name": "eta", "bits": 257}, FEW)
 
 
-def test_it_finds_an_interest_of_the_past(tmp_path: Path) -> None:
+def test_it_finds_an_interest_in_earlier_clicks(tmp_path: Path) -> None:
     settings = {"name": "eta", "width": 16, "heads": 2, "mlp": [32], "embedding_dim": 8, "init_std": 0.1}
     dataset = generate_dataset("one_interest", users=500)
     assert solves(dataset, {**settings, "selected": 6, "recent": 4}, tmp_path, epochs=3, lr=1e-2)

@@ -256,7 +256,7 @@ def test_what_it_cannot_use_is_refused_with_what_to_do() -> None:
             build({"name": "sdim", **settings}, FEW)
 
 
-def test_it_finds_an_interest_of_the_past(tmp_path: Path) -> None:
+def test_it_finds_an_interest_in_earlier_clicks(tmp_path: Path) -> None:
     """With one event in the short-term branch, so that the buckets find it."""
     settings = {
         "name": "sdim",

@@ -28,9 +28,9 @@ def test_a_bit_is_the_sign_of_a_projection() -> None:
 @pytest.mark.parametrize("bits", [1, 5, 32, 64, 65, 200])
 def test_identical_vectors_have_distance_0_and_opposite_ones_all_bits(bits: int) -> None:
     hashed, vectors = SimHash(7, bits), torch.randn(50, 7)
-    words = pack_bits(hashed(vectors))
-    assert count_different_bits(words, words).tolist() == [0] * 50
-    assert count_different_bits(words, pack_bits(hashed(-vectors))).tolist() == [bits] * 50
+    packed = pack_bits(hashed(vectors))
+    assert count_different_bits(packed, packed).tolist() == [0] * 50
+    assert count_different_bits(packed, pack_bits(hashed(-vectors))).tolist() == [bits] * 50
 
 
 def test_the_length_of_a_vector_does_not_matter() -> None:
@@ -45,10 +45,10 @@ def test_the_packed_distance_is_that_of_the_bits_and_of_the_signs(bits: int) -> 
     one[0], other[0] = True, False
     one[1], other[1] = True, True
     before = pack_bits(one)
-    words = before.clone()
-    actual = count_different_bits(words, pack_bits(other))
+    packed = before.clone()
+    actual = count_different_bits(packed, pack_bits(other))
     assert actual.tolist() == (one != other).sum(1).tolist()
-    assert torch.equal(words, before)  # the arguments are not written to
+    assert torch.equal(packed, before)  # the arguments are not written to
     by_signs = (bits - (to_signs(one) * to_signs(other)).sum(1)) / 2
     assert actual.tolist() == by_signs.tolist()
 

@@ -67,7 +67,7 @@ def gather_each(k_UK: Float[Tensor, "U K"], choices: Sequence[Chosen]) -> list[T
     every = [chosen.stored_M for chosen in choices if chosen.stored_M is not None and chosen.real_M is None]
     if len(every) < len(choices):
         return [chosen.gather(k_UK) for chosen in choices]
-    return list(k_UK.index_select(0, torch.cat(every)).split([len(stored_M) for stored_M in every]))
+    return list(torch.split(k_UK.index_select(0, torch.cat(every)), [len(stored_M) for stored_M in every]))
 
 
 def choose_newest(segments: Segments, count: int) -> Chosen:

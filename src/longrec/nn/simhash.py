@@ -46,11 +46,11 @@ class SimHash(nn.Module):
 
 def pack_bits(bits_NM: Bool[Tensor, "N M"]) -> Int[Tensor, "N W"]:
     """Return the bits as words, int64. Unused bits of the last word are 0."""
-    words = -(-bits_NM.shape[1] // _WORD)
-    blocks = words * (_WORD // _BLOCK)
+    count = -(-bits_NM.shape[1] // _WORD)  # W
+    blocks = count * (_WORD // _BLOCK)
     block_NJ = compute_codes(F.pad(bits_NM, (0, blocks * _BLOCK - bits_NM.shape[1])), blocks).long()
     shift_4 = torch.arange(0, _WORD, _BLOCK, device=bits_NM.device)
-    return (block_NJ.view(-1, words, _WORD // _BLOCK) << shift_4).sum(2)
+    return (block_NJ.view(-1, count, _WORD // _BLOCK) << shift_4).sum(2)
 
 
 def count_different_bits(a_NW: Int[Tensor, "N W"], b_NW: Int[Tensor, "N W"]) -> Int[Tensor, " N"]:
