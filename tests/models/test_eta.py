@@ -19,6 +19,7 @@ from longrec.models.core import artifact
 from longrec.models.core.registry import build
 from longrec.models.eta import ETA, _Path, choose_nearest, choose_nearest_shared
 from longrec.nn.segments import Segments
+from longrec.nn.simhash import SimHash
 from longrec.nn.target_heads import TargetHeads
 from longrec.testing.batches import (
     FEW,
@@ -232,6 +233,21 @@ def test_it_explains_a_request_as_its_rows(settings: dict[str, Any]) -> None:
     several = grouped([2, 0, 0, 1, 2])
     for name, w_N in model.explain(several).items():
         torch.testing.assert_close(w_N, model.explain(several.ungroup())[name], rtol=1e-4, atol=1e-5)
+
+
+def test_events_are_hashed_once_for_all_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[int] = []
+    model, forward = eta(SETTINGS[0], FEW), SimHash.forward
+    monkeypatch.setattr(SimHash, "forward", lambda self, x: hashed.append(len(x)) or forward(self, x))
+    model(shared(6, 9, fields=FEW))
+    assert hashed == [6, 9]
+    hashed.clear()
+    batch = grouped([1, 0, 1, 1], fields=FEW, longest=30)
+    model(batch)
+    assert hashed == [4, int(batch.histories["seen"].offsets[-1])]
+    hashed.clear()
+    model(shared(6, 3, fields=FEW))  # no more events than are selected
+    assert not hashed
 
 
 def test_an_event_of_the_candidate_itself_is_selected() -> None:

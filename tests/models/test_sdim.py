@@ -20,7 +20,6 @@ from longrec.models.core.registry import build
 from longrec.models.sdim import SDIM, Buckets, _Path, normalize
 from longrec.nn.chosen import Chosen
 from longrec.nn.segments import Segments
-from longrec.nn.simhash import collision_probability
 from longrec.testing.batches import FEW, FIELDS, ITEM, RATING, grouped, offsets, ragged, repeated, shared
 from longrec.testing.case import Case
 from longrec.testing.programs import program_agrees
@@ -167,9 +166,10 @@ def test_the_share_of_collisions_estimates_an_attention() -> None:
     q_1Q, k_TK = torch.randn(1, 5), torch.randn(12, 5)
     k_TK[0], k_TK[1] = 2 * q_1Q[0], q_1Q[0] + 0.3 * k_TK[1]
     segments = Segments(torch.arange(2), 1, 12, shared=True)
+    angle_T = torch.nn.functional.cosine_similarity(q_1Q, k_TK).clamp(-1, 1).arccos()
     for bits in (1, 3):
         share_T = Buckets(5, groups, bits).match(q_1Q, k_TK, segments)
-        expected_T = collision_probability(q_1Q.expand(12, 5), k_TK, bits)
+        expected_T = (1 - angle_T / torch.pi) ** bits
         deviation_T = (expected_T * (1 - expected_T) / groups).sqrt()
         assert ((share_T - expected_T).abs() <= 4 * deviation_T + 1e-3 * (expected_T > 0.999)).all()
         assert share_T[0] == 1
@@ -213,8 +213,8 @@ def test_buckets_are_summed_once_for_all_candidates(monkeypatch: pytest.MonkeyPa
     model(shared(6, 9, fields=FEW))
     assert hashed == [6, 9]
     hashed.clear()
-    model(grouped([1, 0, 1, 1], fields=FEW))
     batch = grouped([1, 0, 1, 1], fields=FEW)
+    model(batch)
     assert hashed == [4, int(batch.histories["seen"].offsets[-1])]
 
 

@@ -19,6 +19,7 @@ from longrec.nn import kernels
 
 _WORD = 64
 _BLOCK = 16
+"""Bits that are encoded at once, in 32-bit integers."""
 
 
 class SimHash(nn.Module):
@@ -79,9 +80,3 @@ def compute_codes(bits_NM: Bool[Tensor, "N M"], groups: int) -> Int[Tensor, "N G
     for bit_NG in reversed(bits_NM.view(bits_NM.shape[0], groups, bits_NM.shape[1] // groups).unbind(2)):
         number_NG = number_NG * 2 + bit_NG
     return number_NG
-
-
-def collision_probability(a_ND: Float[Tensor, "N D"], b_ND: Float[Tensor, "N D"], bits: int) -> Float[Tensor, " N"]:
-    """Return the probability that all of some bits of two vectors are equal: ``(1 - angle / pi) ** bits``."""
-    cosine_N = F.cosine_similarity(a_ND, b_ND, dim=1).clamp(-1, 1)
-    return (1 - cosine_N.arccos() / torch.pi) ** bits
