@@ -1,0 +1,227 @@
+r"""SDIM: Sampling Is All You Need on Modeling Long-Term User Behaviors for CTR Prediction.
+
+Cao, Zhou, Feng, Huang, Xiao, Chen, Chen, CIKM 2022. https://arxiv.org/abs/2205.10249
+
+Attention by collisions of hashes: events in the candidate's buckets are added up, and nothing is scored. Buckets do not
+depend on the candidate, so they are computed once per user, and a candidate only reads those that it falls into:
+
+    h(x)   = [x r_1 > 0, ..., x r_m > 0]                    with fixed random directions r             (SimHash)
+    sig_g  = the g-th group of tau bits of h                                                          (m / tau groups)
+    o_g    = l2( sum of the e_j with sig_g(e_j) = sig_g(v) )                       l2(x) = x / |x|, l2(0) = 0
+    u      = (tau / m) sum_g o_g
+    u'     = MultiHead(v, the newest events)                                                          (target attention)
+    logit  = MLP([fields of the impression, u, u'])
+
+for the candidate v. An event at an angle a to v is in the bucket of v with probability (1 - a / pi)^tau, which is a
+smooth attention. Hashes have no gradient, events have that of the sums.
+
+Departures from the paper
+    - sig reads the columns that candidate and events share, so that an event with the same values is always in the
+      bucket, while the sums are over all columns of an event;
+    - m is given as ``groups`` times ``bits``, tau;
+    - directions are dense, not those of a fast Hadamard transform: with a few columns the product is as fast;
+    - the long-term branch reads all events, the newest ones too;
+    - buckets are not stored with the user, but computed with each request, since vectors change in training;
+    - each history has directions and attention of its own; for a history of instance tokens, which shares no column
+      with the candidate, v is a learned projection of all fields of the candidate, as wide as the keys. It learns by
+      the short-term branch alone, so that branch cannot be left out.
+
+Shapes: B rows, N history positions of the batch, T positions of a history shared by all rows, U stored positions
+(nn/segments.py), G groups, C buckets of a group, P pairs of a position and a group whose bucket is the candidate's, Q
+width of the query, K width of an event, H units of the last hidden layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from longrec.features.batch import Batch
+from longrec.features.fields import Fields
+from longrec.models.core.top import TopConfig, TopRanker, Width
+from longrec.nn import kernels
+from longrec.nn.chosen import choose_newest
+from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.queries import Queries
+from longrec.nn.segments import Segments
+from longrec.nn.simhash import SimHash, compute_codes
+from longrec.nn.target_heads import TargetHeads
+
+_LONGEST_CHECKED = 7
+"""Events of a history in the conformance suite. With settings above, order has no effect in so short a history."""
+_SHORTEST = 1e-6
+"""Length below which a sum has no direction. Its normalization is 0."""
+
+
+class SDIMConfig(TopConfig):
+    """Settings of SDIM."""
+
+    groups: Width = Field(16, description="Number of groups of bits, each with buckets of its own.")
+    bits: int = Field(3, ge=1, le=8, description="Bits of a group, which number its buckets.")
+    recent: Width = Field(50, description="Number of newest events of the short-term branch.")
+    width: Width = Field(64, description="Width of the short-term branch's result.")
+    heads: Width = Field(4, description="Heads of the short-term branch.")
+
+
+class SDIM(TopRanker):
+    """SDIM over every history of the schema."""
+
+    Config = SDIMConfig
+    reads_history = True
+    reads_groups = True
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"groups": 5, "bits": 2, "recent": 2, "width": 10, "heads": 3, "mlp": [32]},
+        {"groups": 2, "bits": 1, "recent": 3, "width": 8, "heads": 1, "batch_norm": False},
+    )
+
+    def __init__(self, config: SDIMConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        self.order_matters = config.recent < _LONGEST_CHECKED
+        self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
+        width = self.embeddings.widths
+        self.queries = Queries(fields, width, "sdim")
+        self.paths = nn.ModuleDict()
+        top = sum(width[field.name] for field in fields.features)
+        for history in fields.histories:
+            q, k = self.queries.query_widths[history], self.queries.key_widths[history]
+            self.paths[f"path_{history}"] = _Path(q, k, config)
+            top += k + config.width
+        self.set_top(top, config)
+
+    def read(self, batch: Batch, embedded: Embedded) -> list[Tensor]:
+        """Return all fields of the impression, and u and u' of each history."""
+        inputs = list(embedded.features.values())
+        for history in self.fields.histories:
+            q_BQ, k_UK, segments = self.queries(batch, embedded, history)
+            path = self._path(history)
+            newest = choose_newest(segments, path.recent)
+            inputs += [path.long(q_BQ, k_UK, segments), path.short(q_BQ, newest.gather(k_UK), newest)]
+        return inputs
+
+    def explain(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the share of groups in which an event is in the candidate's bucket: ragged ``[N]``, shared ``[B, T]``.
+
+        It estimates the attention ``(1 - angle / pi)^tau``.
+        """
+        embedded, weights = self.embed(batch), {}
+        for history in self.fields.histories:
+            q_BQ, k_UK, segments = self.queries(batch, embedded, history)
+            weights[history] = segments.by_candidate(self._path(history).long.match(q_BQ, k_UK, segments))
+        return weights
+
+    def _path(self, history: str) -> _Path:
+        return cast(_Path, self.paths[f"path_{history}"])
+
+
+class _Path(nn.Module):
+    """Both branches of one history."""
+
+    def __init__(self, query: int, key: int, config: SDIMConfig) -> None:
+        super().__init__()
+        self.recent = config.recent
+        self.long = Buckets(query, config.groups, config.bits)
+        self.short = TargetHeads(query, key, config.width, config.heads)
+
+
+class Buckets(nn.Module):
+    """Events in the candidate's buckets, added up and normalized in each group, and averaged over groups.
+
+    Args:
+        query: Q. The first Q columns of an event are hashed.
+        groups: G.
+        bits: tau. With 0 every event is in the only bucket of each group.
+    """
+
+    def __init__(self, query: int, groups: int, bits: int) -> None:
+        super().__init__()
+        self.query, self.groups, self.bits = query, groups, bits
+        self.hash = SimHash(query, groups * bits)
+
+    def codes(self, x_NQ: Tensor) -> Tensor:
+        """Return the bucket of each vector in each group, int32 ``[N, G]``."""
+        return compute_codes(self.hash(x_NQ), self.groups)
+
+    def match(self, q_BQ: Tensor, k_UK: Tensor, segments: Segments) -> Tensor:
+        """Return the share of groups in which a position is in the candidate's bucket, ``[N]``."""
+        code_BG, code_UG = self.codes(q_BQ), self.codes(k_UK[:, : self.query])
+        if segments.shared:
+            return (code_BG.unsqueeze(1) == code_UG.unsqueeze(0)).float().mean(2).flatten()
+        code_NG, flat = segments.flatten(code_UG)
+        return (code_NG == code_BG.index_select(0, flat.row)).float().mean(1)
+
+    def forward(self, q_BQ: Tensor, k_UK: Tensor, segments: Segments) -> Tensor:
+        """Return u, ``[B, K]``."""
+        code_BG, code_UG = self.codes(q_BQ), self.codes(k_UK[:, : self.query])
+        with kernels.disable_autocast():
+            if segments.shared:
+                return self._read_table(code_BG, self.sum_buckets(code_UG, k_UK))
+            code_NG, _ = segments.flatten(code_UG)
+            k_NK, flat = segments.flatten(k_UK)
+            match_GN = code_NG.t() == code_BG.index_select(0, flat.row).t()
+            return normalize(_sum_matches(match_GN, k_NK, flat)).mean(0)
+
+    def sum_buckets(self, code_TG: Tensor, k_TK: Tensor) -> Tensor:
+        """Return the sum of each bucket of one history, ``[G C, K]``.
+
+        The sums are a product with the indicators of all buckets, which every runtime computes fast.
+        """
+        code_C = torch.arange(2**self.bits, device=k_TK.device)
+        member_TX = (code_TG.unsqueeze(2) == code_C).flatten(1)
+        return member_TX.to(k_TK.dtype).t() @ k_TK
+
+    def _read_table(self, code_BG: Tensor, sum_XK: Tensor) -> Tensor:
+        """Return u from the sums of all buckets. Each is normalized once, and a candidate averages some of them."""
+        bucket_BG = code_BG + torch.arange(self.groups, device=code_BG.device) * 2**self.bits
+        return F.embedding(bucket_BG, normalize(sum_XK)).mean(1)
+
+
+def normalize(x: Tensor) -> Tensor:
+    """Return vectors of length 1 in the direction of those along the last dimension, and 0 for those without one."""
+    square = x.square().sum(-1, keepdim=True)
+    there = square > _SHORTEST**2
+    return x * torch.where(there, square, 1).rsqrt() * there
+
+
+def _sum_matches(match_GN: Tensor, k_NK: Tensor, segments: Segments) -> Tensor:
+    """Return the sum of the positions of each row that match in each group, ``[G, B, K]``."""
+    if kernels.choose(k_NK, casts=False) == "cpu":
+        out: Tensor = _SumMatches.apply(match_GN, k_NK, segments)  # type: ignore[no-untyped-call]
+        return out
+    return torch.stack([segments.weighted_sum(match_N.to(k_NK.dtype), k_NK) for match_N in match_GN.unbind()])
+
+
+class _SumMatches(torch.autograd.Function):
+    """Sums over matching positions alone, which are few: on average one of ``2 ** tau`` for unrelated vectors.
+
+    Their number depends on values, so this is for the CPU. On a device the sums run over all positions.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, match_GN: Tensor, k_NK: Tensor, segments: Segments) -> Tensor:
+        (groups, positions), rows = match_GN.shape, segments.rows
+        group_P, position_P = match_GN.nonzero().unbind(1)
+        bag_P = group_P * rows + segments.row.index_select(0, position_P)
+        ctx.segments, ctx.positions = segments, positions
+        ctx.save_for_backward(match_GN)
+        return _sum_bags(k_NK, position_P, bag_P, groups * rows).view(groups, rows, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_GBK: Tensor) -> tuple[None, Tensor, None]:
+        (match_GN,) = ctx.saved_tensors
+        position_P, group_P = match_GN.t().contiguous().nonzero().unbind(1)
+        bag_P = group_P * ctx.segments.rows + ctx.segments.row.index_select(0, position_P)
+        return None, _sum_bags(g_GBK.flatten(0, 1).contiguous(), bag_P, position_P, ctx.positions), None
+
+
+def _sum_bags(x_XK: Tensor, index_P: Tensor, bag_P: Tensor, bags: int) -> Tensor:
+    """Return the sum of the vectors at ``index`` in each bag, whose numbers ascend."""
+    if not len(index_P):
+        return x_XK.new_zeros(bags, x_XK.shape[1])
+    offsets = F.pad(torch.bincount(bag_P, minlength=bags).cumsum(0), (1, 0))
+    return F.embedding_bag(index_P, x_XK, offsets, mode="sum", include_last_offset=True)
