@@ -271,7 +271,8 @@ class _Path(nn.Module):
 
     def inner_products(self, q_BQ: Tensor, e_RK: Tensor, rows: Segments) -> Float[Tensor, " R"]:
         """Return r of every event that is searched."""
-        assert self.search_query is not None and self.search_key is not None
+        assert self.search_query is not None
+        assert self.search_key is not None
         q_BE = self.search_query(q_BQ) @ self.search_key.weight
         return rows.dot(q_BE, e_RK[:, : self.searched])
 

@@ -1,10 +1,11 @@
 """Selection of a few events of a history: the newest ones, those that score highest, or those with a key.
 
-A model attends to a selection as to a history: ``take`` returns the entries that are selected, and ``rows`` are segments
-over them. Two kinds of rows exist, so that nothing is computed on padding and no size of a program depends on values:
+A model attends to a selection as to a history: ``take`` returns the entries that are selected, and ``rows`` are the
+segments over them. There are two kinds of them, so that nothing is computed on padding and no size of a program depends
+on values:
 
 - **ragged** batches: each row has its own entries, as many as are selected for it;
-- a **shared** history: each row has ``min(k, T)`` slots. A search for a key marks those without an event (``Slots``).
+- a **shared** history: each row has ``min(k, T)`` slots, of which those without an event are masked (``Slots``).
 
 Of events with equal scores the newest ones are selected, on every device and in every runtime: the order in which
 ``topk`` returns equal values is not defined, so only its values are read.
