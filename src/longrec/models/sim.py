@@ -247,7 +247,7 @@ class _Path(nn.Module):
         """Return the scores of the selected events, of each head."""
         q_BW = self.query(q_BQ) * self.head_width**-0.5
         k_SW = chosen.project(self.key, e_UK)
-        pairs = zip(q_BW.split(self.head_width, 1), k_SW.split(self.head_width, 1))
+        pairs = zip(torch.split(q_BW, self.head_width, 1), torch.split(k_SW, self.head_width, 1))
         return [chosen.rows.dot(q_BD, k_SD) for q_BD, k_SD in pairs]
 
     def choose(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments, keys: _Keys | None) -> Selection:

@@ -158,7 +158,7 @@ class _Path(nn.Module):
 
     def attend(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> list[tuple[Selection, Tensor, Tensor]]:
         """Return of each head its selection, and weights ``[n]`` and values ``[S, D]`` of the selected events."""
-        queries = (self.query(q_BQ) * self.head_width**-0.5).split(self.head_width, 1)
+        queries = torch.split(self.query(q_BQ) * self.head_width**-0.5, self.head_width, 1)
         # What several rows read, and what is selected as a whole, is projected once, by all heads together.
         searches = exceeds(segments, self.select)
         once = segments.requests is not segments or not searches
@@ -209,7 +209,7 @@ class _Path(nn.Module):
         own = slice(None) if head is None else slice(head, head + 1)
         if self.cross is None or self.beta is None:
             return e_XK.new_zeros(e_XK.shape[0], self.heads)[:, own]
-        columns = zip(self.cross[own].split(self.cross_widths, 1), self.beta[own].split(1, 1))
+        columns = zip(torch.split(self.cross[own], self.cross_widths, 1), torch.split(self.beta[own], 1, 1))
         return linear(e_XK[:, self.inherent :], torch.cat([w_HC * beta_H1 for w_HC, beta_H1 in columns], 1))
 
     def columns(self, head: int) -> slice:

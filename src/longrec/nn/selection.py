@@ -85,13 +85,14 @@ class Selection:
         if self.stored is None:
             return w_N
         source, rows = self.source, self.rows
-        stored_N = rows.keys(self.stored.unsqueeze(1)).squeeze(1)
         if source.shared:
+            stored_N = self.stored if isinstance(rows, Slots) else self.stored.repeat(rows.rows)
             position_N = rows.row * source.positions + stored_N
             blank_N = w_N.new_zeros(source.rows * source.positions)
             return blank_N.index_add(0, position_N, w_N)  # slots without an event weigh 0
         shift_B = source.offsets[:-1] - source.broadcast(source.requests.offsets[:-1])
-        return w_N.new_zeros(source.positions).index_copy(0, stored_N + rows.expand_rows(shift_B), w_N)
+        position_N = rows.flatten(self.stored)[0] + rows.expand_rows(shift_B)
+        return w_N.new_zeros(source.positions).index_copy(0, position_N, w_N)
 
 
 class Slots(Segments):
@@ -280,7 +281,7 @@ def _find_top(s_BT: Float[Tensor, "B T"], k: int) -> Bool[Tensor, "B T"]:
 
 def _limit(events: int, k: int) -> Any:
     """Return the number of slots: ``min(k, T)``."""
-    return torch.sym_min(k, events) if kernels.is_traced() else min(k, events)
+    return torch.sym_min(k, events) if kernels.is_traced() else min(k, events)  # type: ignore[no-untyped-call]
 
 
 def _select_slots(chosen_BT: Bool[Tensor, "B T"], segments: Segments, k: int, full: bool) -> Selection:
