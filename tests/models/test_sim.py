@@ -275,7 +275,7 @@ def test_of_events_of_equal_scores_the_newest_are_selected() -> None:
         assert w.nonzero().squeeze(1).tolist() == [at for end in ends for at in (end - 2, end - 1)]
 
 
-def test_the_search_learns_from_its_own_loss_alone() -> None:
+def test_the_search_learns_from_the_auxiliary_loss_alone() -> None:
     """The choice has no gradient, and the attention none in the projections of the search."""
     model, batch = sim(SOFT).train(), ragged(20, fields=KINDS)
     of_search = {name for name, _ in model.named_parameters() if ".search_" in name or ".aux." in name}
@@ -372,11 +372,11 @@ def test_one_event_by_hand() -> None:
 TINY: dict[str, Any] = {"mlp": [64, 32], "init_std": 0.1}
 
 
-@pytest.mark.parametrize(("search", "least"), [("soft", 0.6), ("hard", 0.85)])
+@pytest.mark.parametrize(("search", "least"), [("soft", 0.65), ("hard", 0.85)])
 def test_old_events_are_read_that_a_short_history_has_lost(search: str, least: float) -> None:
     section = {"name": "sim", **TINY, "search": search, "short": 0, "select": 20, "heads": 2}
-    assert train_on_old_events(section) > least
+    assert train_on_old_events(section, steps=100) > least
 
 
 def test_the_newest_events_do_not_reveal_the_label() -> None:
-    assert train_on_old_events({"name": "din", **TINY, "attention": [16]}, last=RECENT) < 0.56
+    assert train_on_old_events({"name": "din", **TINY, "attention": [16]}, last=RECENT, steps=100) < 0.6

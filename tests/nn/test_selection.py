@@ -172,7 +172,7 @@ def test_a_layer_runs_on_the_entries_or_once_per_event_that_several_rows_read() 
     assert seen == [3 + 0 + 3 + 2, 14, 7]
 
 
-def test_the_plan_of_a_batch_is_made_once() -> None:
+def test_the_plan_of_a_batch_is_computed_once() -> None:
     segments = ragged([7, 0, 5])
     assert select_newest(segments, 2) is select_newest(segments, 2)
     select_top(torch.randn(12), segments, 2)

@@ -15,8 +15,8 @@ exact search unit (ESU) attends to these alone:
     L    = L_ESU + alpha L_GSU,    L_GSU = cross entropy of MLP([U_r, e_a])         (``hard``: without L_GSU)
 
 z_j has all columns of an event. ``time_gap`` among them is the paper's time interval, from the event to the impression.
-e_i has the columns that the candidate has too, so that the same event has the same r whenever it is searched. The
-choice of S has no gradient: W_a and W_b of the search learn from L_GSU alone.
+e_i has the columns that the candidate has too (in a history of instance tokens, all), so that the same event has the
+same r whenever it is searched. The choice of S has no gradient: W_a and W_b of the search learn from L_GSU alone.
 
 The hard search reads the id column ``key``, by default the first that events and candidate share other than the item
 (such as the category), else the item. A candidate whose key is missing or unseen, or is not in the history, selects no
