@@ -52,7 +52,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from longrec.errors import ConfigError
-from longrec.features.batch import Batch, Column, HistoryBatch
+from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Fields
 from longrec.models.core.losses import bce_loss
 from longrec.models.core.top import TopConfig, TopRanker, Width
@@ -154,8 +154,7 @@ class SIM(TopRanker):
         names = sorted({name for name in self.columns.values() if name is not None})
         if not names:
             return {}
-        # In a batch of one candidate per request, all features are those of candidates.
-        wanted = [cast(Tensor, _candidate(batch, name)) for name in names]
+        wanted = [cast(Tensor, batch.candidates[name]) for name in names]
         shared = batch.layout.kind == "shared"
         each = dict(zip(names, wanted if shared else fetch(torch.stack(wanted))))
         keys: dict[str, _Keys] = {}
@@ -169,10 +168,6 @@ class SIM(TopRanker):
 
 _Keys = tuple[Tensor | NDArray[Any], Tensor | NDArray[Any]]
 """Keys of the candidates ``[B]``, and of the events ``[U]``."""
-
-
-def _candidate(batch: Batch, name: str) -> Column:
-    return batch.candidates[name] if name in batch.candidates else batch.requests[name]
 
 
 def _choose_keys(config: SIMConfig, fields: Fields) -> Mapping[str, str | None]:
