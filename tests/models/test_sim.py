@@ -49,6 +49,7 @@ SETTINGS = [
     HARD,
     {**SOFT, "short": 2, "search_recent": False},
     {**HARD, "key": "item", "short": 0},
+    {**HARD, "short": 2, "search_recent": False},
     {**SOFT, "short": 0},
 ]
 
