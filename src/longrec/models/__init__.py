@@ -41,9 +41,11 @@ if TYPE_CHECKING:
     from longrec.models.dstn import DSTN
     from longrec.models.dupn import DUPN
     from longrec.models.esmm import ESMM
+    from longrec.models.eta import ETA
     from longrec.models.fm import FM
     from longrec.models.fnn import FNN
     from longrec.models.gru4rec import GRU4Rec
+    from longrec.models.hpmn import HPMN
     from longrec.models.hup import HUP
     from longrec.models.iat import IAT
     from longrec.models.iat_reader import IATReader
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from longrec.models.keep_plug import KEEPPlug
     from longrec.models.kfatt import KFAtt
     from longrec.models.lr import LR
+    from longrec.models.mimn import MIMN
     from longrec.models.mind import MIND
     from longrec.models.mmoe import MMoE
     from longrec.models.multi_tower import MultiTower
@@ -63,10 +66,13 @@ if TYPE_CHECKING:
     from longrec.models.res_embedding import ResEmbedding
     from longrec.models.rocket_launching import RocketLaunching
     from longrec.models.sasrec import SASRec
+    from longrec.models.sdim import SDIM
     from longrec.models.sdm import SDM
     from longrec.models.search_user import SearchUser
     from longrec.models.shared_bottom import SharedBottom
+    from longrec.models.sim import SIM
     from longrec.models.tissa import TiSSA
+    from longrec.models.twin import TWIN
     from longrec.models.wide_deep import WideDeep
     from longrec.models.youtube_dnn import YoutubeDNN
 
@@ -92,11 +98,13 @@ _MODULES = {
     "EmbeddingConfig": "core.top",
     "Encoder": "core.kinds",
     "ESMM": "esmm",
+    "ETA": "eta",
     "Extractor": "core.kinds",
     "FittedRetriever": "core.kinds",
     "FM": "fm",
     "FNN": "fnn",
     "GRU4Rec": "gru4rec",
+    "HPMN": "hpmn",
     "HUP": "hup",
     "IAT": "iat",
     "IATReader": "iat_reader",
@@ -107,6 +115,7 @@ _MODULES = {
     "KEEPPlug": "keep_plug",
     "KFAtt": "kfatt",
     "LR": "lr",
+    "MIMN": "mimn",
     "MIND": "mind",
     "MMoE": "mmoe",
     "Model": "core.base",
@@ -122,12 +131,15 @@ _MODULES = {
     "Retriever": "core.kinds",
     "RocketLaunching": "rocket_launching",
     "SASRec": "sasrec",
+    "SDIM": "sdim",
     "SDM": "sdm",
     "SearchUser": "search_user",
     "SharedBottom": "shared_bottom",
+    "SIM": "sim",
     "TiSSA": "tissa",
     "TopConfig": "core.top",
     "TopRanker": "core.top",
+    "TWIN": "twin",
     "VectorRetriever": "core.kinds",
     "WideDeep": "wide_deep",
     "YoutubeDNN": "youtube_dnn",
@@ -148,17 +160,23 @@ __all__ = [
     "DSTN",
     "DUPN",
     "ESMM",
+    "ETA",
     "FM",
     "FNN",
+    "HPMN",
     "HUP",
     "IAT",
     "KEEP",
     "LR",
+    "MIMN",
     "MIND",
     "PLE",
     "PNN",
     "PRM",
+    "SDIM",
     "SDM",
+    "SIM",
+    "TWIN",
     "ATRank",
     "CoVisit",
     "ComiRec",
