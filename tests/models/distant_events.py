@@ -20,7 +20,7 @@ from longrec.models.core.registry import build
 EVENTS = 200
 SHORT = 20
 """Events that a model of short histories reads."""
-_KINDS, _ITEMS, _EARLY = 2, 4, 100
+_KINDS, _ITEMS, _EARLY = 2, 4, 150
 ITEM = Field("item", "id", 2 + (_KINDS + 1) * _ITEMS, side="item")
 FIELDS = Fields((ITEM,), {"seen": (ITEM,)})
 
@@ -43,13 +43,13 @@ def draw(rows: int, seed: int, events: int = EVENTS) -> Batch:
     )
 
 
-def measure_auc(settings: dict[str, Any], events: int = EVENTS, steps: int = 30, seed: int = 0) -> float:
+def measure_auc(settings: dict[str, Any], events: int = EVENTS, steps: int = 25, seed: int = 0) -> float:
     """Return the AUC of a model on other users, after some steps on 128 users each."""
     torch.manual_seed(seed)
     model = build(settings, FIELDS)
     assert isinstance(model, Ranker)
     tables = {id(table) for table in model.embedding_parameters()}
-    dense = torch.optim.Adam([p for p in model.parameters() if id(p) not in tables], lr=0.01)
+    dense = torch.optim.Adam([p for p in model.parameters() if id(p) not in tables], lr=0.02)
     sparse = torch.optim.SparseAdam(model.embedding_parameters(), lr=0.05)
     for step in range(steps):
         model.loss(draw(128, step, events)).backward()

@@ -216,6 +216,6 @@ def test_neither_an_update_nor_a_read_changes_a_state() -> None:
 
 def test_events_of_long_ago_are_learned() -> None:
     few: dict[str, Any] = {"embedding_dim": 8, "init_std": 0.3, "mlp": [16], "attention": [16]}
-    hierarchy = {"name": "hpmn", **few, "hidden": 12, "hops": 1, "periods": [5, 5]}
+    hierarchy = {"name": "hpmn", **few, "hidden": 16, "hops": 1, "periods": [5, 5]}
     assert measure_auc({"name": "din", **few}, SHORT) < 0.55
     assert measure_auc(hierarchy) > 0.7
