@@ -63,7 +63,9 @@ def cell(unit: Any, h: Tensor, x_G: Tensor) -> Tensor:
 def control(memory: TuringMemory, state: list[Tensor], x: Tensor) -> tuple[Tensor, list[Tensor]]:
     unit = memory.controller
     h = cell(unit, state[0], unit.weight @ x + unit.bias + memory.of_reading.weight @ state[1])
-    return h, list((memory.heads.weight @ h + memory.heads.bias).split(memory.sizes))
+    width = memory.keys.shape[1]
+    outputs = memory.heads.weight @ h + memory.heads.bias
+    return h, list(outputs.split([width, width, 1, 1, width, width]))
 
 
 def weights(memory: TuringMemory, key: Tensor, beta: Tensor, slots: Tensor) -> Tensor:
@@ -81,7 +83,7 @@ def walk(memory: TuringMemory, e: Tensor) -> list[Tensor]:
     assert memory.unit is not None
     assert memory.of_slot is not None
     for t, x in enumerate(e):
-        h, (read_key, read_beta, write_key, write_beta, erase, add) = control(memory, [h, r], x)
+        h, (read_key, write_key, read_beta, write_beta, erase, add) = control(memory, [h, r], x)
         w = weights(memory, read_key, read_beta, m)
         moved = weights(memory, write_key, write_beta, m)
         if memory.transfer is not None:
@@ -121,7 +123,7 @@ def test_the_read_number_by_number() -> None:
     assert memory.pad > 0
     for row, query in enumerate(q):
         own = [x[row] for x in state]
-        _, (key, beta, *_) = control(memory, own, torch.cat([query, torch.zeros(memory.pad)]))
+        _, (key, _, beta, *_) = control(memory, own, torch.cat([query, torch.zeros(memory.pad)]))
         v = memory.query.weight @ query + memory.query.bias
         scores = [memory.attention.score(torch.cat([v, s, v - s, v * s]).unsqueeze(0)) for s in own[4]]
         channel = torch.cat(scores).squeeze(1).softmax(0) @ own[4]
@@ -166,7 +168,7 @@ def test_b_an_update_in_two_pieces_equals_one_pass() -> None:
 def test_c_weights_sum_to_one_and_a_full_write_overwrites_its_slot() -> None:
     memory = memory_of()
     state = memory.states(events(memory, sum(LENGTHS)), rows(*LENGTHS))
-    w = memory._address(torch.randn(6, 5), torch.randn(6, 1), state.slots)
+    w = memory._address(torch.randn(6, 5), torch.randn(6, 1), state.slots).squeeze(1)
     moved = memory.move(w, state.utilization)
     for weight in (w, moved):
         torch.testing.assert_close(weight.sum(1), torch.ones(6))

@@ -31,6 +31,7 @@ Departures from the paper
       length of a history;
     - the induction unit reads M_i as it was read, before the write; ``induction: 1`` is the code's. The candidate
       attends to the channels by a softmax;
+    - the bias of erase starts at -3, so that the memory is kept until training finds what to erase;
     - the memory starts at zero, where the code's starts at random numbers near it. The gradient of the induction unit
       flows into the memory, where the code stops it;
     - the code's top MLP also reads the sum of all events and the mean of all additions. Here it reads the state alone;
@@ -41,7 +42,7 @@ Departures from the paper
 
 Shapes: B rows (users of an update), R requests, U stored positions (see nn/segments.py), K width of an event, Q width
 of the query, M memory slots, D width of a slot, H units of the controller, G and S terms of the input of its step and
-of that of the induction unit (3 H, 3 D), V width of what is read, X width of a state.
+of that of the induction unit (3 H, 3 D), J keys, V width of what is read, X several of these side by side.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ from longrec.nn.steps import Steps, run_steps
 
 _LAST_GAIN = 0.1
 """Factor of the initial weights of the final layer, so that training starts at the base rate of the labels."""
+_ERASE = -3.0
+"""First bias of erase: by default the memory is kept, as in an LSTM whose forget gate starts open."""
 _SMALLEST = 1e-6
 """Added to squared norms: the cosine of an empty slot is 0, and its gradient is bounded."""
 
@@ -177,9 +180,11 @@ class TuringMemory(nn.Module):
         hidden, slots, width = config.hidden, config.memory_slots, config.width
         self.pad, self.induction = key - query, config.induction
         self.controller, self.of_reading = SteppedGRU(key, hidden), Linear(width, 3 * hidden, bias=False)
-        # Of the read head and the write head: key and sharpness. Then what is erased, and what is added.
-        self.sizes = [width, 1, width, 1, width, width]
+        # Keys and sharpnesses of the read head and the write head, then what is erased, and what is added.
+        self.sizes = [2 * width, 2, width, width]
         self.heads = Linear(hidden, sum(self.sizes))
+        with torch.no_grad():
+            self.heads.bias[-2 * width : -width] = _ERASE
         self.keys = nn.Parameter(torch.empty(slots, width).normal_(std=0.5))
         self.transfer = Linear(slots, slots * slots) if config.utilization_weight else None
         if self.transfer is not None:
@@ -205,8 +210,10 @@ class TuringMemory(nn.Module):
 
     def read(self, state: MemoryState, q_BQ: Float[Tensor, "B Q"]) -> Float[Tensor, "B V"]:
         """Return what each candidate reads in the state of its row."""
-        _, (k_BD, beta_B1, *_) = self._control(state, self.controller.project(F.pad(q_BQ, (0, self.pad))))
-        r_BD = _read_slots(self._address(k_BD, beta_B1, state.slots), state.slots)
+        width, x_BG = self.keys.shape[1], self.controller.project(F.pad(q_BQ, (0, self.pad)))
+        _, (k_BX, beta_BJ, *_) = self._control(state, x_BG)
+        w_BJM = self._address(k_BX[:, :width], beta_BJ[:, :1], state.slots)
+        r_BD = _read_slots(w_BJM.squeeze(1), state.slots)
         if self.query is None or self.attention is None:
             return r_BD
         return torch.cat([r_BD, _read_slots(self.attention(self.query(q_BQ), state.channels), state.channels)], 1)
@@ -241,9 +248,9 @@ class TuringMemory(nn.Module):
     @no_type_check
     def _advance(self, state: MemoryState, x_BG: Tensor, x_BS: Tensor | None = None) -> MemoryState:
         """Return the state after one event."""
-        h_BH, (read_key, read_beta, write_key, write_beta, erase_BD, add_BD) = self._control(state, x_BG)
-        read_BM = self._address(read_key, read_beta, state.slots)
-        write_BM = self.move(self._address(write_key, write_beta, state.slots), state.utilization)
+        h_BH, (k_BX, beta_BJ, erase_BD, add_BD) = self._control(state, x_BG)
+        read_BM, write_BM = self._address(k_BX, beta_BJ, state.slots).unbind(1)
+        write_BM = self.move(write_BM, state.utilization)
         return MemoryState(
             h_BH,
             _read_slots(read_BM, state.slots),
@@ -259,11 +266,12 @@ class TuringMemory(nn.Module):
         return h_BH, F.linear(h_BH, self.heads.weight, self.heads.bias).split(self.sizes, 1)
 
     @no_type_check
-    def _address(self, k_BD: Tensor, beta_B1: Tensor, slots_BMD: Tensor) -> Tensor:
-        """Return the weight of every slot ``[B, M]`` for a key. Those of a row sum to one."""
-        k_B1D = torch.tanh(k_BD).unsqueeze(1)
-        near_BM = (_cosine(k_B1D, slots_BMD) + _cosine(k_B1D, self.keys)) / 2
-        return (2 * (F.softplus(beta_B1) + 1) * near_BM).softmax(1)
+    def _address(self, k_BX: Tensor, beta_BJ: Tensor, slots_BMD: Tensor) -> Tensor:
+        """Return the weight of every slot ``[B, J, M]`` for J keys. Those of a key sum to one."""
+        width = self.keys.shape[1]
+        k_BJD = _scale(torch.tanh(k_BX.reshape(-1, beta_BJ.shape[1], width)))
+        near_BJM = k_BJD @ (_scale(slots_BMD) + _scale(self.keys)).transpose(1, 2)
+        return ((F.softplus(beta_BJ) + 1).unsqueeze(2) * near_BJM).softmax(2)
 
     @no_type_check
     def move(self, write_BM: Tensor, utilization_BM: Tensor) -> Tensor:
@@ -333,10 +341,9 @@ def _read_slots(w_BM: Tensor, slots_BMD: Tensor) -> Tensor:
 
 
 @no_type_check
-def _cosine(k_B1D: Tensor, x_BMD: Tensor) -> Tensor:
-    """Return the cosines ``[B, M]``. 0 for a vector of zeros."""
-    norms = [(x.square().sum(-1) + _SMALLEST).rsqrt() for x in (k_B1D, x_BMD)]
-    return (k_B1D * x_BMD).sum(-1) * norms[0] * norms[1]
+def _scale(x: Tensor) -> Tensor:
+    """Return vectors of length 1, whose inner products are cosines. 0 for a vector of zeros."""
+    return x * (x.square().sum(-1, keepdim=True) + _SMALLEST).rsqrt()
 
 
 def _rank(rows: Segments) -> Tensor:
