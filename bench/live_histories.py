@@ -110,8 +110,8 @@ def main() -> None:
                             drawn = np.random.default_rng(turn)
                             count = arguments.requests // TURNS
                             spent[kind].append(serving_latency.time_requests(shop, count, arguments.warm, drawn)[0])
-                for kind, parts in spent.items():
-                    figures = np.percentile(np.concatenate(parts), (50, 90, 99))
+                for kind, turns in spent.items():
+                    figures = np.percentile(np.concatenate(turns), (50, 90, 99))
                     rows.append([f"{name}, {kind} live histories", *(f"{one:.2f}" for one in figures)])
     table = machine.format_table(["HTTP requests", "p50 ms", "p90 ms", "p99 ms"], rows)
     print(table)
