@@ -155,7 +155,7 @@ def test_an_event_is_typed() -> None:
         (b'{"user":1,"item":2.5}', 422, "item"),
         (b'{"user":1,"item":2,"context":[]}', 422, "context"),
         (b'{"user":1,"item":2,"contex":{}}', 422, "body"),
-        (b'{"user":1,"item":2}', 422, "event"),
+        (b'{"user":1,"item":2,"feedback":[]}', 422, "feedback"),
     ):
         with pytest.raises(RequestError) as caught:
             decode_event(body)

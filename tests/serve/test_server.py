@@ -81,7 +81,8 @@ def test_workers_end_after_a_killed_supervisor(steps: Any) -> None:
         time.sleep(0.1)
 
 
-def test_an_altered_bundle_is_not_served(steps: Any, tmp_path: Path) -> None:
+def test_an_altered_bundle_is_not_served(steps: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGREC_COPIES", str(tmp_path / "copies"))  # another server may use an unaltered copy
     copy = Path(shutil.copytree(steps.bundle, tmp_path / "bundle"))
     content = bytearray((copy / "program.onnx").read_bytes())
     content[100] ^= 1

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
@@ -104,7 +105,7 @@ def test_a_server_whose_workers_cannot_start_ends(bundle: Path, tmp_path: Path) 
     keys.write_text("0123456789abcdef0123456789abcdef\n")
     command = [sys.executable, "-c", _START, str(bundle), str(keys)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert "a worker cannot start, and the server ends" in done.stderr
+    assert "no worker can start, and the server ends" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -120,6 +121,38 @@ def open_socket(*arguments):
 server._open_socket = open_socket
 server.serve(sys.argv[1], port=0, workers=2, access=AccessOptions(api_keys=sys.argv[2]))
 """
+
+
+def test_a_worker_that_fails_first_does_not_end_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One starts after its bundle was replaced, before the supervisor has seen that the other serves."""
+    started = list[str]()
+
+    def make(alive: bool, responds: bool) -> Any:
+        return SimpleNamespace(
+            process=SimpleNamespace(is_alive=lambda: alive),
+            exitcode=None if alive else supervisor.STARTUP_FAILURE,
+            responds=lambda seconds: alive,
+            has_served=responds,
+            kill=lambda: None,
+            join=lambda: None,
+        )
+
+    from longrec.serve import supervisor
+
+    own = supervisor.Supervisor.__new__(supervisor.Supervisor)
+    own.config, own.should_exit = uvicorn.Config("none", timeout_worker_healthcheck=5), threading.Event()
+    own._has_served, own._retry_at = False, 0.0
+    monkeypatch.setattr(own, "_start_worker", lambda: started.append("again") or make(True, True))  # type: ignore[func-returns-value]
+    own.processes = [make(False, False), make(True, False)]
+    own.keep_subprocess_alive()
+    assert (own.should_exit.is_set(), started) == (False, [])
+    own.processes[1] = make(True, True)
+    own.keep_subprocess_alive()
+    own.keep_subprocess_alive()
+    assert (own.should_exit.is_set(), started) == (False, ["again"])
+    own.processes, own._has_served = [make(False, False), make(False, False)], False
+    own.keep_subprocess_alive()
+    assert own.should_exit.is_set()
 
 
 def test_a_worker_that_hangs_delays_nothing() -> None:

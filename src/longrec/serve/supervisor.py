@@ -125,7 +125,9 @@ class Supervisor(Multiprocess):
             _CONTEXT.set_forkserver_preload(_IMPORTED)
 
     def _start_worker(self) -> Worker:
-        worker = Worker(self.config, self.sockets[0], self._environment)
+        # At the start each worker opens what is there. One that starts later has to serve what the others do.
+        own = {name: value for name, value in self._environment.items() if name != DIGESTS or self._has_served}
+        worker = Worker(self.config, self.sockets[0], own)
         worker.start()
         return worker
 
@@ -146,14 +148,16 @@ class Supervisor(Multiprocess):
                 self._has_served = self._has_served or worker.has_served
                 continue
             failed = worker.exitcode == STARTUP_FAILURE
+            if failed and not self._has_served:
+                if not any(other.process.is_alive() for other in self.processes):
+                    _log.error("no worker can start, and the server ends")
+                    self.should_exit.set()
+                    return
+                continue  # the others are still starting, and nothing is said about them
             if failed and time.monotonic() < self._retry_at:
                 continue
             worker.kill()  # one that hangs
             worker.join()
-            if failed and not self._has_served:
-                _log.error("a worker cannot start, and the server ends")
-                self.should_exit.set()
-                return
             _log.warning("a worker ended with status %s and is replaced", worker.exitcode)
             self.processes[index] = self._start_worker()
             self._retry_at = time.monotonic() + RETRY_SECONDS
