@@ -66,7 +66,7 @@ def compare(url: str, run: Run, requests: list[dict[str, Any]], folder: Path) ->
             ranking = shop.rank(**request)
             item = request["candidates"][0]
             online.append(next(one.score for one in ranking if one.id == item))
-            event = shop.event(request["user"], item, ranking.at, request["context"])
+            event = shop.event(request["user"], item, ranking.at)  # histories read no column of the event
             row = {"user_id": request["user"], "item_id": item, "time": ranking.at, "arrived": event.visible}
             rows.append({**row, **request["context"], "click": 0})
     for name in ("time", "arrived"):
