@@ -209,6 +209,16 @@ def read_cpu(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def build_bundle(folder: Path) -> Path:
+    """Return the bundle in a folder, and write it if there is none."""
+    bundle = folder / "shop.bundle"
+    if not bundle.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        serving_latency.write_log(folder, np.random.default_rng(1))
+        longrec.export(longrec.train(serving_latency.build_job(folder, HISTORY), quiet=True), bundle)
+    return bundle
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10.0)
@@ -217,12 +227,7 @@ def main() -> None:
     parser.add_argument("--queue", type=int, default=Limits().queue)
     parser.add_argument("--folder", type=Path, help="folder of the bundle, which is used again")
     arguments = parser.parse_args()
-    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="overload-"))
-    bundle = folder / "shop.bundle"
-    if not bundle.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        serving_latency.write_log(folder, np.random.default_rng(1))
-        longrec.export(longrec.train(serving_latency.build_job(folder, HISTORY), quiet=True), bundle)
+    bundle = build_bundle(arguments.folder or Path(tempfile.mkdtemp(prefix="overload-")))
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[0]})  # of the server, which inherits it
     tables = []

@@ -27,7 +27,6 @@ import overload
 import serving_latency
 import uvloop
 
-import longrec
 from longrec.errors import LongRecError
 from longrec.serve.client import client
 from longrec.serve.server import run_server
@@ -109,13 +108,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--folder", type=Path, help="folder of the bundle, which is used again")
     arguments = parser.parse_args()
-    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="workers-"))
-    bundle = folder / "shop.bundle"
-    if not bundle.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        serving_latency.write_log(folder, np.random.default_rng(1))
-        job = serving_latency.build_job(folder, overload.HISTORY)
-        longrec.export(longrec.train(job, quiet=True), bundle)
+    bundle = overload.build_bundle(arguments.folder or Path(tempfile.mkdtemp(prefix="workers-")))
     rows, starts = [], []
     for workers in arguments.workers:
         with run_server(bundle, workers=workers) as url:

@@ -69,7 +69,8 @@ class ServiceState:
     @property
     def exclusive_folders(self) -> list[str]:
         """Folders that only one process may write to."""
-        locations = [*self.stores, *([self.location] if self._keeps_events else [])]
+        has_events = bool(self.live) or (self.source is not None and self.source.live is not None)
+        locations = [*self.stores, *([self.location] if has_events else [])]
         return [location for location in locations if not is_remote(location)]
 
     @property
@@ -93,14 +94,14 @@ class ServiceState:
             problem = "no history of events that a bundle stores"
             do = "give --events SOURCE.bundle for a history of tokens, or send histories in the requests"
             raise BundleError(f"{first.path}: events", problem, "a bundle that reads its own events", do)
-        self._keeps_events = bool(kept) or (source is not None and _keeps_events(source))
-        if self._keeps_events and not is_remote(self.location):
+        source_keeps = source is not None and _keeps_events(source)
+        if (kept or source_keeps) and not is_remote(self.location):
             _claim_folder(Path(self.location), self._bundles)
         for digest, bundle in kept.items():
             name = "history" if bundle is first else f"history-{digest[:12]}"
             self.live[digest] = self._open_live_events(name, bundle)
         self.source = pristine
-        if source is not None and _keeps_events(source):
+        if source is not None and source_keeps:
             self.source = OnlineSource(source, self._open_live_events("source", source))
             self._closing.callback(self.source.close)
 
@@ -182,8 +183,6 @@ class ServiceState:
     def close(self) -> None:
         """Close all stores."""
         self._closing.close()
-
-    _keeps_events = False
 
 
 def _keeps_events(bundle: Bundle) -> bool:

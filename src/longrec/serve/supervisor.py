@@ -138,8 +138,8 @@ class Supervisor(Multiprocess):
     def keep_subprocess_alive(self) -> None:
         """Replace workers that have died or hang.
 
-        A worker that cannot start ends the server only if none has served yet: the others continue with what they
-        have opened, although it may be no longer there.
+        A worker that cannot start ends the server only if none has served and all have failed. Otherwise the others
+        continue with what they have opened, although it may be no longer there.
         """
         for index, worker in enumerate(self.processes):
             if self.should_exit.is_set():
