@@ -36,12 +36,12 @@ _REDUCTIONS = {
     "index_add_", "scatter_add", "scatter_add_", "scatter_reduce", "index_reduce", "segment_reduce",
 }  # fmt: skip
 _FREE = {
-    "embedding", "index", "index_select", "gather", "cat", "stack", "sort", "topk", "kthvalue", "clone", "copy_", "_to_copy",
+    "embedding", "index", "index_select", "gather", "cat", "stack", "sort", "topk", "clone", "copy_", "_to_copy",
     "copy", "resize_", "detach", "lift_fresh", "index_put", "index_put_", "index_copy", "index_copy_", "scatter",
     "scatter_", "constant_pad_nd", "where", "masked_fill", "masked_fill_", "fill", "fill_", "zero_", "repeat",
     "repeat_interleave", "flip", "roll", "tril", "triu", "diag_embed", "slice_scatter", "select_scatter",
     "native_dropout", "contiguous", "_unsafe_view", "_reshape_alias", "split_with_sizes", "split", "masked_select",
-    "new_empty_strided",
+    "new_empty_strided", "kthvalue",
 }  # fmt: skip
 _ENTRIES = {"addcmul_", "addcdiv_", "celu_", "glu", "prelu", "_prelu_kernel"}
 _CREATED = ("empty", "zeros", "ones", "full", "new_", "arange", "scalar_tensor", "rand", "eye", "linspace")

@@ -76,7 +76,7 @@ class InterestGraph:
         return self._multiply(self.edges, v_ND, rows)
 
     def average_two_hops(self, v_ND: Float[Tensor, "N D"], rows: int) -> Float[Tensor, "N D"]:
-        """Return the entries of ``Â Â v`` at every position, with ``Â = D^-1/2 A D^-1/2`` and D the sums of A's rows."""
+        """Return ``Â Â v`` at every position. ``Â = D^-1/2 A D^-1/2``, where D are the sums of the rows of A."""
         return self._multiply(self._hops, v_ND, rows)
 
     def _find_real(self, device: torch.device) -> list[Tensor]:
@@ -86,7 +86,8 @@ class InterestGraph:
         real_S = torch.ones(sum(sizes), dtype=torch.bool, device=device)
         if self._plan.to_flat is not None:
             real_S = torch.zeros_like(real_S).index_fill(0, self._plan.to_flat, True)
-        return [chunk.view(shape) for chunk, shape in zip(real_S.split(sizes), self._plan.shapes)] if sizes else []
+        chunks = torch.split(real_S, sizes) if sizes else ()
+        return [chunk.view(shape) for chunk, shape in zip(chunks, self._plan.shapes)]
 
     def _multiply(self, matrices: list[Tensor], v_ND: Tensor, rows: int) -> Tensor:
         with kernels.disable_autocast():
