@@ -248,6 +248,17 @@ def test_scores_far_below_the_best_leave_their_neighborhood_finite() -> None:
     torch.testing.assert_close(actual, torch.tensor([[1.5, 0], [1.5, 0], [0, 2], [0, 2]]))
 
 
+def test_of_copies_of_an_event_the_newest_is_pooled() -> None:
+    """Also if rounding makes another one score higher."""
+    path = path_of(pool_length=2)
+    q, x = inputs(path, 4)
+    nodes = path.fuse(q, x, rows(4))
+    scored = [nodes._replace(score_N=torch.tensor([1.0, 0.5 + noise, 0.2, 0.5])) for noise in (0.0, 1e-7, 1e-3)]
+    equal, rounded, older = (path.pool(q, one).last for one in scored)
+    assert torch.equal(equal, rounded)
+    assert (older - equal).abs().max() > 1e-4
+
+
 def test_events_beyond_the_newest_are_not_read() -> None:
     model, batch = surge(max_events=4), ragged(3, lengths=[9, 4, 2], fields=FEW)
     order = [*range(5, 9), *range(9, 15)]

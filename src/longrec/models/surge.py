@@ -27,14 +27,15 @@ att(x, q) is an MLP over [W x, q, W x - q, W x * q]. att_c and att_q of fusion a
 Departures from the paper
     - in the paper E_ij = softmax_j(att_c(i) + att_q(j)), where the first term cancels; in the code the terms are
       exchanged, so that the candidate's cancels. Here both are of j, and both count. The code also normalizes each by a
-      softmax over the events first, which bounds s by 2: here s is not. Scores of more than 30 below the best of a
-      history count as 30 below it;
+      softmax over the events first, which bounds s by 2 and leaves its LeakyReLU of s without effect: here s is what
+      the networks return. Scores of more than 30 below the best of a history count as 30 below it;
     - ``scale_rows`` is the code's: similarities of each event as 0 to 1 before the threshold. The code's minimum
       includes padding, so that other rows change a graph; here it does not, and a constant row is 1;
     - edges are strictly above the similarity of the next rank, as in the code: pairs that tie there are no edges. Rank
       K is a share of all n^2 pairs, where the code excludes those that its scaling makes zero;
     - a threshold has no gradient, so that neither paper nor code learns w. Here A has the gradient of the similarity
       (straight through), for w alone;
+    - of events with the same g, up to rounding, the newest are kept, where the code drops all of them;
     - L_M and L_P are divided by n, as L_A is, so that their weights do not depend on the length;
     - ``gate: released`` is the cell of the code, with DIEN's two readings (see dien.py);
     - only the newest ``max_events`` events are read, because the graph grows with their square. The code cuts to 50
@@ -76,6 +77,8 @@ _SLOPE = 0.2
 _LOWEST = -30.0
 """Lowest score of an event against the best of its history. Its exponential does not vanish in float32."""
 
+_STEPS = 2**13
+"""Steps of a score that count as different where events are selected."""
 _LONGEST_CHECKED = 7
 """Events of a history in the conformance suite. With settings above, no event of so short a history is cut."""
 
@@ -173,15 +176,20 @@ class Nodes(NamedTuple):
 
     Attributes:
         h_NK: h.
-        weight_N: g.
+        score_N: the logarithm of g, but for a constant of each row.
         rows: the candidates over their own events.
         graph: the graphs of the histories.
     """
 
     h_NK: Tensor
-    weight_N: Tensor
+    score_N: Tensor
     rows: Segments
     graph: InterestGraph
+
+    @property
+    def weight_N(self) -> Tensor:
+        """g."""
+        return self.rows.softmax(self.score_N)
 
 
 class Pooled(NamedTuple):
@@ -222,14 +230,15 @@ class _Path(nn.Module):
         rows = Slots(segments, segments.positions) if segments.shared else segments
         h_NK = F.leaky_relu(_add(self.mix(average_neighbors(graph, s_N, x_UK, rows)), x_UK, rows), _SLOPE)
         hops_NK = graph.average_two_hops(h_NK, rows.rows)
-        return Nodes(h_NK, rows.softmax(self.cluster(h_NK, hops_NK) + self.query(q_BQ, h_NK, rows)), rows, graph)
+        return Nodes(h_NK, self.cluster(h_NK, hops_NK) + self.query(q_BQ, h_NK, rows), rows, graph)
 
     def pool(self, q_BQ: Tensor, nodes: Nodes) -> Pooled:
         """Return the readout and the final state of the recurrence over pooled events, 0 for an empty history."""
         if self.assign is not None:
             return self._cluster(nodes, self.assign)
         assert self.follow is not None
-        kept = select_top(nodes.weight_N, nodes.rows, self.length)
+        # Rounding must not decide between copies of an event, which have different places in time.
+        kept = select_top((nodes.score_N.detach().float() * _STEPS).round(), nodes.rows, self.length)
         order_M = order_by_time(kept)
         h_MK, g_M = nodes.h_NK, nodes.weight_N
         if order_M is not None:
@@ -238,7 +247,7 @@ class _Path(nn.Module):
         return Pooled(kept.rows.weighted_sum(g_M, h_MK), self.evolution.last_of_each(h_MK, kept.rows, a_M))
 
     def _cluster(self, nodes: Nodes, assign: Linear) -> Pooled:
-        h_NK, g_N, rows, graph = nodes
+        h_NK, g_N, rows, graph = nodes.h_NK, nodes.weight_N, nodes.rows, nodes.graph
         s_NP = assign(graph.add_neighbors(h_NK, rows.rows)).softmax(1)
         pooled_BPK = torch.stack([rows.weighted_sum(s_N, h_NK) for s_N in s_NP.unbind(1)], 1)
         a_BP = rows.sum(s_NP * g_N.unsqueeze(1))
@@ -284,8 +293,9 @@ def average_neighbors(graph: InterestGraph, s_N: Tensor, x_UK: Tensor, rows: Seg
 
     A score belongs to a neighbor alone, so that E is not computed: two sums over neighbors are enough.
     """
-    top_N1 = rows.expand(rows.max(s_N.detach().unsqueeze(1)))
-    w_N1 = (s_N.unsqueeze(1) - top_N1).clamp(min=_LOWEST).exp()
+    s_N1 = s_N.float().unsqueeze(1)
+    top_N1 = rows.expand(rows.max(s_N1.detach()))
+    w_N1 = (s_N1 - top_N1).clamp(min=_LOWEST).exp()
     weighted_NK = (_by_row(w_N1, rows) * x_UK).reshape(-1, x_UK.shape[1])
     sums_NX = graph.add_neighbors(torch.cat([weighted_NK, w_N1], 1), rows.rows)
     return sums_NX[:, :-1] / sums_NX[:, -1:]
