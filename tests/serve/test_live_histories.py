@@ -184,7 +184,7 @@ def test_every_bundle_of_a_pipeline_reads_the_events(tmp_path: Path) -> None:
     with contextlib.closing(Service(path, settings)) as service:
         before = orjson.loads(service.answer(request, "/recommend"))["items"]
         assert len(service._state.live) == len({model.bundle.digest for model in service.models}) > 1  # type: ignore[union-attr]
-        names = list(service._events._context)  # type: ignore[union-attr]
+        names = list(service._events.reader.context)  # type: ignore[union-attr]
         event = {"user": orjson.loads(request)["user"], "item": before[0]["id"], "context": dict.fromkeys(names)}
         with pytest.raises(RequestError, match="the unknown key 'x'"):
             service.record(orjson.dumps({**event, "context": {**event["context"], "x": 1}}))
