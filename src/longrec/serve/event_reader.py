@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
 
 from longrec.errors import RequestError
-from longrec.features.schema import Schema
 from longrec.features.token_columns import compute_instance_ids
-from longrec.serve import feedback
+from longrec.serve.event_context import EventContext
 from longrec.serve.feedback import Feedback, FeedbackReader
-from longrec.serve.histories import check_names
 from longrec.serve.knowledge_features import key_number
-from longrec.serve.live_events import LiveEvents
+from longrec.serve.live_catalog import LiveCatalog
 from longrec.serve.request_encoder import RequestEncoder
 from longrec.serve.request_json import EventRequest, parse_request_time
 
@@ -30,6 +28,7 @@ class Event:
         start: timestamp of its request.
         instance: name of its token.
         feedback: its feedback.
+        ignored: columns of its context that are not used.
     """
 
     request: EventRequest
@@ -38,6 +37,7 @@ class Event:
     start: int
     instance: int
     feedback: Feedback
+    ignored: tuple[str, ...] = ()
 
 
 class EventReader:
@@ -47,11 +47,12 @@ class EventReader:
         encoder: encoder of the requests of the bundle that is served.
         source: encoder of the source model, if there is one.
         encoders: encoders of all other bundles.
-        live_stores: stores of live events, each with the encoder of its bundle.
+        readers: encoders of the bundles whose histories read the events.
+        catalogs: catalogs of the bundles, each with the encoder of its bundle.
         clock: function that returns milliseconds UTC.
 
     Attributes:
-        context: columns that an event must contain.
+        context: columns of an event.
         steps: True for a log that counts in steps.
     """
 
@@ -60,7 +61,8 @@ class EventReader:
         encoder: RequestEncoder,
         source: RequestEncoder | None,
         encoders: Sequence[RequestEncoder],
-        live_stores: Sequence[tuple[LiveEvents, RequestEncoder]],
+        readers: Sequence[RequestEncoder],
+        catalogs: Sequence[tuple[RequestEncoder, LiveCatalog]],
         clock: Callable[[], int],
     ) -> None:
         self._clock, self._time = clock, encoder.fitted.schema.time
@@ -70,16 +72,7 @@ class EventReader:
         schemas = [one.fitted.schema for one in self._encoders]
         self._requests = any(schema.request is not None for schema in (schemas[:1] if own else schemas))
         self._feedback = FeedbackReader(schemas)
-        self.context = dict.fromkeys(column for one in own for column in [*one.context, *one.candidate_context])
-        for live, live_encoder in live_stores:
-            schema = live_encoder.fitted.schema
-            plain = [
-                column
-                for name in live.values
-                if name not in live.feedback
-                for column in _list_required_columns(schema, name)
-            ]
-            self.context |= dict.fromkeys([*plain, *feedback.list_filter_columns(schema)])
+        self.context = EventContext(source, self._encoders, readers, catalogs)
 
     def read(self, request: EventRequest) -> Event:
         """Decode and validate keys, timestamps and names of an event.
@@ -87,19 +80,21 @@ class EventReader:
         Raises:
             RequestError: 404 if the item is unknown, 422 for other faults.
         """
-        if request.context is None and not self.context:
-            request = msgspec.structs.replace(request, context={})  # without columns every call is the whole event
-        if request.context is None and not request.feedback:
-            do = "send the context of a new event, or feedback on an event that was recorded before"
-            raise RequestError("event", "neither context nor feedback", "one of them", do, 422)
         for encoder in self._encoders:
             encoder.look_up_user(request.user)  # a key of the wrong type is refused, a new user is not
             encoder.look_up_item(request.item, request.allow_unknown)
-        if request.context is not None and request.context.keys() != self.context.keys():
-            check_names("context", request.context, self.context, "write null for a missing value")
-        if request.at is None and request.context is None:
+        context, ignored = request.context, []
+        if context is not None:
+            context, ignored = self.context.complete(context, request.item)
+        elif not self.context.required or request.at is None or not request.feedback:
+            context = self.context.complete_from_item(request.item)  # such a call is the whole event
+        if context is None and not request.feedback:
+            do = "send the context of a new event, or feedback on an event that was recorded before"
+            raise RequestError("event", "neither context nor feedback", "one of them", do, 422)
+        if request.at is None and context is None:
             do = "send the value of at from the response to the event"
             raise RequestError("at", "nothing", "the timestamp of an event that was recorded before", do, 422)
+        request = msgspec.structs.replace(request, context=context)
         now = self._clock()
         at = parse_request_time(request.at, self._time, now)
         start = at
@@ -113,14 +108,12 @@ class EventReader:
         user, item = key_number(request.user), key_number(request.item)
         users, items, times = (np.array([number], np.int64) for number in (user, item, at))
         event_feedback = self._feedback.read(request.feedback, at, at if self.steps else now)
-        return Event(request, user, at, start, int(compute_instance_ids(users, items, times)[0]), event_feedback)
+        instance = int(compute_instance_ids(users, items, times)[0])
+        return Event(request, user, at, start, instance, event_feedback, tuple(ignored))
 
-
-def _list_required_columns(schema: Schema, name: str) -> list[str]:
-    """List the columns of a feature that an event must contain.
-
-    Keys of user and item are available to a cross, a lookup and a candidate feature anyway.
-    """
-    own = schema.columns(name)
-    keyed = schema.features[name].composed or schema.side(name) == "candidate"
-    return [column for column in own if not (keyed and column in (schema.user, schema.item))]
+    def complete(self, event: Event) -> Event | None:
+        """Return an event without context with the columns of its item, or None if they are not in the catalog."""
+        context = self.context.complete_from_item(event.request.item)
+        if context is None:
+            return None
+        return replace(event, request=msgspec.structs.replace(event.request, context=context))

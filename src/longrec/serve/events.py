@@ -19,6 +19,7 @@ from longrec.serve.event_columns import encode_event_columns
 from longrec.serve.event_reader import Event, EventReader
 from longrec.serve.event_tokens import EventTokens
 from longrec.serve.histories import to_request_error
+from longrec.serve.live_catalog import LiveCatalog
 from longrec.serve.live_events import LiveEvents, StoredEvent
 from longrec.serve.request_encoder import RequestEncoder
 from longrec.serve.request_json import EventRequest, Key
@@ -39,6 +40,7 @@ class EventResponse:
         replaced: True if the event was recorded before.
         has_feedback: True if it came with feedback.
         new_user, new_item: True if the ranker's log does not contain them.
+        ignored: columns of its context that are not used, because no history and no source model reads them.
     """
 
     user: Key
@@ -51,6 +53,7 @@ class EventResponse:
     has_feedback: bool
     new_user: bool
     new_item: bool
+    ignored: tuple[str, ...] = ()
 
     def json(self) -> bytes:
         """Return the response of ``/events``."""
@@ -64,6 +67,7 @@ class EventResponse:
                 "recorded_at": self.recorded_at,
                 "replaced": self.replaced,
                 "unknown": {"user": self.new_user, "item": self.new_item},
+                "ignored": self.ignored,
             }
         )
 
@@ -95,6 +99,7 @@ class EventRecorder:
         state: stores to write to.
         encoder: encoder of the requests of the bundle that is served.
         encoders: encoders of all bundles, by their digests.
+        catalogs: catalogs of all bundles, each with the encoder of its bundle.
         clock: function that returns milliseconds UTC.
     """
 
@@ -103,6 +108,7 @@ class EventRecorder:
         state: ServiceState,
         encoder: RequestEncoder,
         encoders: Mapping[str, RequestEncoder],
+        catalogs: Sequence[tuple[RequestEncoder, LiveCatalog]],
         clock: Callable[[], int],
     ) -> None:
         self.state, self._encoder = state, encoder
@@ -111,7 +117,8 @@ class EventRecorder:
         if source is not None and source.live is not None:
             self._live_stores.append((source.live, source.encoder))
         own = None if source is None else source.encoder
-        self.reader = EventReader(encoder, own, list(encoders.values()), self._live_stores, clock)
+        readers = [reader for _, reader in self._live_stores]
+        self.reader = EventReader(encoder, own, list(encoders.values()), readers, catalogs, clock)
         self._steps = self.reader.steps
         self._tokens = None if source is None else EventTokens(source, self._steps)
 
@@ -126,6 +133,10 @@ class EventRecorder:
         stores = list(self.state.stores.values())
         tokens = [find_token(store, event.user, event.at, event.instance) for store in stores]
         before = [self._find_stored_event(event, *live_store) for live_store in self._live_stores]
+        if request.context is None and not (all(tokens) and all(old is not None and old.recorded for old in before)):
+            complete = self.reader.complete(event)
+            if complete is not None:
+                event, request = complete, complete.request
         if request.context is None and not (all(tokens) and all(old is not None and old.recorded for old in before)):
             do = "send its context, or the value of at from its response"
             raise RequestError(
@@ -180,4 +191,5 @@ class EventRecorder:
             bool(event.feedback.values),
             not self._encoder.look_up_user(request.user),
             not self._encoder.look_up_item(request.item),
+            event.ignored,
         )

@@ -83,6 +83,7 @@ class RecordedEvent:
         replaced: True if the event was recorded before.
         new_user, new_item: True if the log does not contain them.
         recorded_at: time of the call by the server's clock. A log stores it as ``available_at`` of the feedback.
+        ignored: columns of its context that are not used.
     """
 
     at: str | int | None
@@ -92,6 +93,7 @@ class RecordedEvent:
     new_user: bool
     new_item: bool
     recorded_at: str | int | None = None
+    ignored: tuple[str, ...] = ()
 
 
 class Client(ABC):
@@ -175,7 +177,8 @@ class Client(ABC):
 
         Args:
             at: timestamp of the event. Default now.
-            context: raw values of the impression's event columns. None for an event that was recorded before.
+            context: raw values of the impression's event columns. None for an event that was recorded before. Columns
+                of the candidate that the item table has may be left out.
             feedback: values by column (or ``label``). Missing columns are not yet available.
             request: in a log with requests, the timestamp of the request that showed the item.
             allow_unknown: accept an item that the log does not contain.
@@ -191,9 +194,9 @@ class Client(ABC):
         answer = parse_response(self._request("/events", _encode_body(event), again=at is not None))
         unknown = answer["unknown"]
         instance, is_new = int(answer["instance"]), (unknown["user"], unknown["item"])
-        return RecordedEvent(
-            answer["at"], instance, answer["visible"], answer["replaced"], *is_new, answer["recorded_at"]
-        )
+        ignored = tuple(answer.get("ignored", ()))  # an earlier server names none
+        times = answer["at"], instance, answer["visible"]
+        return RecordedEvent(*times, answer["replaced"], *is_new, answer["recorded_at"], ignored)
 
     def infer(self, tensors: Mapping[str, NDArray[Any]], program: str | None = None) -> NDArray[np.float32]:
         """Run a program on its own named inputs (see ``metadata``) and return its output, float32.

@@ -117,8 +117,8 @@ class EventRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         user, item: keys, in the type of the log.
         at: timestamp of the event, as in ``RankRequest``. Default now.
         context: raw values of the impression's own event columns and of the columns of its candidate, null for a
-            missing value. May be left out for an event that was recorded before. Its encoded values then stay, and the
-            feedback is added.
+            missing value. Columns of the candidate that the item table has may be left out. May be left out for an
+            event that was recorded before. Its encoded values then stay, and the feedback is added.
         feedback: raw values by column (or ``label``, or a feature). They are available from now on, null included.
             Missing columns are not yet available.
         request: timestamp of the page view that showed the item, for a log whose rows are grouped by page view. Default

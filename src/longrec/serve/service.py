@@ -98,7 +98,8 @@ class Service:
             self.pipeline, self._state, self.bundle = opened.pipeline, opened.state, opened.served.bundle
             if self._state is not None:
                 encoders = {model.bundle.digest: model.encoder for model in [self.served, *self.models]}
-                self._events = EventRecorder(self._state, self.served.encoder, encoders, clock)
+                catalogs = [(model.encoder, model.catalog) for model in self.models]
+                self._events = EventRecorder(self._state, self.served.encoder, encoders, catalogs, clock)
             if self.pipeline is not None and keep_log:
                 self._log = ImpressionLog.open(self.pipeline, folder)
                 self._closing.callback(self._log.close)
@@ -261,6 +262,7 @@ class Service:
         if self._events is None:
             problem, do = "events are not recorded", "start the server with --events"
             raise RequestError("/events", problem, "a server that records events", do, 404)
+        self._refresh_catalogs()
         return self._events.prepare(decode_event(body))
 
     def decode_and_answer(self, route: str, body: bytes) -> Answer:
