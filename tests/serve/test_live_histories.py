@@ -87,7 +87,10 @@ def test_every_bundle_of_a_pipeline_reads_the_events(tmp_path: Path) -> None:
         assert before[0]["id"] not in [item["id"] for item in after]
     with contextlib.closing(Service(path)) as frozen:
         answer = orjson.loads(frozen.answer(later, "/recommend"))["items"]
+        recent = [{"item": before[0]["id"], "at": at, "context": dict.fromkeys(names)}]
+        sent = orjson.loads(frozen.answer(orjson.dumps({**orjson.loads(later), "recent": recent}), "/recommend"))
     assert before[0]["id"] in [item["id"] for item in answer]
+    assert [item["id"] for item in sent["items"]] == [item["id"] for item in after]
     other = pipelines.write(tmp_path, recall={"mean": {"bundle": pipelines.bundles()["mean"], "count": 12}}, rerank=[])
     with pytest.raises(StoreError, match="the events of another bundle"):
         Service(other, settings)

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from longrec.features.fitted_schema import FittedSchema
 from longrec.features.history_columns import NEVER
-from longrec.features.raw_columns import build_raw_column
-from longrec.features.schema import Schema
 from longrec.serve import feedback
 from longrec.serve.event_reader import Event
+from longrec.serve.event_values import encode_event_feature, list_keys
 from longrec.serve.live_events import LiveEvents, StoredEvent
 from longrec.serve.request_encoder import RequestEncoder
-from longrec.serve.request_json import EventRequest
 
 
 def encode_event_columns(
@@ -25,6 +19,7 @@ def encode_event_columns(
     """
     fitted, request = encoder.fitted, event.request
     schema, context = fitted.schema, request.context
+    keys = list_keys(schema, request.user, request.item)
     columns = {"instance": event.instance, "item": encoder.look_up_item(request.item)}
     for name in live.values:
         if name in live.feedback:
@@ -36,28 +31,12 @@ def encode_event_columns(
                     code, available_at = previous
             columns |= {name: code, f"known.{name}": available_at}
         elif context is not None:
-            columns[name] = encode_event_feature(fitted, name, {**list_keys(schema, request), **context})
+            columns[name] = encode_event_feature(fitted, name, {**keys, **context})
         else:
             assert old is not None
             columns[name] = old[name]
-    values = {**list_keys(schema, request), **(context or {}), **event.feedback.values}
+    values = {**keys, **(context or {}), **event.feedback.values}
     for name, conditions in live.filters.items():
         bits = 0 if old is None else old[f"met.{name}"]
         columns[f"met.{name}"] = feedback.evaluate_conditions(schema, name, conditions, values, bits)
     return columns
-
-
-def encode_event_feature(fitted: FittedSchema, name: str, values: Mapping[str, Any]) -> int:
-    """Encode a feature of one event from raw values by column."""
-
-    def locate(column: str) -> str:
-        return f"context.{column}"
-
-    columns = {column: build_raw_column([values[column]], locate(column)) for column in fitted.schema.columns(name)}
-    return int(fitted.encode_row(name, columns, locate)[0])  # type: ignore[index]  # a history has no lists of a row
-
-
-def list_keys(schema: Schema, request: EventRequest) -> dict[str, Any]:
-    """Return the keys of an event by their columns."""
-    keys = {schema.user: request.user, schema.item: request.item}
-    return {column: key for column, key in keys.items() if column is not None}

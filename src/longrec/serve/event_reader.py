@@ -15,7 +15,8 @@ from longrec.serve.feedback import Feedback, FeedbackReader
 from longrec.serve.knowledge_features import key_number
 from longrec.serve.live_catalog import LiveCatalog
 from longrec.serve.request_encoder import RequestEncoder
-from longrec.serve.request_json import EventRequest, parse_request_time
+from longrec.serve.request_json import EventRequest
+from longrec.serve.request_time import parse_request_time
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,8 @@ class Client(ABC):
         history: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
         allow_unknown: bool = False,
         candidate_context: Mapping[str, Sequence[Any] | NDArray[Any] | None] | None = None,
+        recent: Sequence[Mapping[str, Any]] | None = None,
+        user_context: Mapping[str, Any] | None = None,
     ) -> Ranking:
         """Rank candidates for a user.
 
@@ -121,6 +123,9 @@ class Client(ABC):
             allow_unknown: rank for a user or items that the log does not contain.
             candidate_context: raw values of all columns of the candidate, ``{column: values}``, one per candidate, None
                 for a missing value.
+            recent: events of the user that are read after the stored ones, for this request only, each with the keys
+                ``item``, ``at``, and if needed ``context`` and ``feedback``.
+            user_context: raw values of columns of the user, in place of those of the user table.
 
         Raises:
             RequestError: if the request is invalid.
@@ -131,6 +136,7 @@ class Client(ABC):
         request.update({"at": _format_time(at)} if at is not None else {})
         request.update({"history": history} if history is not None else {})
         request.update({"candidate_context": candidate_context} if candidate_context else {})
+        request.update(_describe_user(recent, user_context))
         request.update({"allow_unknown": True} if allow_unknown else {})
         answer = parse_response(self._request("/rank", _encode_body(request)))
         items = tuple(RankedItem(item["id"], item["score"], item["via"]) for item in answer["items"])
@@ -145,11 +151,13 @@ class Client(ABC):
         history: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
         exclude_seen: bool | None = None,
         allow_unknown: bool = False,
+        recent: Sequence[Mapping[str, Any]] | None = None,
+        user_context: Mapping[str, Any] | None = None,
     ) -> Ranking:
         """Return the k best items for a user.
 
         Args:
-            at, context, history: as in ``rank``.
+            at, context, history, recent, user_context: as in ``rank``.
             exclude_seen: leave out the items of the events of the user that the bundle stores. Default True, or
                 ``filter.seen`` of a pipeline.
             allow_unknown: recommend to a user that the log does not contain.
@@ -157,7 +165,9 @@ class Client(ABC):
         Raises:
             RequestError: if the request is invalid, or a ranker is served without a retriever.
         """
-        body = encode_recommend_request(user, k, at, context, history, exclude_seen, allow_unknown)
+        body = encode_recommend_request(
+            user, k, at, context, history, exclude_seen, allow_unknown, recent, user_context
+        )
         answer = parse_response(self._request("/recommend", body))
         items = tuple(RankedItem(item["id"], item["score"], item["via"], item["scores"]) for item in answer["items"])
         is_new, fallbacks = answer["unknown"]["user"], tuple(answer["fallbacks"])
@@ -269,14 +279,27 @@ def encode_recommend_request(
     history: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
     exclude_seen: bool | None = None,
     allow_unknown: bool = False,
+    recent: Sequence[Mapping[str, Any]] | None = None,
+    user_context: Mapping[str, Any] | None = None,
 ) -> bytes:
     """Return the JSON of a request for recommendations."""
     request: dict[str, Any] = {"user": user, "k": k, "context": context or {}}
     request.update({"at": _format_time(at)} if at is not None else {})
     request.update({"history": history} if history is not None else {})
     request.update({"exclude_seen": exclude_seen} if exclude_seen is not None else {})
+    request.update(_describe_user(recent, user_context))
     request.update({"allow_unknown": True} if allow_unknown else {})
     return _encode_body(request)
+
+
+def _describe_user(
+    recent: Sequence[Mapping[str, Any]] | None, user_context: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return what a request says about its user beside the key."""
+    described: dict[str, Any] = {}
+    if recent:
+        described["recent"] = [{**one, "at": _format_time(one["at"])} if "at" in one else one for one in recent]
+    return {**described, "user_context": user_context} if user_context else described
 
 
 def _encode_body(content: Mapping[str, Any]) -> bytes:
