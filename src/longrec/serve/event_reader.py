@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -30,6 +31,7 @@ class Event:
         instance: name of its token.
         feedback: its feedback.
         ignored: columns of its context that are not used.
+        sent: all columns of its context, those that are not used included.
     """
 
     request: EventRequest
@@ -39,6 +41,7 @@ class Event:
     instance: int
     feedback: Feedback
     ignored: tuple[str, ...] = ()
+    sent: Mapping[str, Any] = field(default_factory=dict)
 
 
 class EventReader:
@@ -85,6 +88,7 @@ class EventReader:
             encoder.look_up_user(request.user)  # a key of the wrong type is refused, a new user is not
             encoder.look_up_item(request.item, request.allow_unknown)
         context, ignored = request.context, []
+        sent = context or {}
         if context is not None:
             context, ignored = self.context.complete(context, request.item)
         elif not self.context.required or request.at is None or not request.feedback:
@@ -110,11 +114,11 @@ class EventReader:
         users, items, times = (np.array([number], np.int64) for number in (user, item, at))
         event_feedback = self._feedback.read(request.feedback, at, at if self.steps else now)
         instance = int(compute_instance_ids(users, items, times)[0])
-        return Event(request, user, at, start, instance, event_feedback, tuple(ignored))
+        return Event(request, user, at, start, instance, event_feedback, tuple(ignored), {**sent, **(context or {})})
 
     def complete(self, event: Event) -> Event | None:
         """Return an event without context with the columns of its item, or None if they are not in the catalog."""
         context = self.context.complete_from_item(event.request.item)
         if context is None:
             return None
-        return replace(event, request=msgspec.structs.replace(event.request, context=context))
+        return replace(event, request=msgspec.structs.replace(event.request, context=context), sent=context)

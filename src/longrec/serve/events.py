@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import orjson
 
@@ -21,6 +22,7 @@ from longrec.serve.event_tokens import EventTokens
 from longrec.serve.histories import to_request_error
 from longrec.serve.live_catalog import LiveCatalog
 from longrec.serve.live_events import LiveEvents, StoredEvent
+from longrec.serve.recorded_events import RecordedEvent
 from longrec.serve.request_encoder import RequestEncoder
 from longrec.serve.request_json import EventRequest, Key
 from longrec.serve.state import ServiceState
@@ -171,7 +173,23 @@ class EventRecorder:
                 visible.append(visible_at)
             writes += write
         replaced = any(tokens) or any(old is not None and old.recorded for old in before)
+        writes += self._plan_record(event, max(visible), now)
         return PendingEvent(writes, self._build_response(event, max(visible), now, replaced))
+
+    def _plan_record(self, event: Event, visible: int, now: int) -> list[Callable[[], None]]:
+        """Return the function that writes the raw values of an event, if they changed.
+
+        They are written last, so that the next log has no event that the server did not read.
+        """
+        records = self.state.recorded
+        if records is None:
+            return []
+        old = records.find(event.user, event.at, event.instance)
+        request, sent = event.request, event.feedback.values
+        new = RecordedEvent(
+            request.user, request.item, event.at, event.start, event.sent, visible, now, sent, dict.fromkeys(sent, now)
+        ).add(old, overwrites=self._steps)
+        return [] if new is old else [partial(records.write, event.user, event.instance, new)]
 
     def _find_stored_event(self, event: Event, live: LiveEvents, encoder: RequestEncoder) -> StoredEvent | None:
         request = event.request
