@@ -88,7 +88,7 @@ def measure(scores: dict[int, float], coins: dict[int, int]) -> tuple[float, flo
     return value, abs(value - 0.5) / float(np.sqrt((len(scores) + 1) / (3 * len(scores) ** 2)))
 
 
-def test_what_was_recorded_late_does_not_tell_a_coin(copier: Trained, tmp_path: Path) -> None:
+def test_a_late_record_does_not_reveal_a_coin(copier: Trained, tmp_path: Path) -> None:
     sessions, clock = make_sessions(SESSIONS), Clock()
     coins = {one.user: one.coin for one in sessions}
     before: dict[int, float] = {}

@@ -87,8 +87,8 @@ class EventReader:
         for encoder in self._encoders:
             encoder.look_up_user(request.user)  # a key of the wrong type is refused, a new user is not
             encoder.look_up_item(request.item, request.allow_unknown)
-        context, ignored = request.context, []
-        sent = context or {}
+        context, sent = request.context, request.context or {}
+        ignored: list[str] = []
         if context is not None:
             context, ignored = self.context.complete(context, request.item)
         elif not self.context.required or request.at is None or not request.feedback:

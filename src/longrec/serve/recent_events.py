@@ -102,9 +102,10 @@ def encode_recent(
                 passes[name].append(bits == (1 << len(conditions)) - 1)
         except DataError as error:
             raise DataError(f"recent[{number}].{error.where}", error.found, error.expected, error.do) from None
-    order = np.lexsort((_compute_instances(user, recent), [one.at for one in recent]))
+    times = np.array([one.at for one in recent], np.int64)
+    order = np.lexsort((_compute_instances(user, recent), times))
     return RecentColumns(
-        np.array([one.at for one in recent], np.int64)[order],
+        times[order],
         {name: np.array(own, np.int64)[order] for name, own in columns.items()} | {"item": rows[order]},
         {name: np.array(own, bool)[order] for name, own in passes.items()},
     )

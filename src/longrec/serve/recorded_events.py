@@ -182,7 +182,7 @@ class RecordedEvents:
         count = -(-len(text) // _WIDTH)
         numbers = np.arange(count, dtype=np.int64)
         names, times = np.full(count, instance, np.int64), np.full(count, event.at, np.int64)
-        columns = {
+        columns: dict[str, NDArray[Any]] = {
             "slice": compute_instance_ids(names, numbers, times),
             "event": names,
             "number": numbers,

@@ -246,10 +246,9 @@ class RequestEncoder:
         sent, schema = query.user_context, self.fitted.schema
         if not sent:
             return {}
-        columns = {schema.user: query.user, **sent}
         names = [name for name in self._user_names if not sent.keys().isdisjoint(schema.columns(name))]
         for name in names:
-            lacking = [column for column in schema.columns(name) if column not in columns]
+            lacking = [column for column in schema.columns(name) if column not in sent and column != schema.user]
             if lacking:
                 do = "send all columns of a feature, null for a missing value"
                 raise RequestError("user_context", f"no {lacking[0]!r}", ", ".join(schema.columns(name)), do, 422)

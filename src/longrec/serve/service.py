@@ -34,7 +34,6 @@ from longrec.serve.pipelines import (
     OpenedPipeline,
     read_served_config,
 )
-from longrec.serve.recent_reader import RecentReader
 from longrec.serve.request_json import (
     RankRequest,
     RecommendRequest,
@@ -44,6 +43,7 @@ from longrec.serve.request_json import (
     decode_request,
 )
 from longrec.serve.request_time import parse_request_time, read_clock
+from longrec.serve.request_user import RequestUserReader
 from longrec.serve.responses import Answer, RankResponse, RecommendResponse
 from longrec.serve.served_programs import ServedPrograms
 from longrec.serve.settings import Settings
@@ -113,7 +113,7 @@ class Service:
         self._columns = frozenset(column for model in self.models for column in model.encoder.context)
         self._time = self.bundle.fitted.schema.time
         source = None if self._state is None or self._state.source is None else self._state.source.encoder
-        self._recent = RecentReader([(model.encoder, model.catalog) for model in self.models], source, self._time)
+        self._recent = RequestUserReader([(model.encoder, model.catalog) for model in self.models], source, self._time)
 
     @property
     def exclusive_folders(self) -> list[str]:

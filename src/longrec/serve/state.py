@@ -81,8 +81,8 @@ class ServiceState:
     def remote_stores(self) -> list[RemoteStore]:
         """Stores on servers that it writes to."""
         live = [*self.live.values(), *([] if self.source is None or self.source.live is None else [self.source.live])]
-        events = [*live, *([] if self.recorded is None else [self.recorded])]
-        backends = [*(store.backend for store in self.stores.values()), *(one.backend for one in events)]
+        backends = [*(store.backend for store in self.stores.values()), *(one.backend for one in live)]
+        backends += [] if self.recorded is None else [self.recorded.backend]
         return [backend for backend in backends if isinstance(backend, RemoteStore)]
 
     def _open(self, settings: Settings) -> None:

@@ -20,7 +20,7 @@ MAX_RECENT = 1_000
 """Largest number of recent events per request."""
 
 
-class RecentReader:
+class RequestUserReader:
     """Reader of recent events and of attributes of the user, for all bundles of a service.
 
     Args:
