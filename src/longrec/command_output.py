@@ -220,6 +220,14 @@ def catalog(args: argparse.Namespace) -> None:
     _write_result(args, counts, f"{args.bundle}: {counts['changes']:,} changes, {numbers}")
 
 
+def events(args: argparse.Namespace) -> None:
+    """Print how many recorded events were written."""
+    from longrec.events_command import export_events
+
+    count = export_events(args.state, args.output)
+    _write_result(args, {"events": count, "output": args.output}, f"{args.output}: {count:,} events")
+
+
 def serve(args: argparse.Namespace) -> None:
     """Serve a bundle or a pipeline."""
     from longrec.serve.access import AccessOptions

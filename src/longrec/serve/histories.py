@@ -19,7 +19,9 @@ from longrec.features.history_columns import (
     list_event_columns,
 )
 from longrec.features.raw_columns import encode_list
+from longrec.pipeline.recent_event import RecentEvent
 from longrec.serve.live_events import LiveEvents, read_base_last
+from longrec.serve.recent_events import RecentColumns, drop_stored, encode_recent
 from longrec.store.history_store import Events
 
 Columns = dict[str, NDArray[Any] | Lists]
@@ -68,13 +70,38 @@ class EventHistories:
         self._availability_columns = {name: f"known.{name}" for name in timed}
         self._columns = ["item", *self._values, *self._availability_columns.values()]
 
-    def read_stored(self, user: int, row: int, timestamp: int) -> dict[str, Columns]:
+    def encode_recent(
+        self, recent: Sequence[RecentEvent], rows: NDArray[np.int64], user: Any, row: int, timestamp: int
+    ) -> RecentColumns | None:
+        """Encode the recent events of a request that are not stored. None if the bundle stores no events.
+
+        Args:
+            rows: ``[R]``, rows of the items.
+            user: key of the user.
+            row: row of the user in the bundle, 0 for a new user.
+
+        Raises:
+            RequestError: 422 if a value has the wrong type.
+        """
+        if self.bundle.store is None or self.fitted.schema.prejoined:
+            return None
+        try:
+            encode_recent(self.fitted, user, recent, rows)  # of stored ones too, so that an error never depends on them
+        except DataError as error:
+            raise to_request_error(error) from None
+        new = drop_stored(recent, rows, user, row, timestamp, self.bundle.store, self.live)
+        return encode_recent(self.fitted, user, [one for one, own in zip(recent, new) if own], rows[new])
+
+    def read_stored(
+        self, user: int, row: int, timestamp: int, recent: RecentColumns | None = None
+    ) -> dict[str, Columns]:
         """Return the histories of a user as available strictly before a timestamp.
 
         Args:
             user: key number.
             row: row of the user in the bundle, 0 for a new user.
             timestamp: milliseconds UTC, or a step.
+            recent: further events of the user.
         """
         histories: dict[str, Columns] = {}
         if self.bundle.store is None:
@@ -82,6 +109,8 @@ class EventHistories:
         now, table = np.array([timestamp], np.int64), self.items
         for history in self._read:
             events = self._read_last(user, row, timestamp, history)
+            if recent is not None:
+                events = recent.merge(events, history.name, timestamp - history.delay, history.last)
             columns = events.columns
             items = columns["item"]
             if int(items.max(initial=0)) >= len(table):  # of an added item, whose changes were removed since
@@ -95,7 +124,9 @@ class EventHistories:
             histories[history.name] = build_history_columns(self.fitted, history.name, table, seen, now)
         return histories
 
-    def read_seen_items(self, user: int, row: int, timestamp: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    def read_seen_items(
+        self, user: int, row: int, timestamp: int, recent: RecentColumns | None = None
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Return the rows of the items, and the times, of all events of a user visible strictly before a timestamp."""
         store = self.bundle.store
         if store is None:
@@ -104,6 +135,8 @@ class EventHistories:
             events = self.live.last(user, row, timestamp, _ALL, None, ["item"], timestamp)
         else:
             events = read_base_last(store, row, timestamp, timestamp, _ALL, None)
+        if recent is not None:
+            events = recent.merge(events, "", timestamp, _ALL)
         return events.columns["item"], events.times
 
     def _read_last(self, user: int, row: int, timestamp: int, history: _History) -> Events:

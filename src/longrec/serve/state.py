@@ -7,6 +7,7 @@ Stores without a configured location are in one folder, by default ``BUNDLE.stat
     history-2/            events since the bundle, if its ONNX model reads histories of events
     history-DIGEST-2/     events since a further bundle of a pipeline, likewise
     source-2/             events since the bundle of the source model, likewise
+    recorded/             raw values of these events, for the next log
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from longrec.exporting.store_copies import copy_tokens, is_remote
 from longrec.features.manifest import read_manifest
 from longrec.serve.live_events import LiveEvents, keeps_events
 from longrec.serve.online_source import OnlineSource
+from longrec.serve.recorded_events import RecordedEvents, locate_recorded
 from longrec.serve.settings import Settings
 from longrec.serve.token_histories import check_store
 from longrec.store.remote_client import mask_password
@@ -46,6 +48,7 @@ class ServiceState:
         stores: token stores, by location.
         live: events since each bundle whose histories of events are read, by its digest.
         source: the source model, with the events since its bundle. None without one.
+        recorded: raw values of the events, for the next log. None if no histories of events are read.
 
     Raises:
         BundleError: if the source model wrote none of the tokens that the bundle reads, or nothing reads events.
@@ -58,6 +61,7 @@ class ServiceState:
         self.stores: dict[str, TokenStore] = {}
         self.live: dict[str, LiveEvents] = {}
         self.source: OnlineSource | None = None
+        self.recorded: RecordedEvents | None = None
         self._bundles = bundles
         self._closing = ExitStack()
         try:
@@ -78,6 +82,7 @@ class ServiceState:
         """Stores on servers that it writes to."""
         live = [*self.live.values(), *([] if self.source is None or self.source.live is None else [self.source.live])]
         backends = [*(store.backend for store in self.stores.values()), *(one.backend for one in live)]
+        backends += [] if self.recorded is None else [self.recorded.backend]
         return [backend for backend in backends if isinstance(backend, RemoteStore)]
 
     def _open(self, settings: Settings) -> None:
@@ -104,6 +109,12 @@ class ServiceState:
         if source is not None and source_keeps:
             self.source = OnlineSource(source, self._open_live_events("source", source))
             self._closing.callback(self.source.close)
+        if kept or source_keeps:
+            location = locate_recorded(str(self.location))
+            self.recorded = RecordedEvents.open(location, first.digest, first.fitted.schema)
+            self._closing.callback(self.recorded.close)
+            if not is_remote(location):
+                self.recorded.compact()
 
     def _open_source(self, source: Bundle, settings: Settings) -> OnlineSource:
         """Open a source model without later events, and the stores of its tokens for writing."""
