@@ -197,7 +197,7 @@ def export(args: argparse.Namespace) -> None:
     """Print the command that serves a new bundle."""
     from longrec import commands
 
-    own = {"index": args.index, "recall_target": args.recall_target, "recall_at": args.recall_at}
+    own = {"index": args.index, "recall_target": args.recall_target, "recall_at": args.recall_at, "states": args.states}
     manifest = commands.export(args.run, args.bundle, overwrite=args.overwrite, **own)
     kinds = dict.fromkeys(("ranker", "reranker", "retriever"), f"serve {args.bundle}")
     kinds |= {"encoder": f"serve RANKER.bundle --events {args.bundle}"}

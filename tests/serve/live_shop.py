@@ -78,7 +78,9 @@ def make_rows() -> list[dict[str, Any]]:
     return [list(once.values())[at] for at in order]
 
 
-def train_shop(folder: Path, schema: dict[str, Any] | None = None) -> Trained:
+def train_shop(
+    folder: Path, schema: dict[str, Any] | None = None, model: dict[str, Any] | None = None, states: bool = False
+) -> Trained:
     """Train on the first rows of the log, and export."""
     rows, numbers = make_rows(), range(ITEMS)
     items = {"item_id": [f"i{n}" for n in numbers], "kind": [n % 4 for n in numbers], "price": [n % 6 for n in numbers]}
@@ -88,9 +90,9 @@ def train_shop(folder: Path, schema: dict[str, Any] | None = None) -> Trained:
     pq.write_table(pa.Table.from_pylist(rows[: ROWS - 20]), folder / "log.parquet")
     data = {name: str(folder / f"{name}.parquet") for name in ("log", "items", "users")} | {"schema": schema or SCHEMA}
     fit = {"max_steps": 4, "runs": str(folder / "runs"), "tensorboard": "off"}
-    config = {"name": "live", "data": {**data, "folder": str(folder / "prepared")}, "model": MODEL, "fit": fit}
+    config = {"name": "live", "data": {**data, "folder": str(folder / "prepared")}, "model": model or MODEL, "fit": fit}
     run = longrec.train({**config, "evaluate": {"n_resamples": 2}}, quiet=True)
-    longrec.export(run, folder / "live.bundle")
+    longrec.export(run, folder / "live.bundle", states=states)
     return Trained(run, folder / "live.bundle", rows[ROWS - 20 :])
 
 

@@ -32,6 +32,7 @@ from longrec.serve.lookup import Lookup
 from longrec.serve.recent_events import RecentColumns
 from longrec.serve.request_json import Key
 from longrec.serve.token_histories import TokenHistories
+from longrec.serve.user_states import UserStates
 from longrec.store.remote_store import RemoteStore
 
 _NUMBERS = ("numeric", "numbers")
@@ -117,6 +118,8 @@ class RequestEncoder:
         self._knowledge = KnowledgeFeatures(bundle)
         # Reading by the users' own keys costs a hash of text, so it is skipped if the bundle needs none.
         self._by_key = live is not None or bool(bundle.manifest.tokens or bundle.manifest.knowledge)
+        facts = bundle.manifest.states
+        self._start_states = {f"s.{name}": np.array([own.start], np.float32) for name, own in facts.items()}
 
     def use_items(self, items: EntityTable) -> None:
         """Read the features of items from another table from now on: the bundle's, with changes of the catalog."""
@@ -124,6 +127,15 @@ class RequestEncoder:
         self.revision += 1
         self._histories.items = items
         self._knowledge.use_items(items)
+
+    def use_states(self, states: UserStates) -> None:
+        """Read histories from the states of the users on from now on."""
+        self._histories.states, self._by_key = states, True
+
+    @property
+    def histories(self) -> EventHistories:
+        """The reader of histories of events."""
+        return self._histories
 
     def encode_candidates(self, candidates: Candidates, query: Query, where: str = "candidates") -> EncodedCandidates:
         """Encode candidates, and add the unknown ones to those of the query.
@@ -233,7 +245,9 @@ class RequestEncoder:
         if query.recent:
             items = self._items.find_rows(to_key_array([one.item for one in query.recent]), "recent")
             recent = self._histories.encode_recent(query.recent, items, query.user, row, timestamp)
-        for history, columns in self._read_histories(query, user, row, recent).items():
+        states, histories = self._read_histories(query, user, row, recent)
+        inputs.update(states)
+        for history, columns in histories.items():
             for name, column in columns.items():
                 number = not isinstance(column, Lists) and column.dtype.kind == "f"
                 inputs.update(make_tensors(f"h.{history}.{name}", column, number))
@@ -257,19 +271,26 @@ class RequestEncoder:
         except DataError as error:
             raise to_request_error(error) from None
 
-    def _read_histories(self, query: Query, user: int, row: int, recent: RecentColumns | None) -> dict[str, Columns]:
+    def _read_histories(
+        self, query: Query, user: int, row: int, recent: RecentColumns | None
+    ) -> tuple[Mapping[str, NDArray[np.float32]], dict[str, Columns]]:
+        """Return the states of the user by input, and the histories after them."""
         histories: dict[str, Columns] = {}
+        states: Mapping[str, NDArray[np.float32]] = self._start_states
         if self.fitted.schema.prejoined:
             histories.update(self._histories.encode_request_histories(query.history))
         elif query.history is not None:
             raise RequestError(
                 "history", "a history in the request", "none: this bundle stores histories itself", "leave it out", 422
             )
+        elif self._histories.states is not None:
+            states, own = self._histories.read_after_states(user, row, query.timestamp, recent)
+            histories.update(own)
         else:
             histories.update(self._histories.read_stored(user, row, query.timestamp, recent))
         for name, columns in self._tokens.read(user, query.timestamp).items():
             histories[name] = {**columns}
-        return histories
+        return states, histories
 
     def build_item_tensors(self, items: EncodedCandidates, timestamp: int) -> dict[str, NDArray[Any]]:
         """Build the inputs of the programs that differ between candidates, as of a timestamp."""

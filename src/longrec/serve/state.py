@@ -27,6 +27,7 @@ from longrec.serve.live_events import LiveEvents, keeps_events
 from longrec.serve.online_source import OnlineSource
 from longrec.serve.recorded_events import RecordedEvents, locate_recorded
 from longrec.serve.settings import Settings
+from longrec.serve.state_store import StateStore, open_states
 from longrec.serve.token_histories import check_store
 from longrec.store.remote_client import mask_password
 from longrec.store.remote_store import RemoteStore
@@ -180,11 +181,23 @@ class ServiceState:
             half.rename(folder / location)
         return str(folder / location)
 
+    def open_states(self, bundle: Bundle, settings: Settings) -> StateStore:
+        """Open the store of the states of the users of a bundle. Events that are recorded remove states from it."""
+        what = f"states-{bundle.digest[:12]}"
+        location = self._locate(what if is_remote(self.location) else f"{what}.sqlite")
+        store = open_states(location, settings.state_days * 86_400, settings.most_states)
+        self._closing.callback(store.close)
+        self.live[bundle.digest].removals.append(store.remove)
+        return store
+
+    def _locate(self, what: str) -> str:
+        if not is_remote(self.location):
+            return str(Path(self.location, what))
+        url = urlsplit(self.location)
+        return urlunsplit(url._replace(path=f"{url.path}-{what}"))
+
     def _open_live_events(self, what: str, bundle: Bundle) -> LiveEvents:
-        location = str(Path(self.location, what))
-        if is_remote(self.location):
-            url = urlsplit(self.location)
-            location = urlunsplit(url._replace(path=f"{url.path}-{what}"))
+        location = self._locate(what)
         live = LiveEvents(location, bundle)
         self._closing.callback(live.close)
         if not is_remote(location):
