@@ -277,7 +277,7 @@ def step_here(model: Any, batch: Any, device: str) -> tuple[Any, Counter[str]]:
     """Do one training step on a device. Return the loss and the waits that torch counts."""
     import torch
 
-    from longrec.features.batch import transfer
+    from longrec.features.transfer import transfer
     from longrec.testing.case import backpropagate
     from longrec.training.optimizers import build_optimizers
     from longrec.training.settings import FitConfig

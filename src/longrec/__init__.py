@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from longrec.training.finished_run import Run, open_run
     from longrec.training.saved_model import load_model, save_model
     from longrec.training.settings import EvaluateConfig, FitConfig
+    from longrec.warm_command import warm
 
 # Threads that spin at a barrier cost up to 25-fold on a busy machine. This must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -53,6 +54,7 @@ _MODULES = {
     "longrec.training.finished_run": ("Run", "open_run"),
     "longrec.training.saved_model": ("load_model", "save_model"),
     "longrec.training.settings": ("EvaluateConfig", "FitConfig"),
+    "longrec.warm_command": ("warm",),
 }
 _SUBPACKAGES = ("errors", "metrics", "models")
 _NAMES = {name: module for module, names in _MODULES.items() for name in names}
@@ -95,6 +97,7 @@ __all__ = [
     "report",
     "save_model",
     "train",
+    "warm",
     "write_candidates",
 ]
 
@@ -112,4 +115,9 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    return sorted(
+        [
+            *__all__,
+            "__version__warm",
+        ]
+    )

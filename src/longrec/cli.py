@@ -223,6 +223,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = add("events", command_output.events, about)
     parser.add_argument("state", help="folder or redis:// URL of the state, as serve --state has it")
     parser.add_argument("--output", required=True, metavar="FILE", help="the Parquet file")
+    about = "fold the events of all users into their states, before serve --events is started"
+    parser = add("warm", command_output.warm, about)
+    parser.add_argument("bundle", help="folder that export --states has written")
+    parser.add_argument("--state", help="folder or redis:// URL of the state, as serve --state has it")
+    since = "timestamp from which requests can use the states, in milliseconds UTC or steps (default: now)"
+    parser.add_argument("--at", type=int, metavar="TIME", help=since)
     parser = add("serve", command_output.serve, "serve a bundle or a pipeline over HTTP", json=False)
     parser.add_argument("bundle", help="folder that export has written, or YAML file of a pipeline")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")

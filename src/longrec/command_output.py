@@ -228,6 +228,19 @@ def events(args: argparse.Namespace) -> None:
     _write_result(args, {"events": count, "output": args.output}, f"{args.output}: {count:,} events")
 
 
+def warm(args: argparse.Namespace) -> None:
+    """Print how many states of users there are."""
+    from longrec.warm_command import warm as run_warm
+
+    done = run_warm(args.bundle, args.state, args.at)
+    size = done["states"] * done["bytes_per_user"] / 1e6
+    text = (
+        f"{done['states']:,} states of {done['users']:,} users, {done['folded']:,} of them folded now; "
+        f"{done['bytes_per_user']:,} bytes each, {size:,.1f} MB"
+    )
+    _write_result(args, done, text)
+
+
 def serve(args: argparse.Namespace) -> None:
     """Serve a bundle or a pipeline."""
     from longrec.serve.access import AccessOptions

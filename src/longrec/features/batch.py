@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -389,15 +389,3 @@ class Batch:
 
 def _copy_column(column: Column, tensor: Copy) -> Column:
     return tensor(column) if isinstance(column, Tensor) else column.copy(tensor)
-
-
-Stored = TypeVar("Stored", Batch, HistoryBatch)
-
-
-def transfer(of_host: Stored, device: torch.device) -> Stored:
-    """Return a batch or a history of the host on a device, without waiting for the copy."""
-    if device.type == "cpu":
-        return of_host
-    if device.type == "cuda":
-        of_host = of_host.pin_memory()  # from other memory the host would wait for the copy
-    return of_host.to(device, non_blocking=True)

@@ -69,7 +69,7 @@ from longrec.nn.memory_attention import MemoryAttention
 from longrec.nn.queries import Queries
 from longrec.nn.segments import Segments
 from longrec.nn.stepped_gru import SteppedGRU
-from longrec.nn.steps import Steps, rank_by_length, run_steps
+from longrec.nn.steps import Steps, rank_longest_first, run_steps
 
 _LAST_GAIN = 0.1
 """Factor of the initial weights of the final layer, so that training starts at the base rate of the labels."""
@@ -217,7 +217,7 @@ class TuringMemory(UserMemory):
             for count, *now in zip(steps.counts, *inputs):
                 state, ended = split_ended(state, count, ended)
                 state = self._advance(state, *now)
-            return join_ended(state, ended, rank_by_length(rows))
+            return join_ended(state, ended, rank_longest_first(rows))
 
     def compute_penalty(self, state: MemoryState) -> Float[Tensor, " B"]:
         """Return the unequal use of the slots of each row."""

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from longrec.features.batch import HistoryBatch, Layout, transfer
+from longrec.features.batch import HistoryBatch, Layout
+from longrec.features.transfer import transfer
 from longrec.nn.bucketed_attention import BucketedAttention
 from longrec.nn.host_plans import expand_rows, fetch, put_all, sort
 from longrec.nn.segments import GroupedSegments, Segments

@@ -71,7 +71,7 @@ def find_followed(segments: Segments) -> Tensor:
     return followed
 
 
-def rank_by_length(rows: Segments) -> Tensor:
+def rank_longest_first(rows: Segments) -> Tensor:
     """Return int64 ``[B]``: the index of each row among all rows ordered by length, the longest first (see Steps)."""
     if "rank" not in rows.memo:
         rank_B = invert((-np.diff(rows.host_offsets)).argsort(kind="stable"))

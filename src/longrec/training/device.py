@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from longrec.errors import ResourceError
-from longrec.features.batch import Batch, transfer
+from longrec.features.batch import Batch
+from longrec.features.transfer import transfer
 from longrec.training.machine import keep_large_blocks, torch_threads
 
 CPU = torch.device("cpu")

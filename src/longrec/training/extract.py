@@ -27,7 +27,8 @@ from longrec.data.log import Log
 from longrec.data.splits import TRAIN
 from longrec.data.targets import check_targets
 from longrec.errors import RunError
-from longrec.features.batch import Batch, transfer
+from longrec.features.batch import Batch
+from longrec.features.transfer import transfer
 from longrec.features.vocabulary import compute_key_numbers
 from longrec.models.core.kinds import Extractor
 from longrec.progress import Progress

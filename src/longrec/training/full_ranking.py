@@ -24,8 +24,9 @@ from longrec.data.catalog import build_catalog, compute_first_timestamps
 from longrec.data.gather import gather
 from longrec.data.log import Log
 from longrec.errors import RunError
-from longrec.features.batch import Batch, Column, Jagged, transfer
+from longrec.features.batch import Batch, Column, Jagged
 from longrec.features.entity_versions import find_first_from
+from longrec.features.transfer import transfer
 from longrec.models.core.kinds import Retriever, VectorRetriever, score_vectors
 from longrec.progress import Progress
 from longrec.training.device import find_device, precision

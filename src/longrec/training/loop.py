@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from longrec.errors import StoppedRun
-from longrec.features.batch import Batch, transfer
+from longrec.features.batch import Batch
+from longrec.features.transfer import transfer
 from longrec.models.core.base import Model
 from longrec.progress import Progress
 from longrec.training import checkpoint

@@ -16,7 +16,8 @@ from longrec.data.gather import gather
 from longrec.data.log import Log
 from longrec.data.negative_sampling import sample_negatives
 from longrec.errors import RunError
-from longrec.features.batch import Batch, transfer
+from longrec.features.batch import Batch
+from longrec.features.transfer import transfer
 from longrec.models.core import artifact
 from longrec.models.core import registry as models
 from longrec.models.core.base import ContextInstances, Model

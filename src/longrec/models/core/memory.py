@@ -27,7 +27,7 @@ from longrec.models.core.top import TopRanker
 from longrec.nn.embedding import Embedded
 from longrec.nn.queries import Queries
 from longrec.nn.segments import Segments
-from longrec.nn.steps import Steps, rank_by_length
+from longrec.nn.steps import Steps, rank_longest_first
 
 StateT = TypeVar("StateT", bound="tuple[Tensor, ...]")
 
@@ -91,7 +91,7 @@ class UserMemory(nn.Module):
     def fold(self, start: Any, e_UK: Float[Tensor, "U K"], rows: Segments) -> Any:
         """Return the state of B rows after their events, one update per event."""
         steps = Steps.of(rows)
-        order_B = rank_by_length(rows)
+        order_B = rank_longest_first(rows)
         state = type(start)(*(x.index_select(0, order_B.argsort()) for x in start))
         ended: list[Any] = []
         for count, e_AK in zip(steps.counts, torch.split(e_UK.index_select(0, steps.positions), steps.counts)):
@@ -162,7 +162,7 @@ def join_ended(state: StateT, ended: Sequence[StateT], order_B: Tensor) -> State
     """Return the states of all rows in their order.
 
     Args:
-        order_B: rank of each row among all rows by length, see ``rank_by_length``.
+        order_B: rank of each row among all rows by length, see ``rank_longest_first``.
     """
     own: Any = type(state)
     joined: StateT = own(*(torch.cat(x).index_select(0, order_B) for x in zip(state, *ended, strict=True)))
