@@ -188,6 +188,33 @@ def test_nothing_is_computed_on_the_padding_of_rows() -> None:
     assert rows == [groups, groups + 12, 6]
 
 
+def test_the_explanation_is_the_attention_of_the_first_layer() -> None:
+    """Events of a token share its weight, those beyond the newest ones have none, and all layouts agree."""
+    model, batch = longer(), ragged(9, longest=13, fields=FEW)
+    with torch.no_grad():
+        w_N = model.explain(batch)["seen"]
+        embedded, path = model.embed(batch), path_of(model)
+        q_BQ, e_UE, segments = model.queries(batch, embedded, "seen")
+        layer = cast(MergedLayer, path.layers[0])
+        for row in range(batch.size):
+            start, stop = segments.host_offsets[row : row + 2].tolist()
+            user = path.user(torch.cat([x[row] for x in embedded.request.values()])[None])  # type: ignore[misc]
+            tokens = tokens_as_written(path, e_UE[start:stop])
+            z = norm_of(torch.cat([tokens, user, path.cls, path.target(q_BQ[row : row + 1])]), layer.norms[0])
+            w_3HdW = layer.inner.weight.view(3, 2, 4, 8)
+            q, k = torch.einsum("tw,nhdw->nhtd", z, w_3HdW[:2])
+            w = (torch.einsum("hd,htd->ht", q[:, -1], k) / 2).softmax(1).mean(0)
+            for back in range(stop - start):
+                group = len(tokens) - 1 - back // 2
+                size = min(2, min(stop - start, 9) - 2 * (back // 2))
+                expected = w[group] / size if back < 9 else torch.zeros(())
+                expect_close(w_N[stop - 1 - back], expected)
+        one = shared(4, 11, fields=FEW)
+        expect_close(model.explain(one)["seen"].flatten(), model.explain(repeated(one, FEW))["seen"])
+        several = grouped([1, 0, 0, 2], fields=FEW)
+        expect_close(model.explain(several)["seen"], model.explain(several.ungroup())["seen"])
+
+
 def test_a_schema_without_fields_of_the_user_has_cls_alone() -> None:
     fields = Fields((ITEM,), {"seen": (RATING, ITEM)})
     model, batch = longer(fields=fields), ragged(5, fields=fields)

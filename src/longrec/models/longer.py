@@ -105,6 +105,22 @@ class LONGER(TopRanker):
             inputs.append(self.paths[f"path_{history}"](q_BQ, user_RI, e_UE, segments))
         return inputs
 
+    def explain(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the target's attention in the first layer, mean over heads: ``[N]``, or shared ``[B, T]``.
+
+        The events of one merged token share its weight equally. The weights of a row, of the global tokens and of the
+        target itself sum to one.
+        """
+        batch = batch.ungroup()
+        embedded, weights = self.embed(batch), {}
+        user = list(embedded.request.values())
+        for history in self.fields.histories:
+            path = cast(_Path, self.paths[f"path_{history}"])
+            q_BQ, e_UE, segments = self.queries(batch, embedded, history)
+            w_UC = path.weights(q_BQ, torch.cat(user, 1) if user else None, e_UE, segments)
+            weights[history] = w_UC.t() if segments.shared else w_UC.squeeze(1)
+        return weights
+
 
 class _Path(nn.Module):
     """The transformer of one history.
@@ -128,10 +144,7 @@ class _Path(nn.Module):
 
     def forward(self, q_BQ: Tensor, user_RI: Tensor | None, e_UE: Tensor, segments: Segments) -> Tensor:
         """Return the target token of each candidate after the layers, ``[B, W]``."""
-        plan = plan_merge(segments, self.merge, self.max_events, self.recent, 1 if self.user is None else 2)
-        x_NW, y_BW = self.tokens(user_RI, e_UE, segments.requests.rows, plan), self.target(q_BQ)
-        if plan.order_C is not None:
-            y_BW = y_BW.index_select(0, plan.order_C)
+        x_NW, y_BW, plan = self._start(q_BQ, user_RI, e_UE, segments)
         frame, at_M = plan.entries, plan.recent_M
         for number, each in enumerate(self.layers, 1):
             layer, last = cast(MergedLayer, each), number == len(self.layers)
@@ -140,6 +153,22 @@ class _Path(nn.Module):
                 x_NW, frame, at_M = x_MW, plan.recent, None
         y_BW = self.norm(y_BW)
         return y_BW if plan.back_C is None else y_BW.index_select(0, plan.back_C)
+
+    def weights(self, q_BQ: Tensor, user_RI: Tensor | None, e_UE: Tensor, segments: Segments) -> Tensor:
+        """Return the weights of events in the first layer, ``[U, 1]``, or ``[U, B]`` when shared."""
+        x_NW, y_BW, plan = self._start(q_BQ, user_RI, e_UE, segments)
+        every = cast(MergedLayer, self.layers[0]).weights(x_NW, y_BW, plan.entries, plan.candidates)
+        return plan.spread(plan.entries.flatten(every), len(e_UE))
+
+    def _start(
+        self, q_BQ: Tensor, user_RI: Tensor | None, e_UE: Tensor, segments: Segments
+    ) -> tuple[Tensor, Tensor, MergePlan]:
+        """Return tokens and targets before the layers, and their plan."""
+        plan = plan_merge(segments, self.merge, self.max_events, self.recent, 1 if self.user is None else 2)
+        y_BW = self.target(q_BQ)
+        if plan.order_C is not None:
+            y_BW = y_BW.index_select(0, plan.order_C)
+        return self.tokens(user_RI, e_UE, segments.requests.rows, plan), y_BW, plan
 
     def tokens(self, user_RI: Tensor | None, e_UE: Tensor, requests: int, plan: MergePlan) -> Tensor:
         """Return the tokens of all requests, ``[N, W]``: merged events, user, cls."""

@@ -106,6 +106,22 @@ class MergePlan:
             e_UK = torch.cat([e_UK, e_UK.new_zeros(1, e_UK.shape[1])])
         return e_UK.index_select(0, self.events_GK.flatten()).view(*self.events_GK.shape, e_UK.shape[1])
 
+    def spread(self, w_NC: Tensor, positions: int) -> Tensor:
+        """Return ``[U, C]``, the weights of events: each has an equal share of its group's. 0 for those not read.
+
+        Args:
+            w_NC: weights of entries.
+            positions: U.
+        """
+        if self.order_N is not None:
+            w_NC = torch.empty_like(w_NC).index_copy(0, self.order_N, w_NC)
+        groups, merge = self.events_GK.shape
+        count_G = torch.full_like(self.age_G, merge) if self.padded_GK is None else merge - self.padded_GK.sum(1)
+        w_GC = w_NC[:groups] / count_G.clamp(min=1).unsqueeze(1)
+        # Padded events are written to one more position.
+        w_UC = w_NC.new_zeros(positions + 1, w_NC.shape[1])
+        return w_UC.index_copy(0, self.events_GK.flatten(), w_GC.repeat_interleave(merge, 0))[:positions]
+
 
 def plan_merge(segments: Segments, merge: int, most: int, recent: int | None, extra: int) -> MergePlan:
     """Return the plan of a history, which is made once per batch.

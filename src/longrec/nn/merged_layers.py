@@ -52,10 +52,31 @@ class MergedLayer(nn.Module):
             each = zip(frame.fill(q_MW), keys, values, entries.rectangles)
             x_MW = self._finish(x_MW, frame.flatten([self._attend_causal(*inputs) for inputs in each]))
         z_CW = self.norms[0](y_CW)
-        own_k, own_v = linear(z_CW, self.inner.weight[self.width :]).chunk(2, 1)
-        own = (candidates.fill(x) for x in (self._query(z_CW), own_k, own_v))
-        outputs = [self._attend_candidates(*inputs) for inputs in zip(*own, keys, values, entries.rectangles)]
+        own_v = linear(z_CW, self.inner.weight[2 * self.width :])
+        each = zip(self._weigh(z_CW, keys, entries, candidates), candidates.fill(own_v), values)
+        outputs = [self._attend_candidates(*inputs) for inputs in each]
         return x_MW, self._finish(y_CW, candidates.flatten(outputs))
+
+    def weights(self, x_NW: Tensor, y_CW: Tensor, entries: Frame, candidates: Frame) -> list[Tensor]:
+        """Return the weights of entries for the candidates of their row, mean over heads: ``[R, T, C]`` of each
+        rectangle.
+        """
+        k_NW = linear(self.norms[0](x_NW), self.inner.weight[self.width : 2 * self.width])
+        every = self._weigh(self.norms[0](y_CW), entries.fill(k_NW), entries, candidates)
+        return [w[..., :-1].mean(1).transpose(1, 2) for w in every]
+
+    def _weigh(self, z_CW: Tensor, keys: list[Tensor], entries: Frame, candidates: Frame) -> list[Tensor]:
+        """Return the weights of all entries for each candidate, and its own last, ``[R, H, C, T + 1]`` each."""
+        own_k, every = linear(z_CW, self.inner.weight[self.width : 2 * self.width]), []
+        filled = candidates.fill(self._query(z_CW)), candidates.fill(own_k), keys
+        for rectangle, *inputs in zip(entries.rectangles, *filled):
+            q, own, k = (self._split(x) for x in inputs)
+            s_RHCT = torch.matmul(q, k.transpose(2, 3))
+            if rectangle.real is not None:
+                s_RHCT = s_RHCT.masked_fill(~rectangle.real[:, None, None, :], -torch.inf)
+            own_RHC1 = (q * own).sum(3, keepdim=True).to(s_RHCT.dtype)
+            every.append(torch.cat([s_RHCT, own_RHC1], 3).softmax(3))
+        return every
 
     def _query(self, z_MW: Tensor) -> Tensor:
         q_MW: Tensor = linear(z_MW, self.inner.weight[: self.width]) * (self.width // self.heads) ** -0.5
@@ -71,16 +92,9 @@ class MergedLayer(nn.Module):
         q, k, v = self._split(q), self._split(k), self._split(v)
         return attend(q, k, v, seen).transpose(1, 2).flatten(2)
 
-    def _attend_candidates(
-        self, q: Tensor, own_k: Tensor, own_v: Tensor, k: Tensor, v: Tensor, rectangle: Rectangle
-    ) -> Tensor:
-        """Return ``[R, C, W]``: each candidate sees all entries of its row, and itself."""
-        q, own_k, own_v, k, v = (self._split(x) for x in (q, own_k, own_v, k, v))
-        s_RHCT = torch.matmul(q, k.transpose(2, 3))
-        if rectangle.real is not None:
-            s_RHCT = s_RHCT.masked_fill(~rectangle.real[:, None, None, :], -torch.inf)
-        own = (q * own_k).sum(3, keepdim=True).to(s_RHCT.dtype)
-        w = torch.cat([s_RHCT, own], 3).softmax(3).to(v.dtype)
+    def _attend_candidates(self, w: Tensor, own_v: Tensor, v: Tensor) -> Tensor:
+        """Return ``[R, C, W]``: what each candidate takes from all entries of its row, and from itself."""
+        w, own_v, v = w.to(v.dtype), self._split(own_v), self._split(v)
         o_RHCd = torch.matmul(w[..., :-1], v) + w[..., -1:] * own_v
         return o_RHCd.transpose(1, 2).flatten(2)
 
