@@ -53,8 +53,8 @@ class MergedLayer(nn.Module):
             x_MW = self._finish(x_MW, frame.flatten([self._attend_causal(*inputs) for inputs in each]))
         z_CW = self.norms[0](y_CW)
         own_v = linear(z_CW, self.inner.weight[2 * self.width :])
-        each = zip(self._weigh(z_CW, keys, entries, candidates), candidates.fill(own_v), values)
-        outputs = [self._attend_candidates(*inputs) for inputs in each]
+        weights = self._weigh(z_CW, keys, entries, candidates)
+        outputs = [self._attend_candidates(*inputs) for inputs in zip(weights, candidates.fill(own_v), values)]
         return x_MW, self._finish(y_CW, candidates.flatten(outputs))
 
     def weights(self, x_NW: Tensor, y_CW: Tensor, entries: Frame, candidates: Frame) -> list[Tensor]:
