@@ -178,6 +178,23 @@ def test_companions_do_not_change_a_score() -> None:
         expect_close(model(take(batch, [row])), scores[row : row + 1])
 
 
+def test_rows_of_very_different_lengths_are_read_as_single_rows_are() -> None:
+    """Their rectangles are several. Some requests have more candidates than others."""
+    model = longer({**SMALL, "max_events": 700, "merge": 2, "recent": 20, "layers": 3})
+    batch = ragged(8, lengths=[400, 3, 0, 900, 90, 91, 1, 39], fields=FEW)
+    plan = plan_merge(Segments.of(batch, "seen"), 2, 700, 20, 2)
+    assert len(plan.entries.rectangles) > 1
+    assert sum(plan.recent.sizes) < sum(plan.entries.sizes)
+    scores, weights = model(batch), model.explain(batch)["seen"]
+    for row in range(8):
+        alone, (start, stop) = take(batch, [row]), batch.histories["seen"].offsets[row : row + 2].tolist()
+        expect_close(model(alone), scores[row : row + 1])
+        expect_close(model.explain(alone)["seen"], weights[start:stop])
+    several = grouped([3, 0, 0, 0, 1, 2, 4, 3, 5], longest=600, fields=FEW)
+    assert len(plan_merge(Segments.of(several, "seen"), 2, 700, 20, 2).entries.rectangles) > 1
+    expect_close(model(several), model(several.ungroup()))
+
+
 def test_nothing_is_computed_on_the_padding_of_rows() -> None:
     model, rows = longer(), list[int]()
     path_of(model).entry.register_forward_hook(lambda _, x, y: rows.append(len(y)))
