@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from longrec.models.keep import KEEP
     from longrec.models.keep_plug import KEEPPlug
     from longrec.models.kfatt import KFAtt
+    from longrec.models.longer import LONGER
     from longrec.models.lr import LR
     from longrec.models.mimn import MIMN
     from longrec.models.mind import MIND
@@ -115,6 +116,7 @@ _MODULES = {
     "KEEP": "keep",
     "KEEPPlug": "keep_plug",
     "KFAtt": "kfatt",
+    "LONGER": "longer",
     "LR": "lr",
     "MIMN": "mimn",
     "MIND": "mind",
@@ -169,6 +171,7 @@ __all__ = [
     "HUP",
     "IAT",
     "KEEP",
+    "LONGER",
     "LR",
     "MIMN",
     "MIND",

@@ -38,9 +38,14 @@ def find_iat_faults(config: Any) -> list[str]:
 
 def find_reader_faults(config: Any) -> list[str]:
     """Return the faults of a reader of instance tokens."""
-    if config.read != "din" and config.width % config.heads:
-        return [f"heads: {config.heads} heads do not divide a width of {config.width}"]
-    return []
+    return find_width_faults(config) if config.read != "din" else []
+
+
+def find_width_faults(config: Any) -> list[str]:
+    """Return the faults of layers whose heads divide their width."""
+    return (
+        [f"heads: {config.heads} heads do not divide a width of {config.width}"] if config.width % config.heads else []
+    )
 
 
 def find_product_faults(config: Any) -> list[str]:

@@ -126,6 +126,7 @@ RULES: Mapping[str, Callable[[Any], list[str]]] = {
     "reader": rules.find_reader_faults,
     "product": rules.find_product_faults,
     "sharing": rules.find_sharing_faults,
+    "width": rules.find_width_faults,
     "dropout": rules.find_dropout_faults,
     "draw": rules.find_draw_faults,
 }
