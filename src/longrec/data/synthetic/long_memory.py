@@ -18,9 +18,9 @@ STORY = (
     "category of the purchases. The users of the test split are new, so a model without the old events cannot "
     "predict their labels."
 )
-_BOUGHT, _VIEWED = 8, 16
+_BOUGHT, _VIEWED = 4, 8
 """Number of categories that are bought, viewed and shown, and of those that are only viewed."""
-_ITEMS = 240
+_ITEMS = 120
 _VIEWS = 0.1  # share of the views whose category is one of those that are bought
 _LIKES, _ELSE = 0.9, 0.1  # click probability of an item of the category of the purchases, and of another
 _SECONDS = 600  # between two events
@@ -32,9 +32,9 @@ RECENT = 50
 class LongMemory(Strict):
     """Parameters of ``long_memory``."""
 
-    users: int = Field(600, ge=1, description="number of users")
+    users: int = Field(1_500, ge=1, description="number of users")
     length: int = Field(500, gt=RECENT, description="events in the history of each user")
-    share: float = Field(0.1, gt=0, le=1, description="share of purchases among the older events, at least one")
+    share: float = Field(0.3, gt=0, le=1, description="share of purchases among the older events, at least one")
     shown: int = Field(8, ge=1, description="impressions per user, all at the same time after the history")
 
 
@@ -63,12 +63,13 @@ def make(parameters: LongMemory, random: np.random.Generator) -> SyntheticDatase
     seconds = np.minimum(np.arange(length + shown), length) * _SECONDS + random.integers(0, 86_400, (users, 1))
     log, true_probability = build_log(item, seconds, ("action", np.where(bought, "buy", "view")), liked, chance)
     history = {"features": ["category", "action"], "where": {"action": ["buy", "view"]}, "max_length": length}
+    schema = build_schema({"action": {"kind": "id", "feedback": True}}, {"events": history})
     return SyntheticDataset(
         name="long_memory",
         story=STORY,
         log=log,
         items=items_by_category.table(),
-        schema=build_schema({"action": {"kind": "id", "feedback": True}}, {"events": history}),
+        schema={**schema, "features": {name: schema["features"][name] for name in ("category", "action")}},
         split=SPLIT,
         true_probability=true_probability,
         must=(),
