@@ -25,6 +25,7 @@ _VIEWS = 0.1  # share of the views whose category is one of those that are bough
 _LIKES, _ELSE = 0.9, 0.1  # click probability of an item of the category of the purchases, and of another
 _SECONDS = 600  # between two events
 
+_SMALL = {"embedding_dim": 8, "init_std": 1.0}
 RECENT = 50
 """Newest events of a history that contain no purchase, at least."""
 
@@ -72,9 +73,22 @@ def make(parameters: LongMemory, random: np.random.Generator) -> SyntheticDatase
         schema={**schema, "features": {name: schema["features"][name] for name in ("category", "action")}},
         split=SPLIT,
         true_probability=true_probability,
-        must=(),
+        must=(
+            {"name": "sim", "search": "hard", "short": 0, "embedding_dim": 8, "mlp": [32]},
+            {"name": "hpmn", "hidden": 32, "hops": 1, "periods": [5, 5, 5], "attention": [16], **_SMALL, "mlp": [32]},
+        ),
         must_not=({"name": "deepfm"},),
-        fit={"epochs": 3, "batch_size": 256, "lr": 1e-2, "embedding_lr": 5e-2, "patience": 0, "group_requests": True},
+        fit={
+            "epochs": 4,
+            "batch_size": 256,
+            "lr": 1e-2,
+            "embedding_lr": 2e-2,
+            "clip_norm": 0.3,
+            "schedule": {"name": "cosine", "steps": 112},
+            "patience": 0,
+            "val_checks_per_epoch": 1,
+            "group_requests": True,
+        },
     )
 
 
