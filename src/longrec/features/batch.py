@@ -228,6 +228,8 @@ class Targets:
         weight: float32 ``[T]`` weight of each target in a loss, at least 0. None: equal weights.
         requests: features of user and context, T entries each, as of the timestamp of each target. None: not gathered.
         age: float32 ``[T]``, time from each target to the last, as a share of that from the first to the last, or None.
+        gap: int32 ``[T]`` ids of the time from the last event of the state to each target, in the buckets of
+            ``time_gap``. None: not gathered.
         per_position: True if ``state`` counts positions, False if it counts requests.
     """
 
@@ -244,6 +246,7 @@ class Targets:
     hits: Tensor | None = None
     requests: Mapping[str, Column] | None = None
     age: Tensor | None = None
+    gap: Tensor | None = None
 
     def copy(self, tensor: Copy) -> Targets:
         """Return a copy made of copies of the tensors."""
