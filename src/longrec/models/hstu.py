@@ -7,7 +7,7 @@ are pointwise, so that the number of matching events counts, which a softmax wou
 
     [u_i, q_i, k_i, v_i] = SiLU(W LN(x_i))                                                     (pointwise projection)
     o_i = (1 / n) sum_{j <= i} SiLU(q_i . k_j + b_{i-j} + c_{bucket(t_{i+1} - t_j)}) v_j       (spatial aggregation)
-    x_i <- x_i + W^O (LN(o_i) * u_i)                                                           (pointwise transformation)
+    x_i <- x_i + W^O (LN(o_i) * u_i)                                                           (transformation)
     logit = MLP([fields of the impression, LN(x of the candidate)])
     bucket(t) = min(floor(log(max(t, 1)) / 0.301), 128)                                        (seconds)
 

@@ -14,7 +14,7 @@ event is compared with the vectors of items, as in ``sasrec``:
 
 The state after an event reads the time of the next one, which is what it predicts: at serving the time of the request,
 in training that of the target. The newest event is not final until that timestamp is known (see nn/hstu.py). n is
-``max_events`` and never a length. ``window`` gives each event its last W events alone, in a band over the whole history.
+``max_events`` and never a length. ``window`` gives each event its last W events alone, a band over the whole history.
 
 Departures from the paper
     - the targets of a batch share their negatives, where the paper draws 128 for each, and the loss corrects for how
