@@ -64,7 +64,7 @@ class HSTU(TopRanker):
     order_matters = True
     reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"width": 12, "heads": 3, "max_events": 6, "window": 3, "mlp": [32], "layer_dropout": 0.0},
+        {"width": 12, "heads": 3, "max_events": 6, "window": 3, "mlp": [32]},
         {"width": 8, "layers": 1, "heads": 2, "head_width": 5, "time_bias": False, "mlp": [32], "batch_norm": False},
     )
 
