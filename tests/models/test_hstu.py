@@ -31,11 +31,11 @@ LENGTHS = [5, 0, 1, 7, 3]
 
 def stack(**changes: Any) -> HSTUStack:
     torch.manual_seed(0)
-    made = HSTUStack(replace(FORM, **changes))
+    layers = HSTUStack(replace(FORM, **changes))
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in layers.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
-    return made.eval()
+    return layers.eval()
 
 
 def segments_of(lengths: list[int]) -> Segments:
