@@ -21,6 +21,7 @@ GUIDES = {
     "compare": "[Evaluate and compare](../guide/evaluation.md)",
     "export": "[Export and serve](../guide/serving.md)",
     "catalog": "[Retrieval](../guide/retrieval.md)",
+    "events": "[Events and tokens online](../guide/events.md)",
     "serve": "[Export and serve](../guide/serving.md)",
     "trace": "[Pipelines](../guide/pipeline.md)",
     "candidates": "[Pipelines](../guide/pipeline.md#train-the-ranker-on-its-own-candidates)",

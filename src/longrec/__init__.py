@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from longrec.evaluation.candidate_log import write_candidates
     from longrec.evaluation.compare import compare_pipelines
     from longrec.evaluation.pipeline_evaluation import evaluate_pipeline
+    from longrec.events_command import export_events
     from longrec.features.schema import Condition, Feature, History, Label, Schema, TimeColumn
     from longrec.fitting import fit
     from longrec.metrics.own import Metric
@@ -42,6 +43,7 @@ _MODULES = {
     "longrec.evaluation.candidate_log": ("write_candidates",),
     "longrec.evaluation.compare": ("compare_pipelines",),
     "longrec.evaluation.pipeline_evaluation": ("evaluate_pipeline",),
+    "longrec.events_command": ("export_events",),
     "longrec.features.schema": ("Condition", "Feature", "History", "Label", "Schema", "TimeColumn"),
     "longrec.fitting": ("fit",),
     "longrec.metrics.own": ("Metric",),
@@ -81,6 +83,7 @@ __all__ = [
     "evaluate",
     "evaluate_pipeline",
     "export",
+    "export_events",
     "fit",
     "load_model",
     "metrics",

@@ -214,9 +214,15 @@ def build_parser() -> argparse.ArgumentParser:
     target = "share of the best items that an approximate search must return (default: 0.98)"
     parser.add_argument("--recall-target", type=float, default=0.98, metavar="SHARE", help=target)
     parser.add_argument("--recall-at", type=int, default=100, metavar="K", help="number of best items (default: 100)")
+    about = "also export how an event updates the state of a user, which serve --events then keeps (hpmn, mimn)"
+    parser.add_argument("--states", action="store_true", help=about)
     parser = add("catalog", command_output.catalog, "add, withdraw and change items of a bundle without a new export")
     parser.add_argument("bundle", help="folder that export has written")
     parser.add_argument("changes", help="changes as JSON lines or Parquet: key of the item, raw columns, withdrawn")
+    about = "write the events that a server recorded as rows of the log, for the next prepare"
+    parser = add("events", command_output.events, about)
+    parser.add_argument("state", help="folder or redis:// URL of the state, as serve --state has it")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the Parquet file")
     parser = add("serve", command_output.serve, "serve a bundle or a pipeline over HTTP", json=False)
     parser.add_argument("bundle", help="folder that export has written, or YAML file of a pipeline")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")

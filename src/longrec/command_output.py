@@ -197,7 +197,7 @@ def export(args: argparse.Namespace) -> None:
     """Print the command that serves a new bundle."""
     from longrec import commands
 
-    own = {"index": args.index, "recall_target": args.recall_target, "recall_at": args.recall_at}
+    own = {"index": args.index, "recall_target": args.recall_target, "recall_at": args.recall_at, "states": args.states}
     manifest = commands.export(args.run, args.bundle, overwrite=args.overwrite, **own)
     kinds = dict.fromkeys(("ranker", "reranker", "retriever"), f"serve {args.bundle}")
     kinds |= {"encoder": f"serve RANKER.bundle --events {args.bundle}"}
@@ -218,6 +218,14 @@ def catalog(args: argparse.Namespace) -> None:
     counts = change_catalog(args.bundle, args.changes)
     numbers = f"{counts['items']:,} items, {counts['withdrawn']:,} of them withdrawn"
     _write_result(args, counts, f"{args.bundle}: {counts['changes']:,} changes, {numbers}")
+
+
+def events(args: argparse.Namespace) -> None:
+    """Print how many recorded events were written."""
+    from longrec.events_command import export_events
+
+    count = export_events(args.state, args.output)
+    _write_result(args, {"events": count, "output": args.output}, f"{args.output}: {count:,} events")
 
 
 def serve(args: argparse.Namespace) -> None:

@@ -367,6 +367,7 @@ def export(
     index: Literal["auto", "exact", "ivf"] = "auto",
     recall_target: float = 0.98,
     recall_at: int = 100,
+    states: bool = False,
 ) -> Manifest:
     """Export a run as a bundle, and verify that its whole online path returns the scores of the run.
 
@@ -378,6 +379,8 @@ def export(
         recall_target: share of the best ``recall_at`` items that an approximate search must return, on average over
             requests of the log.
         recall_at: number of best items.
+        states: also export how an event updates the state of a user, so that a server that records events keeps
+            states of constant size instead of reading whole histories.
 
     Raises:
         ConfigError: if a setting of the index is out of range.
@@ -393,4 +396,4 @@ def export(
         settings = IndexSettings(index, recall_target, recall_at)
         if not isinstance(run, Run) and (folder := find_source(run)) is not None:
             return export_source(folder, Path(out), overwrite)
-        return export_run(open_run(run), Path(out), overwrite, settings)
+        return export_run(open_run(run), Path(out), overwrite, settings, states)

@@ -52,11 +52,14 @@ _MEASURED = 400
 """Number of requests with which the recall of an approximate index is measured."""
 
 
-def export_run(run: Run, out: Path, overwrite: bool, index: IndexSettings | None = None) -> Manifest:
+def export_run(
+    run: Run, out: Path, overwrite: bool, index: IndexSettings | None = None, states: bool = False
+) -> Manifest:
     """Export a run as a bundle, and verify that its whole online path returns the scores of the run.
 
     Args:
         index: settings of the index of a vector retriever.
+        states: write the programs of states of users.
 
     Raises:
         RunError: if the run is one of a source model of tokens. Its tokens are exported instead.
@@ -91,6 +94,7 @@ def export_run(run: Run, out: Path, overwrite: bool, index: IndexSettings | None
             index or IndexSettings(),
             partial(_compute_queries, log, model) if isinstance(model, VectorRetriever) else None,
         ),
+        states=states,
     )
 
 

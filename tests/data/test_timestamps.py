@@ -27,7 +27,7 @@ from longrec.data.timestamps import read_timestamps
 from longrec.errors import ConfigError, DataError, RequestError
 from longrec.features.schema import TimeColumn
 from longrec.serve.interface import _format_time
-from longrec.serve.request_json import parse_request_time
+from longrec.serve.request_time import parse_request_time
 
 random = np.random.default_rng(0)
 # Before and after 1970, on both sides of a whole millisecond.

@@ -28,7 +28,7 @@ def hpmn(**settings: Any) -> HPMN:
 
 
 def memory_of(**settings: Any) -> PeriodicMemory:
-    return hpmn(**settings).memory("seen")
+    return hpmn(**settings).get_memory("seen")
 
 
 def rows(*lengths: int) -> Segments:
@@ -82,7 +82,7 @@ def test_the_update_number_by_number(periods: list[int]) -> None:
 def test_the_read_number_by_number() -> None:
     """Three hops, then the top network over the fields of the impression and the result."""
     model, batch = hpmn(), ragged(7, fields=FEW)
-    memory, embedded = model.memory("seen"), model.embeddings(batch)
+    memory, embedded = model.get_memory("seen"), model.embeddings(batch)
     q, e, segments = model.queries(batch, embedded, "seen")
     vectors = []
     for query, m in zip(q, memory.states(e, segments).levels):
@@ -165,7 +165,7 @@ def test_the_penalty_is_a_mean_over_candidates() -> None:
     embedded = model.embed(batch)
     logits = model.head(model.interact(batch, embedded)).squeeze(1)
     e, segments = model.queries.gather_keys(batch, embedded, "seen")
-    each = covariance(model.memory("seen").states(e, segments).levels)
+    each = covariance(model.get_memory("seen").states(e, segments).levels)
     assert len(each) == 4
     extra = 0.5 * each[[2, 0, 0, 1, 3, 3, 3, 2]].mean()
     torch.testing.assert_close(model.loss(batch), bce_loss(logits, batch) + extra)
@@ -191,8 +191,8 @@ def test_a_history_is_read_once_for_all_candidates(monkeypatch: pytest.MonkeyPat
     read: list[int] = []
     original = PeriodicMemory.states
 
-    def states(self: PeriodicMemory, e_UK: Tensor, segments: Segments) -> MemoryState:
-        state = original(self, e_UK, segments)
+    def states(self: PeriodicMemory, e_UK: Tensor, segments: Segments, start: MemoryState | None = None) -> MemoryState:
+        state = original(self, e_UK, segments, start)
         read.append(len(state.levels))
         return state
 

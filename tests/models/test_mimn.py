@@ -30,7 +30,7 @@ def mimn(**settings: Any) -> MIMN:
 
 
 def memory_of(**settings: Any) -> TuringMemory:
-    return mimn(**settings).memory("seen")
+    return mimn(**settings).get_memory("seen")
 
 
 def rows(*lengths: int) -> Segments:
@@ -115,7 +115,7 @@ def test_the_update_number_by_number(settings: dict[str, Any]) -> None:
 def test_the_read_number_by_number() -> None:
     """One more step with the candidate as event, attention on the channels, then the top network."""
     model, batch = mimn(), ragged(7, fields=FEW)
-    memory, embedded = model.memory("seen"), model.embeddings(batch)
+    memory, embedded = model.get_memory("seen"), model.embeddings(batch)
     q, e, segments = model.queries(batch, embedded, "seen")
     state, vectors = memory.states(e, segments), []
     assert memory.query is not None
@@ -206,8 +206,8 @@ def test_f_scoring_changes_no_state_and_reads_a_history_once(monkeypatch: pytest
     read: list[int] = []
     original = TuringMemory.states
 
-    def states(self: TuringMemory, e_UK: Tensor, segments: Segments) -> MemoryState:
-        state = original(self, e_UK, segments)
+    def states(self: TuringMemory, e_UK: Tensor, segments: Segments, start: MemoryState | None = None) -> MemoryState:
+        state = original(self, e_UK, segments, start)
         read.append(len(state.slots))
         return state
 
@@ -239,7 +239,7 @@ def test_the_penalty_is_that_of_unequal_use() -> None:
     embedded = model.embed(batch)
     logits = model.head(model.interact(batch, embedded)).squeeze(1)
     e, segments = model.queries.gather_keys(batch, embedded, "seen")
-    each = imbalance(model.memory("seen").states(e, segments).utilization)
+    each = imbalance(model.get_memory("seen").states(e, segments).utilization)
     extra = 0.5 * each[[2, 0, 0, 1, 3, 3, 3, 2]].mean()
     torch.testing.assert_close(model.loss(batch), bce_loss(logits, batch) + extra)
 

@@ -8,6 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import live_shop  # noqa: E402
 import row_shop  # noqa: E402
 import shop  # noqa: E402
 
@@ -44,3 +45,16 @@ def service(full: shop.Shop) -> Service:
 def url(full: shop.Shop) -> Iterator[str]:
     with run_server(full.bundle) as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> live_shop.Trained:
+    return live_shop.train_shop(tmp_path_factory.mktemp("live"))
+
+
+@pytest.fixture(params=["folder", "redis"])
+def state(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Location of a new state."""
+    if request.param == "folder":
+        return str(tmp_path / "state")
+    return f"{request.getfixturevalue('redis_url')}/live-{abs(hash(str(tmp_path))):x}"

@@ -25,7 +25,8 @@ from longrec.features.schema import TimeColumn
 from longrec.pipeline.candidates import to_key_array
 from longrec.serve import request_json
 from longrec.serve.histories import check_names
-from longrec.serve.request_json import count_marks, decode_items, decode_request, parse_request_time
+from longrec.serve.request_json import count_marks, decode_items, decode_request
+from longrec.serve.request_time import parse_request_time
 from longrec.serve.service import Service
 
 MANY = {f"k{number}": None for number in range(1_000_000)}

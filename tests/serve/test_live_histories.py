@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -14,119 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import row_shop
+from live_shop import RANK, RECORD, ROWS, STARS, USERS, Clock, Trained, make_rows, rank, record, serve
 
 import longrec
 from longrec.errors import BundleError, RequestError, StoreError
-from longrec.features.token_columns import compute_instance_ids
 from longrec.serve.client import client
-from longrec.serve.knowledge_features import key_number
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings, build_settings
-
-START, USERS, ITEMS, ROWS, NEW = 1_700_000_000_000, 12, 15, 400, 120
-SCHEMA: dict[str, Any] = {
-    "user": "user_id",
-    "item": "item_id",
-    "time": {"column": "at", "unit": "ms", "available_at": "arrived"},
-    "label": "click",
-    "features": {
-        "user_id": {"kind": "id"},
-        "item_id": {"kind": "id"},
-        "kind": {"kind": "id", "side": "item"},
-        "place": {"kind": "id"},
-        "stars": {"kind": "bucketized", "edges": [2, 4], "feedback": True, "available_at": "starred_at"},
-    },
-    "histories": {
-        "seen": {"features": ["item_id", "kind", "place", "stars", "time_gap"], "max_length": 6},
-        "aside": {"features": ["item_id"], "max_length": 3, "where": {"place": "side"}},
-    },
-}
-RANK, RECORD, STARS = range(3)
-MODEL = {"name": "din", "embedding_dim": 4, "attention": [6], "mlp": [8], "init_std": 0.5}
-
-
-class Trained(NamedTuple):
-    """A run on the first rows of a log, its bundle, and the rows after them."""
-
-    run: longrec.Run
-    bundle: Path
-    rows: list[dict[str, Any]]
-
-
-def make_rows() -> list[dict[str, Any]]:
-    """Return impressions in the order of time, with many shared timestamps, new users, late arrivals and late stars."""
-    random, rows = np.random.default_rng(3), []
-    for number in range(ROWS + NEW):
-        at = START + 60_000 * (number // 3)
-        stars = None if random.random() < 0.4 else float(random.integers(0, 6))
-        rows.append({
-            "user_id": int(random.integers(0, USERS if number < ROWS else USERS + 3)),
-            "item_id": f"i{random.integers(0, ITEMS)}",
-            "at": at,
-            "arrived": at,
-            "place": ("top", "side", "foot")[random.integers(0, 3)],
-            "stars": stars,
-            "starred_at": None if stars is None else at + int(random.integers(0, 4)) * 45_000,
-            "click": int(random.random() < 0.5),
-        })  # fmt: skip
-    once = {(row["user_id"], row["item_id"], row["at"]): row for row in rows}  # one event has one user, item and time
-    users, items, times = (
-        np.array([key_number(key[at]) if at < 2 else key[at] for key in once], np.int64) for at in range(3)
-    )
-    order = np.lexsort((compute_instance_ids(users, items, times), times))  # of one timestamp as the server has them
-    return [list(once.values())[at] for at in order]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    folder, rows = tmp_path_factory.mktemp("live"), make_rows()
-    kinds = pa.table({"item_id": [f"i{n}" for n in range(ITEMS)], "kind": [n % 4 for n in range(ITEMS)]})
-    pq.write_table(pa.Table.from_pylist(rows[: ROWS - 20]), folder / "log.parquet")
-    pq.write_table(kinds, folder / "items.parquet")
-    data = {"log": str(folder / "log.parquet"), "items": str(folder / "items.parquet"), "schema": SCHEMA}
-    fit = {"max_steps": 4, "runs": str(folder / "runs"), "tensorboard": "off"}
-    config = {"name": "live", "data": {**data, "folder": str(folder / "prepared")}, "model": MODEL, "fit": fit}
-    run = longrec.train({**config, "evaluate": {"n_resamples": 2}}, quiet=True)
-    longrec.export(run, folder / "live.bundle")
-    return Trained(run, folder / "live.bundle", rows[ROWS - 20 :])
-
-
-class Clock:
-    """Clock with a settable time."""
-
-    now = START
-
-    def __call__(self) -> int:
-        return self.now
-
-
-@contextlib.contextmanager
-def serve(trained: Trained, state: str | Path, clock: Clock | None = None) -> Iterator[Service]:
-    settings = build_settings(events=True, state=state)
-    with contextlib.closing(Service(trained.bundle, settings, clock or Clock())) as service:
-        yield service
-
-
-def rank(service: Service, row: dict[str, Any], at: int | None = None) -> float:
-    request = {"user": row["user_id"], "candidates": [row["item_id"]], "at": row["at"] if at is None else at}
-    request |= {"context": {"place": row["place"]}, "allow_unknown": True}
-    return float(orjson.loads(service.answer(orjson.dumps(request)))["items"][0]["score"])
-
-
-def record(service: Service, row: dict[str, Any], **change: Any) -> dict[str, Any]:
-    event = {"user": row["user_id"], "item": row["item_id"], "at": row["at"], "context": {"place": row["place"]}}
-    event |= {"allow_unknown": True, **change}
-    answer: dict[str, Any] = orjson.loads(
-        service.record(orjson.dumps({key: value for key, value in event.items() if value is not None})).json()
-    )
-    return answer
-
-
-@pytest.fixture(params=["folder", "redis"])
-def state(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "folder":
-        return str(tmp_path / "state")
-    return f"{request.getfixturevalue('redis_url')}/live-{abs(hash(str(tmp_path))):x}"
 
 
 def test_scores_equal_those_of_a_log_with_the_events(trained: Trained, state: str, tmp_path: Path) -> None:
@@ -162,13 +54,13 @@ def test_scores_equal_those_of_a_log_with_the_events(trained: Trained, state: st
 
 
 def test_events_of_the_bundle_are_not_doubled(trained: Trained, tmp_path: Path) -> None:
-    rows = make_rows()[: ROWS - 20]
+    row = next(row for row in reversed(make_rows()[: ROWS - 20]) if row["stars"] is not None)
     clock = Clock()
-    clock.now = rows[-1]["at"] + 10_000_000
+    clock.now = row["at"] + 10_000_000
     with serve(trained, tmp_path / "state", clock) as service:
-        before = rank(service, rows[-1], clock.now + 1)
-        record(service, rows[-1], feedback={"stars": rows[-1]["stars"]})
-        assert rank(service, rows[-1], clock.now + 1) == pytest.approx(before, abs=1e-6)
+        before = rank(service, row, clock.now + 1)
+        record(service, row, feedback={"stars": row["stars"]})
+        assert rank(service, row, clock.now + 1) == pytest.approx(before, abs=1e-6)
 
 
 def test_a_bundle_without_stored_histories_records_nothing(tmp_path: Path) -> None:
@@ -184,7 +76,7 @@ def test_every_bundle_of_a_pipeline_reads_the_events(tmp_path: Path) -> None:
     with contextlib.closing(Service(path, settings)) as service:
         before = orjson.loads(service.answer(request, "/recommend"))["items"]
         assert len(service._state.live) == len({model.bundle.digest for model in service.models}) > 1  # type: ignore[union-attr]
-        names = list(service._events._context)  # type: ignore[union-attr]
+        names = list(service._events.reader.context.required)  # type: ignore[union-attr]
         event = {"user": orjson.loads(request)["user"], "item": before[0]["id"], "context": dict.fromkeys(names)}
         with pytest.raises(RequestError, match="the unknown key 'x'"):
             service.record(orjson.dumps({**event, "context": {**event["context"], "x": 1}}))
@@ -195,7 +87,10 @@ def test_every_bundle_of_a_pipeline_reads_the_events(tmp_path: Path) -> None:
         assert before[0]["id"] not in [item["id"] for item in after]
     with contextlib.closing(Service(path)) as frozen:
         answer = orjson.loads(frozen.answer(later, "/recommend"))["items"]
+        recent = [{"item": before[0]["id"], "at": at, "context": dict.fromkeys(names)}]
+        sent = orjson.loads(frozen.answer(orjson.dumps({**orjson.loads(later), "recent": recent}), "/recommend"))
     assert before[0]["id"] in [item["id"] for item in answer]
+    assert [item["id"] for item in sent["items"]] == [item["id"] for item in after]
     other = pipelines.write(tmp_path, recall={"mean": {"bundle": pipelines.bundles()["mean"], "count": 12}}, rerank=[])
     with pytest.raises(StoreError, match="the events of another bundle"):
         Service(other, settings)

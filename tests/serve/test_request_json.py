@@ -9,7 +9,8 @@ import pytest
 
 from longrec.errors import RequestError
 from longrec.features.schema import TimeColumn
-from longrec.serve.request_json import EventRequest, decode_event, decode_request, parse_request_time
+from longrec.serve.request_json import EventRequest, decode_event, decode_request
+from longrec.serve.request_time import parse_request_time
 
 GOOD = {"user": 1, "candidates": [1, 2]}
 

@@ -5,7 +5,7 @@ Format ``longrec-bundle-3``. The formats 1 and 2, with one program and its input
     manifest.json     model, programs, counts, size and SHA-256 of every other file, parity figures
     manifest.sha256   the digest of manifest.json, in the format of ``sha256sum``
     program.onnx      the only program (with program.onnx.data beside it above 1.5 GB of weights)
-    NAME.onnx         one of several programs (``users.onnx``, ``items.onnx``)
+    NAME.onnx         one of several programs (``users.onnx``, ``items.onnx``, ``update.HISTORY.onnx``)
     weights.bin       the weights of several programs, each weight once
     index.npy         vectors of all items, of a vector retriever
     index.lists       inverted lists of these vectors, if they are searched approximately
@@ -73,6 +73,18 @@ class EncoderFacts(msgspec.Struct, frozen=True):
     slots: int
 
 
+class StateFacts(msgspec.Struct, frozen=True):
+    """Description of the states of one history, see ``exporting/states.py``.
+
+    Attributes:
+        start: state of a user without events, W numbers.
+        delay: time after an event until nothing of it changes any more, in milliseconds or steps.
+    """
+
+    start: list[float]
+    delay: int
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """Content of ``manifest.json``.
 
@@ -87,6 +99,7 @@ class Manifest(msgspec.Struct, frozen=True):
         knowledge: folder of the bundle with the vectors of each feature of kind ``embedding``.
         encoder: description of an encoder. None for another kind.
         index: description of the index of a vector retriever. None for another kind, and of earlier versions.
+        states: description of the states of users, by history. Empty for a bundle without them.
     """
 
     format: str
@@ -103,6 +116,7 @@ class Manifest(msgspec.Struct, frozen=True):
     knowledge: dict[str, str] = {}
     encoder: EncoderFacts | None = None
     index: IndexFacts | None = None
+    states: dict[str, StateFacts] = {}
 
     def __repr__(self) -> str:
         """Return what is in the bundle, on one line."""

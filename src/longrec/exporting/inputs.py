@@ -1,8 +1,8 @@
 """Inputs of an ONNX model: flat, named tensors, the same for tracing, for the parity check and for serving.
 
-Names are ``f.<feature>`` and ``h.<history>.<column>``. A multi-value field has three inputs, or two without weights:
-``.values``, ``.offsets``, ``.weights``. A field of several numbers has two dimensions. One user, C candidates, T
-events per history.
+Names are ``f.<feature>``, ``h.<history>.<column>`` and ``s.<history>``, the state before a history. A multi-value field
+has three inputs, or two without weights: ``.values``, ``.offsets``, ``.weights``. A field of several numbers has two
+dimensions. One user, C candidates, T events per history.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from longrec.features.fields import RENAMED_COLUMNS, Field, Fields
 
 SCORE, ENCODE, USERS_PROGRAM, ITEMS_PROGRAM = "score", "encode", "users", "items"
 """Names of programs, see ``exporting/programs.py``."""
+UPDATE, STATE = "update.", "state"
+"""Prefix of the names of the programs that update states, see ``exporting/states.py``, and their output."""
 OUTPUT = "score"
 """Output of a ranker: float32 probabilities ``[C]``. Of a re-ranker: float32 probabilities ``[C]`` over the list. Of a
 retriever: float32 scores ``[I]`` of the catalog.
@@ -118,10 +120,19 @@ def list_inputs(fields: Fields, *, histories: bool) -> tuple[Input, ...]:
     for field in fields.features:
         inputs += _list_field_inputs(f"f.{field.name}", field, "item" if field.side == "item" else "user")
     if histories:
-        for history, columns in fields.histories.items():
-            for column in columns:
-                inputs += _list_field_inputs(f"h.{history}.{column.name}", column, f"h.{history}")
+        for history in fields.histories:
+            inputs += list_history_inputs(fields, history)
     return tuple(inputs)
+
+
+def list_history_inputs(fields: Fields, history: str) -> list[Input]:
+    """List the inputs of the events of one history."""
+    group = f"h.{history}"
+    return [
+        entry
+        for column in fields.histories[history]
+        for entry in _list_field_inputs(f"{group}.{column.name}", column, group)
+    ]
 
 
 def _list_field_inputs(name: str, field: Field, group: str) -> list[Input]:

@@ -94,6 +94,23 @@ class SharedModel(ProgramModule):
 def build_shared_batch(inputs: Sequence[Input], tensors: Sequence[Tensor]) -> Batch:
     """Build the shared batch of one user and C candidates (none without their inputs) from flat tensors."""
     by_name = {entry.name: tensor for entry, tensor in zip(inputs, tensors)}
+    starts = {entry.name: by_name[entry.name] for entry in inputs if entry.name.startswith("s.")}
+    columns, sizes = build_columns([entry for entry in inputs if entry.name not in starts], by_name)
+    histories = {
+        # [0, T] as a product: a tensor of a traced length would end the tracing
+        group.removeprefix("h."): HistoryBatch(
+            own, torch.arange(2) * sizes[group], start=starts.get(f"s.{group.removeprefix('h.')}")
+        )
+        for group, own in columns.items()
+        if group not in ("user", "item")
+    }
+    return Batch(Layout.shared(sizes.get("item", 0)), columns["user"], columns["item"], histories)
+
+
+def build_columns(
+    inputs: Sequence[Input], by_name: Mapping[str, Tensor]
+) -> tuple[dict[str, dict[str, Column]], dict[str, int]]:
+    """Build the columns of each group of inputs from flat tensors, and return them with the sizes of the groups."""
     columns: dict[str, dict[str, Column]] = {"user": {}, "item": {}}
     sizes: dict[str, int] = {}
     for entry in inputs:
@@ -107,13 +124,7 @@ def build_shared_batch(inputs: Sequence[Input], tensors: Sequence[Tensor]) -> Ba
         sizes.setdefault(entry.group, size)
         prefix = "f." if entry.name.startswith("f.") else f"{entry.group}."
         columns.setdefault(entry.group, {})[entry.field.removeprefix(prefix)] = column
-    histories = {
-        # [0, T] as a product: a tensor of a traced length would end the tracing
-        group.removeprefix("h."): HistoryBatch(own, torch.arange(2) * sizes[group])
-        for group, own in columns.items()
-        if group not in ("user", "item")
-    }
-    return Batch(Layout.shared(sizes.get("item", 0)), columns["user"], columns["item"], histories)
+    return columns, sizes
 
 
 def trace(model: nn.Module, inputs: Sequence[Input], path: Path) -> None:

@@ -6,6 +6,9 @@ Encoder            encode    one request and its C candidates -> vectors [C, W],
 VectorRetriever    users     one request -> vectors [K, D]
                    items     I items -> vectors [I, D]
 other retrievers   score     one request and the I items of the catalog -> scores [I]
+
+Of a ranker with states, ``score`` also reads the state before the events, and ``update.HISTORY`` maps the states of B
+users and one event of each to the next states.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ from longrec.errors import BundleError
 from longrec.exporting.inputs import ENCODE, ITEMS_PROGRAM, OUTPUT, SCORE, USERS_PROGRAM, VECTORS_OUTPUT, Input
 from longrec.exporting.list_program import ListProgram
 from longrec.exporting.program import ProgramModule, SharedModel, build_shared_batch
+from longrec.exporting.states import build_update_programs, list_state_inputs
 from longrec.features.batch import Batch, Column, Layout
 from longrec.models.core.base import Model
 from longrec.models.core.kinds import Encoder, Reranker, Retriever, VectorRetriever
+from longrec.models.core.memory import MemoryRanker
 
 
 class UserTower(ProgramModule):
@@ -69,8 +74,11 @@ def build_retrieval_batch(inputs: Sequence[Input], tensors: Sequence[Tensor]) ->
     return replace(shared, layout=Layout.shared(1), candidates={}), shared.candidates
 
 
-def build_programs(model: Model, inputs: Sequence[Input]) -> dict[str, ProgramModule]:
+def build_programs(model: Model, inputs: Sequence[Input], states: bool = False) -> dict[str, ProgramModule]:
     """Return the programs of a model by name, ready to be traced.
+
+    Args:
+        states: also the programs that update states of users, see ``exporting/states.py``.
 
     Raises:
         BundleError: if a program would have no inputs.
@@ -80,7 +88,11 @@ def build_programs(model: Model, inputs: Sequence[Input]) -> dict[str, ProgramMo
     if not items:
         raise BundleError("schema", "no feature of the item", "a feature with side: item, so that candidates differ")
     programs: dict[str, ProgramModule]
-    if isinstance(model, VectorRetriever):
+    if states:
+        assert isinstance(model, MemoryRanker)
+        score = SharedModel(model, [*inputs, *list_state_inputs(model)])
+        programs = {SCORE: score, **build_update_programs(model)}
+    elif isinstance(model, VectorRetriever):
         if not request:
             raise BundleError(
                 "schema", "no history and no feature of the user", "inputs of a request", "add a history to the schema"

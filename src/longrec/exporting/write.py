@@ -30,6 +30,7 @@ from longrec.exporting.parity import TOLERANCE, ReplayFunction, check_golden, ch
 from longrec.exporting.program import trace_module
 from longrec.exporting.programs import build_programs
 from longrec.exporting.runtime import Program
+from longrec.exporting.states import check_states, describe_states
 from longrec.exporting.store_copies import copy_knowledge, copy_stores, copy_tokens
 from longrec.exporting.weights import write_programs
 from longrec.features.entity_table import EntityTable
@@ -40,6 +41,7 @@ from longrec.features.vocabulary import Keys
 from longrec.index.build import IndexFacts, IndexSettings, Queries
 from longrec.models.core.base import Model
 from longrec.models.core.kinds import Encoder, Reranker, Retriever
+from longrec.models.core.memory import MemoryRanker
 from longrec.models.core.registry import name_of
 from longrec.progress import Progress
 from longrec.store.knowledge_store import KnowledgeStore
@@ -89,6 +91,7 @@ def export(
     external_stores: ExternalStores | None = None,
     encoder: EncoderFacts | None = None,
     catalog: CatalogOptions | None = None,
+    states: bool = False,
 ) -> Manifest:
     """Write a bundle, or nothing if a check fails.
 
@@ -107,9 +110,11 @@ def export(
         external_stores: stores of the schema's token histories and ``embedding`` features, copied into the bundle.
         encoder: description of an encoder. None for another kind.
         catalog: raw columns of the items, and settings of the index of a vector retriever.
+        states: write the programs of states of users, see ``exporting/states.py``.
 
     Raises:
-        BundleError: if the folder exists, the schema is not the model's, the model cannot be traced, or scores differ.
+        BundleError: if the folder exists, the schema is not the model's, the model cannot be traced or has no states
+            that can be folded, or scores differ.
     """
     model, log, out = model.served(), Path(log), Path(out)
     if out.exists() and not (overwrite and (out / bundle.MANIFEST).is_file()):
@@ -133,6 +138,7 @@ def export(
                 source or {},
                 encoder,
                 catalog or CatalogOptions(),
+                states,
             )
             manifest = writer.write_files(golden, replay, progress)
         if out.exists():
@@ -154,6 +160,7 @@ class _BundleWriter:
     source: Mapping[str, Any]
     encoder: EncoderFacts | None
     catalog: CatalogOptions
+    states: bool = False
 
     def write_files(self, golden: Sequence[GoldenRequest], replay: ReplayFunction, progress: Progress) -> Manifest:
         """Write every file and check the scores of the bundle."""
@@ -174,6 +181,8 @@ class _BundleWriter:
         users, items = EntityTable.load(build / bundle.USERS), EntityTable.load(build / bundle.ITEMS)
         if self.catalog.columns is not None:
             write_item_columns(build, self.catalog.columns, items.keys)
+        if self.states:
+            check_states(model, fitted, items)
         progress.advance(note="tables copied, tracing")
         programs, shapes, index = self._write_programs(items, progress)
         progress.advance(note="scores match, copying external stores, writing checksums")
@@ -226,7 +235,7 @@ class _BundleWriter:
             The descriptions of the programs, the largest difference at every shape, and the description of the index.
         """
         inputs = list_inputs(self.fitted.fields(), histories=self.model.reads_history)
-        modules = build_programs(self.model, inputs)
+        modules = build_programs(self.model, inputs, self.states)
         files = write_programs({name: trace_module(module) for name, module in modules.items()}, self.build)
         progress.advance(note="traced, comparing with the model")
         facts, shapes, index = dict[str, ProgramFacts](), dict[str, float](), None
@@ -278,8 +287,17 @@ class _BundleWriter:
             parity=parity,
             encoder=self.encoder,
             index=index,
+            states=describe_states(self.model, self.fitted)
+            if isinstance(self.model, MemoryRanker) and self.states
+            else {},
             **locations,
         )
+
+    def _describe_states(self) -> dict[str, bundle.StateFacts]:
+        if not self.states:
+            return {}
+        assert isinstance(self.model, MemoryRanker)
+        return describe_states(self.model, self.fitted)
 
 
 def _get_kind(model: Model) -> str:

@@ -145,6 +145,7 @@ class HistoryBatch:
         source: the history on the host that this one is a copy of. None: this one, or copied when first needed.
         memo: what was derived from the offsets, so that it is derived once per batch.
         seconds: float64 ``[N]`` timestamps on the host, in seconds or steps, in histories of the training window alone.
+        start: packed states ``[R, W]`` of a model after the events before these, see ``models/core/memory.py``.
     """
 
     columns: Mapping[str, Column]
@@ -153,6 +154,7 @@ class HistoryBatch:
     source: HistoryBatch | None = field(default=None, repr=False, compare=False)
     memo: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     seconds: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
+    start: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def host_offsets(self) -> NDArray[np.int64]:
@@ -203,7 +205,8 @@ class HistoryBatch:
     def copy(self, tensor: Copy) -> HistoryBatch:
         """Return a copy made of copies of the tensors. It keeps the history on the host."""
         columns = {name: _copy_column(column, tensor) for name, column in self.columns.items()}
-        return HistoryBatch(columns, tensor(self.offsets), self.host_offsets, self.on_host)
+        start = None if self.start is None else tensor(self.start)
+        return HistoryBatch(columns, tensor(self.offsets), self.host_offsets, self.on_host, start=start)
 
 
 @dataclass(frozen=True)

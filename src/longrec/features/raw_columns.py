@@ -74,7 +74,7 @@ def list_row_features(fitted: FittedSchema, side: str) -> list[str]:
 
 
 def encode_context(
-    fitted: FittedSchema, context: Mapping[str, Any], features: Sequence[str], user: Any = None
+    fitted: FittedSchema, context: Mapping[str, Any], features: Sequence[str], user: Any = None, where: str = "context"
 ) -> dict[str, Column]:
     """Encode a context: one entry per event feature of the impression.
 
@@ -82,21 +82,25 @@ def encode_context(
         context: a value or None for each of ``list_context_columns``, a list for a multi-value feature.
         features: the ``list_row_features`` of the event.
         user: the key of the user.
+        where: field of the request, for errors.
 
     Raises:
-        DataError: if a value has the wrong type. ``where`` is ``context.<column>``.
+        DataError: if a value has the wrong type. Its ``where`` is ``context.<column>``.
     """
     schema = fitted.schema
+
+    def locate(column: str) -> str:
+        return f"{where}.{column}"
+
     encoded: dict[str, Column] = {}
     for name in features:
         columns = {
-            column: build_raw_column([context.get(column, user)], _locate_in_context(column))
-            for column in schema.columns(name)
+            column: build_raw_column([context.get(column, user)], locate(column)) for column in schema.columns(name)
         }
-        encoded[name] = own = fitted.encode_row(name, columns, _locate_in_context)
+        encoded[name] = own = fitted.encode_row(name, columns, locate)
         if isinstance(own, Lists) and len(own.values) > MAX_VALUES:
-            where, message = _locate_in_context(schema.column(name)), f"{len(own.values):,} values"
-            raise DataError(where, message, f"at most {MAX_VALUES:,}", "send fewer values")
+            message = f"{len(own.values):,} values"
+            raise DataError(locate(schema.column(name)), message, f"at most {MAX_VALUES:,}", "send fewer values")
     return encoded
 
 

@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from longrec.models.search_user import SearchUser
     from longrec.models.shared_bottom import SharedBottom
     from longrec.models.sim import SIM
+    from longrec.models.surge import SURGE
     from longrec.models.tissa import TiSSA
     from longrec.models.twin import TWIN
     from longrec.models.wide_deep import WideDeep
@@ -140,6 +141,7 @@ _MODULES = {
     "SearchUser": "search_user",
     "SharedBottom": "shared_bottom",
     "SIM": "sim",
+    "SURGE": "surge",
     "TiSSA": "tissa",
     "TopConfig": "core.top",
     "TopRanker": "core.top",
@@ -181,6 +183,7 @@ __all__ = [
     "SDIM",
     "SDM",
     "SIM",
+    "SURGE",
     "TWIN",
     "ATRank",
     "CoVisit",

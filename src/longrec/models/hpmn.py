@@ -47,12 +47,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.top import TopConfig, TopRanker, Width
+from longrec.models.core.memory import MemoryRanker, UserMemory
+from longrec.models.core.top import TopConfig, Width
 from longrec.nn import kernels
 from longrec.nn.activation import ActivationName
-from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.embedding import Embeddings
 from longrec.nn.host_plans import expand_rows, put
 from longrec.nn.linear import Linear
 from longrec.nn.memory_attention import MemoryAttention
@@ -78,13 +78,10 @@ class HPMNConfig(TopConfig):
     mlp_activation: ActivationName = Field("elu", description="Activation of the top MLP.")
 
 
-class HPMN(TopRanker):
+class HPMN(MemoryRanker):
     """HPMN over every history of the schema."""
 
     Config = HPMNConfig
-    reads_history = True
-    order_matters = True
-    reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"periods": [3], "hops": 1, "hidden": 12, "attention": [16], "covariance_weight": 0.0, "batch_norm": False},
         {"periods": [1, 2], "hops": 2, "hidden": 10, "mlp": [24], "dropout": 0.1},
@@ -101,30 +98,8 @@ class HPMN(TopRanker):
             query, key = self.queries.query_widths[history], self.queries.key_widths[history]
             self.memories[f"memory_{history}"] = PeriodicMemory(query, key, config)
             top += config.hidden
+        self.penalty_weight = config.covariance_weight
         self.set_top(top, config, _LAST_GAIN)
-
-    def memory(self, history: str) -> PeriodicMemory:
-        """Return the memory of one history."""
-        return cast(PeriodicMemory, self.memories[f"memory_{history}"])
-
-    def read(self, batch: Batch, embedded: Embedded) -> list[Tensor]:
-        """Return all fields of the impression, and what the candidate reads in the memory of each history."""
-        inputs, levels = list(embedded.features.values()), []
-        for history in self.fields.histories:
-            q_BQ, e_UK, segments = self.queries(batch, embedded, history)
-            memory = self.memory(history)
-            state = MemoryState(*(batch.layout.repeat(x_R) for x_R in memory.states(e_UK, segments)))
-            inputs.append(memory.read(state, q_BQ))
-            levels.append(state.levels)
-        embedded.states["levels"] = levels
-        return inputs
-
-    def aux_loss(self, batch: Batch, embedded: Embedded) -> Float[Tensor, ""] | float:
-        """Return the penalty of the covariance between levels, a mean over rows and histories."""
-        if not self.config.covariance_weight:
-            return 0.0
-        every: list[Tensor] = embedded.states["levels"]
-        return self.config.covariance_weight * torch.stack([covariance(m_BLH).mean() for m_BLH in every]).mean()
 
 
 class MemoryState(NamedTuple):
@@ -139,10 +114,8 @@ class MemoryState(NamedTuple):
     events: Tensor
 
 
-class PeriodicMemory(nn.Module):
+class PeriodicMemory(UserMemory):
     """Memory of one history: levels that update with every event, with every t_2-th event, and so on.
-
-    ``start_state``, ``update`` and ``read`` change none of their arguments.
 
     Args:
         query, key: width of the candidate and of an event.
@@ -153,6 +126,7 @@ class PeriodicMemory(nn.Module):
     def __init__(self, query: int, key: int, config: HPMNConfig) -> None:
         super().__init__()
         hidden, self.periods, self.hops = config.hidden, config.periods, config.hops
+        self.width = hidden
         widths = [key, *[hidden] * len(self.periods)]
         self.levels = nn.ModuleList(SteppedGRU(width, hidden) for width in widths)
         bound = hidden**-0.5
@@ -184,13 +158,16 @@ class PeriodicMemory(nn.Module):
             v_BH = self.hop(v_BH) + (w_BL.unsqueeze(2) * state.levels).sum(1)
         return v_BH
 
-    def states(self, e_UK: Float[Tensor, "U K"], segments: Segments) -> MemoryState:
-        """Return the memory of every request after its whole history, of R requests."""
+    def states(self, e_UK: Float[Tensor, "U K"], segments: Segments, start: MemoryState | None = None) -> MemoryState:
+        """Return the memory of every request after its history, of R requests."""
         if kernels.is_traced():
-            return self._run_traced(e_UK)
+            return self._run_traced(e_UK, self.start_state(1) if start is None else start)
         rows = segments.requests
         if rows.shared:
             rows = Segments.of_offsets(np.array([0, rows.positions]), e_UK.device)
+        if start is not None:
+            folded: MemoryState = self.fold(start, e_UK, rows)
+            return folded
         level, *upper = self.all_levels()
         h_VH = level.states(e_UK, rows)
         last = [gather_last(h_VH, rows)]
@@ -198,6 +175,15 @@ class PeriodicMemory(nn.Module):
             h_VH = level.states(torch.cat([first_H.unsqueeze(0), h_VH]).index_select(0, at_V), own)
             last.append(gather_last(h_VH, own))
         return MemoryState(torch.stack(last, 1), rows.offsets.diff())
+
+    def compute_penalty(self, state: MemoryState) -> Float[Tensor, " B"]:
+        """Return the covariance between the levels of each row."""
+        return covariance(state.levels)
+
+    @no_type_check
+    def pack(self, state: MemoryState) -> Tensor:
+        """Return states as vectors, float32 ``[B, W]``. The number of events is that since all levels were due."""
+        return super().pack(MemoryState(state.levels, state.events % self.spans[-1]))
 
     def all_levels(self) -> list[SteppedGRU]:
         """Return the recurrences, the one of the events first."""
@@ -240,10 +226,10 @@ class PeriodicMemory(nn.Module):
         return torch.stack(levels, 1)
 
     @no_type_check
-    def _run_traced(self, e_TK: Tensor) -> MemoryState:
+    def _run_traced(self, e_TK: Tensor, start: MemoryState) -> MemoryState:
         """Return the memory of one history of any length as one scan of the updates."""
-        start, shape = self.start_state(1), (1, len(self.levels), self.first.shape[1])
-        index_T = torch.arange(e_TK.shape[0], device=e_TK.device) + 1
+        shape = (1, len(self.levels), self.first.shape[1])
+        index_T = torch.arange(e_TK.shape[0], device=e_TK.device) + 1 + start.events
         due_T1L = (index_T.view(-1, 1, 1) % self.spans.view(1, 1, -1) == 0).to(e_TK.dtype)
 
         def step(state, e_1K, due_1L):

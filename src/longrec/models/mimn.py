@@ -48,7 +48,7 @@ of that of the induction unit (3 H, 3 D), J keys, V width of what is read, X sev
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple, cast, no_type_check
+from typing import Any, ClassVar, NamedTuple, no_type_check
 
 import numpy as np
 import torch
@@ -58,19 +58,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from longrec.errors import ConfigError
-from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.core.top import TopConfig, TopRanker, Width
+from longrec.models.core.memory import MemoryRanker, UserMemory, join_ended, split_ended
+from longrec.models.core.top import TopConfig, Width
 from longrec.nn import kernels
 from longrec.nn.activation import ActivationName
-from longrec.nn.embedding import Embedded, Embeddings
-from longrec.nn.host_plans import invert, put
+from longrec.nn.embedding import Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.memory_attention import MemoryAttention
 from longrec.nn.queries import Queries
 from longrec.nn.segments import Segments
 from longrec.nn.stepped_gru import SteppedGRU
-from longrec.nn.steps import Steps, run_steps
+from longrec.nn.steps import Steps, rank_by_length, run_steps
 
 _LAST_GAIN = 0.1
 """Factor of the initial weights of the final layer, so that training starts at the base rate of the labels."""
@@ -94,13 +93,10 @@ class MIMNConfig(TopConfig):
     mlp_activation: ActivationName = Field("prelu", description="Activation of the top MLP.")
 
 
-class MIMN(TopRanker):
+class MIMN(MemoryRanker):
     """MIMN over every history of the schema."""
 
     Config = MIMNConfig
-    reads_history = True
-    order_matters = True
-    reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"memory_slots": 3, "width": 8, "hidden": 10, "induction": 2, "attention": [16], "mlp": [24], "dropout": 0.1},
         {"width": 12, "hidden": 12, "utilization_weight": 0.0, "induction": 0, "batch_norm": False},
@@ -120,30 +116,8 @@ class MIMN(TopRanker):
             memory = TuringMemory(self.queries.query_widths[history], self.queries.key_widths[history], config)
             self.memories[f"memory_{history}"] = memory
             top += memory.width
+        self.penalty_weight = config.utilization_weight
         self.set_top(top, config, _LAST_GAIN)
-
-    def memory(self, history: str) -> TuringMemory:
-        """Return the memory of one history."""
-        return cast(TuringMemory, self.memories[f"memory_{history}"])
-
-    def read(self, batch: Batch, embedded: Embedded) -> list[Tensor]:
-        """Return all fields of the impression, and what the candidate reads in the memory of each history."""
-        inputs, utilizations = list(embedded.features.values()), []
-        for history in self.fields.histories:
-            q_BQ, e_UK, segments = self.queries(batch, embedded, history)
-            memory = self.memory(history)
-            state = MemoryState(*(batch.layout.repeat(x_R) for x_R in memory.states(e_UK, segments)))
-            inputs.append(memory.read(state, q_BQ))
-            utilizations.append(state.utilization)
-        embedded.states["utilizations"] = utilizations
-        return inputs
-
-    def aux_loss(self, batch: Batch, embedded: Embedded) -> Float[Tensor, ""] | float:
-        """Return the penalty on unequal use of slots, a mean over rows and histories."""
-        if not self.config.utilization_weight:
-            return 0.0
-        every: list[Tensor] = embedded.states["utilizations"]
-        return self.config.utilization_weight * torch.stack([imbalance(u_BM).mean() for u_BM in every]).mean()
 
 
 class MemoryState(NamedTuple):
@@ -164,10 +138,8 @@ class MemoryState(NamedTuple):
     channels: Tensor
 
 
-class TuringMemory(nn.Module):
+class TuringMemory(UserMemory):
     """Memory of one history.
-
-    ``start_state``, ``update`` and ``read`` change none of their arguments.
 
     Args:
         query, key: width of the candidate and of an event.
@@ -224,13 +196,16 @@ class TuringMemory(nn.Module):
             return r_BD
         return torch.cat([r_BD, _read_slots(self.attention(self.query(q_BQ), state.channels), state.channels)], 1)
 
-    def states(self, e_UK: Float[Tensor, "U K"], segments: Segments) -> MemoryState:
-        """Return the state of every request after its whole history, of R requests."""
+    def states(self, e_UK: Float[Tensor, "U K"], segments: Segments, start: MemoryState | None = None) -> MemoryState:
+        """Return the state of every request after its history, of R requests."""
         if kernels.is_traced():
-            return self._run_traced(self._project(e_UK))
+            return self._run_traced(self._project(e_UK), self.start_state(1) if start is None else start)
         rows = segments.requests
         if rows.shared:
             rows = Segments.of_offsets(np.array([0, rows.positions]), e_UK.device)
+        if start is not None:
+            folded: MemoryState = self.fold(start, e_UK, rows)
+            return folded
         state, steps = self.start_state(rows.rows), Steps.of(rows)
         if not steps.counts:
             return state
@@ -240,11 +215,13 @@ class TuringMemory(nn.Module):
             # Rows are ordered by length, so that those that have an event at a step come first.
             ended: list[MemoryState] = []
             for count, *now in zip(steps.counts, *inputs):
-                if count < len(state.hidden):
-                    head, tail = zip(*(x.tensor_split([count]) for x in state), strict=True)
-                    state, ended = MemoryState(*head), [MemoryState(*tail), *ended]
+                state, ended = split_ended(state, count, ended)
                 state = self._advance(state, *now)
-            return MemoryState(*(torch.cat(x).index_select(0, _rank(rows)) for x in zip(state, *ended, strict=True)))
+            return join_ended(state, ended, rank_by_length(rows))
+
+    def compute_penalty(self, state: MemoryState) -> Float[Tensor, " B"]:
+        """Return the unequal use of the slots of each row."""
+        return imbalance(state.utilization)
 
     def _project(self, e_UK: Tensor) -> tuple[Tensor, ...]:
         """Return the terms of events in the steps of the controller ``[U, G]`` and of the induction unit ``[U, S]``."""
@@ -301,25 +278,14 @@ class TuringMemory(nn.Module):
         return state.channels.scatter(1, at_BID, new_XD.reshape(s_BID.shape))
 
     @no_type_check
-    def _run_traced(self, inputs: tuple[Tensor, ...]) -> MemoryState:
+    def _run_traced(self, inputs: tuple[Tensor, ...], start: MemoryState) -> MemoryState:
         """Return the state of one history of any length as one scan of the updates."""
-        start = self.start_state(1)
-        tensors = start if self.unit is not None else start[:-1]
-        shapes = [x.shape for x in tensors]
-        widths = [x.numel() for x in tensors]
-
-        def unpack(state_1X):
-            state = [x.reshape(shape) for x, shape in zip(state_1X.split(widths, 1), shapes)]
-            return MemoryState(*state, *([] if self.unit is not None else [state[2][:, :0]]))
-
-        def pack(state):
-            return torch.cat([x.reshape(1, -1) for x, _ in zip(state, widths)], 1)
 
         def step(state, *terms):
-            return (pack(self._advance(unpack(state[0]), *terms)),)
+            return (self.pack(self._advance(self.unpack(state[0]), *terms)),)
 
-        last_1X, _ = run_steps(step, (pack(start),), tuple(x.unsqueeze(1) for x in inputs))
-        return unpack(last_1X)
+        last_1X, _ = run_steps(step, (self.pack(start),), tuple(x.unsqueeze(1) for x in inputs))
+        return self.unpack(last_1X)
 
 
 @no_type_check
@@ -351,12 +317,3 @@ def _read_slots(w_BM: Tensor, slots_BMD: Tensor) -> Tensor:
 def _scale(x: Tensor) -> Tensor:
     """Return vectors of length 1, whose inner products are cosines. 0 for a vector of zeros."""
     return x * (x.square().sum(-1, keepdim=True) + _SMALLEST).rsqrt()
-
-
-def _rank(rows: Segments) -> Tensor:
-    """Return int64 ``[B]``: the index of each row among all rows ordered by length, the longest first (see Steps)."""
-    if "rank" not in rows.memo:
-        rank_B = invert((-np.diff(rows.host_offsets)).argsort(kind="stable"))
-        rows.memo["rank"] = put(rank_B, rows.offsets.device)
-    rank: Tensor = rows.memo["rank"]
-    return rank

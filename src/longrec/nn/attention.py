@@ -129,15 +129,20 @@ class TargetAttention(nn.Module):
         self.rest = MLP(first, rest, activation, shares, batch_norm, outputs=1, last_bias=not softmax)
         self.softmax = softmax
 
-    def weights(
-        self, q_BQ: Float[Tensor, "B Q"], k_UK: Float[Tensor, "U K"], segments: Segments
-    ) -> Float[Tensor, " N"]:
-        """Return the weight of every position for the candidate of its row."""
+    def scores(self, q_BQ: Float[Tensor, "B Q"], k_UK: Float[Tensor, "U K"], segments: Segments) -> Float[Tensor, " N"]:
+        """Return the score of every position for the candidate of its row, before a softmax."""
         h_NH = self.first(q_BQ, k_UK, segments, relu=self.fused)
         for step in (self.norm, self.activation, self.dropout):
             if step is not None:
                 h_NH = step(h_NH)
-        s_N = self.rest(h_NH).squeeze(1)
+        s_N: Tensor = self.rest(h_NH).squeeze(1)
+        return s_N
+
+    def weights(
+        self, q_BQ: Float[Tensor, "B Q"], k_UK: Float[Tensor, "U K"], segments: Segments
+    ) -> Float[Tensor, " N"]:
+        """Return the weight of every position for the candidate of its row."""
+        s_N = self.scores(q_BQ, k_UK, segments)
         return segments.softmax(s_N) if self.softmax else s_N
 
     def forward(

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longrec.features.batch import Batch, Column, Jagged, Layout
+from longrec.features.batch import Batch, Column, HistoryBatch, Jagged, Layout
 from longrec.features.fields import Field, Fields
 from longrec.nn import kernels
 from longrec.nn.linear import linear
@@ -171,6 +171,15 @@ class Embeddings(nn.Module):
                 target[field.name] = _pool(field, values, e_ND) if isinstance(values, Jagged) else e_ND
         order = tuple(field.name for field in self.fields.features)
         return Embedded(batch.layout, order, request, candidate, histories)
+
+    def look_up_events(self, history: str, events: HistoryBatch) -> dict[str, Tensor]:
+        """Look up the columns of events of one history alone, ``[N, D]`` each, by name."""
+        vectors = {}
+        for field in self.fields.histories[history]:
+            values = events.columns[field.name]
+            (e_ND,) = self._look_up(field, [values])
+            vectors[field.name] = _pool(field, values, e_ND) if isinstance(values, Jagged) else e_ND
+        return vectors
 
     def _look_up(self, field: Field, uses: list[Column]) -> list[Tensor]:
         """Return the vectors of the values of each use of a field."""

@@ -94,13 +94,16 @@ class GRU(nn.Module):
         x_NG, segments = segments.flatten(x_UG)
         return gather_last(self._scan_rows(x_NG, segments, a_N), segments)
 
-    def last_of_each(self, x_NI: Float[Tensor, "N I"], segments: Segments) -> Float[Tensor, "B H"]:
+    def last_of_each(
+        self, x_NI: Float[Tensor, "N I"], segments: Segments, a_N: Float[Tensor, " N"] | None = None
+    ) -> Float[Tensor, "B H"]:
         """Return ``last`` of rows that have separate inputs even in a shared batch."""
         x_NG = self._inputs(x_NI)
         if not segments.shared:
-            return gather_last(self._scan_rows(x_NG, segments, None), segments)
+            return gather_last(self._scan_rows(x_NG, segments, a_N), segments)
         x_TBG = x_NG.reshape(segments.rows, segments.positions, x_NG.shape[1]).transpose(0, 1)
-        return self._run_steps(x_TBG, None, segments.rows)[0]
+        a_TB = None if a_N is None else a_N.reshape(segments.rows, segments.positions).t()
+        return self._run_steps(x_TBG, a_TB, segments.rows)[0]
 
     def _runs_packed(self, x_UI: Tensor, segments: Segments) -> bool:
         """Return True if torch's own GRU computes the same and is faster."""

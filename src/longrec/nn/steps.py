@@ -71,6 +71,15 @@ def find_followed(segments: Segments) -> Tensor:
     return followed
 
 
+def rank_by_length(rows: Segments) -> Tensor:
+    """Return int64 ``[B]``: the index of each row among all rows ordered by length, the longest first (see Steps)."""
+    if "rank" not in rows.memo:
+        rank_B = invert((-np.diff(rows.host_offsets)).argsort(kind="stable"))
+        rows.memo["rank"] = put(rank_B, rows.offsets.device)
+    rank: Tensor = rows.memo["rank"]
+    return rank
+
+
 def gather_last(h_NH: Float[Tensor, "N H"], segments: Segments, reverse: bool = False) -> Float[Tensor, "B H"]:
     """Return the value at the last (``reverse``: the first) position of each ragged row. 0 for an empty one."""
     lengths_B = segments.offsets[1:] - segments.offsets[:-1]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.pipeline.candidates import Candidates
+from longrec.pipeline.recent_event import RecentEvent
 from longrec.pipeline.trace import Trace
 
 Encoded = TypeVar("Encoded", covariant=True)
@@ -48,6 +49,8 @@ class Query:
         timestamp: milliseconds UTC, or a step.
         context: raw values of the event columns, by column.
         history: raw histories of the request, ``{history: {feature: [values, oldest first]}}``.
+        recent: events of the user that the request brings with it, read after the stored ones.
+        user_context: raw values of columns of the user, in place of those of the user table.
         allow_unknown: accept a user, or items, that a model does not know.
         k: number of items that are retrieved.
         exclude_seen: do not retrieve items of earlier events of the user.
@@ -70,6 +73,8 @@ class Query:
     k: int = 0
     exclude_seen: bool = False
     further_context: frozenset[str] = frozenset()
+    recent: Sequence[RecentEvent] = ()
+    user_context: Mapping[str, Any] = field(default_factory=dict)
     unknown: UnknownKeys = field(default_factory=UnknownKeys, compare=False)
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
     seen: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)

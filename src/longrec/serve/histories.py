@@ -19,7 +19,10 @@ from longrec.features.history_columns import (
     list_event_columns,
 )
 from longrec.features.raw_columns import encode_list
+from longrec.pipeline.recent_event import RecentEvent
 from longrec.serve.live_events import LiveEvents, read_base_last
+from longrec.serve.recent_events import RecentColumns, drop_stored, encode_recent
+from longrec.serve.user_states import UserHistory, UserStates
 from longrec.store.history_store import Events
 
 Columns = dict[str, NDArray[Any] | Lists]
@@ -43,6 +46,7 @@ class EventHistories:
     Attributes:
         live: events since the bundle, if events are recorded.
         items: features of the items.
+        states: states of the users, from which histories go on. None: histories are read from their first event.
     """
 
     def __init__(self, bundle: Bundle, live: LiveEvents | None = None) -> None:
@@ -67,35 +71,92 @@ class EventHistories:
             timed = live.feedback
         self._availability_columns = {name: f"known.{name}" for name in timed}
         self._columns = ["item", *self._values, *self._availability_columns.values()]
+        self._by_name = {history.name: history for history in self._read}
+        self.states: UserStates | None = None
 
-    def read_stored(self, user: int, row: int, timestamp: int) -> dict[str, Columns]:
+    def encode_recent(
+        self, recent: Sequence[RecentEvent], rows: NDArray[np.int64], user: Any, row: int, timestamp: int
+    ) -> RecentColumns | None:
+        """Encode the recent events of a request that are not stored. None if the bundle stores no events.
+
+        Args:
+            rows: ``[R]``, rows of the items.
+            user: key of the user.
+            row: row of the user in the bundle, 0 for a new user.
+
+        Raises:
+            RequestError: 422 if a value has the wrong type.
+        """
+        if self.bundle.store is None or self.fitted.schema.prejoined:
+            return None
+        try:
+            encode_recent(self.fitted, user, recent, rows)  # of stored ones too, so that an error never depends on them
+        except DataError as error:
+            raise to_request_error(error) from None
+        new = drop_stored(recent, rows, user, row, timestamp, self.bundle.store, self.live)
+        return encode_recent(self.fitted, user, [one for one, own in zip(recent, new) if own], rows[new])
+
+    def read_stored(
+        self, user: int, row: int, timestamp: int, recent: RecentColumns | None = None
+    ) -> dict[str, Columns]:
         """Return the histories of a user as available strictly before a timestamp.
 
         Args:
             user: key number.
             row: row of the user in the bundle, 0 for a new user.
             timestamp: milliseconds UTC, or a step.
+            recent: further events of the user.
         """
-        histories: dict[str, Columns] = {}
         if self.bundle.store is None:
-            return histories
-        now, table = np.array([timestamp], np.int64), self.items
-        for history in self._read:
-            events = self._read_last(user, row, timestamp, history)
-            columns = events.columns
-            items = columns["item"]
-            if int(items.max(initial=0)) >= len(table):  # of an added item, whose changes were removed since
-                items = np.where(items < len(table), items, 0)
-            seen = HistoryEvents(
-                events.times,
-                items,
-                {name: columns[name] for name in self._values},
-                {name: columns[column] for name, column in self._availability_columns.items()},
-            )
-            histories[history.name] = build_history_columns(self.fitted, history.name, table, seen, now)
-        return histories
+            return {}
+        every = {history.name: self._read_last(user, row, timestamp, history) for history in self._read}
+        return {name: self._encode_merged(name, events, timestamp, recent) for name, events in every.items()}
 
-    def read_seen_items(self, user: int, row: int, timestamp: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    def read_after_states(
+        self, user: int, row: int, timestamp: int, recent: RecentColumns | None = None
+    ) -> tuple[dict[str, NDArray[np.float32]], dict[str, Columns]]:
+        """Return the states of a user by the inputs of the program, and the histories after them.
+
+        Args:
+            user, row, timestamp, recent: as of ``read_stored``.
+        """
+        assert self.states is not None
+        states, every = self.states.read(self, UserHistory(user, row), timestamp)
+        return states, {name: self._encode_merged(name, events, timestamp, recent) for name, events in every.items()}
+
+    def _encode_merged(self, name: str, events: Events, timestamp: int, recent: RecentColumns | None) -> Columns:
+        """Return the columns of stored events and recent ones."""
+        if recent is not None:
+            history = self._by_name[name]
+            last = history.last if self.states is None else len(events) + len(recent.times)
+            events = recent.merge(events, name, timestamp - history.delay, last)
+        return self.encode(name, events, timestamp)
+
+    def encode(self, history: str, events: Events, now: int) -> Columns:
+        """Return the columns of events as available at a timestamp."""
+        columns, items = events.columns, events.columns["item"]
+        if int(items.max(initial=0)) >= len(self.items):  # of an added item, whose changes were removed since
+            items = np.where(items < len(self.items), items, 0)
+        seen = HistoryEvents(
+            events.times,
+            items,
+            {name: columns[name] for name in self._values},
+            {name: columns[column] for name, column in self._availability_columns.items()},
+        )
+        return build_history_columns(self.fitted, history, self.items, seen, np.array([now], np.int64))
+
+    def read_last(self, user: int, row: int, before: int, now: int, history: str, n: int) -> Events:
+        """Return the last ``n`` events of a history before a timestamp as visible at another one."""
+        own = self._by_name[history]
+        if self.live is not None:
+            return self.live.last(user, row, before - own.delay, n, own.where, self._columns, now)
+        assert self.bundle.store is not None
+        events = read_base_last(self.bundle.store, row, before - own.delay, now, n, own.where)
+        return Events(events.offsets, events.times, {name: events.columns[name] for name in self._columns})
+
+    def read_seen_items(
+        self, user: int, row: int, timestamp: int, recent: RecentColumns | None = None
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Return the rows of the items, and the times, of all events of a user visible strictly before a timestamp."""
         store = self.bundle.store
         if store is None:
@@ -104,6 +165,8 @@ class EventHistories:
             events = self.live.last(user, row, timestamp, _ALL, None, ["item"], timestamp)
         else:
             events = read_base_last(store, row, timestamp, timestamp, _ALL, None)
+        if recent is not None:
+            events = recent.merge(events, "", timestamp, _ALL)
         return events.columns["item"], events.times
 
     def _read_last(self, user: int, row: int, timestamp: int, history: _History) -> Events:

@@ -83,6 +83,7 @@ class RecordedEvent:
         replaced: True if the event was recorded before.
         new_user, new_item: True if the log does not contain them.
         recorded_at: time of the call by the server's clock. A log stores it as ``available_at`` of the feedback.
+        ignored: columns of its context that are not used.
     """
 
     at: str | int | None
@@ -92,6 +93,7 @@ class RecordedEvent:
     new_user: bool
     new_item: bool
     recorded_at: str | int | None = None
+    ignored: tuple[str, ...] = ()
 
 
 class Client(ABC):
@@ -106,6 +108,8 @@ class Client(ABC):
         history: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
         allow_unknown: bool = False,
         candidate_context: Mapping[str, Sequence[Any] | NDArray[Any] | None] | None = None,
+        recent: Sequence[Mapping[str, Any]] | None = None,
+        user_context: Mapping[str, Any] | None = None,
     ) -> Ranking:
         """Rank candidates for a user.
 
@@ -119,6 +123,9 @@ class Client(ABC):
             allow_unknown: rank for a user or items that the log does not contain.
             candidate_context: raw values of all columns of the candidate, ``{column: values}``, one per candidate, None
                 for a missing value.
+            recent: events of the user that are read after the stored ones, for this request only, each with the keys
+                ``item``, ``at``, and if needed ``context`` and ``feedback``.
+            user_context: raw values of columns of the user, in place of those of the user table.
 
         Raises:
             RequestError: if the request is invalid.
@@ -129,6 +136,7 @@ class Client(ABC):
         request.update({"at": _format_time(at)} if at is not None else {})
         request.update({"history": history} if history is not None else {})
         request.update({"candidate_context": candidate_context} if candidate_context else {})
+        request.update(_describe_user(recent, user_context))
         request.update({"allow_unknown": True} if allow_unknown else {})
         answer = parse_response(self._request("/rank", _encode_body(request)))
         items = tuple(RankedItem(item["id"], item["score"], item["via"]) for item in answer["items"])
@@ -143,11 +151,13 @@ class Client(ABC):
         history: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
         exclude_seen: bool | None = None,
         allow_unknown: bool = False,
+        recent: Sequence[Mapping[str, Any]] | None = None,
+        user_context: Mapping[str, Any] | None = None,
     ) -> Ranking:
         """Return the k best items for a user.
 
         Args:
-            at, context, history: as in ``rank``.
+            at, context, history, recent, user_context: as in ``rank``.
             exclude_seen: leave out the items of the events of the user that the bundle stores. Default True, or
                 ``filter.seen`` of a pipeline.
             allow_unknown: recommend to a user that the log does not contain.
@@ -155,7 +165,9 @@ class Client(ABC):
         Raises:
             RequestError: if the request is invalid, or a ranker is served without a retriever.
         """
-        body = encode_recommend_request(user, k, at, context, history, exclude_seen, allow_unknown)
+        body = encode_recommend_request(
+            user, k, at, context, history, exclude_seen, allow_unknown, recent, user_context
+        )
         answer = parse_response(self._request("/recommend", body))
         items = tuple(RankedItem(item["id"], item["score"], item["via"], item["scores"]) for item in answer["items"])
         is_new, fallbacks = answer["unknown"]["user"], tuple(answer["fallbacks"])
@@ -175,7 +187,8 @@ class Client(ABC):
 
         Args:
             at: timestamp of the event. Default now.
-            context: raw values of the impression's event columns. None for an event that was recorded before.
+            context: raw values of the impression's event columns. None for an event that was recorded before. Columns
+                of the candidate that the item table has may be left out.
             feedback: values by column (or ``label``). Missing columns are not yet available.
             request: in a log with requests, the timestamp of the request that showed the item.
             allow_unknown: accept an item that the log does not contain.
@@ -191,9 +204,9 @@ class Client(ABC):
         answer = parse_response(self._request("/events", _encode_body(event), again=at is not None))
         unknown = answer["unknown"]
         instance, is_new = int(answer["instance"]), (unknown["user"], unknown["item"])
-        return RecordedEvent(
-            answer["at"], instance, answer["visible"], answer["replaced"], *is_new, answer["recorded_at"]
-        )
+        ignored = tuple(answer.get("ignored", ()))  # an earlier server names none
+        times = answer["at"], instance, answer["visible"]
+        return RecordedEvent(*times, answer["replaced"], *is_new, answer["recorded_at"], ignored)
 
     def infer(self, tensors: Mapping[str, NDArray[Any]], program: str | None = None) -> NDArray[np.float32]:
         """Run a program on its own named inputs (see ``metadata``) and return its output, float32.
@@ -266,14 +279,27 @@ def encode_recommend_request(
     history: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
     exclude_seen: bool | None = None,
     allow_unknown: bool = False,
+    recent: Sequence[Mapping[str, Any]] | None = None,
+    user_context: Mapping[str, Any] | None = None,
 ) -> bytes:
     """Return the JSON of a request for recommendations."""
     request: dict[str, Any] = {"user": user, "k": k, "context": context or {}}
     request.update({"at": _format_time(at)} if at is not None else {})
     request.update({"history": history} if history is not None else {})
     request.update({"exclude_seen": exclude_seen} if exclude_seen is not None else {})
+    request.update(_describe_user(recent, user_context))
     request.update({"allow_unknown": True} if allow_unknown else {})
     return _encode_body(request)
+
+
+def _describe_user(
+    recent: Sequence[Mapping[str, Any]] | None, user_context: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return what a request says about its user beside the key."""
+    described: dict[str, Any] = {}
+    if recent:
+        described["recent"] = [{**one, "at": _format_time(one["at"])} if "at" in one else one for one in recent]
+    return {**described, "user_context": user_context} if user_context else described
 
 
 def _encode_body(content: Mapping[str, Any]) -> bytes:

@@ -120,6 +120,21 @@ class LiveCatalog:
             self._tensors = build_catalog_tensors(self.bundle.fitted, self.table.items)
         return self._tensors
 
+    def list_columns(self) -> list[str]:
+        """Return the names of the raw columns of the items, without the key. None are listed if there are none."""
+        columns = self.table.columns if self.changes.items else self._columns
+        return [] if columns is None else columns.column_names[1:]
+
+    def read_columns(self, row: int, names: Sequence[str]) -> dict[str, Any]:
+        """Return the raw values of an item in those of some columns that the items have.
+
+        Args:
+            row: its row, from 1.
+        """
+        columns = self.table.columns if self.changes.items else self._columns
+        own = self.list_columns()
+        return {} if columns is None else {name: columns[name][row - 1].as_py() for name in names if name in own}
+
     def match(self, condition: str, where: str = "where") -> NDArray[np.bool_]:
         """Return the mask of the items that meet a condition on raw columns, bool ``[I]``. It must not be changed.
 

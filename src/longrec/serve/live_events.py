@@ -66,6 +66,9 @@ class LiveEvents:
         location: a folder or an address. A missing store is created.
         bundle: a bundle whose histories are read from its own events.
 
+    Attributes:
+        removals: functions of a user and the timestamp of an event that is written, which remove what it changes.
+
     Raises:
         StoreError: if the store belongs to another bundle, or another process writes to it.
     """
@@ -82,6 +85,7 @@ class LiveEvents:
         for name, columns in self.filters.items():
             if len(columns) > _BITS:
                 raise StoreError(f"histories.{name}.where", f"{len(columns)} conditions", f"at most {_BITS}")
+        self.removals: list[Callable[[int, int], None]] = []
         self.backend = open_live(location, self._list_column_types(), bundle.digest)
 
     def _list_column_types(self) -> dict[str, Any]:
@@ -176,7 +180,9 @@ class LiveEvents:
             row_columns[f"since.{name}"] = since.get(name, NEVER)
         values = {name: np.array([value]) for name, value in row_columns.items()}
         keys, times = np.array([user], np.int64), np.array([time], np.int64)
-        return EventUpdate(available, [partial(self.backend.append, keys, times, values)])
+        # Before too, so that a state without the event does not outlive a crash between both.
+        removals = [partial(remove, user, time) for remove in self.removals]
+        return EventUpdate(available, [*removals, partial(self.backend.append, keys, times, values), *removals])
 
     def last(
         self,

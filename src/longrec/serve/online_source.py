@@ -19,7 +19,8 @@ from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.stage import Query
 from longrec.serve.live_events import LiveEvents
 from longrec.serve.request_encoder import RequestEncoder
-from longrec.serve.request_json import decode_request, parse_request_time
+from longrec.serve.request_json import decode_request
+from longrec.serve.request_time import parse_request_time
 from longrec.store.token_info import TokenInfo
 
 MAX_DRIFT = 1e-4

@@ -18,6 +18,7 @@ from longrec.serve.request_encoder import RequestEncoder
 from longrec.serve.settings import Settings
 from longrec.serve.state import ServiceState
 from longrec.serve.token_histories import TokenHistories
+from longrec.serve.user_states import UserStates
 
 
 @dataclass
@@ -108,4 +109,7 @@ def _open_stores(bundles: list[Bundle], settings: Settings, closing: contextlib.
         model = OpenModel(bundle, RequestEncoder(bundle, tokens, live), pristine=number == 0 and settings.pristine)
         closing.callback(model.close)
         models.append(model)
+        if state is not None and bundle.manifest.states:
+            store, late = state.open_states(bundle, settings), settings.lateness * bundle.fitted.schema.per_second
+            model.encoder.use_states(UserStates(bundle, model.programs, store, late))
     return OpenedModels(models[0], models, state=state)

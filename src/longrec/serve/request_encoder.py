@@ -29,8 +29,10 @@ from longrec.serve.histories import Columns, EventHistories, check_names, to_req
 from longrec.serve.knowledge_features import KnowledgeFeatures, key_number
 from longrec.serve.live_events import LiveEvents
 from longrec.serve.lookup import Lookup
+from longrec.serve.recent_events import RecentColumns
 from longrec.serve.request_json import Key
 from longrec.serve.token_histories import TokenHistories
+from longrec.serve.user_states import UserStates
 from longrec.store.remote_store import RemoteStore
 
 _NUMBERS = ("numeric", "numbers")
@@ -47,12 +49,14 @@ class EncodedQuery:
         user: key number of the user, 0 if the bundle reads nothing by key.
         inputs: encoded values shared by all candidates, by the input names of the programs.
         positions: number of history events in ``inputs``, a measure of the work per candidate.
+        recent: the recent events of the request, None without one.
     """
 
     row: int
     user: int
     inputs: Mapping[str, NDArray[Any]]
     positions: int
+    recent: RecentColumns | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class RequestEncoder:
 
     Attributes:
         revision: number of changes of the items.
+        user_columns: raw columns of the user, without the key.
     """
 
     def __init__(self, bundle: Bundle, tokens: TokenHistories | None = None, live: LiveEvents | None = None) -> None:
@@ -100,6 +105,12 @@ class RequestEncoder:
         self._event_features = list_row_features(self.fitted, "context")
         self._candidate_features = list_row_features(self.fitted, "candidate")
         self._user_names, self._item_names = self.fitted.list_features("user"), self.fitted.list_features("item")
+        self.user_columns = [
+            column
+            for name in self._user_names
+            for column in self.fitted.schema.columns(name)
+            if column != self.fitted.schema.user
+        ]
         self._user_table, self._item_table = self._cast_table(bundle.users), self._cast_table(bundle.items)
         self._users, self._items = Lookup(bundle.users), Lookup(bundle.items)
         self._histories = EventHistories(bundle, live)
@@ -107,6 +118,8 @@ class RequestEncoder:
         self._knowledge = KnowledgeFeatures(bundle)
         # Reading by the users' own keys costs a hash of text, so it is skipped if the bundle needs none.
         self._by_key = live is not None or bool(bundle.manifest.tokens or bundle.manifest.knowledge)
+        facts = bundle.manifest.states
+        self._start_states = {f"s.{name}": np.array([own.start], np.float32) for name, own in facts.items()}
 
     def use_items(self, items: EntityTable) -> None:
         """Read the features of items from another table from now on: the bundle's, with changes of the catalog."""
@@ -114,6 +127,15 @@ class RequestEncoder:
         self.revision += 1
         self._histories.items = items
         self._knowledge.use_items(items)
+
+    def use_states(self, states: UserStates) -> None:
+        """Read histories from the states of the users on from now on."""
+        self._histories.states, self._by_key = states, True
+
+    @property
+    def histories(self) -> EventHistories:
+        """The reader of histories of events."""
+        return self._histories
 
     def encode_candidates(self, candidates: Candidates, query: Query, where: str = "candidates") -> EncodedCandidates:
         """Encode candidates, and add the unknown ones to those of the query.
@@ -212,33 +234,63 @@ class RequestEncoder:
         inputs: dict[str, NDArray[Any]] = {}
         if self._user_names:
             self._read(self._user_table, self._user_names, np.array([row]), timestamp, inputs)
+        for name, column in self._encode_user_context(query).items():
+            inputs.update(self._make_feature_tensors(name, column))
         for name, column in self._encode_context(query).items():
             inputs.update(self._make_feature_tensors(name, column))
         for name, ids in encode_calendar(self.fitted, timestamp).items():
             inputs.update(self._make_feature_tensors(name, ids))
         inputs.update(self._knowledge.read_user(user, timestamp))
-        positions = 0
-        for history, columns in self._read_histories(query, user, row).items():
+        positions, recent = 0, None
+        if query.recent:
+            items = self._items.find_rows(to_key_array([one.item for one in query.recent]), "recent")
+            recent = self._histories.encode_recent(query.recent, items, query.user, row, timestamp)
+        states, histories = self._read_histories(query, user, row, recent)
+        inputs.update(states)
+        for history, columns in histories.items():
             for name, column in columns.items():
                 number = not isinstance(column, Lists) and column.dtype.kind == "f"
                 inputs.update(make_tensors(f"h.{history}.{name}", column, number))
                 # A token is adapted once per run and cheap per candidate, so small runs would repeat the former.
                 positions = max(positions, len(column) // 4 if history in self._tokens.stores else len(column))
-        return EncodedQuery(row, user, inputs, positions)
+        return EncodedQuery(row, user, inputs, positions, recent)
 
-    def _read_histories(self, query: Query, user: int, row: int) -> dict[str, Columns]:
+    def _encode_user_context(self, query: Query) -> dict[str, NDArray[Any] | Lists]:
+        """Encode the features of the user whose columns the request has."""
+        sent, schema = query.user_context, self.fitted.schema
+        if not sent:
+            return {}
+        names = [name for name in self._user_names if not sent.keys().isdisjoint(schema.columns(name))]
+        for name in names:
+            lacking = [column for column in schema.columns(name) if column not in sent and column != schema.user]
+            if lacking:
+                do = "send all columns of a feature, null for a missing value"
+                raise RequestError("user_context", f"no {lacking[0]!r}", ", ".join(schema.columns(name)), do, 422)
+        try:
+            return encode_context(self.fitted, sent, names, query.user, "user_context")
+        except DataError as error:
+            raise to_request_error(error) from None
+
+    def _read_histories(
+        self, query: Query, user: int, row: int, recent: RecentColumns | None
+    ) -> tuple[Mapping[str, NDArray[np.float32]], dict[str, Columns]]:
+        """Return the states of the user by input, and the histories after them."""
         histories: dict[str, Columns] = {}
+        states: Mapping[str, NDArray[np.float32]] = self._start_states
         if self.fitted.schema.prejoined:
             histories.update(self._histories.encode_request_histories(query.history))
         elif query.history is not None:
             raise RequestError(
                 "history", "a history in the request", "none: this bundle stores histories itself", "leave it out", 422
             )
+        elif self._histories.states is not None:
+            states, own = self._histories.read_after_states(user, row, query.timestamp, recent)
+            histories.update(own)
         else:
-            histories.update(self._histories.read_stored(user, row, query.timestamp))
+            histories.update(self._histories.read_stored(user, row, query.timestamp, recent))
         for name, columns in self._tokens.read(user, query.timestamp).items():
             histories[name] = {**columns}
-        return histories
+        return states, histories
 
     def build_item_tensors(self, items: EncodedCandidates, timestamp: int) -> dict[str, NDArray[Any]]:
         """Build the inputs of the programs that differ between candidates, as of a timestamp."""
@@ -254,7 +306,7 @@ class RequestEncoder:
         seen: tuple[NDArray[Any], NDArray[np.int64]] | None = query.seen.get(self)
         if seen is None:
             encoded = query.encode(self)
-            seen = self._histories.read_seen_items(encoded.user, encoded.row, query.timestamp)
+            seen = self._histories.read_seen_items(encoded.user, encoded.row, query.timestamp, encoded.recent)
             query.seen[self] = seen
         return seen
 

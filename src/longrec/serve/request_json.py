@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-import time
+from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
 
 from longrec.errors import RequestError, nearest, quote
-from longrec.features.schema import Schema, TimeColumn
-from longrec.features.timestamp_grammar import TimestampError, build_grammar, read_iso, read_timestamp
+from longrec.features.schema import Schema
 from longrec.pipeline.candidates import Candidates
+from longrec.pipeline.recent_event import RecentEvent
 from longrec.pipeline.stage import Query
 from longrec.pipeline.trace import Trace
 
@@ -26,12 +26,26 @@ MAX_NAMES = 10_000
 """Largest number of names of fields and columns per request. ``/items`` may have 100 more per item."""
 MAX_LISTS = 1_000_000
 """Largest number of lists per request."""
-_LONGEST_TIME = 100
-"""Characters of the longest text of a timestamp."""
 
 _Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Key = _Whole | str
 DecodedT = TypeVar("DecodedT")
+
+
+class RecentEventRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Event of the user of a request, which is read after the stored events, for this request only.
+
+    Attributes:
+        item: key of the item.
+        at: timestamp of the event, before that of the request.
+        context: raw values of the event columns that histories read, as in an event of ``/events``.
+        feedback: raw values by column (or ``label``, or a feature). Missing columns are not yet available.
+    """
+
+    item: Key
+    at: int | float | str | None = None
+    context: dict[str, Any] = {}
+    feedback: dict[str, Any] = {}
 
 
 class RankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -46,6 +60,8 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         candidate_context: for schemas with columns of the candidate, ``{column: [one raw value per candidate]}``. Null
             for a missing value, and in place of the list if all values are missing.
         history: for schemas with pre-joined rows, ``{history: {feature: [values, oldest first]}}``.
+        recent: events of the user that are read after the stored ones, for this request only. Nothing is stored.
+        user_context: raw values of columns of the user, used for this request in place of those of the user table.
         allow_unknown: accept a user, or items, that the log does not contain.
     """
 
@@ -55,11 +71,25 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     context: dict[str, Any] = {}
     candidate_context: dict[str, list[Any] | None] = {}
     history: dict[str, dict[str, list[Any]]] | None = None
+    recent: list[RecentEventRequest] = []
+    user_context: dict[str, Any] = {}
     allow_unknown: bool = False
 
-    def build_query(self, timestamp: int) -> Query:
-        """Return the query of a pipeline, at a timestamp of the log."""
-        return Query(self.user, timestamp, self.context, self.history, self.allow_unknown)
+    def build_query(self, timestamp: int, recent: Sequence[RecentEvent] = ()) -> Query:
+        """Return the query of a pipeline, at a timestamp of the log.
+
+        Args:
+            recent: the recent events, validated.
+        """
+        return Query(
+            self.user,
+            timestamp,
+            self.context,
+            self.history,
+            self.allow_unknown,
+            recent=recent,
+            user_context=self.user_context,
+        )
 
     def build_candidates(self) -> Candidates:
         """Return the candidates of a pipeline."""
@@ -70,7 +100,7 @@ class RecommendRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Request for the items with the highest scores.
 
     Attributes:
-        user, at, context, history: as in ``RankRequest``.
+        user, at, context, history, recent, user_context: as in ``RankRequest``.
         k: number of items.
         exclude_seen: leave out the items of the events of the user that the bundle stores. Default true, or
             ``filter.seen`` of a pipeline.
@@ -82,6 +112,8 @@ class RecommendRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     at: int | float | str | None = None
     context: dict[str, Any] = {}
     history: dict[str, dict[str, list[Any]]] | None = None
+    recent: list[RecentEventRequest] = []
+    user_context: dict[str, Any] = {}
     exclude_seen: bool | None = None
     allow_unknown: bool = False
 
@@ -91,11 +123,13 @@ class RecommendRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         exclude_seen: bool = True,
         further_context: frozenset[str] = frozenset(),
         trace: Trace | None = None,
+        recent: Sequence[RecentEvent] = (),
     ) -> Query:
         """Return the query of a pipeline, at a timestamp of the log.
 
         Args:
             exclude_seen: value for a request without one.
+            recent: the recent events, validated.
         """
         return Query(
             self.user,
@@ -106,6 +140,8 @@ class RecommendRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             self.k,
             exclude_seen if self.exclude_seen is None else self.exclude_seen,
             further_context,
+            recent,
+            self.user_context,
             trace=trace,
         )
 
@@ -117,8 +153,8 @@ class EventRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         user, item: keys, in the type of the log.
         at: timestamp of the event, as in ``RankRequest``. Default now.
         context: raw values of the impression's own event columns and of the columns of its candidate, null for a
-            missing value. May be left out for an event that was recorded before. Its encoded values then stay, and the
-            feedback is added.
+            missing value. Columns of the candidate that the item table has may be left out. May be left out for an
+            event that was recorded before. Its encoded values then stay, and the feedback is added.
         feedback: raw values by column (or ``label``, or a feature). They are available from now on, null included.
             Missing columns are not yet available.
         request: timestamp of the page view that showed the item, for a log whose rows are grouped by page view. Default
@@ -151,7 +187,6 @@ _ITEMS = msgspec.json.Decoder(ItemsRequest)
 _RECOMMENDATIONS = msgspec.json.Decoder(RecommendRequest)
 _PATH_START, _UNKNOWN_FIELD = " - at `$", "Object contains unknown field `"
 _PATH, _LONGEST_PATH = re.compile(r"[\w.\[\]]*"), 200
-_RESPONSE_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T.*(?:[Zz]|[+-][0-9]{2}:?[0-9]{2})")
 _TYPE_NAMES = {
     "int": "whole number",
     "str": "text",
@@ -328,42 +363,3 @@ def _build_duplicate_error(candidates: list[Key]) -> RequestError:
             )
         first[key] = index
     raise AssertionError("no copy")
-
-
-def read_clock() -> int:
-    """Return the current time in milliseconds UTC."""
-    return time.time_ns() // 1_000_000
-
-
-def parse_request_time(at: int | float | str | None, time: TimeColumn | None, now: int, where: str = "at") -> int:
-    """Parse the time of a request as a timestamp of the log: milliseconds UTC, or a step.
-
-    Args:
-        at: a value of the log's time column, read by the rule of ``features/timestamp_grammar.py``. With a
-            ``time.format`` also ISO 8601 text with ``T`` and an offset, as in responses.
-        time: time column of the schema. Without one there is no timestamp, and 0 is returned.
-        now: milliseconds UTC, used if ``at`` is null.
-        where: field of the request, for errors.
-
-    Raises:
-        RequestError: if the timestamp is invalid, or a number in another unit.
-    """
-    if time is None:
-        if at is not None:
-            raise RequestError(where, quote(at), "nothing: the schema has no time column", "leave it out", 422)
-        return 0
-    if at is None and time.unit != "step":
-        return now
-    if isinstance(at, str) and len(at) > _LONGEST_TIME:  # the patterns of timestamps read short texts fast
-        message = f"a text of {len(at):,} characters"
-        raise RequestError(where, message, f"a timestamp of at most {_LONGEST_TIME}", status=422)
-    try:
-        if at is None:
-            raise TimestampError("nothing", "a whole number, as the log counts its steps")
-        if isinstance(at, str) and time.format is not None and _RESPONSE_TIME.fullmatch(at):
-            timestamp = read_iso(at)
-            if timestamp is not None and build_grammar(time.format).read(at) is None:
-                return timestamp
-        return read_timestamp(at, time.unit, time.format)
-    except TimestampError as bad:
-        raise RequestError(where, bad.actual, bad.expected, bad.do, 422) from None

@@ -153,6 +153,7 @@ class EventResponse(Exact):
         visible: time from which rankings read the last revision.
         recorded_at: time of the call.
         replaced: true if the event was recorded before.
+        ignored: columns of the context that are not used, because no history and no source model reads them.
     """
 
     user: Key
@@ -163,6 +164,7 @@ class EventResponse(Exact):
     recorded_at: Time
     replaced: bool
     unknown: UnknownEventKeys
+    ignored: list[str]
 
 
 class ReloadResponse(Exact):

@@ -20,6 +20,7 @@ from longrec.exporting.golden import GoldenRequest
 from longrec.features.raw_columns import format_request_time
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.config import cut_pipeline
+from longrec.pipeline.recent_event import RecentEvent
 from longrec.pipeline.stage import Query, Stages
 from longrec.pipeline.trace import Trace
 from longrec.serve.events import EventRecorder, EventResponse, PendingEvent
@@ -40,9 +41,9 @@ from longrec.serve.request_json import (
     decode_items,
     decode_recommend_request,
     decode_request,
-    parse_request_time,
-    read_clock,
 )
+from longrec.serve.request_time import parse_request_time, read_clock
+from longrec.serve.request_user import RequestUserReader
 from longrec.serve.responses import Answer, RankResponse, RecommendResponse
 from longrec.serve.served_programs import ServedPrograms
 from longrec.serve.settings import Settings
@@ -98,7 +99,8 @@ class Service:
             self.pipeline, self._state, self.bundle = opened.pipeline, opened.state, opened.served.bundle
             if self._state is not None:
                 encoders = {model.bundle.digest: model.encoder for model in [self.served, *self.models]}
-                self._events = EventRecorder(self._state, self.served.encoder, encoders, clock)
+                catalogs = [(model.encoder, model.catalog) for model in self.models]
+                self._events = EventRecorder(self._state, self.served.encoder, encoders, catalogs, clock)
             if self.pipeline is not None and keep_log:
                 self._log = ImpressionLog.open(self.pipeline, folder)
                 self._closing.callback(self._log.close)
@@ -110,6 +112,8 @@ class Service:
         self.programs = ServedPrograms(self.models)
         self._columns = frozenset(column for model in self.models for column in model.encoder.context)
         self._time = self.bundle.fitted.schema.time
+        source = None if self._state is None or self._state.source is None else self._state.source.encoder
+        self._recent = RequestUserReader([(model.encoder, model.catalog) for model in self.models], source, self._time)
 
     @property
     def exclusive_folders(self) -> list[str]:
@@ -161,7 +165,7 @@ class Service:
         stages = self.get_stages(RANK)
         self._refresh_catalogs()
         at = parse_request_time(request.at, self._time, self._clock())
-        query = request.build_query(at)
+        query = request.build_query(at, self._read_recent(request, at))
         yield from self._read_remote(query)
         for result in stages.run_in_slices(request.build_candidates(), query):
             if result is None:
@@ -169,6 +173,11 @@ class Service:
                 continue
             unknown, formatted = query.unknown, format_request_time(self.bundle.fitted, at)
             yield RankResponse(self.model, request.user, formatted, result, unknown.user, unknown.items)
+
+    def _read_recent(self, request: RankRequest | RecommendRequest, at: int) -> tuple[RecentEvent, ...]:
+        """Validate what a request says about its user, and return its recent events."""
+        self._recent.check_user_context(request.user_context)
+        return self._recent.read(request.recent, at, request.allow_unknown)
 
     def _read_remote(self, query: Query, seen: bool = False) -> Iterator[Reading]:
         """Yield the reading of the stores on servers, if there are any. The query remembers the results."""
@@ -211,7 +220,7 @@ class Service:
         self._refresh_catalogs()
         at = parse_request_time(request.at, self._time, self._clock())
         seen = self.pipeline is None or self.pipeline.config.filter.seen
-        query = request.build_query(at, seen, self._columns, trace)
+        query = request.build_query(at, seen, self._columns, trace, self._read_recent(request, at))
         yield from self._read_remote(query, seen=True)
         result = stages(Candidates.of([], "request"), query)
         formatted = format_request_time(self.bundle.fitted, at)
@@ -261,6 +270,7 @@ class Service:
         if self._events is None:
             problem, do = "events are not recorded", "start the server with --events"
             raise RequestError("/events", problem, "a server that records events", do, 404)
+        self._refresh_catalogs()
         return self._events.prepare(decode_event(body))
 
     def decode_and_answer(self, route: str, body: bytes) -> Answer:

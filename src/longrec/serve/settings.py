@@ -20,6 +20,9 @@ class Settings(msgspec.Struct, frozen=True):
         private: read private copies of all bundles, so that nothing that happens to their folders has an effect.
         pristine: leave out the changes of the catalog since the bundles, and search exactly, as golden requests do.
         record: record events for the bundles' own histories, also without a source. Else events are refused.
+        lateness: seconds (or steps) by which events may be recorded late without removing the state of their user.
+        state_days: days after its last use until the state of a user is removed.
+        most_states: number of states above which the least recently used ones are removed.
     """
 
     tokens: dict[str, str] = {}
@@ -29,6 +32,9 @@ class Settings(msgspec.Struct, frozen=True):
     private: bool = False
     pristine: bool = False
     record: bool = False
+    lateness: int = 60
+    state_days: int = 90
+    most_states: int = 10_000_000
 
     @property
     def records_events(self) -> bool:

@@ -7,6 +7,7 @@ Stores without a configured location are in one folder, by default ``BUNDLE.stat
     history-2/            events since the bundle, if its ONNX model reads histories of events
     history-DIGEST-2/     events since a further bundle of a pipeline, likewise
     source-2/             events since the bundle of the source model, likewise
+    recorded/             raw values of these events, for the next log
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from longrec.exporting.store_copies import copy_tokens, is_remote
 from longrec.features.manifest import read_manifest
 from longrec.serve.live_events import LiveEvents, keeps_events
 from longrec.serve.online_source import OnlineSource
+from longrec.serve.recorded_events import RecordedEvents, locate_recorded
 from longrec.serve.settings import Settings
+from longrec.serve.state_store import StateStore, open_states
 from longrec.serve.token_histories import check_store
 from longrec.store.remote_client import mask_password
 from longrec.store.remote_store import RemoteStore
@@ -46,6 +49,7 @@ class ServiceState:
         stores: token stores, by location.
         live: events since each bundle whose histories of events are read, by its digest.
         source: the source model, with the events since its bundle. None without one.
+        recorded: raw values of the events, for the next log. None if no histories of events are read.
 
     Raises:
         BundleError: if the source model wrote none of the tokens that the bundle reads, or nothing reads events.
@@ -58,6 +62,7 @@ class ServiceState:
         self.stores: dict[str, TokenStore] = {}
         self.live: dict[str, LiveEvents] = {}
         self.source: OnlineSource | None = None
+        self.recorded: RecordedEvents | None = None
         self._bundles = bundles
         self._closing = ExitStack()
         try:
@@ -78,6 +83,7 @@ class ServiceState:
         """Stores on servers that it writes to."""
         live = [*self.live.values(), *([] if self.source is None or self.source.live is None else [self.source.live])]
         backends = [*(store.backend for store in self.stores.values()), *(one.backend for one in live)]
+        backends += [] if self.recorded is None else [self.recorded.backend]
         return [backend for backend in backends if isinstance(backend, RemoteStore)]
 
     def _open(self, settings: Settings) -> None:
@@ -104,6 +110,12 @@ class ServiceState:
         if source is not None and source_keeps:
             self.source = OnlineSource(source, self._open_live_events("source", source))
             self._closing.callback(self.source.close)
+        if kept or source_keeps:
+            location = locate_recorded(str(self.location))
+            self.recorded = RecordedEvents.open(location, first.digest, first.fitted.schema)
+            self._closing.callback(self.recorded.close)
+            if not is_remote(location):
+                self.recorded.compact()
 
     def _open_source(self, source: Bundle, settings: Settings) -> OnlineSource:
         """Open a source model without later events, and the stores of its tokens for writing."""
@@ -169,11 +181,23 @@ class ServiceState:
             half.rename(folder / location)
         return str(folder / location)
 
+    def open_states(self, bundle: Bundle, settings: Settings) -> StateStore:
+        """Open the store of the states of the users of a bundle. Events that are recorded remove states from it."""
+        what = f"states-{bundle.digest[:12]}"
+        location = self._locate(what if is_remote(self.location) else f"{what}.sqlite")
+        store = open_states(location, settings.state_days * 86_400, settings.most_states)
+        self._closing.callback(store.close)
+        self.live[bundle.digest].removals.append(store.remove)
+        return store
+
+    def _locate(self, what: str) -> str:
+        if not is_remote(self.location):
+            return str(Path(self.location, what))
+        url = urlsplit(self.location)
+        return urlunsplit(url._replace(path=f"{url.path}-{what}"))
+
     def _open_live_events(self, what: str, bundle: Bundle) -> LiveEvents:
-        location = str(Path(self.location, what))
-        if is_remote(self.location):
-            url = urlsplit(self.location)
-            location = urlunsplit(url._replace(path=f"{url.path}-{what}"))
+        location = self._locate(what)
         live = LiveEvents(location, bundle)
         self._closing.callback(live.close)
         if not is_remote(location):
