@@ -22,6 +22,8 @@ from longrec.nn.hstu import HSTUStack, StackForm
 from longrec.nn.pointwise_attention import Bands, RelativeBias
 from longrec.nn.segments import Segments
 from longrec.testing.batches import GAP, SINCE, offsets, ragged, repeated, shared, take
+from longrec.testing.suite import check_case
+from longrec.testing.case import Case
 
 ITEM, KIND, RATING = Field("item", "id", 60, side="item"), Field("kind", "id", 9, side="item"), Field("rating", "id", 8)
 TIMED = Fields((Field("user", "id", 40, side="user"), ITEM, KIND), {"seen": (ITEM, KIND, RATING, GAP, SINCE)})
@@ -241,3 +243,22 @@ def test_the_first_weights_of_the_next_item_form() -> None:
     assert isinstance(model, HSTUNextItem)
     assert (model.width, model.config.negatives, model.config.temperature, model.config.cosine) == (50, 128, 0.05, True)
     assert np.isclose(float(model.stack.layers[0].inner.weight.detach().std()), 0.02, rtol=0.1)  # type: ignore[union-attr,operator,arg-type]
+
+
+TIME_CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "hstu": (
+        {"width": 8, "heads": 2, "mlp": [8]},
+        ["exported_program_agrees", "a_step_on_another_device", "shared_batch_scores_as_ragged"],
+    ),
+    "hstu_next_item": (
+        {"embedding_dim": 6, "negatives": 20},
+        ["exported_scores_agree", "a_step_of_targets_on_another_device", "a_state_reads_no_later_event"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TIME_CASES)
+def test_the_checks_of_models_hold_with_a_bias_of_time(name: str) -> None:
+    """The fields of the conformance suite have no history with both columns of time in all of these checks."""
+    settings, checks = TIME_CASES[name]
+    check_case(Case(name, {**settings, "time_bias": True}, TIMED), only=checks)

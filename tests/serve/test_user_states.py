@@ -31,7 +31,15 @@ WHOLE: dict[str, Any] = {
 }
 MODELS: dict[str, dict[str, Any]] = {
     "hpmn": {"name": "hpmn", "embedding_dim": 4, "hidden": 5, "attention": [4], "mlp": [8], "init_std": 0.5},
-    "mimn": {"name": "mimn", "embedding_dim": 4, "width": 6, "hidden": 5, "attention": [4], "mlp": [8], "init_std": 0.5},
+    "mimn": {
+        "name": "mimn",
+        "embedding_dim": 4,
+        "width": 6,
+        "hidden": 5,
+        "attention": [4],
+        "mlp": [8],
+        "init_std": 0.5,
+    },
 }
 
 

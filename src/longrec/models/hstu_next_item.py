@@ -59,7 +59,6 @@ class HSTUNextItemConfig(StackConfig, ItemHistoryConfig):
     cosine: bool = Field(True, description="Vectors of length 1: scores are cosines.")
     temperature: float = Field(0.05, gt=0, description="divisor of the inner products")
     negatives: int = Field(128, ge=1, description="negatives: of softmax and bpr_max per batch, of gbce per target")
-    layer_dropout: float = Field(0.2, ge=0, lt=1, description="Dropout rate of the inputs and of the layers.")
 
 
 class HSTUNextItem(ItemHistoryRetriever):

@@ -171,9 +171,8 @@ def attend_candidates(
     seen_U1 = (newer_U + 1 < window).to(v_UX.dtype).unsqueeze(1)
     b_N, seen_N = (segments.keys(x_U1).squeeze(1) for x_U1 in (b_U1, seen_U1))
     own_1 = bias(newer_U.new_zeros(1), own)
-    split = k_UX.shape[1] // heads
     outputs, weights = [], []
-    for q_Bd, own_k_Bd, own_v_Bd, k_Ud, v_Ud in zip(*(x.split(split, 1) for x in (*qkv, k_UX, v_UX))):
+    for q_Bd, own_k_Bd, own_v_Bd, k_Ud, v_Ud in zip(*(x.chunk(heads, 1) for x in (*qkv, k_UX, v_UX))):
         w_N = F.silu(segments.dot(q_Bd, k_Ud) + b_N) * seen_N
         own_B1 = F.silu((q_Bd * own_k_Bd).sum(1, keepdim=True) + own_1)
         outputs.append(segments.weighted_sum(w_N, v_Ud) + own_B1 * own_v_Bd)

@@ -13,7 +13,7 @@ from longrec.exporting.bundle import HISTORY, Bundle
 from longrec.progress import Progress
 from longrec.serve.knowledge_features import key_number
 from longrec.serve.live_events import LiveEvents
-from longrec.serve.request_json import read_clock
+from longrec.serve.request_time import read_clock
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings
 from longrec.serve.user_states import UserHistory

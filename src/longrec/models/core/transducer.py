@@ -36,7 +36,7 @@ class StackConfig(Strict):
         description="Bias of the time between events, from the columns `time_gap` and `time_since_previous`; by "
         "default where a history has both.",
     )
-    layer_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the inputs and of the layers.")
+    layer_dropout: float = Field(0.2, ge=0, lt=1, description="Dropout rate of the inputs and of the layers.")
 
 
 def build_stack(config: StackConfig, width: int, timed: bool) -> HSTUStack:
