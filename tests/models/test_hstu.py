@@ -22,8 +22,8 @@ from longrec.nn.hstu import HSTUStack, StackForm
 from longrec.nn.pointwise_attention import Bands, RelativeBias
 from longrec.nn.segments import Segments
 from longrec.testing.batches import GAP, SINCE, offsets, ragged, repeated, shared, take
-from longrec.testing.suite import check_case
 from longrec.testing.case import Case
+from longrec.testing.suite import check_case
 
 ITEM, KIND, RATING = Field("item", "id", 60, side="item"), Field("kind", "id", 9, side="item"), Field("rating", "id", 8)
 TIMED = Fields((Field("user", "id", 40, side="user"), ITEM, KIND), {"seen": (ITEM, KIND, RATING, GAP, SINCE)})

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.models.core import artifact
