@@ -57,6 +57,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "sdm": {"name": "sdm", "dropout": 0.5, "session_events": 20},
     "youtube_dnn": {"name": "youtube_dnn"},
     "dssm": {"name": "dssm"},
+    "hstu": {"name": "hstu_next_item"},
 }
 FLOORS = ("popularity", "item_knn", "covisit")
 FIT: dict[str, Any] = {
@@ -107,7 +108,8 @@ def run(name: str, arm: str, seed: int, data: Path) -> Run:
             fit |= MOVIELENS | ({"epochs": MOVIELENS_N1_EPOCHS} if name == "movielens_n1" else {})
             fit |= MOVIELENS_FIT.get(arm, {})
             fit |= MOVIELENS_CATALOG if arm == "cross_entropy" else {}
-            model |= {"dropout": 0.2}
+            if model["name"] != "hstu_next_item":  # whose default is that of MovieLens
+                model |= {"dropout": 0.2}
             evaluate["valid_rows"] = MOVIELENS_VALID_ROWS
             model |= MOVIELENS_MODELS.get(model["name"], {})
         if arm in ("bce", "gbce"):  # bce learns slowly, with one negative per target

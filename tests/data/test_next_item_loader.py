@@ -352,3 +352,21 @@ def test_an_item_exists_once_an_event_of_it_is_available(log: Log, monkeypatch: 
     for row in range(1, len(log.items)):
         assert log.available is not None
         assert first[row] == log.available[log.events.columns["item"] == row].min()
+
+
+def test_times_of_targets_allow_sequences_of_whole_histories(tmp_path: Path) -> None:
+    seen = {"features": ["item", "time_gap", "time_since_previous"], "max_length": 6}
+    log, sampling = write_log(tmp_path, schema={"histories": {"seen": seen}}), Sampling(negatives=8, time=True)
+    assert find_sequence_fault(log, "seen")
+    assert not find_sequence_fault(log, "seen", sampling)
+    loader = NextItemLoader(log, positives(log), 50, "seen", sampling)
+    order, at = loader.order(0), 0
+    for batch in loader.epoch(0):
+        assert batch.targets is not None
+        assert batch.targets.gap is not None
+        for gap in batch.targets.gap.tolist():
+            row, at = int(order[at]), at + 1
+            times = log.events.times[log.events.offsets[log.user(np.array([row]))[0]] : row]
+            newest = times[times < log.events.times[row]].max()
+            assert gap == 2 + int(np.log2(1 + (log.events.times[row] - newest) // log.schema.per_second))
+    assert at == len(order) > 0

@@ -25,20 +25,31 @@ from longrec.data.log import Log
 from longrec.data.negative_items import ItemSampler, number_distinct, pair_own_targets
 from longrec.data.target_order import TargetChoice, TargetOrder
 from longrec.features.batch import Batch, Layout, Targets
-from longrec.features.fields import COMPUTED
+from longrec.features.computed_columns import compute_time_gaps
+from longrec.features.fields import COMPUTED, TIME_GAP, TIME_SINCE_PREVIOUS
 from longrec.features.history_columns import NEVER
 from longrec.features.sampling import Sampling
 
 
-def find_sequence_fault(log: Log, history: str) -> str:
-    """Return the reason why sequences of a history cannot be read in one pass. Empty if they can."""
+def find_sequence_fault(log: Log, history: str, sampling: Sampling | None = None) -> str:
+    """Return the reason why sequences of a history cannot be read in one pass. Empty if they can.
+
+    Args:
+        sampling: what the model reads. With ``time`` columns of time are no reason, but a filter is: the event after a
+            state may then be later than the target, whose own row is not among the events.
+    """
+    timed = sampling is not None and sampling.time
     if log.schema.prejoined or history in log.tokens:
         return "its events are not those of the log"
     if log.available is not None:
         return "some events became available late"
     if log.items.versions is not None:
         return "its items have versions"
-    changing = [column for column in log.schema.histories[history].features if column in COMPUTED]
+    if timed and log.schema.histories[history].where:
+        return "it leaves out events, and times of targets are read"
+    allowed = (TIME_GAP, TIME_SINCE_PREVIOUS) if timed else ()
+    columns = log.schema.histories[history].features
+    changing = [column for column in columns if column in COMPUTED and column not in allowed]
     changing += [field.name for field in log.fields().histories[history] if field.feedback]
     return f"the values of {', '.join(changing)} depend on when they are read" if changing else ""
 
@@ -71,7 +82,7 @@ class NextItemLoader:
         ties: Literal["strict", "order"] = "strict",
     ) -> None:
         self.log, self.history, self.seed, self.sampling = log, history, seed, sampling
-        self.by_request = not sequences or bool(find_sequence_fault(log, history))
+        self.by_request = not sequences or bool(find_sequence_fault(log, history, sampling))
         self.catalog, self._kept = list_negatives(log), log.select_filtered(history)
         self._now = int(min(log.training_window.train.max(), int(log.events.times.max(initial=0)) + 1))
         self._all = build_catalog(log, self.catalog, self._now) if sampling.scope == "all" else None
@@ -157,7 +168,12 @@ class NextItemLoader:
             {},
             {self.history: gather_history(self.log, self.history, events, offsets, np.array([self._now]))},
         )
-        return self._add_candidates(batch, self.rows[target], state, random, per_position=True)
+        gap = None
+        if self.sampling.time:
+            last = self._state[target] if self._kept is None else self._kept.take(self._state[target])
+            times = self.log.timestamps
+            gap = compute_time_gaps(times.take(self.rows[target]), times.take(last), self.log.schema.per_second)
+        return self._add_candidates(batch, self.rows[target], state, random, per_position=True, gap=gap)
 
     def _add_candidates(
         self,
@@ -166,6 +182,7 @@ class NextItemLoader:
         state: NDArray[np.int64],
         random: np.random.Generator,
         per_position: bool,
+        gap: NDArray[np.int32] | None = None,
     ) -> Batch:
         """Return a batch with the targets and negatives as its candidates."""
         log, sampling = self.log, self.sampling
@@ -202,6 +219,7 @@ class NextItemLoader:
             hits=_to_tensor(hits),
             requests=gather_requests(log, rows) if sampling.requests and per_position else None,
             age=_to_tensor(self._compute_age(rows) if sampling.age else None),
+            gap=_to_tensor(gap),
         )
         layout = Layout.catalog(batch.layout.requests, len(candidates))
         return replace(batch, layout=layout, candidates=columns, targets=targets, label=None, rows=None, users=None)

@@ -55,8 +55,7 @@ class Jagged:
         offsets = torch.cat([lengths_M.new_zeros(1), lengths_M.cumsum(0)])
         start_M = self.offsets.index_select(0, rows_M) - offsets[:-1]
         total = int(offsets[-1])
-        positions = torch.repeat_interleave(start_M, lengths_M, output_size=total)
-        positions = positions + torch.arange(total, device=positions.device)
+        positions = torch.arange(total, device=start_M.device) + start_M.repeat_interleave(lengths_M, output_size=total)
         weights = None if self.weights is None else self.weights.index_select(0, positions)
         return Jagged(self.values.index_select(0, positions), offsets, weights)
 
@@ -231,6 +230,7 @@ class Targets:
         weight: float32 ``[T]`` weight of each target in a loss, at least 0. None: equal weights.
         requests: features of user and context, T entries each, as of the timestamp of each target. None: not gathered.
         age: float32 ``[T]``, time from each target to the last, as a share of that from the first to the last, or None.
+        gap: int32 ``[T]`` ids, as of ``time_gap``, of the time from a state's last event to its target, or None.
         per_position: True if ``state`` counts positions, False if it counts requests.
     """
 
@@ -247,6 +247,7 @@ class Targets:
     hits: Tensor | None = None
     requests: Mapping[str, Column] | None = None
     age: Tensor | None = None
+    gap: Tensor | None = None
 
     def copy(self, tensor: Copy) -> Targets:
         """Return a copy made of copies of the tensors."""
@@ -313,8 +314,7 @@ class Batch:
             f"  requests    {_describe_columns(self.requests)}",
             f"  candidates  {_describe_columns(self.candidates)}",
         ]
-        for name, history in self.histories.items():
-            lines.append(f"  history {name}: {_describe_columns(history.columns)}")
+        lines += [f"  history {name}: {_describe_columns(events.columns)}" for name, events in self.histories.items()]
         own = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return "\n".join([*lines, f"  rows        {_describe_columns(own)}"])
 

@@ -35,6 +35,8 @@ class Sampling:
         per_user: number of targets of a user in an epoch, drawn anew for each. None: all.
         requests: gather the features of users and contexts for each target of a batch of sequences.
         age: gather how long before the last target each target was.
+        time: gather the time from the state to each target of a batch of sequences. The model takes times between
+            events from ``time_since_previous`` and no other column of time, so that these columns allow sequences.
     """
 
     scope: Literal["shared", "own", "all"] = "shared"
@@ -45,6 +47,7 @@ class Sampling:
     per_user: int | None = None
     requests: bool = False
     age: bool = False
+    time: bool = False
 
     @property
     def in_batch(self) -> bool:

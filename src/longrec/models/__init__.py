@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from longrec.models.fnn import FNN
     from longrec.models.gru4rec import GRU4Rec
     from longrec.models.hpmn import HPMN
+    from longrec.models.hstu import HSTU
+    from longrec.models.hstu_next_item import HSTUNextItem
     from longrec.models.hup import HUP
     from longrec.models.iat import IAT
     from longrec.models.iat_reader import IATReader
@@ -107,6 +109,8 @@ _MODULES = {
     "FNN": "fnn",
     "GRU4Rec": "gru4rec",
     "HPMN": "hpmn",
+    "HSTU": "hstu",
+    "HSTUNextItem": "hstu_next_item",
     "HUP": "hup",
     "IAT": "iat",
     "IATReader": "iat_reader",
@@ -168,6 +172,7 @@ __all__ = [
     "FM",
     "FNN",
     "HPMN",
+    "HSTU",
     "HUP",
     "IAT",
     "KEEP",
@@ -193,6 +198,7 @@ __all__ = [
     "Extractor",
     "FittedRetriever",
     "GRU4Rec",
+    "HSTUNextItem",
     "IATReader",
     "ItemHistoryConfig",
     "ItemHistoryRetriever",

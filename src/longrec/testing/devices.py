@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from longrec.features.batch import Batch
 from longrec.models.core.base import Model
@@ -43,6 +43,7 @@ def compare_steps(case: Case, step: Step) -> Counter[str]:
     """
     batches = {"a batch": ragged(64, fields=case.fields)}
     lively, most = case.lively().train(), Counter[str]()
+    stop_dropout(lively)
     if lively.reads_groups:
         batches["a grouped batch"] = grouped([2, 0, 0, 1, 3, 3, 3, 2], fields=case.fields)
     for name, batch in batches.items():
@@ -69,6 +70,13 @@ def step_far(model: Model, batch: Batch) -> tuple[Tensor, Counter[str]]:
             optimizer.step()
         waits = Counter(device.waits)
         return loss.detach().cpu(), waits
+
+
+def stop_dropout(model: Model) -> None:
+    """Set all dropout rates of a model to 0. What is dropped differs between devices, except in small tensors."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
 
 
 def compare_gradients(here: Model, there: Model, batch: str) -> None:

@@ -16,7 +16,7 @@ from longrec.models.core import artifact
 from longrec.models.core.kinds import Reranker
 from longrec.testing.batches import grouped, pick, shared
 from longrec.testing.case import Case, backpropagate
-from longrec.testing.devices import compare_gradients, step_far
+from longrec.testing.devices import compare_gradients, step_far, stop_dropout
 from longrec.testing.expect import ConformanceError, expect, expect_close
 from longrec.training.sparse_optimizers import LazyAdam
 
@@ -188,6 +188,7 @@ def check_bfloat16_keeps_the_initial_order(case: Case) -> None:
 def check_a_step_of_lists_on_another_device(case: Case) -> None:
     """A training step on another device has the loss and gradients of the CPU, and hardly waits for the device."""
     here, batch = lively(case).train(), grouped(sorted(OWNER), fields=case.few)
+    stop_dropout(here)
     there = copy.deepcopy(here)
     torch.manual_seed(0)
     expected = backpropagate(here, batch)

@@ -10,14 +10,14 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.models.core import artifact
 from longrec.models.core.kinds import FittedRetriever, Retriever, VectorRetriever
 from longrec.testing.batches import ITEM, grouped, pick, ragged, repeated, shared, take, with_history
 from longrec.testing.case import Case, backpropagate
-from longrec.testing.devices import compare_gradients, step_far
+from longrec.testing.devices import compare_gradients, step_far, stop_dropout
 from longrec.testing.expect import ConformanceError, expect, expect_close
 from longrec.testing.target_batches import catalog, requests_of, with_targets, with_weights
 from longrec.training.sparse_optimizers import LazyAdam
@@ -212,9 +212,7 @@ def check_targets_are_learned(case: Case) -> None:
 def check_a_step_of_targets_on_another_device(case: Case) -> None:
     """A training step on another device has the loss and gradients of the CPU, and never waits for the device."""
     model = lively_vectors(case).train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0  # what is dropped differs between devices
+    stop_dropout(model)
     for batch in _each_kind_of_targets(model, case, 64):
         here, there = copy.deepcopy(model), copy.deepcopy(model)
         expected = backpropagate(here, batch)

@@ -10,7 +10,7 @@ from torch import Tensor
 from longrec.features.batch import Batch, Column, Layout, Targets
 from longrec.features.fields import Fields
 from longrec.features.sampling import Sampling
-from longrec.testing.batches import FIELDS, ITEM, pick, ragged, values
+from longrec.testing.batches import FIELDS, GAP, ITEM, pick, ragged, values
 
 NEGATIVES = 20
 """Number of negatives that the targets of a batch share."""
@@ -72,6 +72,7 @@ def with_targets(
         hits=torch.stack([torch.arange(count), item_T.roll(1)]) if sampling.in_batch and sampling.mask_own else None,
         requests={name: pick(column, owner_T) for name, column in requests.items()} if per_position else None,
         age=torch.rand(count, generator=generator) if sampling.age else None,
+        gap=values(GAP, count, generator) if sampling.time and per_position else None,  # type: ignore[arg-type]
     )
     return Batch(Layout.catalog(rows, len(candidates)), requests, columns, base.histories, targets=targets)
 

@@ -172,8 +172,10 @@ class NextItem(Objective):
     def collect_warnings(self, model: Model, log: Log, fit: FitConfig) -> list[str]:
         """Return the reason why a model of sequences was trained on one request per target."""
         history = next(iter(log.schema.histories))
-        reason = find_sequence_fault(log, history)
-        if not reason or not isinstance(model, VectorRetriever) or not model.reads_sequences:
+        if not isinstance(model, VectorRetriever) or not model.reads_sequences:
+            return []
+        reason = find_sequence_fault(log, history, model.sampling)
+        if not reason:
             return []
         return [f"history {history}: {reason}, so each target was trained with a history of its own, which is slower"]
 
