@@ -130,8 +130,8 @@ def main() -> None:
     ordered = {model: known[model] for model in [*MODELS, *sorted(known)] if model in known}
     rows = int(next(iter(ordered.values()))["rows"])
     about = (
-        f"{args.users:,} users, {args.length:,} events each, {rows:,} test rows of new users, one seed. DIN reads the "
-        f"newest {RECENT} events, which contain no purchase. The lift is AUC - 0.5. PCOC is predicted by actual clicks. "
+        f"{args.users:,} users, {args.length:,} events each, {rows:,} test rows of new users, one seed. DIN reads "
+        f"the newest {RECENT} events, which contain no purchase. The lift is AUC - 0.5. PCOC is predicted by actual clicks. "
         "CPU seconds: training and scoring of the test rows, one thread."
     )
     title = f"# Purchases of long ago: `long_memory`, {args.length:,} events"
