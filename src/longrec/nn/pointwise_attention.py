@@ -164,7 +164,7 @@ def attend_candidates(
     newer_U = segments.count_newer()
     bucket_U, own = None, None
     if times is not None:
-        newest_U = torch.arange(len(newer_U), device=newer_U.device) + newer_U
+        newest_U = torch.arange(newer_U.shape[0], device=newer_U.device) + newer_U
         bucket_U = bucket_times(times.following.index_select(0, newest_U) - times.at)
         own = newer_U.new_zeros(1)
     b_U1 = bias((newer_U + 1).clamp(max=window - 1), bucket_U).unsqueeze(1)

@@ -78,7 +78,8 @@ def _list_users(bundle: Bundle, live: LiveEvents) -> Iterator[UserHistory]:
 
 
 def _find_now(bundle: Bundle) -> int:
-    if bundle.fitted.schema.time.unit != "step":
+    time = bundle.fitted.schema.time
+    if time is None or time.unit != "step":
         return read_clock()
     return int(_open_segment(bundle).times.max(initial=0)) + 1
 
