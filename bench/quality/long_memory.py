@@ -131,8 +131,8 @@ def main() -> None:
     rows = int(next(iter(ordered.values()))["rows"])
     about = (
         f"{args.users:,} users, {args.length:,} events each, {rows:,} test rows of new users, one seed. DIN reads "
-        f"the newest {RECENT} events, which contain no purchase. The lift is AUC - 0.5. PCOC is predicted by actual clicks. "
-        "CPU seconds: training and scoring of the test rows, one thread."
+        f"the newest {RECENT} events, which contain no purchase. The lift is AUC - 0.5. PCOC is predicted by "
+        "actual clicks. CPU seconds: training and scoring of the test rows, one thread."
     )
     title = f"# Purchases of long ago: `long_memory`, {args.length:,} events"
     machine.write(f"long_memory_{args.length}", f"{title}\n\n{about}\n\n{format_measures(ordered)}")

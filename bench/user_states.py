@@ -1,0 +1,130 @@
+"""CPU time of a request by the length of the history, with states of users and without.
+
+    python bench/user_states.py [--rounds 40] [--write FILE]
+
+A log has users with 10, 100, 1,000 and 10,000 events. ``hpmn`` and ``mimn`` are trained for one step, exported with
+states, and warmed. Each round ranks 100 candidates for a user of every length, in turns, with a state and without, and
+for the shortest twice, as an A/A row. Requests run in this process. Scores with and without a state are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import longrec
+from longrec.serve.service import Service
+from longrec.serve.settings import build_settings
+
+LENGTHS = (10, 100, 1_000, 10_000)
+START, STEP, ITEMS, COPIES = 1_700_000_000_000, 1_000, 500, 4
+SCHEMA: dict[str, Any] = {
+    "user": "user_id",
+    "item": "item_id",
+    "time": {"column": "at", "unit": "ms"},
+    "label": "click",
+    "features": {"user_id": {"kind": "id"}, "item_id": {"kind": "id"}, "kind": {"kind": "id", "side": "item"}},
+    "histories": {"seen": {"features": ["item_id", "kind"], "max_length": 10_000}},
+}
+MODELS = ("hpmn", "mimn")
+
+
+def write_log(folder: Path) -> dict[str, str]:
+    """Write a log with a few users of every length, and the items."""
+    draws, rows = np.random.default_rng(5), []
+    for user in range(len(LENGTHS) * COPIES):
+        length = LENGTHS[user // COPIES]
+        rows.append({
+            "user_id": np.full(length, user),
+            "item_id": draws.integers(0, ITEMS, length),
+            "at": START + STEP * (max(LENGTHS) - np.arange(length)[::-1]),
+            "click": draws.integers(0, 2, length),
+        })  # fmt: skip
+    columns = {name: np.concatenate([one[name] for one in rows]) for name in rows[0]}
+    pq.write_table(pa.table(columns), folder / "log.parquet")
+    pq.write_table(
+        pa.table({"item_id": range(ITEMS), "kind": [n % 20 for n in range(ITEMS)]}), folder / "items.parquet"
+    )
+    return {name: str(folder / f"{name}.parquet") for name in ("log", "items")}
+
+
+def export(model: str, data: dict[str, str], folder: Path) -> Path:
+    """Train one step, and export with states."""
+    fit = {"max_steps": 1, "batch_size": 8, "runs": str(folder / "runs"), "tensorboard": "off"}
+    split = {"by": "time", "valid_days": 0.005, "test_days": 0.005}
+    data_config = {**data, "schema": SCHEMA, "folder": str(folder / "prepared"), "split": split}
+    config = {"name": model, "data": data_config, "model": {"name": model}, "fit": fit}
+    run = longrec.train({**config, "evaluate": {"n_resamples": 2}}, quiet=True)
+    longrec.export(run, folder / f"{model}.bundle", states=True)
+    return folder / f"{model}.bundle"
+
+
+def measure(bundle: Path, rounds: int) -> list[str]:
+    """Return the rows of the table of one bundle."""
+    now = START + STEP * (max(LENGTHS) + 100)
+    began = time.process_time()
+    done = longrec.warm(bundle, at=now)
+    warmed = time.process_time() - began
+    with contextlib.closing(Service(bundle, build_settings(events=True), lambda: now)) as service:
+        histories = service.served.encoder.histories
+        states, worst = histories.states, 0.0
+        timings: dict[tuple[str, bool], list[float]] = {}
+        for number in range(rounds + 1):
+            kinds = [(str(length), at * COPIES + number % COPIES) for at, length in enumerate(LENGTHS)]
+            for name, user in [*kinds, ("10 again", number % COPIES)]:
+                scores = []
+                for with_state in (True, False):
+                    if not with_state and number % 10 and name == "10000":
+                        continue
+                    histories.states = states if with_state else None
+                    request = {"user": user, "candidates": list(range(100)), "at": now + number, "context": {}}
+                    body = orjson.dumps(request)
+                    began = time.process_time()
+                    answer = service.answer(body)
+                    if number:
+                        timings.setdefault((name, with_state), []).append(time.process_time() - began)
+                    items = orjson.loads(answer)["items"]
+                    scores.append({item["id"]: item["score"] for item in items})
+                if len(scores) == 2:
+                    worst = max(worst, max(abs(scores[0][item] - scores[1][item]) for item in scores[0]))
+    rows = [
+        f"| {bundle.stem} | {name} | {'yes' if with_state else 'no'} | {1e3 * float(np.median(own)):.2f} |"
+        for (name, with_state), own in timings.items()
+    ]
+    events = sum(LENGTHS) * COPIES
+    size = done["bytes_per_user"]
+    return [
+        *rows,
+        f"| {bundle.stem} | warm: {events / warmed:,.0f} events per CPU-second ({done['users']} users) | | |",
+        f"| {bundle.stem} | {size:,} bytes per user; largest difference of two scores {worst:.1e} | | |",
+    ]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--write", type=Path)
+    arguments = parser.parse_args()
+    lines = ["| model | events of the user | state | CPU ms per request, median |", "| --- | --- | --- | --- |"]
+    with tempfile.TemporaryDirectory() as scratch:
+        data = write_log(Path(scratch))
+        for model in arguments.models:
+            lines += measure(export(model, data, Path(scratch)), arguments.rounds)
+            print("\n".join(lines), flush=True)
+    if arguments.write:
+        arguments.write.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
