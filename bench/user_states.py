@@ -60,7 +60,7 @@ def write_log(folder: Path) -> dict[str, str]:
 def export(model: str, data: dict[str, str], folder: Path) -> Path:
     """Train one step, and export with states."""
     fit = {"max_steps": 1, "batch_size": 8, "runs": str(folder / "runs"), "tensorboard": "off"}
-    split = {"by": "time", "valid_days": 0.005, "test_days": 0.005}
+    split = {"by": "leave_one_out"}
     data_config = {**data, "schema": SCHEMA, "folder": str(folder / "prepared"), "split": split}
     config = {"name": model, "data": data_config, "model": {"name": model}, "fit": fit}
     run = longrec.train({**config, "evaluate": {"n_resamples": 2}}, quiet=True)

@@ -126,13 +126,13 @@ def main() -> None:
     if not args.write:
         print(format_measures(every))
         return
-    known = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(work.glob("*.json"))}
-    ordered = {model: known[model] for model in [*MODELS, *sorted(known)] if model in known}
+    finished = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(work.glob("*.json"))}
+    ordered = {model: finished[model] for model in [*MODELS, *sorted(finished)] if model in finished}
     rows = int(next(iter(ordered.values()))["rows"])
     about = (
-        f"{args.users:,} users, {args.length:,} events each, {rows:,} test rows of new users, one seed. DIN reads "
-        f"the newest {RECENT} events, which contain no purchase. The lift is AUC - 0.5. PCOC is predicted by "
-        "actual clicks. CPU seconds: training and scoring of the test rows, one thread."
+        f"{args.users:,} users, {args.length:,} events each, {rows:,} test rows of new users, one seed. DIN reads the "
+        f"newest {RECENT} events, without a purchase. The lift is AUC - 0.5. PCOC is predicted over actual clicks. "
+        "CPU seconds: training and scoring of the test rows, one thread."
     )
     title = f"# Purchases of long ago: `long_memory`, {args.length:,} events"
     machine.write(f"long_memory_{args.length}", f"{title}\n\n{about}\n\n{format_measures(ordered)}")
