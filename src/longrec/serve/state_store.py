@@ -19,9 +19,11 @@ import msgspec
 
 from longrec.errors import StoreError
 from longrec.exporting.store_copies import is_remote
-from longrec.store.remote_client import call_server, connect, mask_password
+from longrec.store.remote_client import call_server, connect, limit_waiting, mask_password
 
 _HEADER = struct.Struct("<qq")
+_WAIT = 2
+"""Seconds that a request waits for a server of states."""
 
 
 class StoredState(msgspec.Struct, frozen=True):
@@ -165,6 +167,7 @@ class RemoteStates:
     def __init__(self, location: str, seconds: int) -> None:
         self._location, self._seconds = location, seconds
         self._client, self._name, _ = connect(location)
+        limit_waiting(self._client, _WAIT)
         self._removal = self._client.register_script(_REMOVE)
 
     def get(self, user: int) -> StoredState | None:
