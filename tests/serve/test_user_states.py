@@ -153,6 +153,28 @@ def test_all_users_at_once(shop: Trained, tmp_path: Path) -> None:
                 np.testing.assert_allclose(first, second, atol=1e-5)
 
 
+def test_a_history_is_read_once_for_all_candidates(
+    shop: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model with a state scores all candidates in one run, however long the history is."""
+    sizes: list[int] = []
+    with serve(shop, tmp_path / "state") as service:
+        program = service.served.programs["score"]
+        run = program.run_outputs
+
+        def count(inputs: Any, outputs: Any) -> Any:
+            scores = run(inputs, outputs)
+            sizes.append(len(scores[0]))
+            return scores
+
+        monkeypatch.setattr(program, "run_outputs", count)
+        monkeypatch.setattr("longrec.serve.rank_stage._CHUNK_POSITIONS", 2)
+        row = shop.rows[-1]
+        items = [f"i{number}" for number in range(9)]
+        rank(service, row, candidates=items, candidate_context={"price": [1.0] * 9})
+    assert sizes == [9]
+
+
 def test_a_history_that_depends_on_the_request_has_no_state(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="'time_gap' depends on the time of the request") as caught:
         train_shop(tmp_path, SCHEMA, MODELS["hpmn"], states=True)

@@ -100,6 +100,7 @@ class Manifest(msgspec.Struct, frozen=True):
         encoder: description of an encoder. None for another kind.
         index: description of the index of a vector retriever. None for another kind, and of earlier versions.
         states: description of the states of users, by history. Empty for a bundle without them.
+        events_per_candidate: False if a candidate costs the same however many events its history has.
     """
 
     format: str
@@ -117,6 +118,7 @@ class Manifest(msgspec.Struct, frozen=True):
     encoder: EncoderFacts | None = None
     index: IndexFacts | None = None
     states: dict[str, StateFacts] = {}
+    events_per_candidate: bool = True
 
     def __repr__(self) -> str:
         """Return what is in the bundle, on one line."""

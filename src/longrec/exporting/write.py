@@ -40,7 +40,7 @@ from longrec.features.history_columns import NEVER, list_event_columns
 from longrec.features.vocabulary import Keys
 from longrec.index.build import IndexFacts, IndexSettings, Queries
 from longrec.models.core.base import Model
-from longrec.models.core.kinds import Encoder, Reranker, Retriever
+from longrec.models.core.kinds import Encoder, Ranker, Reranker, Retriever
 from longrec.models.core.memory import MemoryRanker
 from longrec.models.core.registry import name_of
 from longrec.progress import Progress
@@ -287,9 +287,8 @@ class _BundleWriter:
             parity=parity,
             encoder=self.encoder,
             index=index,
-            states=describe_states(self.model, self.fitted)
-            if isinstance(self.model, MemoryRanker) and self.states
-            else {},
+            states=self._describe_states(),
+            events_per_candidate=not isinstance(self.model, Ranker) or self.model.events_per_candidate,
             **locations,
         )
 

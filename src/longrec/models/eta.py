@@ -73,6 +73,7 @@ class ETA(TopRanker):
 
     Config = ETAConfig
     reads_history = True
+    events_per_candidate = False
     reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"selected": 5, "recent": 2, "bits": 70, "width": 10, "heads": 3, "mlp": [32]},

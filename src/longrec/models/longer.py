@@ -75,6 +75,7 @@ class LONGER(TopRanker):
 
     Config = LONGERConfig
     reads_history = True
+    events_per_candidate = False
     reads_groups = True
     order_matters = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (

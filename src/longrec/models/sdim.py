@@ -73,6 +73,7 @@ class SDIM(TopRanker):
 
     Config = SDIMConfig
     reads_history = True
+    events_per_candidate = False
     reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"groups": 5, "bits": 2, "recent": 2, "width": 10, "heads": 3, "mlp": [32]},

@@ -89,6 +89,7 @@ class SIM(TopRanker):
 
     Config = SIMConfig
     reads_history = True
+    events_per_candidate = False
     reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"search": "hard", "select": 2, "heads": 2, "head_width": 6, "hidden": 8, "mlp": [32]},

@@ -80,7 +80,9 @@ class RankStage(SlicedStage):
     ) -> Generator[None, None, NDArray[np.float32] | None]:
         """Return the scores. Yields between two slices, and returns None if items have changed there."""
         count, revision = len(items.rows), self._encoder.revision
-        step = max(1, min(_CHUNK_CANDIDATES, _CHUNK_POSITIONS // max(encoded.positions, 1)))
+        step = _CHUNK_CANDIDATES
+        if self.model.bundle.manifest.events_per_candidate:
+            step = max(1, min(step, _CHUNK_POSITIONS // max(encoded.positions, 1)))
         chunks = []
         # Rows are independent, so that chunks change no score.
         for start in range(0, count, step):

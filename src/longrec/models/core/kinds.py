@@ -48,9 +48,12 @@ class Ranker(Model):
     Attributes:
         interaction_width: H. 0 for a model without ``interact``.
         embeddings: the tables of the features, of the model's own.
+        events_per_candidate: True if a candidate costs about as much as its history has events. A server then scores
+            few candidates at once where histories are long. False if nearly all work on a history is done once.
     """
 
     interaction_width: int = 0
+    events_per_candidate: bool = True
     embeddings: Embeddings
 
     def forward(self, batch: Batch) -> Float[Tensor, " C"]:

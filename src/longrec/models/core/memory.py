@@ -112,6 +112,7 @@ class MemoryRanker(TopRanker):
     reads_history = True
     order_matters = True
     reads_groups = True
+    events_per_candidate = False
     queries: Queries
     memories: nn.ModuleDict
     penalty_weight: float = 0.0
