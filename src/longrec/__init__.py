@@ -118,6 +118,6 @@ def __dir__() -> list[str]:
     return sorted(
         [
             *__all__,
-            "__version__warm",
+            "__version__",
         ]
     )

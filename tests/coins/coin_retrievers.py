@@ -42,6 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mind": {"dropout": 0.0},
     "comirec": {"dropout": 0.0},
     "sdm": {"dropout": 0.0},
+    "hstu_next_item": {"layers": 1, "layer_dropout": 0.0},
 }
 """Settings of each model that learns, besides those of its size."""
 

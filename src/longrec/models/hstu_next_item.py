@@ -1,4 +1,4 @@
-r"""HSTU for the next item: Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers.
+r"""HSTU: Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for Generative Recommendations.
 
 Zhai, Liao, Liu, Wang, Li, Cao, Gao, Gong, Gu, He, Lu, Shi, ICML 2024. https://arxiv.org/abs/2402.17152
 
