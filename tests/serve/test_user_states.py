@@ -184,6 +184,9 @@ def test_a_history_that_depends_on_the_request_has_no_state(tmp_path: Path) -> N
 def test_a_model_without_a_state_has_none(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="DIN, which has no state of a user that an event updates"):
         longrec.export(trained.run, tmp_path / "own.bundle", states=True)
+    with pytest.raises(BundleError, match="a bundle without states"):
+        longrec.warm(trained.bundle, state=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
 
 
 def test_the_file_removes_old_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from longrec.errors import BundleError
-from longrec.exporting.bundle import HISTORY, Bundle
+from longrec.exporting.bundle import HISTORY, Bundle, read_manifest
 from longrec.progress import Progress
 from longrec.serve.knowledge_features import key_number
 from longrec.serve.live_events import LiveEvents
@@ -37,13 +37,13 @@ def warm_states(bundle: Path, settings: Settings, at: int | None = None) -> dict
         BundleError: if the bundle has no states.
         StoreError: if a store cannot be opened, or a server uses it.
     """
+    if not read_manifest(bundle).states:
+        do = "export a ranker with a state: longrec export RUN BUNDLE --states"
+        raise BundleError(str(bundle), "a bundle without states", "a bundle with states of users", do)
     with contextlib.closing(Service(bundle, settings)) as service:
-        own = service.bundle
-        reader = service.served.encoder.histories
+        own, reader = service.bundle, service.served.encoder.histories
         states = reader.states
-        if states is None:
-            do = "export a ranker with a state: longrec export RUN BUNDLE --states"
-            raise BundleError(str(bundle), "a bundle without states", "a bundle with states of users", do)
+        assert states is not None
         live = reader.live
         assert live is not None
         users = list(_list_users(own, live))
