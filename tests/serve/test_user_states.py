@@ -27,6 +27,7 @@ WHOLE: dict[str, Any] = {
     "histories": {
         "seen": {"features": ["item_id", "kind", "price", "place", "stars"], "max_length": 400},
         "aside": {"features": ["item_id"], "max_length": 400, "where": {"place": "side"}},
+        "liked": {"features": ["item_id"], "max_length": 400, "where": {"stars": {"at_least": 2}}},
     },
 }
 MODELS: dict[str, dict[str, Any]] = {

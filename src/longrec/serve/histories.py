@@ -148,10 +148,11 @@ class EventHistories:
     def read_last(self, user: int, row: int, before: int, now: int, history: str, n: int) -> Events:
         """Return the last ``n`` events of a history before a timestamp as visible at another one."""
         own = self._by_name[history]
+        before = min(before, now - own.delay)
         if self.live is not None:
-            return self.live.last(user, row, before - own.delay, n, own.where, self._columns, now)
+            return self.live.last(user, row, before, n, own.where, self._columns, now)
         assert self.bundle.store is not None
-        events = read_base_last(self.bundle.store, row, before - own.delay, now, n, own.where)
+        events = read_base_last(self.bundle.store, row, before, now, n, own.where)
         return Events(events.offsets, events.times, {name: events.columns[name] for name in self._columns})
 
     def read_seen_items(
