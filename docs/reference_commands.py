@@ -19,6 +19,7 @@ GUIDES = {
     "encode": "[Knowledge](../guide/instance-tokens.md#knowledge), [all settings](tokens.md#encode)",
     "evaluate": "[Evaluate and compare](../guide/evaluation.md)",
     "compare": "[Evaluate and compare](../guide/evaluation.md)",
+    "bench": "[The length of histories](../guide/history-length.md)",
     "export": "[Export and serve](../guide/serving.md)",
     "catalog": "[Retrieval](../guide/retrieval.md)",
     "events": "[Events and tokens online](../guide/events.md)",

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from longrec import __version__, audits, command_output, help_pages
+from longrec import __version__, audits, command_output, help_pages, length_command
 from longrec.errors import LongRecError, StoppedRun, UnknownName
 from longrec.evaluation.command import add_options as add_pipeline_options
 from longrec.former_names import refuse_former_names
@@ -199,6 +199,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = add("report", command_output.report, "write an HTML report of a run, or of several side by side")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders; the first is the baseline")
     parser.add_argument("--into", metavar="FILE", help="the file (default: report.html in the run folder)")
+    length_command.add_options(
+        add("bench", length_command.run_bench, "train models with histories cut at several lengths: quality and cost")
+    )
     parser = add(
         "export",
         command_output.export,

@@ -1,0 +1,1 @@
+"""Quality and cost of models by the length of the histories that they read: ``longrec bench lengths``."""
