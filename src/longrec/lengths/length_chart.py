@@ -13,7 +13,7 @@ _PANELS = (
     ("auc", "AUC", False),
     ("log_loss", "log loss", False),
     ("rows_per_second", "training rows per CPU-second", True),
-    ("step_megabytes", "memory of a training step, MB", True),
+    ("megabytes_per_row", "memory of a training step, MB per row", True),
     ("request_ms", "request, CPU-ms", True),
 )
 """Attribute, title, and True for a logarithmic axis."""

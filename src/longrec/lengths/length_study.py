@@ -76,9 +76,10 @@ class LengthStudy:
         longest, split = _measure_log(self._read_job(models[0], own, _WHOLE))
         trained = [length for at, length in enumerate(lengths) if not at or lengths[at - 1] < longest]
         rows: list[LengthRow] = []
+        printed: set[str] = set()
         with Progress(len(models) * (sum(lengths) + sum(trained)), "bench lengths", "events of a history") as progress:
             for name in models:
-                for row, events in self._measure_model(name, own, lengths, trained, split):
+                for row, events in self._measure_model(name, own, lengths, trained, split, printed):
                     rows.append(row)
                     if not self.quiet:
                         progress.advance(events, _describe(row))
@@ -108,11 +109,14 @@ class LengthStudy:
         return read_job(self.config, settings)
 
     def _measure_model(
-        self, name: str, own: Job, lengths: Sequence[int], trained: Sequence[int], split: str
+        self, name: str, own: Job, lengths: Sequence[int], trained: Sequence[int], split: str, printed: set[str]
     ) -> Iterator[tuple[LengthRow, int]]:
-        """Yield the rows of one model, with the events that each took in the units of the progress."""
+        """Yield the rows of one model, with the events that each took in the units of the progress.
+
+        Args:
+            printed: warnings that were printed, which are not printed again. It is extended.
+        """
         run, timer = None, None
-        printed: list[str] = []
         with ExitStack() as stack:
             for length in lengths:
                 job = self._read_job(name, own, length)
@@ -122,7 +126,7 @@ class LengthStudy:
                     began = time.process_time()
                     run = start(job, quiet=True, printed=printed)
                     quality = {**_read_quality(run, split), "train_seconds": time.process_time() - began}
-                    printed = list(run.results["run_warnings"])
+                    printed |= set(run.results["run_warnings"])
                 assert run is not None, "the shortest length is trained"
                 with torch_threads(1):
                     step = measure_step(_load(run), job.fit, length)
@@ -136,7 +140,7 @@ class LengthStudy:
                         **quality,
                         step_rows=step.rows,
                         rows_per_second=step.rows_per_second,
-                        step_megabytes=step.megabytes,
+                        megabytes_per_row=None if step.megabytes is None else step.megabytes / step.rows,
                         request_ms=1_000 * request,
                         is_exported=timer.is_exported,
                     ),

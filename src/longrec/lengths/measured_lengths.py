@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +18,7 @@ HEADERS = {
     "ece": "ECE",
     "train_seconds": "training CPU-s",
     "rows_per_second": "rows/CPU-s",
-    "step_megabytes": "step MB",
+    "megabytes_per_row": "MB/row",
     "request_ms": "request CPU-ms",
 }
 """Columns of the table: attribute and header."""
@@ -34,7 +35,8 @@ class LengthRow:
         steps: training steps, if it is trained.
         step_rows: rows of a training step that is timed.
         rows_per_second: rows that training steps process per CPU-second.
-        step_megabytes: growth of memory during such a step, in MB. None where the system does not tell.
+        megabytes_per_row: growth of resident memory during such a step, in MB (10^6 bytes) per row. None where the
+            system does not tell.
         request_ms: CPU milliseconds of a request.
         is_exported: True if the request runs in the exported program, False if in torch.
         run: folder of the run, if it is trained.
@@ -50,7 +52,7 @@ class LengthRow:
     steps: int | None
     step_rows: int
     rows_per_second: float
-    step_megabytes: float | None
+    megabytes_per_row: float | None
     request_ms: float
     is_exported: bool
     run: str | None
@@ -90,7 +92,7 @@ class MeasuredLengths(Tabular):
             table(list(HEADERS.values()), rows),
             "",
             f"AUC, log loss and ECE on {self.split}. The longest history of the log has {self.longest:,} events.",
-            "rows/CPU-s and MB of training steps, and CPU-ms of a request with "
+            "rows/CPU-s and MB/row of training steps, and CPU-ms of a request with "
             f"{self.candidates} candidates: full histories of random events.",
         ]
         if not all(row.is_exported for row in self.rows):
@@ -103,5 +105,5 @@ def _format(key: str, value: Any) -> Any:
     """Return a cell: quality with four decimals, cost with three digits."""
     if value is None or key in ("model", "events", "auc", "log_loss", "ece"):
         return value
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2
-    return f"{value:,.{digits}f}"
+    digits = 2 - math.floor(math.log10(value)) if value else 0
+    return f"{round(value, digits):,.{max(0, digits)}f}"
