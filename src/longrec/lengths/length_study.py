@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from longrec.errors import ConfigError, RunError
 from longrec.lengths.cpu_cost import CANDIDATES, RequestTimer, measure_step
 from longrec.lengths.measured_lengths import LengthRow, MeasuredLengths
@@ -25,6 +28,8 @@ from longrec.training.machine import describe_environment, torch_threads
 _ROUND = (50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 _WHOLE = 1_000_000
 """Length that no history reaches."""
+_FIXED = 30
+"""Events that cost about as much as the rest of a row of a training, by which the time left is estimated."""
 _WHERE = "longrec bench lengths"
 
 
@@ -73,16 +78,18 @@ class LengthStudy:
         if self.into.exists() and any(self.into.iterdir()):
             do = "name a new folder with --into, or remove it"
             raise RunError(str(self.into), "is not empty", "a new folder for the runs and results", do)
-        longest, split = _measure_log(self._read_job(models[0], own, _WHOLE))
+        events, split = _count_events(self._read_job(models[0], own, _WHOLE))
+        longest = int(events.max(initial=0))
         trained = [length for at, length in enumerate(lengths) if not at or lengths[at - 1] < longest]
         rows: list[LengthRow] = []
         printed: set[str] = set()
-        with Progress(len(models) * (sum(lengths) + sum(trained)), "bench lengths", "events of a history") as progress:
+        work = {length: _estimate_work(events, length) if length in trained else _FIXED for length in lengths}
+        with Progress(len(models) * sum(work.values()), "bench lengths", "events per row") as progress:
             for name in models:
-                for row, events in self._measure_model(name, own, lengths, trained, split, printed):
+                for row in self._measure_model(name, own, lengths, trained, split, printed):
                     rows.append(row)
                     if not self.quiet:
-                        progress.advance(events, _describe(row))
+                        progress.advance(work[row.events], _describe(row))
         return MeasuredLengths(rows, split, longest, CANDIDATES, describe_environment(1))
 
     def _check_lengths(self, own: Job) -> list[int]:
@@ -110,8 +117,8 @@ class LengthStudy:
 
     def _measure_model(
         self, name: str, own: Job, lengths: Sequence[int], trained: Sequence[int], split: str, printed: set[str]
-    ) -> Iterator[tuple[LengthRow, int]]:
-        """Yield the rows of one model, with the events that each took in the units of the progress.
+    ) -> Iterator[LengthRow]:
+        """Yield the rows of one model.
 
         Args:
             printed: warnings that were printed, which are not printed again. It is extended.
@@ -133,18 +140,15 @@ class LengthStudy:
                     if timer is None:  # a program reads histories of any length, and its cost depends on no weight
                         timer = stack.enter_context(closing(RequestTimer(_load(run))))
                     request = timer.measure(length)
-                yield (
-                    LengthRow(
-                        model=name,
-                        events=length,
-                        **quality,
-                        step_rows=step.rows,
-                        rows_per_second=step.rows_per_second,
-                        megabytes_per_row=None if step.megabytes is None else step.megabytes / step.rows,
-                        request_ms=1_000 * request,
-                        is_exported=timer.is_exported,
-                    ),
-                    length * (2 if length in trained else 1),
+                yield LengthRow(
+                    model=name,
+                    events=length,
+                    **quality,
+                    step_rows=step.rows,
+                    rows_per_second=step.rows_per_second,
+                    megabytes_per_row=None if step.megabytes is None else step.megabytes / step.rows,
+                    request_ms=1_000 * request,
+                    is_exported=timer.is_exported,
                 )
 
 
@@ -173,19 +177,24 @@ def _check_models(jobs: Mapping[str, Job]) -> None:
         raise ConfigError(_WHERE, faults)
 
 
-def _measure_log(job: Job) -> tuple[int, str]:
-    """Return the number of events in the longest history of the log, and the split of the metrics.
+def _count_events(job: Job) -> tuple[NDArray[np.int64], str]:
+    """Return the events in the histories of each row, and the split of the metrics.
 
     The metrics are those of valid, since lengths are chosen by them, or of test if the log has no valid rows.
     """
     log = read_log(job)
     split = "valid" if len(log.rows_of("valid")) else "test"
-    lengths = [
+    counts = [
         log.compute_history_lengths(name, rows)
         for name in job.schema.histories
         for rows in (log.rows_of("train"), log.rows_of(split))
     ]
-    return max((int(own.max()) for own in lengths if len(own)), default=0), split
+    return np.concatenate(counts).astype(np.int64), split
+
+
+def _estimate_work(events: NDArray[np.int64], length: int) -> int:
+    """Return the relative time of a training: mean events of a row at this length, and what a row without any takes."""
+    return _FIXED + round(float(np.minimum(events, length).mean())) if len(events) else _FIXED
 
 
 def _read_quality(run: Run, split: str) -> dict[str, Any]:
