@@ -19,8 +19,8 @@ _PANELS = (
 """Attribute, title, and True for a logarithmic axis."""
 _COLORS = ("#0072b2", "#d55e00", "#008f68", "#b8578f", "#a67400", "#545c66")
 _DASHES = ("", "7 4", "2 3", "9 3 2 3")
-_WIDTH, _HEIGHT = 400, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 18, 34, 34
+_WIDTH, _HEIGHT = 400, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 28, 34, 50
 _COLUMNS = 2
 _STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#5b6675}.title{font-weight:600;fill:#1b2430}"
@@ -91,6 +91,8 @@ def _draw_panel(title: str, series: Sequence[Sequence[Point]], models: Sequence[
     for x in _space_out(xs, across):
         at = f'x="{across(x):.1f}" y="{_HEIGHT - _BOTTOM + 18}"'
         elements.append(f'<text {at} text-anchor="middle">{x:,.0f}</text>')
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    elements.append(f'<text x="{middle}" y="{_HEIGHT - 14}" text-anchor="middle">events of a history</text>')
     for slot, (model, points) in enumerate(zip(models, series)):
         path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in points)
         elements.append(f'<polyline class="line" {_get_stroke(slot)} points="{path}"/>')
