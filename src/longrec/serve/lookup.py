@@ -48,6 +48,19 @@ class Lookup:
         at = self._sorted_keys.searchsorted(keys)
         return np.where(self._sorted_keys.take(at) == keys, self._sorted_rows.take(at), 0)
 
+    def find_row(self, key: Key, where: str) -> int:
+        """Return the row of one key, as ``find_rows``, without arrays.
+
+        Raises:
+            RequestError: as ``find_rows``.
+        """
+        if type(key) is not (int if self.numeric else str):
+            raise self._build_type_error(key, where)
+        if not self.numeric:
+            return self._rows.get(key, 0)
+        at = int(self._sorted_keys.searchsorted(key))
+        return int(self._sorted_rows[at]) if self._sorted_keys[at] == key else 0
+
     def _build_type_error(self, key: Key, where: str) -> RequestError:
         actual, expected = ("text", "integers") if self.numeric else ("integers", "text")
         do = "write the ids as in the log"
