@@ -147,9 +147,7 @@ def run_workers(
 
 def compare_events(service: Service, sent: Sent) -> tuple[int, int, int]:
     """Return the number of stored events, of those that are lacking, and of those that are stored but were not sent."""
-    expected = set(
-        zip(sent.users[sent.old :].tolist(), sent.times[sent.old :].tolist(), sent.names[sent.old :].tolist())
-    )
+    expected = set(zip(*(column[sent.old :].tolist() for column in (sent.users, sent.times, sent.names))))
     live = service.recorder.live_stores[0][0]
     stored: list[tuple[int, int, int]] = []
     for user, events in live.backend.scan():

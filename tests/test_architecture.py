@@ -24,8 +24,8 @@ BASE = {
 }  # fmt: skip
 TOP = {
     "__init__", "__main__", "audits", "catalog_command", "events_command", "stream_command", "warm_command", "cli",
-    "command_output", "commands", "demo", "entry", "exports", "fitting", "former_names", "help_pages", "imports", "listings",
-    "new_row_options",
+    "command_output", "commands", "demo", "entry", "exports", "fitting", "former_names", "help_pages", "imports",
+    "listings", "new_row_options",
     "pipeline_commands", "prepared_log", "settings_text",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {

@@ -11,6 +11,9 @@ from longrec.errors import RequestError, quote
 from longrec.features.entity_table import EntityTable
 from longrec.serve.request_json import Key
 
+_REMEMBERED = 1 << 16
+"""Number of integer keys whose rows are remembered."""
+
 
 class Lookup:
     """Lookup of keys in one entity table. Row 0 is returned for unknown keys."""
@@ -56,10 +59,15 @@ class Lookup:
         """
         if type(key) is not (int if self.numeric else str):
             raise self._build_type_error(key, where)
-        if not self.numeric:
-            return self._rows.get(key, 0)
+        row = self._rows.get(key)
+        if row is not None or not self.numeric:
+            return row or 0
         at = int(self._sorted_keys.searchsorted(key))
-        return int(self._sorted_rows[at]) if self._sorted_keys[at] == key else 0
+        row = int(self._sorted_rows[at]) if self._sorted_keys[at] == key else 0
+        if len(self._rows) >= _REMEMBERED:
+            self._rows.clear()
+        self._rows[key] = row
+        return row
 
     def _build_type_error(self, key: Key, where: str) -> RequestError:
         actual, expected = ("text", "integers") if self.numeric else ("integers", "text")

@@ -1,8 +1,8 @@
 """Worker of a stream: records its events in the stores of a service, and folds the states of their users.
 
 An entry is acknowledged once its event is stored, so that it has effect at least once. An event that is recorded again
-with the same values changes nothing, so that it has effect once. Values that change, by a later entry of the same event,
-are recorded after the earlier entry was acknowledged, so that the earlier ones never come back.
+with the same values changes nothing, so that it has effect once. Values that change, by a later entry of the same
+event, are recorded after the earlier entry was acknowledged, so that the earlier ones never come back.
 """
 
 from __future__ import annotations
@@ -157,16 +157,17 @@ class StreamWorker:
                 live.remove_states([event.user for _, event in events], [event.at for _, event in events])
         for one in split_rounds([((entry, event), event.instance) for entry, event in events]):
             results = record_batch(self._recorder, [event for _, event in one])
-            refused = []
+            refused, new = [], list[Event]()
             for (entry, event), result in zip(one, results):
                 if isinstance(result, RequestError):
                     refused.append((entry, str(result)))
                 elif result.changes:
                     self.counts.events += 1
-                    self._count(event)
+                    new.append(event)
                 else:
                     self.counts.unchanged += 1
             self._finish([entry for entry, _ in one], refused)
+            self._count(new)
 
     def _finish(self, entries: Sequence[Entry], refused: Sequence[tuple[Entry, str]]) -> None:
         self._stream.finish(entries, refused)
@@ -189,7 +190,9 @@ class StreamWorker:
                 events.append((entry, event))
         return events, refused
 
-    def _count(self, event: Event) -> None:
+    def _count(self, events: Sequence[Event]) -> None:
+        """Count new events for the states of their users."""
         for live, encoder in self._recorder.live_stores:
-            if (queue := self._queues.get(live.bundle_digest)) is not None:
-                queue.add(event.user, encoder.look_up_user(event.request.user), event.at)
+            if events and (queue := self._queues.get(live.bundle_digest)) is not None:
+                rows = [encoder.look_up_user(event.request.user) for event in events]
+                queue.add([(event.user, row, event.at) for event, row in zip(events, rows)])
