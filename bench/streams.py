@@ -2,7 +2,7 @@
 
     python bench/streams.py [--events 1000000] [--users 5000] [--kills 10] [--server] [--write]
 
-A bundle of ``hpmn`` with states is exported. A stream gets events of known and new users, in the order in which they
+A bundle of ``hpmn`` with states is exported. A stream gets events of users of the log and of new ones, in the order in which they
 arrive, up to 20 seconds after they happened. Some are sent twice, and some are no valid events. ``longrec stream``
 reads them, and is killed with SIGKILL at random entries; the next worker goes on. In the end the stored events of every
 user are compared with those that were sent, and the states with one pass over all events of the user: those that the
@@ -60,13 +60,13 @@ class Sent:
     """Events by user, item, page and time: first those of the log, then those of the stream."""
 
     def __init__(self, users: int, events: int, rng: np.random.Generator) -> None:
-        known = users * 4 // 5
-        old, end = known * OLD, read_clock() - 600_000
+        of_log = users * 4 // 5
+        old, end = of_log * OLD, read_clock() - 600_000
         self.start = end - STEP * events
         arrived = self.start + STEP * np.arange(events)
         times = np.concatenate([self.start - 86_400_000 + rng.integers(0, 80_000_000, old), arrived])
         times[old:] -= rng.integers(0, LATE, events)
-        owners = np.concatenate([np.repeat(np.arange(known), OLD), rng.integers(0, users, events)])
+        owners = np.concatenate([np.repeat(np.arange(of_log), OLD), rng.integers(0, users, events)])
         items = rng.integers(0, ITEMS, old + events)
         self.old, self.arrived, self.users, self.items, self.times = old, arrived, owners, items, times
         self.pages = rng.integers(0, len(PAGES), old + events)

@@ -106,7 +106,7 @@ class EventStream:
         return f"{self.name}:{self.group}:worker"
 
     def _hold(self, *, takes: bool) -> bytes | None:
-        arguments = [self._own, self.consumer if takes else "", _HELD]
+        arguments: list[str | int] = [self._own, self.consumer if takes else "", _HELD]
         holder: Any = call_server(self._location, lambda: self._holding([self._lock], arguments))
         return None if holder is None else bytes(holder)
 
@@ -169,8 +169,8 @@ class EventStream:
         own = [one for one in groups if one["name"] == self.group.encode()]
         if not own:
             raise ServerError(self.location, f"no group {self.group!r}", "the group of the worker")
-        lag = own[0].get("lag")
-        return None if lag is None else int(lag)
+        waiting = own[0].get("lag")
+        return None if waiting is None else int(waiting)
 
 
 def _read_entries(rows: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> list[Entry]:

@@ -130,10 +130,10 @@ class StreamWorker:
         for queue in self._queues.values():
             queue.fold(before, now, at_once=not entries)
         if entries:
-            progress.advance(len(entries), self._describe_lag())
+            progress.advance(len(entries), self._describe_waiting())
         return bool(entries)
 
-    def _describe_lag(self) -> str:
+    def _describe_waiting(self) -> str:
         """Return how many entries wait, for the line of progress."""
         if time.monotonic() - self._counted_at < _COUNT_SECONDS:
             return ""
