@@ -2,12 +2,12 @@
 
     python bench/streams.py [--events 1000000] [--users 5000] [--kills 10] [--server] [--write]
 
-A bundle of ``hpmn`` with states is exported. A stream gets events of users of the log and of new ones, in the order in which they
-arrive, up to 20 seconds after they happened. Some are sent twice, and some are no valid events. ``longrec stream``
-reads them, and is killed with SIGKILL at random entries; the next worker goes on. In the end the stored events of every
-user are compared with those that were sent, and the states with one pass over all events of the user: those that the
-workers have left, and those of all events after ``longrec warm``. The state is a folder, or with ``--server`` at the
-same server as the stream. CPU time is that of all workers, their starts and restarts included.
+A bundle of ``hpmn`` with states is exported. A stream gets events of users of the log and of new ones, in the order in
+which they arrive, up to 20 seconds after they happened. Some are sent twice, and some are no valid events. ``longrec
+stream`` reads them, and is killed with SIGKILL at random entries; the next worker goes on. In the end the stored events
+of every user are compared with those that were sent, and the states with one pass over all events of the user: those
+that the workers have left, and those of all events after ``longrec warm``. The state is a folder, or with ``--server``
+at the same server as the stream. CPU time is that of all workers, their starts and restarts included.
 """
 
 from __future__ import annotations

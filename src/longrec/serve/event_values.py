@@ -13,6 +13,8 @@ from longrec.serve.feedback import Feedback
 
 _REMEMBERED = 1 << 16
 """Number of values whose ids are remembered."""
+_LONGEST = 100
+"""Characters of the longest text that is remembered."""
 ValueT = TypeVar("ValueT")
 
 
@@ -62,7 +64,7 @@ class EventValues:
         return self._remember(f"{history}.where.{column}", [value], own)
 
     def _remember(self, name: str, values: Sequence[Any], compute: Callable[[], ValueT]) -> ValueT:
-        if any(isinstance(value, (list, dict)) for value in values):
+        if any(isinstance(value, (list, dict)) or (type(value) is str and len(value) > _LONGEST) for value in values):
             return compute()
         key = (name, *values, *map(type, values))  # 1, 1.0 and true are equal
         try:
