@@ -191,7 +191,7 @@ def compute_instance_ids(
 def compute_instance_id(user: int, item: int, time: int) -> int:
     """Compute the id of the only instance of a user, an item and a time, as ``compute_instance_ids`` does.
 
-    >>> compute_instance_id(7, -3, 5) == compute_instance_ids(*(np.array([x]) for x in (7, -3, 5)))[0]
+    >>> compute_instance_id(7, -3, 5) == int(compute_instance_ids(*(np.array([x]) for x in (7, -3, 5)))[0])
     True
     """
     mixed = 0
