@@ -23,6 +23,7 @@ GUIDES = {
     "export": "[Export and serve](../guide/serving.md)",
     "catalog": "[Retrieval](../guide/retrieval.md)",
     "events": "[Events and tokens online](../guide/events.md)",
+    "stream": "[Events of a stream](../guide/events.md#events-of-a-stream)",
     "warm": "[States of users](../guide/events.md#states-of-users)",
     "serve": "[Export and serve](../guide/serving.md)",
     "trace": "[Pipelines](../guide/pipeline.md)",

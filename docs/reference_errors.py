@@ -36,6 +36,17 @@ def _open_store() -> object:
     return TokenStore.open("tokens/v1")
 
 
+def _call_server() -> object:
+    from redis import ConnectionError as Lost
+
+    from longrec.store.remote_client import call_server
+
+    def read() -> object:
+        raise Lost("Error 111 connecting to cache:6379. Connection refused.")
+
+    return call_server("redis://cache:6379/0/shop", read)
+
+
 def _open_run() -> object:
     from longrec.training.finished_run import open_run
 
@@ -71,6 +82,7 @@ EXAMPLES: dict[str, Callable[[], object]] = {
     "UnknownName": lambda: describe("dinn"),
     "DataError": _read_log,
     "StoreError": _open_store,
+    "ServerError": _call_server,
     "RunError": _open_run,
     "StoppedRun": _stop,
     "BundleError": _open_bundle,

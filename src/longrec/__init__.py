@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from longrec.prepared_log import PreparedLog, prepare
     from longrec.serve.client import client
     from longrec.serve.local_pipeline import Pipeline, open_pipeline
+    from longrec.stream_command import stream
     from longrec.training.finished_run import Run, open_run
     from longrec.training.saved_model import load_model, save_model
     from longrec.training.settings import EvaluateConfig, FitConfig
@@ -51,6 +52,7 @@ _MODULES = {
     "longrec.prepared_log": ("PreparedLog", "prepare"),
     "longrec.serve.client": ("client",),
     "longrec.serve.local_pipeline": ("Pipeline", "open_pipeline"),
+    "longrec.stream_command": ("stream",),
     "longrec.training.finished_run": ("Run", "open_run"),
     "longrec.training.saved_model": ("load_model", "save_model"),
     "longrec.training.settings": ("EvaluateConfig", "FitConfig"),
@@ -96,6 +98,7 @@ __all__ = [
     "prepare",
     "report",
     "save_model",
+    "stream",
     "train",
     "warm",
     "write_candidates",

@@ -232,6 +232,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--state", help="folder or redis:// URL of the state, as serve --state has it")
     since = "timestamp from which requests can use the states, in milliseconds UTC or steps (default: now)"
     parser.add_argument("--at", type=int, metavar="TIME", help=since)
+    about = "record the events of a Redis or Valkey stream, each exactly once, and fold the states of their users"
+    parser = add("stream", command_output.stream, about)
+    parser.add_argument("bundle", help="folder that export has written, or YAML file of a pipeline")
+    entries = "the stream, as redis://host:port/db/name; field event of an entry is the JSON that POST /events takes"
+    parser.add_argument("--from", dest="source", required=True, metavar="STREAM", help=entries)
+    parser.add_argument("--state", help="folder or redis:// URL of the state, as serve --state has it")
+    parser.add_argument("--group", default="longrec", help="consumer group of the stream (default: longrec)")
+    consumer = "name of the worker; one of another name waits until this one has ended (default: worker)"
+    parser.add_argument("--consumer", default="worker", metavar="NAME", help=consumer)
+    size = "largest number of entries that are recorded at once (default: 2000)"
+    parser.add_argument("--batch", type=int, default=2_000, metavar="N", help=size)
+    parser.add_argument("--until-empty", action="store_true", help="end when there are no more entries")
     parser = add("serve", command_output.serve, "serve a bundle or a pipeline over HTTP", json=False)
     parser.add_argument("bundle", help="folder that export has written, or YAML file of a pipeline")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")

@@ -241,6 +241,18 @@ def warm(args: argparse.Namespace) -> None:
     _write_result(args, done, text)
 
 
+def stream(args: argparse.Namespace) -> None:
+    """Print what a worker of a stream recorded."""
+    from longrec.stream_command import stream as run_stream
+
+    if args.batch < 1:
+        raise ConfigError("longrec stream", [f"--batch: {args.batch} is not a number from 1"])
+    options = {"group": args.group, "consumer": args.consumer, "batch": args.batch, "until_empty": args.until_empty}
+    done = run_stream(args.bundle, args.source, args.state, **options)
+    text = f"{done['events']:,} events, {done['unchanged']:,} recorded before, {done['refused']:,} refused, "
+    _write_result(args, done, f"{text}{done['trimmed']:,} trimmed; {done['folded']:,} states folded")
+
+
 def serve(args: argparse.Namespace) -> None:
     """Serve a bundle or a pipeline."""
     from longrec.serve.access import AccessOptions

@@ -5,6 +5,7 @@
     |   `-- UnknownName         a name that is not in a list of names
     |-- DataError               a log, a table, a column or a value that cannot be used
     |-- StoreError              a history store that is damaged or was written by another version
+    |   `-- ServerError         a Redis or Valkey server that does not respond, or refuses a command
     |-- RunError                a run folder that is missing, incomplete or does not fit
     |   `-- StoppedRun          a training that a signal has ended
     |-- BundleError             a bundle that is altered, incomplete or of another version
@@ -89,6 +90,10 @@ class DataError(LongRecError):
 
 class StoreError(LongRecError):
     """A history store that is damaged, or that another version wrote."""
+
+
+class ServerError(StoreError):
+    """A Redis or Valkey server that does not respond, or refuses a command. A later call may succeed."""
 
 
 class RunError(LongRecError):

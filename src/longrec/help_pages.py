@@ -24,7 +24,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "data": ("check", "audit", "prepare", "import", "synthetic"),
     "models": ("train", "evaluate", "predict", "compare", "report", "bench", "models", "cite"),
     "two stages": ("compress", "encode"),
-    "serving": ("export", "serve", "trace", "candidates", "catalog", "events", "warm"),
+    "serving": ("export", "serve", "trace", "candidates", "catalog", "events", "stream", "warm"),
     "learning": ("help", "demo"),
 }
 """Commands by what they are for."""

@@ -54,6 +54,7 @@ NOT_RUN = {
     ("docs/guide/server-access.md", "import longrec"): "a server with keys; tests/serve open such clients",
     ("docs/guide/server-access.md", "$ longrec serve"): "needs a name and a proxy; tests/serve allow names",
     ("docs/guide/events.md", "$ longrec serve"): "a bundle with tokens; tests/serve record events",
+    ("docs/guide/events.md", "$ redis-cli"): "a stream at a server; tests/serve read streams",
     ("docs/guide/events.md", "$ longrec events"): "a state with events; tests/serve export them",
     ("docs/guide/events.md", "$ longrec export"): "a bundle of a source model; tests/serve record events",
     ("docs/guide/instance-tokens.md", "$ longrec compress"): "two trainings; tests/training compress and read",

@@ -18,6 +18,8 @@ from longrec.errors import ConfigError, nearest
 from longrec.features.feature_encoders import FIRST, UNSEEN
 from longrec.features.fields import TIME_GAP, TIME_GAP_ROWS, TOKEN, VERSION, Field
 
+_MASK = 2**64 - 1
+
 
 @dataclass(frozen=True)
 class TokenSpec:
@@ -184,6 +186,21 @@ def compute_instance_ids(
         for values in (users, items, times, count):
             mixed = _mix(mixed ^ values.astype(np.int64).view(np.uint64))
     return (mixed >> np.uint64(1)).astype(np.int64)
+
+
+def compute_instance_id(user: int, item: int, time: int) -> int:
+    """Compute the id of the only instance of a user, an item and a time, as ``compute_instance_ids`` does.
+
+    >>> compute_instance_id(7, -3, 5) == int(compute_instance_ids(*(np.array([x]) for x in (7, -3, 5)))[0])
+    True
+    """
+    mixed = 0
+    for value in (user, item, time, 0):
+        mixed = ((mixed ^ (value & _MASK)) + 0x9E3779B97F4A7C15) & _MASK
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
+        mixed ^= mixed >> 31
+    return mixed >> 1
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

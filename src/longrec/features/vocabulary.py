@@ -176,5 +176,9 @@ def compute_key_numbers(keys: pa.Array) -> NDArray[np.int64]:
     """
     if pa.types.is_integer(keys.type):
         return keys.to_numpy(zero_copy_only=False).astype(np.int64)
-    digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in keys.to_pylist()]
-    return np.frombuffer(b"".join(digests), "<i8").astype(np.int64)
+    return np.array([compute_text_number(text) for text in keys.to_pylist()], np.int64)
+
+
+def compute_text_number(text: str) -> int:
+    """Compute the key number of a text: 8 bytes of BLAKE2b."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from longrec.features.history_columns import NEVER
 from longrec.serve import feedback
 from longrec.serve.event_reader import Event
-from longrec.serve.event_values import encode_event_feature, list_keys
+from longrec.serve.event_values import list_keys
 from longrec.serve.live_events import LiveEvents, StoredEvent
 from longrec.serve.request_encoder import RequestEncoder
 
@@ -17,13 +17,13 @@ def encode_event_columns(
 
     Values that are missing now, or that are unchanged, stay as recorded before.
     """
-    fitted, request = encoder.fitted, event.request
-    schema, context = fitted.schema, request.context
+    values_encoder, request = encoder.event_values, event.request
+    schema, context = encoder.fitted.schema, request.context
     keys = list_keys(schema, request.user, request.item)
     columns = {"instance": event.instance, "item": encoder.look_up_item(request.item)}
     for name in live.values:
         if name in live.feedback:
-            code, available_at = feedback.encode_feature(fitted, name, event.feedback)
+            code, available_at = values_encoder.encode_feedback(name, event.feedback)
             if old is not None:
                 previous = old[name], old[f"known.{name}"]
                 unchanged = code == previous[0] and previous[1] != NEVER and not overwrites
@@ -31,12 +31,13 @@ def encode_event_columns(
                     code, available_at = previous
             columns |= {name: code, f"known.{name}": available_at}
         elif context is not None:
-            columns[name] = encode_event_feature(fitted, name, {**keys, **context})
+            columns[name] = values_encoder.encode(name, {**keys, **context})
         else:
             assert old is not None
             columns[name] = old[name]
     values = {**keys, **(context or {}), **event.feedback.values}
     for name, conditions in live.filters.items():
         bits = 0 if old is None else old[f"met.{name}"]
-        columns[f"met.{name}"] = feedback.evaluate_conditions(schema, name, conditions, values, bits)
+        meets = values_encoder.meets_condition
+        columns[f"met.{name}"] = feedback.evaluate_conditions(schema, name, conditions, values, bits, meets)
     return columns

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from longrec.errors import RequestError
-from longrec.features.token_columns import compute_instance_ids
+from longrec.features.token_columns import compute_instance_id
 from longrec.serve.event_context import EventContext
 from longrec.serve.feedback import Feedback, FeedbackReader
 from longrec.serve.knowledge_features import key_number
@@ -78,8 +77,11 @@ class EventReader:
         self._feedback = FeedbackReader(schemas)
         self.context = EventContext(source, self._encoders, readers, catalogs)
 
-    def read(self, request: EventRequest) -> Event:
+    def read(self, request: EventRequest, sent_at: int | None = None) -> Event:
         """Decode and validate keys, timestamps and names of an event.
+
+        Args:
+            sent_at: timestamp of an event without one, in milliseconds UTC. Default now.
 
         Raises:
             RequestError: 404 if the item is unknown, 422 for other faults.
@@ -101,7 +103,7 @@ class EventReader:
             raise RequestError("at", "nothing", "the timestamp of an event that was recorded before", do, 422)
         request = msgspec.structs.replace(request, context=context)
         now = self._clock()
-        at = parse_request_time(request.at, self._time, now)
+        at = parse_request_time(request.at, self._time, now if sent_at is None else sent_at)
         start = at
         if request.request is not None:
             if not self._requests:
@@ -111,9 +113,8 @@ class EventReader:
             if start > at:
                 raise RequestError("request", "a timestamp after the event", "one at or before it", status=422)
         user, item = key_number(request.user), key_number(request.item)
-        users, items, times = (np.array([number], np.int64) for number in (user, item, at))
         event_feedback = self._feedback.read(request.feedback, at, at if self.steps else now)
-        instance = int(compute_instance_ids(users, items, times)[0])
+        instance = compute_instance_id(user, item, at)
         return Event(request, user, at, start, instance, event_feedback, tuple(ignored), {**sent, **(context or {})})
 
     def complete(self, event: Event) -> Event | None:

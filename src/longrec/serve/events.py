@@ -21,7 +21,7 @@ from longrec.serve.event_reader import Event, EventReader
 from longrec.serve.event_tokens import EventTokens
 from longrec.serve.histories import to_request_error
 from longrec.serve.live_catalog import LiveCatalog
-from longrec.serve.live_events import LiveEvents, StoredEvent
+from longrec.serve.live_events import EventUpdate, LiveEvents, StoredEvent
 from longrec.serve.recorded_events import RecordedEvent
 from longrec.serve.request_encoder import RequestEncoder
 from longrec.serve.request_json import EventRequest, Key
@@ -75,6 +75,33 @@ class EventResponse:
 
 
 @dataclass(frozen=True)
+class EventPlan:
+    """What is to be written for a valid event.
+
+    Attributes:
+        updates: rows of the stores of live events, in their order.
+        tokens: functions that write tokens.
+        record: its raw values. None if they are written already, or not at all.
+        visible: time from which its last revision is visible.
+        now: time of recording.
+        replaced: True if the event was recorded before.
+    """
+
+    event: Event
+    updates: Sequence[EventUpdate]
+    tokens: Sequence[Callable[[], None]]
+    record: RecordedEvent | None
+    visible: int
+    now: int
+    replaced: bool
+
+    @property
+    def changes(self) -> bool:
+        """True if anything is to be written."""
+        return bool(self.tokens) or self.record is not None or any(one.row is not None for one in self.updates)
+
+
+@dataclass(frozen=True)
 class PendingEvent:
     """A valid event that is not written yet."""
 
@@ -103,6 +130,10 @@ class EventRecorder:
         encoders: encoders of all bundles, by their digests.
         catalogs: catalogs of all bundles, each with the encoder of its bundle.
         clock: function that returns milliseconds UTC.
+
+    Attributes:
+        live_stores: stores of live events, each with the encoder of its bundle.
+        reader: reader of events.
     """
 
     def __init__(
@@ -115,11 +146,11 @@ class EventRecorder:
     ) -> None:
         self.state, self._encoder = state, encoder
         source = state.source
-        self._live_stores = [(live, encoders[digest]) for digest, live in state.live.items()]
+        self.live_stores = [(live, encoders[digest]) for digest, live in state.live.items()]
         if source is not None and source.live is not None:
-            self._live_stores.append((source.live, source.encoder))
+            self.live_stores.append((source.live, source.encoder))
         own = None if source is None else source.encoder
-        readers = [reader for _, reader in self._live_stores]
+        readers = [reader for _, reader in self.live_stores]
         self.reader = EventReader(encoder, own, list(encoders.values()), readers, catalogs, clock)
         self._steps = self.reader.steps
         self._tokens = None if source is None else EventTokens(source, self._steps)
@@ -131,10 +162,28 @@ class EventRecorder:
             RequestError: if the event is invalid. Nothing is written then.
         """
         event = self.reader.read(request)
-        request = event.request
-        stores = list(self.state.stores.values())
+        before = [self._find_stored_event(event, *live_store) for live_store in self.live_stores]
+        records = self.state.recorded
+        plan = self.plan(event, before, None if records is None else records.find(event.user, event.at, event.instance))
+        writes = [write for update in plan.updates for write in update.writes] + list(plan.tokens)
+        if records is not None and plan.record is not None:
+            # Last, so that the next log has no event that the server did not read.
+            writes.append(partial(records.write, [event.user], [event.instance], [plan.record]))
+        return PendingEvent(writes, self._build_response(plan))
+
+    def plan(self, event: Event, before: Sequence[StoredEvent | None], record: RecordedEvent | None) -> EventPlan:
+        """Encode an event, and return what is to be written.
+
+        Args:
+            event: result of ``reader.read``.
+            before: what the stores of live events have of it, in their order.
+            record: its raw values as recorded before.
+
+        Raises:
+            RequestError: if the event is invalid.
+        """
+        request, stores = event.request, list(self.state.stores.values())
         tokens = [find_token(store, event.user, event.at, event.instance) for store in stores]
-        before = [self._find_stored_event(event, *live_store) for live_store in self._live_stores]
         if request.context is None and not (all(tokens) and all(old is not None and old.recorded for old in before)):
             complete = self.reader.complete(event)
             if complete is not None:
@@ -147,65 +196,54 @@ class EventRecorder:
         try:
             columns = [
                 encode_event_columns(event, *live_store, old, self._steps)
-                for live_store, old in zip(self._live_stores, before)
+                for live_store, old in zip(self.live_stores, before)
             ]
             encoded = [] if self._tokens is None else self._tokens.encode_all(event, stores, tokens)
         except DataError as error:
             raise to_request_error(error) from None
         now = event.at if self._steps else max(event.feedback.now, event.at)
-        writes: list[Callable[[], None]] = []
-        visible: list[int] = []
-        for (live, encoder), own_columns, old in zip(self._live_stores, columns, before):
+        updates: list[EventUpdate] = []
+        for (live, encoder), own_columns, old in zip(self.live_stores, columns, before):
             row = encoder.look_up_user(request.user)
-            update = live.prepare_update(event.user, row, event.at, own_columns, old, now, overwrite=self._steps)
-            visible.append(update.available)
-            writes += update.writes
+            updates.append(live.prepare_update(event.user, row, event.at, own_columns, old, now, overwrite=self._steps))
+        visible, token_writes = [update.available for update in updates], list[Callable[[], None]]()
         for store, token, token_columns in zip(stores, tokens, encoded):
             assert self._tokens is not None  # it encoded them
             visible_at, write = self._tokens.plan_write(event, store, token, token_columns, now)
             # A token of the log may wait for the visibility delay of its store. The event itself does not.
-            if (
-                not self._live_stores
-                or token is None
-                or visible_at != token.visible
-                or token.instance != event.instance
-            ):
+            if not self.live_stores or token is None or visible_at != token.visible or token.instance != event.instance:
                 visible.append(visible_at)
-            writes += write
+            token_writes += write
         replaced = any(tokens) or any(old is not None and old.recorded for old in before)
-        writes += self._plan_record(event, max(visible), now)
-        return PendingEvent(writes, self._build_response(event, max(visible), now, replaced))
+        new = self._update_record(event, record, max(visible), now)
+        return EventPlan(event, updates, token_writes, new, max(visible), now, replaced)
 
-    def _plan_record(self, event: Event, visible: int, now: int) -> list[Callable[[], None]]:
-        """Return the function that writes the raw values of an event, if they changed.
-
-        They are written last, so that the next log has no event that the server did not read.
-        """
-        records = self.state.recorded
-        if records is None:
-            return []
-        old = records.find(event.user, event.at, event.instance)
+    def _update_record(self, event: Event, old: RecordedEvent | None, visible: int, now: int) -> RecordedEvent | None:
+        """Return the raw values of an event, or None if they did not change."""
+        if self.state.recorded is None:
+            return None
         request, sent = event.request, event.feedback.values
         new = RecordedEvent(
             request.user, request.item, event.at, event.start, event.sent, visible, now, sent, dict.fromkeys(sent, now)
         ).add(old, overwrites=self._steps)
-        return [] if new is old else [partial(records.write, event.user, event.instance, new)]
+        return None if new is old else new
 
     def _find_stored_event(self, event: Event, live: LiveEvents, encoder: RequestEncoder) -> StoredEvent | None:
         request = event.request
         item = encoder.look_up_item(request.item)
         return live.find(event.user, encoder.look_up_user(request.user), event.at, event.instance, item)
 
-    def _build_response(self, event: Event, visible: int, now: int, replaced: bool) -> EventResponse:
-        request, fitted = event.request, self._encoder.fitted
+    def _build_response(self, plan: EventPlan) -> EventResponse:
+        event, fitted = plan.event, self._encoder.fitted
+        request = event.request
         return EventResponse(
             request.user,
             request.item,
             format_request_time(fitted, event.at),
             event.instance,
-            format_request_time(fitted, visible),
-            format_request_time(fitted, now),
-            replaced,
+            format_request_time(fitted, plan.visible),
+            format_request_time(fitted, plan.now),
+            plan.replaced,
             bool(event.feedback.values),
             not self._encoder.look_up_user(request.user),
             not self._encoder.look_up_item(request.item),

@@ -6,7 +6,7 @@ training never saw fresher feedback.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,8 +126,23 @@ def encode_feature(fitted: FittedSchema, name: str, feedback: Feedback) -> tuple
     return int(encoded[0]), max(feedback.now, feedback.at + compute_delay(schema, name))  # type: ignore[index]
 
 
+def meets_condition(schema: Schema, history: str, column: str, value: Any) -> bool:
+    """Return True if a value meets the condition of a filtered history on a column.
+
+    Raises:
+        DataError: if the type of the value does not fit the condition.
+    """
+    where = f"filter of {history}: {column}"
+    return bool(match_condition(schema.histories[history].where[column], build_raw_column([value], where), where)[0])
+
+
 def evaluate_conditions(
-    schema: Schema, history: str, columns: Sequence[str], values: Mapping[str, Any], before: int = 0
+    schema: Schema,
+    history: str,
+    columns: Sequence[str],
+    values: Mapping[str, Any],
+    before: int = 0,
+    meets: Callable[[Schema, str, str, Any], bool] = meets_condition,
 ) -> int:
     """Evaluate the conditions of a filtered history, one bit each.
 
@@ -135,18 +150,15 @@ def evaluate_conditions(
         columns: columns of the conditions, in order.
         values: raw values. A condition on a missing column keeps its bit.
         before: the bits so far.
+        meets: function that evaluates one condition.
 
     Raises:
         DataError: if the type of a value does not fit the condition.
     """
     bits = before
     for index, column in enumerate(columns):
-        if column not in values:
-            continue
-        where = f"filter of {history}: {column}"
-        condition = schema.histories[history].where[column]
-        holding = bool(match_condition(condition, build_raw_column([values[column]], where), where)[0])
-        bits = bits | 1 << index if holding else bits & ~(1 << index)
+        if column in values:
+            bits = bits | 1 << index if meets(schema, history, column, values[column]) else bits & ~(1 << index)
     return bits
 
 

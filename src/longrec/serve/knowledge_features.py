@@ -13,7 +13,7 @@ from longrec.errors import BundleError
 from longrec.exporting.bundle import Bundle
 from longrec.features.entity_table import EntityTable
 from longrec.features.raw_columns import build_raw_column
-from longrec.features.vocabulary import compute_key_numbers
+from longrec.features.vocabulary import compute_key_numbers, compute_text_number
 from longrec.store.disclosure import REMEDY, assess_disclosure
 from longrec.store.knowledge_store import KnowledgeStore
 
@@ -107,4 +107,8 @@ def key_number(key: Any) -> int:
     """
     if isinstance(key, np.generic):
         key = key.item()
+    if type(key) is int and -(2**63) <= key < 2**63:  # without arrays, which cost more than the number
+        return key
+    if type(key) is str and key.isascii():
+        return compute_text_number(key)
     return int(compute_key_numbers(build_raw_column([key], "key"))[0])

@@ -21,7 +21,7 @@ from longrec.features.fields import AVAILABLE
 from longrec.features.fitted_schema import FittedSchema
 from longrec.features.history_columns import NEVER, list_event_columns
 from longrec.serve.live_store import open_live
-from longrec.store.amend import find
+from longrec.store.amend import find, find_many, mask_reached
 from longrec.store.disk_store import DiskStore
 from longrec.store.history_store import Events
 from longrec.store.visibility import read_visible_events
@@ -52,10 +52,12 @@ class EventUpdate:
 
     Attributes:
         available: time from which the new revision is visible.
+        row: columns of the store to write. None if it has them.
         writes: functions that write it.
     """
 
     available: int
+    row: Mapping[str, int] | None = None
     writes: list[Callable[[], None]] = field(default_factory=list)
 
 
@@ -67,7 +69,9 @@ class LiveEvents:
         bundle: a bundle whose histories are read from its own events.
 
     Attributes:
-        removals: functions of a user and the timestamp of an event that is written, which remove what it changes.
+        bundle_digest: digest of the bundle.
+        removals: functions of the users of events that are written, with the earliest timestamp of each, which remove
+            what they change.
 
     Raises:
         StoreError: if the store belongs to another bundle, or another process writes to it.
@@ -76,7 +80,7 @@ class LiveEvents:
     def __init__(self, location: str, bundle: Bundle) -> None:
         assert bundle.store is not None
         self._base: DiskStore = bundle.store
-        self._fitted = bundle.fitted
+        self._fitted, self.bundle_digest = bundle.fitted, bundle.digest
         schema = bundle.fitted.schema
         self.values = list_event_columns(bundle.fitted)
         self.feedback = [name for name in self.values if schema.features[name].feedback]
@@ -85,7 +89,7 @@ class LiveEvents:
         for name, columns in self.filters.items():
             if len(columns) > _BITS:
                 raise StoreError(f"histories.{name}.where", f"{len(columns)} conditions", f"at most {_BITS}")
-        self.removals: list[Callable[[int, int], None]] = []
+        self.removals: list[Callable[[Mapping[int, int]], None]] = []
         self.backend = open_live(location, self._list_column_types(), bundle.digest)
 
     def _list_column_types(self) -> dict[str, Any]:
@@ -108,6 +112,26 @@ class LiveEvents:
             return StoredEvent(columns, True)
         own = self._find_in_base(row, time, item)
         return None if own is None else StoredEvent(own, False)
+
+    def find_many(
+        self,
+        users: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        times: NDArray[np.int64],
+        instances: NDArray[np.int64],
+        items: NDArray[np.int64],
+    ) -> list[StoredEvent | None]:
+        """Return what is stored of N events, as ``find`` for each. Arguments are ``[N]``."""
+        recorded = find_many(self.backend, users, times, instances)
+        in_base = mask_reached(self._base, rows, times) & (rows > 0)
+        stored: list[StoredEvent | None] = []
+        for at, columns in enumerate(recorded):
+            if columns is not None:
+                stored.append(StoredEvent(columns, True))
+                continue
+            own = self._find_in_base(int(rows[at]), int(times[at]), int(items[at])) if in_base[at] else None
+            stored.append(None if own is None else StoredEvent(own, False))
+        return stored
 
     def prepare_update(
         self,
@@ -178,11 +202,25 @@ class LiveEvents:
             # Every filter reads a later revision, because it replaces one that may pass.
             row_columns[f"where.{name}"] = int(name in since or further)
             row_columns[f"since.{name}"] = since.get(name, NEVER)
-        values = {name: np.array([value]) for name, value in row_columns.items()}
-        keys, times = np.array([user], np.int64), np.array([time], np.int64)
-        # Before too, so that a state without the event does not outlive a crash between both.
-        removals = [partial(remove, user, time) for remove in self.removals]
-        return EventUpdate(available, [*removals, partial(self.backend.append, keys, times, values), *removals])
+        return EventUpdate(available, row_columns, [partial(self.write, [user], [time], [row_columns])])
+
+    def write(self, users: Sequence[int], times: Sequence[int], rows: Sequence[Mapping[str, int]]) -> None:
+        """Write rows of ``EventUpdate`` durably, all or none, and remove the states that they change."""
+        if not rows:
+            return
+        columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        # Before too, so that a state without the events does not outlive a crash between both.
+        self.remove_states(users, times)
+        self.backend.append(np.array(users, np.int64), np.array(times, np.int64), columns)
+        self.remove_states(users, times)
+
+    def remove_states(self, users: Sequence[int], times: Sequence[int]) -> None:
+        """Remove the states of users that events at some timestamps change."""
+        earliest: dict[int, int] = {}
+        for user, time in zip(users, times) if self.removals else ():
+            earliest[user] = min(time, earliest.get(user, time))
+        for remove in self.removals:
+            remove(earliest)
 
     def last(
         self,

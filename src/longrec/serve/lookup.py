@@ -11,6 +11,9 @@ from longrec.errors import RequestError, quote
 from longrec.features.entity_table import EntityTable
 from longrec.serve.request_json import Key
 
+_REMEMBERED = 1 << 16
+"""Number of integer keys whose rows are remembered."""
+
 
 class Lookup:
     """Lookup of keys in one entity table. Row 0 is returned for unknown keys."""
@@ -47,6 +50,24 @@ class Lookup:
             raise self._build_type_error(next(key for key in keys.tolist() if type(key) is not int), where)
         at = self._sorted_keys.searchsorted(keys)
         return np.where(self._sorted_keys.take(at) == keys, self._sorted_rows.take(at), 0)
+
+    def find_row(self, key: Key, where: str) -> int:
+        """Return the row of one key, as ``find_rows``, without arrays.
+
+        Raises:
+            RequestError: as ``find_rows``.
+        """
+        if type(key) is not (int if self.numeric else str):
+            raise self._build_type_error(key, where)
+        row = self._rows.get(key)
+        if row is not None or not self.numeric:
+            return row or 0
+        at = int(self._sorted_keys.searchsorted(key))
+        row = int(self._sorted_rows[at]) if self._sorted_keys[at] == key else 0
+        if len(self._rows) >= _REMEMBERED:
+            self._rows.clear()
+        self._rows[key] = row
+        return row
 
     def _build_type_error(self, key: Key, where: str) -> RequestError:
         actual, expected = ("text", "integers") if self.numeric else ("integers", "text")

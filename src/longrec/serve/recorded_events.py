@@ -7,7 +7,7 @@ length, because stores hold numbers. It replaces the record before it, so that a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from longrec.features.schema import Schema
 from longrec.features.token_columns import compute_instance_ids
 from longrec.serve.live_store import store_exists
 from longrec.store import backends
+from longrec.store.amend import mask_reached
 from longrec.store.history_store import Events
 from longrec.store.remote_client import mask_password
 
@@ -171,25 +172,39 @@ class RecordedEvents:
         own = np.flatnonzero((events.times == at) & (events.columns["event"] == instance))
         return _join_slices(events, own)
 
-    def write(self, user: int, instance: int, event: RecordedEvent) -> None:
-        """Write the record of an event durably. It replaces the one before.
+    def find_many(
+        self, users: NDArray[np.int64], times: NDArray[np.int64], instances: NDArray[np.int64]
+    ) -> list[RecordedEvent | None]:
+        """Return the records of N events, as ``find`` for each. Arguments are ``[N]``."""
+        reached = mask_reached(self.backend, users, times)
+        rows = zip(reached.tolist(), users.tolist(), times.tolist(), instances.tolist())
+        return [self.find(user, at, instance) if one else None for one, user, at, instance in rows]
+
+    def write(self, users: Sequence[int], instances: Sequence[int], events: Sequence[RecordedEvent]) -> None:
+        """Write the records of events durably, all or none. They replace those before.
 
         Args:
-            user: key number.
-            instance: name of the event.
+            users: key numbers.
+            instances: names of the events.
         """
-        text = orjson.dumps(event, default=str)
-        count = -(-len(text) // _WIDTH)
-        numbers = np.arange(count, dtype=np.int64)
-        names, times = np.full(count, instance, np.int64), np.full(count, event.at, np.int64)
+        if not events:
+            return
+        texts = [orjson.dumps(event, default=str) for event in events]
+        sizes = np.array([len(text) for text in texts], np.int64)
+        counts = -(-sizes // _WIDTH)
+        starts = np.cumsum(counts) - counts
+        numbers = np.arange(counts.sum()) - np.repeat(starts, counts)
+        names = np.repeat(np.array(instances, np.int64), counts)
+        times = np.repeat(np.array([event.at for event in events], np.int64), counts)
+        padded = b"".join([text.ljust(int(count) * _WIDTH) for text, count in zip(texts, counts)])
         columns: dict[str, NDArray[Any]] = {
-            "slice": compute_instance_ids(names, numbers, times),
+            "slice": compute_instance_ids(names, numbers, times, seen=False),
             "event": names,
             "number": numbers,
-            "size": np.full(count, len(text), np.int64),
-            "text": np.frombuffer(text.ljust(count * _WIDTH), np.uint8).reshape(count, _WIDTH),
+            "size": np.repeat(sizes, counts),
+            "text": np.frombuffer(padded, np.uint8).reshape(-1, _WIDTH),
         }
-        self.backend.append(np.full(count, user, np.int64), times, columns)
+        self.backend.append(np.repeat(np.array(users, np.int64), counts), times, columns)
 
     def scan(self) -> Iterator[RecordedEvent]:
         """Yield all recorded events, user by user."""

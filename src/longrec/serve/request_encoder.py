@@ -25,6 +25,7 @@ from longrec.features.raw_columns import (
 )
 from longrec.pipeline.candidates import Candidates, to_key_array
 from longrec.pipeline.stage import Query
+from longrec.serve.event_values import EventValues
 from longrec.serve.histories import Columns, EventHistories, check_names, to_request_error
 from longrec.serve.knowledge_features import KnowledgeFeatures, key_number
 from longrec.serve.live_events import LiveEvents
@@ -95,11 +96,13 @@ class RequestEncoder:
 
     Attributes:
         revision: number of changes of the items.
+        event_values: encoder of the values of recorded events.
         user_columns: raw columns of the user, without the key.
     """
 
     def __init__(self, bundle: Bundle, tokens: TokenHistories | None = None, live: LiveEvents | None = None) -> None:
         self.bundle, self.fitted, self.revision = bundle, bundle.fitted, 0
+        self.event_values = EventValues(bundle.fitted)
         self._fields = {field.name: field for field in self.fitted.fields().features}
         self.context, self.candidate_context = list_context_columns(self.fitted), list_candidate_columns(self.fitted)
         self._event_features = list_row_features(self.fitted, "context")
@@ -184,7 +187,10 @@ class RequestEncoder:
         Raises:
             RequestError: 404 if the item is unknown and not allowed, 422 if the key has the wrong type.
         """
-        return int(self._look_up_items(to_key_array([key]), Query(key, 0, allow_unknown=allow_unknown), "item")[0])
+        row = 0 if self.fitted.schema.item is None else self._items.find_row(key, "item")
+        if not (row or allow_unknown):
+            self._look_up_items(to_key_array([key]), Query(key, 0), "item")
+        return row
 
     def _look_up_items(self, keys: NDArray[Any], query: Query, where: str) -> NDArray[np.int64]:
         if self.fitted.schema.item is None:
@@ -211,7 +217,7 @@ class RequestEncoder:
         Raises:
             RequestError: 422 if the key has the wrong type.
         """
-        return int(self._users.find_rows(to_key_array([key]), "user")[0])
+        return self._users.find_row(key, "user")
 
     def encode(self, query: Query) -> EncodedQuery:
         """Encode the inputs shared by all candidates.

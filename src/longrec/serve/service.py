@@ -127,6 +127,18 @@ class Service:
         return list(dict.fromkeys([*read, *([] if self._state is None else self._state.remote_stores)]))
 
     @property
+    def recorder(self) -> EventRecorder:
+        """The recorder of events.
+
+        Raises:
+            RequestError: if the service records none.
+        """
+        if self._events is None:
+            problem, do = "events are not recorded", "start the server with --events"
+            raise RequestError("/events", problem, "a server that records events", do, 404)
+        return self._events
+
+    @property
     def route(self) -> str:
         """The route of its example: ``/rank`` of a ranker, ``/recommend`` of a retriever or a pipeline."""
         if self.pipeline is not None and self.settings.recall is None:
@@ -163,7 +175,7 @@ class Service:
     def _rank(self, request: RankRequest) -> Iterator[RankResponse | Reading | None]:
         """Rank the candidates of a request. Yields None between slices of the work, and in the end the response."""
         stages = self.get_stages(RANK)
-        self._refresh_catalogs()
+        self.refresh_catalogs()
         at = parse_request_time(request.at, self._time, self._clock())
         query = request.build_query(at, self._read_recent(request, at))
         yield from self._read_remote(query)
@@ -217,7 +229,7 @@ class Service:
         self, request: RecommendRequest, trace: Trace | None = None, logs: bool = True
     ) -> Iterator[RecommendResponse | Reading]:
         stages = self.get_stages(RECOMMEND)
-        self._refresh_catalogs()
+        self.refresh_catalogs()
         at = parse_request_time(request.at, self._time, self._clock())
         seen = self.pipeline is None or self.pipeline.config.filter.seen
         query = request.build_query(at, seen, self._columns, trace, self._read_recent(request, at))
@@ -229,7 +241,7 @@ class Service:
             self._log.write(answer)
         yield answer
 
-    def _refresh_catalogs(self) -> None:
+    def refresh_catalogs(self) -> None:
         """Read the changes of items that other processes have made, so that all stages have the same items."""
         for model in self.models:
             model.catalog.refresh()
@@ -267,11 +279,8 @@ class Service:
             RequestError: if the event is invalid, or the service records none.
             StoreError: if a store does not respond.
         """
-        if self._events is None:
-            problem, do = "events are not recorded", "start the server with --events"
-            raise RequestError("/events", problem, "a server that records events", do, 404)
-        self._refresh_catalogs()
-        return self._events.prepare(decode_event(body))
+        self.refresh_catalogs()
+        return self.recorder.prepare(decode_event(body))
 
     def decode_and_answer(self, route: str, body: bytes) -> Answer:
         """Answer a JSON request to ``/rank`` or ``/recommend``."""

@@ -187,7 +187,7 @@ class ServiceState:
         location = self._locate(what if is_remote(self.location) else f"{what}.sqlite")
         store = open_states(location, settings.state_days * 86_400, settings.most_states)
         self._closing.callback(store.close)
-        self.live[bundle.digest].removals.append(store.remove)
+        self.live[bundle.digest].removals.append(store.remove_all)
         return store
 
     def _locate(self, what: str) -> str:

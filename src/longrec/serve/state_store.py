@@ -55,6 +55,10 @@ class StateStore(Protocol):
         """Remove the state of a user if an event at a timestamp would be in it."""
         ...
 
+    def remove_all(self, times: Mapping[int, int]) -> None:
+        """Remove the states of users in which an event at the timestamp of the user would be."""
+        ...
+
     def count(self) -> int:
         """Return the number of states."""
         ...
@@ -134,7 +138,20 @@ class FileStates:
 
     def remove(self, user: int, time: int) -> None:
         """Remove the state of a user if an event at a timestamp would be in it."""
-        self._run("delete from states where user = ? and until > ?", (user, time))
+        self.remove_all({user: time})
+
+    def remove_all(self, times: Mapping[int, int]) -> None:
+        """Remove the states of users in which an event at the timestamp of the user would be."""
+        with self._lock:
+            try:
+                with closing(self._database.cursor()) as cursor:
+                    cursor.execute("begin immediate")
+                    cursor.executemany("delete from states where user = ? and until > ?", list(times.items()))
+                    cursor.execute("commit")
+            except sqlite3.Error as error:
+                if self._database.in_transaction:
+                    self._database.execute("rollback")
+                raise self._build_error(error) from None
 
     def count(self) -> int:
         """Return the number of states."""
@@ -189,7 +206,12 @@ class RemoteStates:
 
     def remove(self, user: int, time: int) -> None:
         """Remove the state of a user if an event at a timestamp would be in it."""
-        call_server(self._location, lambda: self._removal([self._key(user)], [_HEADER.pack(time, 0)[:8]]))
+        self.remove_all({user: time})
+
+    def remove_all(self, times: Mapping[int, int]) -> None:
+        """Remove the states of users in which an event at the timestamp of the user would be."""
+        keys, packed = [self._key(user) for user in times], [_HEADER.pack(time, 0)[:8] for time in times.values()]
+        call_server(self._location, lambda: self._removal(keys, packed))
 
     def count(self) -> int:
         """Return the number of states."""
@@ -204,7 +226,9 @@ class RemoteStates:
 
 
 _REMOVE = """
-local content = redis.call('get', KEYS[1])
-if content and struct.unpack('<i8', content) > struct.unpack('<i8', ARGV[1]) then redis.call('del', KEYS[1]) end
+for n, key in ipairs(KEYS) do
+  local content = redis.call('getrange', key, 0, 7)
+  if #content == 8 and struct.unpack('<i8', content) > struct.unpack('<i8', ARGV[n]) then redis.call('del', key) end
+end
 """
 """A script, so that no state that another process writes in between is removed by its age."""

@@ -151,6 +151,7 @@ class UserStates:
         users: Sequence[UserHistory],
         now: int,
         stored: Mapping[int, StoredState | None] | None = None,
+        until: int | None = None,
     ) -> dict[int, StoredState]:
         """Fold the final events of users into their states, all users at once, and store the states.
 
@@ -159,11 +160,13 @@ class UserStates:
         Args:
             now: timestamp from which the states can be used.
             stored: their present states. None: read them.
+            until: events before this timestamp are folded, if they are final. Default all that are.
 
         Returns:
             The new states by user.
         """
-        until, foldings, read = now - self.delay, dict[int, _Folding](), dict[int, _Reading]()
+        until = now - self.delay if until is None else min(until, now - self.delay)
+        foldings, read = dict[int, _Folding](), dict[int, _Reading]()
         for one in users:
             present = self.store.get(one.user) if stored is None else stored[one.user]
             if present is not None and (present.at > now or present.until >= until):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-from longrec.errors import StoreError
+from longrec.errors import ServerError, StoreError
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -60,7 +60,7 @@ def call_server(location: str, request: Callable[[], ResultT]) -> ResultT:
     """Return the response of the server.
 
     Raises:
-        StoreError: if the server does not respond, or returns an error.
+        ServerError: if the server does not respond, or returns an error.
     """
     import redis
 
@@ -68,9 +68,9 @@ def call_server(location: str, request: Callable[[], ResultT]) -> ResultT:
         return request()
     except (redis.ConnectionError, redis.TimeoutError) as error:
         do = "start redis-server or valkey-server there, or give another address"
-        raise StoreError(mask_password(location), f"no response ({error})", "a Redis or Valkey server", do) from None
+        raise ServerError(mask_password(location), f"no response ({error})", "a Redis or Valkey server", do) from None
     except redis.RedisError as error:
-        raise StoreError(mask_password(location), f"the server refuses ({error})", "", "check the server") from None
+        raise ServerError(mask_password(location), f"the server refuses ({error})", "", "check the server") from None
 
 
 def mask_password(location: str | Path) -> str:
