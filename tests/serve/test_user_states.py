@@ -32,6 +32,7 @@ WHOLE: dict[str, Any] = {
 }
 MODELS: dict[str, dict[str, Any]] = {
     "hpmn": {"name": "hpmn", "embedding_dim": 4, "hidden": 5, "attention": [4], "mlp": [8], "init_std": 0.5},
+    "hstu": {"name": "hstu", "embedding_dim": 4, "width": 6, "heads": 2, "max_events": 5, "mlp": [8], "init_std": 0.5},
     "mimn": {
         "name": "mimn",
         "embedding_dim": 4,
@@ -44,9 +45,22 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
+# Read as times between events alone, so that they enter a state.
+TIMED = {
+    **WHOLE,
+    "histories": {
+        name: {**history, "features": [*history["features"], "time_gap", "time_since_previous"]}
+        for name, history in WHOLE["histories"].items()
+        if name != "liked"
+    },
+}
+SCHEMAS = {"hstu": TIMED}
+
+
 @pytest.fixture(scope="module", params=list(MODELS))
 def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train_shop(tmp_path_factory.mktemp(request.param), WHOLE, MODELS[request.param], states=True)
+    schema = SCHEMAS.get(request.param, WHOLE)
+    return train_shop(tmp_path_factory.mktemp(request.param), schema, MODELS[request.param], states=True)
 
 
 def get_states(service: Service, fold_at: int = 3) -> UserStates:
