@@ -32,7 +32,7 @@ WHOLE: dict[str, Any] = {
 }
 MODELS: dict[str, dict[str, Any]] = {
     "hpmn": {"name": "hpmn", "embedding_dim": 4, "hidden": 5, "attention": [4], "mlp": [8], "init_std": 0.5},
-    "hstu": {"name": "hstu", "embedding_dim": 4, "width": 6, "heads": 2, "max_events": 5, "mlp": [8], "init_std": 0.5},
+    "hstu": {"name": "hstu", "embedding_dim": 4, "width": 6, "max_events": 12, "mlp": [8], "init_std": 0.5},
     "mimn": {
         "name": "mimn",
         "embedding_dim": 4,
@@ -60,7 +60,9 @@ SCHEMAS = {"hstu": TIMED}
 @pytest.fixture(scope="module", params=list(MODELS))
 def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     schema = SCHEMAS.get(request.param, WHOLE)
-    return train_shop(tmp_path_factory.mktemp(request.param), schema, MODELS[request.param], states=True)
+    with pytest.MonkeyPatch.context() as patch:  # so that scores depend on histories after few steps too
+        patch.setattr("longrec.nn.hstu._INITIAL_STD", 1.0)
+        return train_shop(tmp_path_factory.mktemp(request.param), schema, MODELS[request.param], states=True)
 
 
 def get_states(service: Service, fold_at: int = 3) -> UserStates:

@@ -84,7 +84,7 @@ class BandCache:
         seen_BA = torch.cat([cache_BCE[:, :, self._keys], torch.ones_like(later.x_BTD[:, :, 0])], 1)
         at_BA = None
         if later.times is not None:
-            at_BA = torch.cat([-_read_times(cache_BCE[:, :, -2:]), later.times.at], 1)
+            at_BA = torch.cat([-unpack_times(cache_BCE[:, :, -2:]), later.times.at], 1)
         band = _Band(self.form.window, self.entries, seen_BA, at_BA, later.times)
         columns, x_ND = [], later.x_BTD.flatten(0, 1)
         for number, layer in enumerate(self.layers):
@@ -104,7 +104,7 @@ class BandCache:
         if at_BA is not None:
             assert later.end_B1 is not None
             before_BC = later.end_B1 - at_BA.flatten().index_select(0, flat_M).view(users, self.entries)
-            new.append(_write_times(before_BC))
+            new.append(pack_times(before_BC))
         return torch.cat(new, 2)
 
     def read(
@@ -117,7 +117,7 @@ class BandCache:
         segments = Segments(torch.arange(2) * self.entries, y_QD.shape[0], self.entries, shared=True)
         times, seen_C = None, cache_CE[:, self._keys]
         if self.form.timed:
-            before_C = _read_times(cache_CE[:, -2:])
+            before_C = unpack_times(cache_CE[:, -2:])
             times = EventTimes(-before_C, torch.zeros_like(before_C))
         w_M = y_QD.new_zeros(0)
         for number, layer in enumerate(self.layers):
@@ -177,7 +177,7 @@ class _Band:
         return padded.index_select(1, index).view(x.shape[0], self.blocks, size, x.shape[2])
 
 
-def _write_times(half_seconds: Int64[Tensor, "B C"]) -> Float[Tensor, "B C 2"]:
+def pack_times(half_seconds: Int64[Tensor, "B C"]) -> Float[Tensor, "B C 2"]:
     """Return times as two numbers each, of 23 bits."""
     # In float64, since programs divide integers in float32.
     bounded = half_seconds.clamp(0, _BASE**2 - 1).double()
@@ -185,7 +185,7 @@ def _write_times(half_seconds: Int64[Tensor, "B C"]) -> Float[Tensor, "B C 2"]:
     return (torch.stack([high, bounded - high * _BASE], -1) / _BASE).float()
 
 
-def _read_times(written: Tensor) -> Tensor:
+def unpack_times(written: Tensor) -> Tensor:
     """Return the times of their two numbers, int64 half seconds ``[...]``."""
     high, low = (written * _BASE).round().long().unbind(-1)
     return high * _BASE + low

@@ -31,6 +31,9 @@ from longrec.nn.segments import Segments
 _EPSILON = 1e-6
 """Added to the variances. It is not negligible: sums that are divided by n are small, and few events stay small."""
 
+_INITIAL_STD = 0.02
+"""Standard deviation of the initial weights of the projections."""
+
 
 @dataclass(frozen=True)
 class StackForm:
@@ -67,7 +70,7 @@ class HSTULayer(nn.Module):
         self.outer = Linear(inside, form.width)
         self.bias = RelativeBias(form.window, form.timed)
         self.dropout = Dropout(form.dropout)
-        nn.init.normal_(self.inner.weight, std=0.02)
+        nn.init.normal_(self.inner.weight, std=_INITIAL_STD)
         nn.init.xavier_uniform_(self.outer.weight)
 
     def project(self, x_ND: Float[Tensor, "N D"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
