@@ -1,20 +1,25 @@
-"""Calls of the programs that update states: every event of every user once, in order, whatever their numbers are."""
+"""Updates of states by a program that counts: every event of every user once, in order, whatever their numbers are."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from longrec.exporting.bundle import StateFacts
+from longrec.exporting.bundle import Bundle, StateFacts
 from longrec.exporting.inputs import Input, ProgramFacts
 from longrec.exporting.runtime import Program
 from longrec.features.feature_encoders import Lists
 from longrec.serve import state_updates
-from longrec.serve.state_updates import StateUpdate
+from longrec.serve.state_store import FileStates
+from longrec.serve.state_updates import Columns, StateUpdate
+from longrec.serve.user_states import UserHistory, UserStates
+from longrec.store.history_store import Events
 
 COUNTS = [0, 1, 9, 16, 3, 37, 8, 7, 5]
 ITEM = Input("h.seen.item", "INT32", "h.seen", "value", 99)
@@ -68,3 +73,67 @@ def test_every_event_is_folded_once_and_in_order(chunks: bool, following: int, m
     for users, longest, events in program.sizes:
         assert users * (longest - following) <= 24
         assert events - users * following > users * (longest - following) / 2  # more events than padding
+
+
+class Reader:
+    """Stored events of one user, by history."""
+
+    def __init__(self, times: Mapping[str, list[int]]) -> None:
+        self.times = {name: np.array(own, np.int64) for name, own in times.items()}
+
+    def read_last(self, user: int, row: int, before: int, now: int, history: str, n: int) -> Events:
+        times = self.times[history]
+        times = times[times < min(before, now)][-n:]
+        return Events(np.array([0, len(times)]), times, {"item": times})
+
+    def encode(self, history: str, events: Events, now: int) -> Columns:
+        return {"item": events.columns["item"]}
+
+
+class Counting:
+    """A program whose state is the number of events and the time of the last one. The events follow it in order."""
+
+    def __init__(self, history: str) -> None:
+        self.history = history
+
+    def run(self, tensors: Mapping[str, NDArray[Any]], output: str) -> NDArray[np.float32]:
+        states, items = tensors[f"s.{self.history}"].copy(), tensors[f"h.{self.history}.item"]
+        for state, row in zip(states, tensors[f"p.{self.history}"]):
+            own = items[row[row >= 0]].tolist()
+            assert own[0] >= state[1]
+            assert own == sorted(own)
+            state[:] = state[0] + len(own) - 1, own[-2]
+        return states
+
+
+def test_the_newest_event_of_every_history_stays_outside(tmp_path: Path) -> None:
+    """A rare history does not end the state of a frequent one, and events of one timestamp stay together."""
+    facts, programs, own = dict[str, StateFacts](), dict[str, Any](), dict[str, Any]()
+    for name in ("often", "rare", "never"):
+        inputs = [
+            Input(f"h.{name}.item", "INT32", f"h.{name}", "value", 999),
+            Input(f"p.{name}", "INT64", f"s.{name}", "positions", 0),
+        ]
+        facts[name], own[f"update.{name}"] = StateFacts([], 10, 2, True), ProgramFacts("", inputs, [])
+        programs[f"update.{name}"] = Counting(name)
+    bundle = cast(Bundle, SimpleNamespace(manifest=SimpleNamespace(states=facts, programs=own)))
+    store = FileStates(tmp_path / "states.sqlite", 10_000, 10)
+    states, user = UserStates(bundle, programs, store, fold_at=3), UserHistory(1, 1)
+    often = sorted([*range(0, 60, 2), 30, 40, 40])
+    reader = Reader({"often": often, "rare": [3, 5, 5], "never": []})
+    folded = []
+    for now in (12, 31, 33, 41, 50, 51, 60, 70, 90):
+        start, later = states.read(reader, user, now)
+        for name, times in reader.times.items():
+            count, last = start[f"s.{name}"][0].tolist()
+            assert count + len(later[name]) == (times < now).sum()
+            assert not count or later[name].times[0] > last
+            assert not count or later[name].times[0] < now - states.delay  # it ends the time of the last one
+        folded.append(int(start["s.often"][0, 0]))
+    assert folded[0] == 0
+    assert folded == sorted(folded)
+    # The state follows the newest event up to the watermark, with less than three final ones behind it.
+    assert folded[-1] > len(often) - 4
+    assert start["s.rare"][0].tolist() == [1, 3]
+    assert states.bytes_per_user == 3 * (8 + 8)
+    store.close()
