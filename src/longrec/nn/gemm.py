@@ -110,3 +110,23 @@ def weight_gradient(g_NO: Tensor, x_NI: Tensor) -> Tensor:
     if rows < x_NI.shape[0]:
         grad = grad + g_NO[rows:].t() @ x_NI[rows:]
     return grad
+
+
+def add_product(y_NO: Tensor, x_NI: Tensor, w_OI: Tensor) -> Tensor:
+    """Add ``x w^T`` to ``y`` in place, and return it."""
+    return y_NO.add_(affine(x_NI, w_OI)) if _fits_onednn(x_NI) else y_NO.addmm_(x_NI, w_OI.t())
+
+
+def write_input_gradient(out_NI: Tensor, g_NO: Tensor, w_OI: Tensor) -> Tensor:
+    """Write ``g w`` into existing memory, and return it."""
+    if _fits_onednn(g_NO) and w_OI.shape[0] > 1:
+        return out_NI.copy_(input_gradient(g_NO, w_OI))
+    return torch.mm(g_NO, w_OI, out=out_NI)
+
+
+def add_weight_gradient(total_OI: Tensor, g_NO: Tensor, x_NI: Tensor) -> None:
+    """Add ``g^T x`` to ``total`` in place."""
+    if _fits_onednn(x_NI):
+        total_OI.add_(weight_gradient(g_NO, x_NI))
+    else:
+        total_OI.addmm_(g_NO.t(), x_NI)
