@@ -175,24 +175,24 @@ def count_bytes(func: Any, args: Any, kwargs: Any, out: Any) -> float:
     if name in _FREE or name.startswith(("empty", "new_empty", "profiler")) or _is_view(func):
         return 0
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+    outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
     if name == "embedding":
-        return _bytes(args[1]) + 2 * _bytes(made[0])
+        return _bytes(args[1]) + 2 * _bytes(outputs[0])
     if name in _GATHERS:
-        return sum(map(_bytes, tensors[1:])) + min(_bytes(tensors[0]), sum(map(_bytes, made)))
+        return sum(map(_bytes, tensors[1:])) + min(_bytes(tensors[0]), sum(map(_bytes, outputs)))
     if name in _SCATTERS:
         return sum(map(_bytes, tensors[1:]))
     if name.startswith("_embedding_bag"):
         width = args[0].shape[1] * args[0].element_size()
-        return _bytes(args[1]) + args[1].numel() * width + _bytes(made[0])
+        return _bytes(args[1]) + args[1].numel() * width + _bytes(outputs[0])
     if name in _FUSED_ADAM:
         return 7 * sum(map(_bytes, args[0]))  # parameter, gradient and two moments are read, all but one written
     if any(torch.Tag.pointwise in getattr(packet, one).tags for one in packet.overloads()):
-        own = {id(one) for one in made}
+        own = {id(one) for one in outputs}
         sizes = sorted(_bytes(one) for one in tensors if id(one) not in own or one is tensors[0])
         return sum(sizes[:-1])
     read = {id(one): _bytes(one) for one in tensors}
-    return sum(read.values()) + sum(_bytes(one) for one in made if id(one) not in read)
+    return sum(read.values()) + sum(_bytes(one) for one in outputs if id(one) not in read)
 
 
 def _is_view(func: Any) -> bool:

@@ -203,7 +203,7 @@ class _Path(nn.Module):
         valid_S &= (other_SK != e_NK.detach()[1:]).any(1)
         # The first layer is split: the term of an interest serves both events, and that of an event all of its uses.
         first = cast(Layer, self.next.layers[0])
-        w_AH, w_AK = (w.contiguous() for w in first.linear.weight.split([h_NH.shape[1], e_NK.shape[1]], 1))
+        w_AH, w_AK = (w.contiguous() for w in torch.split(first.linear.weight, [h_NH.shape[1], e_NK.shape[1]], 1))
         h_SA = linear(h_NH, w_AH, first.linear.bias)[:-1]
         e_NA = linear(e_NK, w_AK)
         good_S, bad_S = (self._judge(h_SA + e_SA) for e_SA in (e_NA[1:], e_NA.index_select(0, other_S)))

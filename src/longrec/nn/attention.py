@@ -14,7 +14,7 @@ Shapes: B rows, N positions, U entries of the history (see ``Segments``), Q quer
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from longrec.nn import activation_unit, gemm
 from longrec.nn.activation import ActivationName, BatchNorm, make_activation
 from longrec.nn.linear import linear, relu_gradient, use_plain_formula
-from longrec.nn.mlp import MLP
+from longrec.nn.mlp import MLP, Layer
 from longrec.nn.segments import Segments
 
 
@@ -152,10 +152,10 @@ class TargetAttention(nn.Module):
     ) -> Float[Tensor, "B K"]:
         """Return ``u = sum_t w_t k_t`` of each row, or 0 for an empty history."""
         if self.chunked is not None and not segments.shared and not use_plain_formula(k_UK):
-            first, layers = self.first, [*(layer.linear for layer in self.rest.layers), self.rest.last]
+            first, layers = self.first, [*(cast(Layer, layer).linear for layer in self.rest.layers), self.rest.last]
             hq_BH = linear(q_BQ, first.weight_q, first.bias)
             weights = first.weight_k, first.weight_m
-            pairs: list[Tensor | None] = [x for layer in layers for x in (layer.weight, layer.bias)]
+            pairs: list[Tensor | None] = [x for layer in layers if layer for x in (layer.weight, layer.bias)]
             k_NK, flat = segments.flatten(k_UK)
             return activation_unit.pool(hq_BH, q_BQ, k_NK, weights, pairs, flat, self.chunked, self.softmax)
         return segments.weighted_sum(self.weights(q_BQ, k_UK, segments), k_UK)

@@ -86,7 +86,7 @@ class _FoldedAttention(torch.autograd.Function):
         buckets, heads, g_BHD = ctx.buckets, q_BHD.shape[1], g_BHD.contiguous()
         g_q, g_x = torch.zeros_like(q_BHD), torch.empty_like(x_ND)
         # A row without events hands its own entry on.
-        g_y = g_BHD.sum(1) if ctx.own else None
+        g_y: Any = g_BHD.sum(1) if ctx.own else None
         for bucket, w_RHt, x_nD, out_nD in zip(buckets, every, _split(x_ND, buckets), _split(g_x, buckets)):
             x_RTD, q_RHD, g_RHD = bucket.pad(x_nD), q_BHD[bucket.rows], g_BHD[bucket.rows]
             w_RHT = w_RHt[:, :, :-1] if ctx.own else w_RHt

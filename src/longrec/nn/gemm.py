@@ -47,7 +47,7 @@ def _is_mkl_faster(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return "GenuineIntel" in maker
 
 
-_POINTWISE = None if _is_mkl_faster() else _find_pointwise()
+_POINTWISE: Any = None if _is_mkl_faster() else _find_pointwise()
 
 
 def _fits_onednn(x: Tensor) -> bool:
