@@ -58,7 +58,7 @@ class StepClock:
         self.limit, self.kinds = limit, kinds
         self.wall: list[float] = []
         self.cpu: list[float] = []
-        register_optimizer_step_post_hook(self._stamp)
+        self._hook = register_optimizer_step_post_hook(self._stamp)
 
     def _stamp(self, optimizer: Any, *_: Any) -> None:
         if self.kinds is not None and type(optimizer).__name__ not in self.kinds:
@@ -71,7 +71,11 @@ class StepClock:
             raise StepLimitReached
 
     def result(self, batch: int, **more: Any) -> dict[str, Any]:
-        """Return rows per CPU-second and per second from step ``WARM``, without the last, shorter batch of an epoch."""
+        """Return rows per CPU-second and per second from step ``WARM``, without the last, shorter batch of an epoch.
+
+        No later step is recorded.
+        """
+        self._hook.remove()
         last = len(self.wall) - (1 if self.limit else 2)
         first = min(WARM, max(last - 1, 0))
         rows = (last - first) * batch

@@ -1,4 +1,4 @@
-"""Benchmark of training and inference of all ranking models, with the time of their matrix products alone.
+"""Benchmark of training and inference of all ranking models, with the floor of a training step.
 
     python bench/rankers_speed.py [--models din bst] [--rounds 3]
 
@@ -6,9 +6,10 @@ MovieLens-1M by rows, histories of the last 100 events, settings as in ``quality
 in a process of its own, all models in turns in every round. Reported per model:
 
 - rows per CPU-second in training, from step 5, with LongRec's own loop and optimizers;
-- its floor: rows per CPU-second if a step consisted of the matrix products that torch counts in it, forward and
-  backward, at this machine's rate for matrices of such shapes; and the ratio to it. Other operations (gathering rows of
-  tables, softmax, norms, recurrence between products, optimizer) have no cost there;
+- its floor: rows per CPU-second if every operator of a step took the time of its products or of its memory traffic,
+  whichever is longer, at this machine's rates (``floor.py`` has the rules); and the ratio to it. The share of the
+  products in that time says which of both holds a model;
+- the operators that take most of a step, by ``torch.profiler``, as shares of its time, beside their floor;
 - milliseconds to score 100 candidates with a history of 100 events in the exported program (onnxruntime, median);
 - the same request in torch, once as a shared batch (the history once) and once as 100 rows that repeat it, which
   measures the gain of sharing;
@@ -23,11 +24,13 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import clock
+import floor
 import machine
 
 sys.path.insert(1, str(Path(__file__).resolve().parent / "quality"))
@@ -35,21 +38,25 @@ import numpy as np
 import rankers
 import torch
 from ranking_logs import TASKS
-from torch.utils.flop_counter import FlopCounterMode
 
 from longrec import commands
 from longrec.data.log import Log
 from longrec.data.training_histories import iterate_training_histories
 from longrec.exporting.inputs import list_inputs, make_random_tensors
 from longrec.exporting.program import build_shared_batch, trace
-from longrec.features.batch import Batch, Layout
+from longrec.features.batch import Batch, Jagged, Layout
 from longrec.features.fields import Fields
 from longrec.models.core.base import Model
 from longrec.models.core.kinds import Ranker
 from longrec.models.core.registry import build
+from longrec.training.hooks import Hooks
 from longrec.training.loaders import build_loader
+from longrec.training.optimizers import build_optimizers
+from longrec.training.settings import FitConfig
 
 LAST, BATCH, CANDIDATES = 100, 1024, 100
+PROFILED, HOLDING = 3, 6
+"""Steps under the profiler, and operators to report."""
 
 
 def job(name: str, work: Path) -> dict[str, Any]:
@@ -73,26 +80,50 @@ def train(settings: dict[str, Any], steps: int) -> dict[str, Any]:
     raise SystemExit("the log has fewer steps than requested")
 
 
-def count_flops(model: Ranker, log: Log) -> float:
-    """Return the floating point operations per row of the matrix products of a step."""
+def measure_floor(model: Ranker, log: Log, settings: dict[str, Any]) -> dict[str, Any]:
+    """Count what the operators of a step must compute and move, and return the floor of its time."""
+    rates = floor.measure_rates()
     batch = next(iter(build_loader(model, log, log.rows_of("train"), BATCH, seed=1).epoch(0)))
-    counter = FlopCounterMode(display=False)
+    own = {key: value for key, value in settings["fit"].items() if key in FitConfig.model_fields}
+    optimizers = build_optimizers(model.train(), FitConfig(**own), Hooks())
+
+    def step() -> None:
+        model.loss(batch).backward()
+        for optimizer in optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    step()  # states of the optimizers are made, and plans of the batch
+    counter = floor.FloorCounter(rates)
+    counter.add_batch(list_tensors(batch))
     with counter:
-        model.train().loss(batch).backward()
-    return counter.get_total_flops() / batch.size
+        step()
+    seconds, flops = sum(counter.seconds.values()), sum(counter.flops.values())
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for _ in range(PROFILED):
+            step()
+    taken = Counter[str]()
+    for event in profile.key_averages():
+        taken[event.key.partition("::")[2] or "Python, autograd and allocation"] += event.self_cpu_time_total
+    return {
+        "floor_rows_per_s": BATCH / seconds,
+        "products_share": flops / rates.flops / seconds,
+        "gflop": flops / 1e9,
+        "megabytes": sum(counter.moved.values()) / 1e6,
+        "gflop_per_s": rates.flops / 1e9,
+        "bandwidth": {f"{size >> 20} MB": rate / 1e9 for size, rate in rates.bandwidth.items()},
+        "operators": {
+            name: [value / sum(taken.values()), 1e-3 * value / PROFILED, 1e3 * counter.seconds[name]]
+            for name, value in taken.most_common(HOLDING)
+        },
+    }
 
 
-def measure_flops() -> float:
-    """Return the floating point operations per CPU-second of matrix products of usual shapes, forward and backward."""
-    done = spent = 0.0
-    for rows, inside, outside in [(BATCH * 60, 128, 80), (BATCH * 60, 80, 40), (BATCH, 256, 128), (BATCH, 128, 64)]:
-        x, w, g = torch.randn(rows, inside), torch.randn(inside, outside), torch.randn(rows, outside)
-        for number in range(12):
-            began = time.process_time()
-            _ = (x @ w, g @ w.T, x.T @ g)
-            if number > 1:
-                done, spent = done + 6 * rows * inside * outside, spent + time.process_time() - began
-    return done / spent
+def list_tensors(batch: Batch) -> list[torch.Tensor]:
+    """Return all tensors of the features and histories of a batch."""
+    columns = [*batch.requests.values(), *batch.candidates.values()]
+    columns += [column for history in batch.histories.values() for column in history.columns.values()]
+    return [x for one in columns for x in ([one.values, one.offsets] if isinstance(one, Jagged) else [one])]
 
 
 def repeat_rows(batch: Batch) -> Batch:
@@ -154,14 +185,14 @@ def one(name: str, work: Path, steps: int) -> dict[str, Any]:
     for module in model.modules():
         if isinstance(module, Model) and module.needs_training_window:
             module.fit_statistics(iterate_training_histories(log))
-    flops, speed = count_flops(model, log), measure_flops()
+    bound = measure_floor(model, log, settings)
     tables = {id(table) for table in model.embedding_parameters()}
     sizes = {True: 0, False: 0}
     for parameter in model.parameters():
         sizes[id(parameter) in tables] += parameter.numel()
     return {
         "train_rows_per_s": trained["rows_per_cpu_second"],
-        "floor_rows_per_s": speed / flops if flops else None,
+        **bound,
         "peak_mb": trained["peak_mb"],
         **measure_requests(model, fields),
         "parameters": sizes[False],
@@ -190,26 +221,35 @@ def main() -> None:
             line = next(text for text in used.output.splitlines() if text.startswith("RESULT "))
             runs[name].append(json.loads(line.removeprefix("RESULT ")))
             print(f"round {number + 1}, {name}: {line.removeprefix('RESULT ')}", flush=True)
-    figures = {name: {key: _median_or_none([r[key] for r in own]) for key in own[0]} for name, own in runs.items()}
+    figures = {name: merge(own) for name, own in runs.items()}
     (args.work / "speed.json").write_text(json.dumps(figures, indent=1))
     machine.write("rankers_speed", report(figures, args.rounds))
 
 
-def _median_or_none(values: list[Any]) -> Any:
-    return None if None in values else statistics.median(values)
+def merge(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the median of every number over the rounds, and what is no number of the last round."""
+    last = runs[-1]
+    return {
+        key: value if isinstance(value, dict) else statistics.median([run[key] for run in runs])
+        for key, value in last.items()
+    }
 
 
-def report(figures: dict[str, dict[str, float]], rounds: int) -> str:
-    """Return the table, fastest first."""
-    rows = []
+def report(figures: dict[str, dict[str, Any]], rounds: int) -> str:
+    """Return the tables, fastest first."""
+    rows, operators = [], []
     for name, own in sorted(figures.items(), key=lambda item: -item[1]["train_rows_per_s"]):
-        gain, floor = own["torch_repeated_ms"] / own["torch_shared_ms"], own["floor_rows_per_s"]
+        gain, bound = own["torch_repeated_ms"] / own["torch_shared_ms"], own["floor_rows_per_s"]
         rows.append(
             [
                 name,
                 f"{own['train_rows_per_s']:,.0f}",
-                f"{floor:,.0f}" if floor else "no products",
-                f"{own['train_rows_per_s'] / floor:.2f}" if floor else "",
+                f"{bound:,.0f}",
+                f"{own['train_rows_per_s'] / bound:.2f}",
+                f"{own['products_share']:.2f}",
+                f"{own['gflop']:.2f}",
+                f"{own['megabytes']:,.0f}",
+                f"{own['peak_mb']:,.0f}",
                 f"{own['inference_ms_100']:.2f}",
                 f"{own['torch_shared_ms']:.2f}",
                 f"{own['torch_repeated_ms']:.2f}",
@@ -218,14 +258,27 @@ def report(figures: dict[str, dict[str, float]], rounds: int) -> str:
                 f"{own['table_parameters']:,.0f}",
             ]
         )
-    head = ["model", "training, rows per CPU-second", "floor", "of the floor", "100 candidates, program, ms"]
-    head += ["torch, shared, ms", "torch, repeated, ms", "gain of sharing", "parameters", "in tables"]
+        shares = [
+            f"{key} {share:.2f} ({took:.0f}, {least:.0f})" for key, (share, took, least) in own["operators"].items()
+        ]
+        operators.append([name, "; ".join(shares)])
+    head = ["model", "training, rows per CPU-second", "floor", "of the floor", "products in the floor", "GFLOP", "MB"]
+    head += ["peak MB", "100 candidates, program, ms", "torch, shared, ms", "torch, repeated, ms", "gain of sharing"]
+    head += ["parameters", "in tables"]
+    rates = next(iter(figures.values()))
     about = (
         f"MovieLens-1M by rows, last {LAST} events, batch {BATCH:,}, one thread; CPU time, median of {rounds} rounds. "
-        "The floor is the rate of the matrix products of a step alone. It means little for models without many. A "
-        "request is 100 candidates with 100 events."
+        "The floor is the sum over all operators of a step of the longer of their products and their memory traffic "
+        f"(`floor.py`), here at {rates['gflop_per_s']:.0f} GFLOP/s and at "
+        + ", ".join(f"{rate:.0f} GB/s for {size}" for size, rate in rates["bandwidth"].items())
+        + ". GFLOP and MB are those of a step. A request is 100 candidates with 100 events."
     )
-    return f"# Speed of the ranking models\n\n{about}\n\n{machine.format_table(head, rows)}"
+    holds = (
+        f"The {HOLDING} operators with the most time of a step of one batch: share of the step (ms, ms of its floor). "
+        "What has no floor is a copy, an allocation or the interpreter."
+    )
+    tables = machine.format_table(head, rows), machine.format_table(["model", "operators"], operators)
+    return f"# Speed of the ranking models\n\n{about}\n\n{tables[0]}\n\n## What holds a step\n\n{holds}\n\n{tables[1]}"
 
 
 if __name__ == "__main__":

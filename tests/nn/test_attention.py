@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longrec.nn import activation_unit, gemm
 from longrec.nn.activation import ActivationName
 from longrec.nn.attention import FirstLayer, TargetAttention, _FirstLayerFunction
 from longrec.nn.segments import Segments
@@ -141,3 +142,44 @@ def test_a_normalized_unit_is_its_layers_one_after_the_other() -> None:
     expected = torch.stack([s_N[:3].softmax(0) @ k_NK[:3], torch.zeros(5), s_N[3:].softmax(0) @ k_NK[3:]])
     torch.testing.assert_close(unit(q_BQ, k_NK, own), expected, rtol=1e-4, atol=1e-5)
     assert not torch.equal(unit.train()(q_BQ, k_NK, own), unit(q_BQ, k_NK, own))
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize(("activation", "widths"), [("relu", [6, 4]), ("relu", [5]), ("sigmoid", [6, 4, 3])])
+@pytest.mark.parametrize("library", ["plain", "onednn"])
+def test_the_unit_in_chunks_has_the_output_and_the_gradients_of_the_unit_by_layers(
+    activation: ActivationName, widths: list[int], softmax: bool, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activation_unit, "_CHUNK", 600)
+    monkeypatch.setattr(gemm, "_POINTWISE", gemm._find_pointwise() if library == "onednn" else None)
+    torch.manual_seed(0)
+    lengths = [0, 700, 41, 0, 900, 3, 0]
+    unit, own = TargetAttention(3, 5, widths, activation, softmax), segments(lengths)
+    assert len(activation_unit._split(own)) > 2
+    q_BQ = torch.randn(len(lengths), 3, requires_grad=True)
+    k_NK = torch.randn(sum(lengths), 5, requires_grad=True)
+    leaves, upstream = [q_BQ, k_NK, *unit.parameters()], torch.randn(len(lengths), 5)
+    pooled = unit(q_BQ, k_NK, own)
+    gradients = torch.autograd.grad(pooled, leaves, upstream)
+    unit.chunked = None
+    expected = unit(q_BQ, k_NK, own)
+    torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-4)
+    for a, e in zip(gradients, torch.autograd.grad(expected, leaves, upstream), strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-3, atol=1e-3 * max(1, e.abs().max().item()))
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+def test_gradients_of_the_unit_in_chunks(activation: str, softmax: bool) -> None:
+    torch.manual_seed(0)
+    own = segments(LENGTHS)
+    # hq, q, k, both weights of the first layer, then weight and bias of the others: H = 3, Q = 2, K = 4
+    sizes = [(4, 3), (4, 2), (9, 4), (3, 4), (3, 2), (2, 3), (2,), (1, 2), (1,)]
+    leaves = [torch.randn(*size, dtype=torch.float64, requires_grad=True) for size in sizes]
+
+    def pool(*inputs: Tensor) -> Tensor:
+        hq_BH, q_BQ, k_NK, *weights = inputs
+        first, layers = (weights[0], weights[1]), list(weights[2:])
+        return activation_unit.pool(hq_BH, q_BQ, k_NK, first, layers, own, activation, softmax)
+
+    assert torch.autograd.gradcheck(pool, leaves)

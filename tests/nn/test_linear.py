@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,12 @@ from longrec.nn.linear import Linear, _LinearFunction, linear, relu_gradient, us
 
 SIZES = [(512, 3, 5), (1024, 7, 4), (1500, 16, 1), (5000, 24, 9), (4097, 5, 3)]
 """Rows, inputs, outputs: below, at and above the sizes at which other operators are used."""
+
+
+@pytest.fixture(autouse=True)
+def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products through oneDNN on every processor. Without it they are those of torch."""
+    monkeypatch.setattr(gemm, "_POINTWISE", gemm._find_pointwise())
 
 
 def reference(x: Tensor, w: Tensor, b: Tensor | None, relu: bool) -> Tensor:
@@ -85,3 +93,11 @@ def test_the_plain_form_is_kept_for_tracing_autocast_and_few_rows(monkeypatch: p
         assert Linear(3, 2)(torch.randn(600, 3)).dtype == torch.bfloat16
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert use_plain_formula(torch.zeros(512, 1))
+
+
+@pytest.mark.parametrize(("vendor", "faster"), [("GenuineIntel", True), ("AuthenticAMD", False)])
+def test_the_maker_of_the_processor_chooses_the_library(vendor: str, faster: bool, tmp_path: Path) -> None:
+    if not torch.backends.mkl.is_available():
+        faster = False
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+    assert gemm._is_mkl_faster(tmp_path / "cpuinfo") is faster

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longrec.nn.row_sums import sum_by_row
 from longrec.testing.pretend_device import DEVICE, PretendDevice
 from longrec.training.sparse_optimizers import (
     LazyAdagrad,
@@ -16,7 +17,6 @@ from longrec.training.sparse_optimizers import (
     LazySGD,
     RowwiseAdagrad,
     SparseOptimizer,
-    sum_by_row,
 )
 
 KINDS: dict[str, Any] = {

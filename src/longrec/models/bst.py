@@ -181,13 +181,14 @@ def _step(
     block: EncoderLayer, y_BD: Tensor, x: Tensor, attention: BucketedAttention, events: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return the candidates after a block, the events if ``events``, and the candidates' weights on the events."""
+    if not events:
+        z_BD, w = block.attend_query(y_BD, x, attention, beside=True)
+        return z_BD, None, w
     q, k, v = (projection.view(*x.shape[:-1], projection.shape[1]) for projection in block.project(x.flatten(0, -2)))
     q_BX, *own = block.project(y_BD)
     beside = own[0], own[1]
     o_BX, w = attention.attend_query(q_BX, attention.flatten(k), attention.flatten(v), block.heads, beside)
     z_BD = block.rest(y_BD, o_BX)
-    if not events:
-        return z_BD, None, w
     o = attention.attend_within(q, k, v, block.heads, beside)
     if o.ndim > x.ndim:
         x = x.expand(o.shape[0], -1, -1)

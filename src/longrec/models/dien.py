@@ -48,12 +48,11 @@ from torch import Tensor, nn
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.top import TopConfig, TopRanker, Width
-from longrec.nn import kernels
 from longrec.nn.activation import ActivationName
 from longrec.nn.attention import TargetAttention
 from longrec.nn.embedding import Embedded, Embeddings
-from longrec.nn.linear import Linear
-from longrec.nn.mlp import MLP
+from longrec.nn.linear import Linear, linear
+from longrec.nn.mlp import MLP, Layer
 from longrec.nn.queries import Queries
 from longrec.nn.recurrent import GRU, Update
 from longrec.nn.segments import Segments
@@ -193,15 +192,33 @@ class _Path(nn.Module):
         if not len(step_M):
             return h_NH.sum() * 0 + sum(parameter.sum() for parameter in self.next.parameters()) * 0
         other_M = torch.randint(segments.positions, step_M.shape, device=step_M.device)
+        # Steps are all positions but the last. Of those that end a row nothing is counted: they are too few to gather
+        # all others, and no step is gathered or scattered.
+        other_S = torch.zeros_like(row_N[:-1]).index_copy(0, step_M, other_M)
+        follows_S = row_N[1:] == row_N[:-1]
         e_NK = e_NK[:, : self.shared_width]
-        h_MH, next_MK, other_MK = h_NH[step_M], e_NK[step_M + 1], e_NK[other_M]
         user_N = row_N if users_B is None else users_B.index_select(0, row_N)
-        valid_M = (user_N[other_M] != user_N[step_M]) & (other_MK.detach() != next_MK.detach()).any(1)
-        good_M = self.next(torch.cat([h_MH, next_MK], 1)).squeeze(1)
-        bad_MX = torch.cat([h_MH, other_MK], 1)
-        if kernels.choose(h_NH) == "cuda":
-            # The number of valid steps is not known before the device is done, so all are computed.
-            bad = (F.softplus(self.next(bad_MX).squeeze(1).float()) * valid_M).sum()
-        else:
-            bad = F.softplus(self.next(bad_MX[valid_M]).squeeze(1).float()).sum()
-        return (F.softplus(-good_M.float()).sum() + bad) / len(step_M)
+        other_SK = e_NK.detach().index_select(0, other_S)
+        valid_S = follows_S & (user_N.index_select(0, other_S) != user_N[:-1])
+        valid_S &= (other_SK != e_NK.detach()[1:]).any(1)
+        # The first layer is split: the term of an interest serves both events, and that of an event all of its uses.
+        first = cast(Layer, self.next.layers[0])
+        w_AH, w_AK = (w.contiguous() for w in torch.split(first.linear.weight, [h_NH.shape[1], e_NK.shape[1]], 1))
+        h_SA = linear(h_NH, w_AH, first.linear.bias)[:-1]
+        e_NA = linear(e_NK, w_AK)
+        good_S, bad_S = (self._judge(h_SA + e_SA) for e_SA in (e_NA[1:], e_NA.index_select(0, other_S)))
+        loss = (F.softplus(-good_S.float()) * follows_S).sum() + (F.softplus(bad_S.float()) * valid_S).sum()
+        return loss / len(step_M)
+
+    def _judge(self, x_SA: Tensor) -> Tensor:
+        """Return the logit of the auxiliary network from the sums of its first layer, ``[S]``."""
+        assert self.next is not None
+        assert self.next.last is not None
+        first, *rest = self.next.layers
+        activation = cast(Layer, first).activation
+        assert activation is not None
+        x_SA = activation(x_SA)
+        for layer in rest:
+            x_SA = layer(x_SA)
+        logit_S: Tensor = self.next.last(x_SA).squeeze(1)
+        return logit_S

@@ -229,6 +229,7 @@ class CenteredTable(nn.Module, Table):
     and again after a change of its inputs.
     """
 
+    pools = False
     table_of_all: Tensor
 
     def __init__(self, residuals: nn.Parameter, graph: InterestGraph) -> None:

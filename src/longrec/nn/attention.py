@@ -14,7 +14,7 @@ Shapes: B rows, N positions, U entries of the history (see ``Segments``), Q quer
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +22,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from longrec.nn import gemm
+from longrec.nn import activation_unit, gemm
 from longrec.nn.activation import ActivationName, BatchNorm, make_activation
 from longrec.nn.linear import linear, relu_gradient, use_plain_formula
-from longrec.nn.mlp import MLP
+from longrec.nn.mlp import MLP, Layer
 from longrec.nn.segments import Segments
 
 
@@ -128,6 +128,8 @@ class TargetAttention(nn.Module):
         # A softmax ignores a constant added to all scores, so a last bias would get no gradient.
         self.rest = MLP(first, rest, activation, shares, batch_norm, outputs=1, last_bias=not softmax)
         self.softmax = softmax
+        plain = not batch_norm and not share and not any(shares)
+        self.chunked = activation if plain and activation in activation_unit.ACTIVATIONS else None
 
     def scores(self, q_BQ: Float[Tensor, "B Q"], k_UK: Float[Tensor, "U K"], segments: Segments) -> Float[Tensor, " N"]:
         """Return the score of every position for the candidate of its row, before a softmax."""
@@ -149,4 +151,11 @@ class TargetAttention(nn.Module):
         self, q_BQ: Float[Tensor, "B Q"], k_UK: Float[Tensor, "U K"], segments: Segments
     ) -> Float[Tensor, "B K"]:
         """Return ``u = sum_t w_t k_t`` of each row, or 0 for an empty history."""
+        if self.chunked is not None and not segments.shared and not use_plain_formula(k_UK):
+            first, layers = self.first, [*(cast(Layer, layer).linear for layer in self.rest.layers), self.rest.last]
+            hq_BH = linear(q_BQ, first.weight_q, first.bias)
+            weights = first.weight_k, first.weight_m
+            pairs: list[Tensor | None] = [x for layer in layers if layer for x in (layer.weight, layer.bias)]
+            k_NK, flat = segments.flatten(k_UK)
+            return activation_unit.pool(hq_BH, q_BQ, k_NK, weights, pairs, flat, self.chunked, self.softmax)
         return segments.weighted_sum(self.weights(q_BQ, k_UK, segments), k_UK)

@@ -22,12 +22,13 @@ row, C candidates per row (1, or all of a request), H heads, X width of all head
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from longrec.nn import kernels
 from longrec.nn.host_plans import expand_rows, fetch
@@ -73,6 +74,10 @@ class BucketedAttention:
         stored = self._segments.requests
         return None if self.shared or stored is self._segments else BucketedAttention(stored)
 
+    def folds(self, x: Tensor) -> bool:
+        """Return True if nn/folded_attention.py computes the attention of one query per row over events ``x``."""
+        return not self.shared and self._of_requests is None and kernels.choose(x) == "cpu"
+
     def flatten(self, x_UW: Tensor) -> Tensor:
         """Return ``[N, W]``, the value at every position, from that of ``requests``, both in bucket order."""
         return _select(x_UW, self._stored)
@@ -87,19 +92,23 @@ class BucketedAttention:
 
     def gather_rows(self, x_BW: Tensor) -> Tensor:
         """Reorder a tensor over rows from batch order to bucket order. Rows without events come last."""
-        return x_BW if self._order is None else x_BW.index_select(0, self._order.every_row)
+        order = self._order
+        return x_BW if order is None else _permute(x_BW, order.every_row, order.every_row_back)
 
     def restore_rows(self, x_BW: Tensor) -> Tensor:
         """Reorder a tensor over rows from bucket order to batch order."""
-        return x_BW if self._order is None else x_BW.index_select(0, self._order.every_row_back)
+        order = self._order
+        return x_BW if order is None else _permute(x_BW, order.every_row_back, order.every_row)
 
     def gather_positions(self, x_UW: Tensor) -> Tensor:
         """Reorder a tensor over positions from batch order to bucket order."""
-        return x_UW if self._order is None else x_UW.index_select(0, self._order.positions)
+        order = self._order
+        return x_UW if order is None else _permute(x_UW, order.positions, order.positions_back)
 
     def restore_positions(self, x_UW: Tensor) -> Tensor:
         """Reorder a tensor over positions from bucket order to batch order."""
-        return x_UW if self._order is None else x_UW.index_select(0, self._order.positions_back)
+        order = self._order
+        return x_UW if order is None else _permute(x_UW, order.positions_back, order.positions)
 
     def pool_beside(self, x: Tensor, y_BD: Tensor, how: Literal["mean", "sum"]) -> Tensor:
         """Return the mean or the sum over the events of each row and an entry of its own, ``[B, D]``.
@@ -190,6 +199,25 @@ def attend_runs(value_U: Tensor | None, segments: Segments) -> tuple[BucketedAtt
     seen_TT = number_U.unsqueeze(1) == number_U.unsqueeze(0)
     newer_U = (seen_TT & (position_U.unsqueeze(1) < position_U.unsqueeze(0))).sum(1)
     return BucketedAttention(segments, seen_TT), newer_U
+
+
+def _permute(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+    out: Tensor = _Permute.apply(x, order, back)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Permute(torch.autograd.Function):
+    """``x[order]`` of a permutation. Its gradient is a gather too, where that of ``index_select`` adds row by row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(back)
+        return x.index_select(0, order)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        return g.index_select(0, *ctx.saved_tensors), None, None
 
 
 def _select(x: Tensor, at: Tensor | None) -> Tensor:

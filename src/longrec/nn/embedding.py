@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from longrec.features.batch import Batch, Column, HistoryBatch, Jagged, Layout
 from longrec.features.fields import Field, Fields
-from longrec.nn import kernels
+from longrec.nn import kernels, lookup
 from longrec.nn.linear import linear
 from longrec.nn.segments import Segments
 
@@ -76,12 +76,19 @@ class Table:
 
     Every lookup of a model goes through a table, so that another kind of table (of residuals, or divided among
     machines) takes its place in ``Embeddings.tables``.
+
+    Attributes:
+        pools: the table is its parameter alone, so that lists of ids can be pooled as they are read.
     """
+
+    pools: ClassVar[bool] = True
 
     def look_up(self, weight: nn.Parameter, uses: list[Tensor]) -> list[Tensor]:
         """Return the vectors ``[N, D]`` of the ids of each use, int32 ``[N]``, from a table ``[rows, D]``."""
         if kernels.is_traced():
             return [F.embedding(ids, weight) for ids in uses]
+        if weight.device.type == "cpu":
+            return lookup.look_up(weight, [lookup.Use(ids) for ids in uses])
         # One lookup for all uses, so that the optimizer groups the ids of the table once.
         ids = torch.cat(uses) if len(uses) > 1 else uses[0]
         e_ND = F.embedding(ids.long(), weight, sparse=True)
@@ -166,9 +173,9 @@ class Embeddings(nn.Module):
                 for name, columns in self.fields.histories.items():
                     if any(column.name == field.name for column in columns):
                         uses.append((field, histories[name], batch.histories[name].columns[field.name]))
-            vectors = self._look_up(sharing[0], [values for _, _, values in uses])
-            for (field, target, values), e_ND in zip(uses, vectors):
-                target[field.name] = _pool(field, values, e_ND) if isinstance(values, Jagged) else e_ND
+            vectors = self._look_up([(field, values) for field, _, values in uses])
+            for (field, target, _), e_ND in zip(uses, vectors):
+                target[field.name] = e_ND
         order = tuple(field.name for field in self.fields.features)
         return Embedded(batch.layout, order, request, candidate, histories)
 
@@ -176,20 +183,40 @@ class Embeddings(nn.Module):
         """Look up the columns of events of one history alone, ``[N, D]`` each, by name."""
         vectors = {}
         for field in self.fields.histories[history]:
-            values = events.columns[field.name]
-            (e_ND,) = self._look_up(field, [values])
-            vectors[field.name] = _pool(field, values, e_ND) if isinstance(values, Jagged) else e_ND
+            (vectors[field.name],) = self._look_up([(field, events.columns[field.name])])
         return vectors
 
-    def _look_up(self, field: Field, uses: list[Column]) -> list[Tensor]:
-        """Return the vectors of the values of each use of a field."""
-        flat = [use.values if isinstance(use, Jagged) else use for use in uses]
-        table = self.table(field.name)
+    def _look_up(self, uses: list[tuple[Field, Column]]) -> list[Tensor]:
+        """Return the vectors of the entries of each use of one table."""
+        if not uses:
+            return []
+        flat = [values.values if isinstance(values, Jagged) else values for _, values in uses]
+        field, table = uses[0][0], self.table(uses[0][0].name)
         if field.owner in self.tables:
-            return self.tables[field.owner].look_up(table, flat)
-        if field.kind == "numeric":
-            return [values.to(table.dtype).unsqueeze(1) * table for values in flat]
-        return [linear(values.to(table.dtype), table.t().contiguous()) for values in flat]
+            own, lists = self.tables[field.owner], any(isinstance(values, Jagged) for _, values in uses)
+            if lists and own.pools and _pools_while_reading(table, uses):
+                return lookup.look_up(table, [_make_use(field, values) for field, values in uses])
+            vectors = own.look_up(table, flat)
+        elif field.kind == "numeric":
+            vectors = [values.to(table.dtype).unsqueeze(1) * table for values in flat]
+        else:
+            vectors = [linear(values.to(table.dtype), table.t().contiguous()) for values in flat]
+        return [_pool(*use, e_ND) for use, e_ND in zip(uses, vectors)]
+
+
+def _pools_while_reading(table: Tensor, uses: list[tuple[Field, Column]]) -> bool:
+    """Return True if all lists are pooled by a plain sum or mean, on the CPU, and no program is traced."""
+    if kernels.is_traced() or table.device.type != "cpu":
+        return False
+    return all(
+        not isinstance(values, Jagged) or (values.weights is None and field.pool != "max") for field, values in uses
+    )
+
+
+def _make_use(field: Field, values: Column) -> lookup.Use:
+    if isinstance(values, Jagged):
+        return lookup.Use(values.values, values.offsets, field.pool == "mean")
+    return lookup.Use(values)
 
 
 def _column(batch: Batch, field: Field) -> Column:
@@ -203,12 +230,14 @@ def parameter_name(name: str) -> str:
     return "table_" + name.replace("%", "%25").replace(".", "%2E")
 
 
-def _pool(field: Field, values: Jagged, e_ND: Tensor) -> Tensor:
-    """Pool the values of each entry to ``[U, D]``. 0 for an entry without values.
+def _pool(field: Field, values: Column, e_ND: Tensor) -> Tensor:
+    """Pool the values of each entry of a list column to ``[U, D]``. 0 for an entry without values.
 
     With weights, ``mean`` is the weighted sum over the sum of the weights, and ``max`` is taken over the weighted
     vectors.
     """
+    if not isinstance(values, Jagged):
+        return e_ND
     segments = Segments.of_values(values)
     if values.weights is None:
         return {"sum": segments.sum, "mean": segments.mean, "max": segments.max}[field.pool](e_ND)

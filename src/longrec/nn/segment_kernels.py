@@ -93,15 +93,27 @@ class _WeightedSum(torch.autograd.Function):
         return g_w, g_ND.mul_(w_N.unsqueeze(1)), None
 
 
+def compute_softmax(s_N: Tensor, segments: Rows) -> Tensor:
+    """Return ``exp(s - max) / sum`` in each row, without a gradient."""
+    top_B = s_N.new_zeros(segments.rows).scatter_reduce(0, segments.row, s_N, "amax", include_self=False)
+    w_N = (s_N - top_B.index_select(0, segments.row)).exp_()
+    total_B = segments.add_up(w_N.unsqueeze(1)).squeeze(1)
+    return w_N.div_(total_B.index_select(0, segments.row))
+
+
+def differentiate_softmax(w_N: Tensor, g_N: Tensor, segments: Rows) -> Tensor:
+    """Return the gradient of the scores from that of the weights: ``w * (g - sum of w g in the row)``."""
+    product_N = w_N * g_N
+    total_B = segments.add_up(product_N.unsqueeze(1)).squeeze(1)
+    return product_N - w_N * total_B.index_select(0, segments.row)
+
+
 class _Softmax(torch.autograd.Function):
-    """``exp(s - max) / sum`` in each row, with the gradient ``w * (g - sum of w g in the row)``."""
+    """``compute_softmax`` with its gradient."""
 
     @staticmethod
     def forward(ctx: Any, s_N: Tensor, segments: Rows) -> Tensor:
-        top_B = s_N.new_zeros(segments.rows).scatter_reduce(0, segments.row, s_N, "amax", include_self=False)
-        w_N = (s_N - top_B.index_select(0, segments.row)).exp_()
-        total_B = segments.add_up(w_N.unsqueeze(1)).squeeze(1)
-        w_N.div_(total_B.index_select(0, segments.row))
+        w_N = compute_softmax(s_N, segments)
         ctx.segments = segments
         ctx.save_for_backward(w_N)
         return w_N
@@ -109,10 +121,7 @@ class _Softmax(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_N: Tensor) -> tuple[Tensor, None]:
-        (w_N,) = ctx.saved_tensors
-        product_N = w_N * g_N
-        total_B = ctx.segments.add_up(product_N.unsqueeze(1)).squeeze(1)
-        return product_N - w_N * total_B.index_select(0, ctx.segments.row), None
+        return differentiate_softmax(ctx.saved_tensors[0], g_N, ctx.segments), None
 
 
 class _SoftmaxWithNull(torch.autograd.Function):

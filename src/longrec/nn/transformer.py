@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longrec.nn import folded_attention
 from longrec.nn.activation import ActivationName, make_activation
 from longrec.nn.bucketed_attention import BucketedAttention
 from longrec.nn.linear import Linear, linear
@@ -80,19 +81,37 @@ class EncoderLayer(nn.Module):
         """Return ``[U, D]``, the events of each row after attention over each other, in bucket order."""
         return self.rest(x_UD, attention.attend_within(*self.project(x_UD), self.heads))
 
-    def attend_query(self, y_BD: Tensor, x_UD: Tensor, attention: BucketedAttention) -> tuple[Tensor, Tensor]:
+    def attend_query(
+        self, y_BD: Tensor, x: Tensor, attention: BucketedAttention, beside: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Return ``[B, D]``, the query of each row after attention over the events, and its weights.
 
-        A query does not see itself. All tensors are in bucket order, the events in that of ``attention.requests``, and
-        the weights are those of ``BucketedAttention.attend_query``.
+        All tensors are in bucket order, the events in that of ``attention.requests``, and the weights are those of
+        ``BucketedAttention.attend_query``. Weights have no gradient.
+
+        Args:
+            x: events ``[U, D]``, or ``[B, T, D]`` of a shared history whose events differ per candidate.
+            beside: a query also sees itself, as one more event.
         """
         size = self.outer.in_features
         w_XD = self.inner.weight
-        k_UX, v_UX = linear(x_UD, w_XD[size:]).chunk(2, 1)
         q_BX = self._query(linear(y_BD, w_XD[:size]))
-        k_NX, v_NX = attention.flatten(self._key(k_UX)), attention.flatten(self._value(v_UX))
-        o_BX, w = attention.attend_query(q_BX, k_NX, v_NX, self.heads)
+        if self.score == "dot" and attention.folds(x):
+            own_BD, (w_k, w_v) = y_BD if beside else None, w_XD[size:].chunk(2)
+            o_BX, w = folded_attention.attend(
+                q_BX.view(len(q_BX), self.heads, -1), x, own_BD, w_k, w_v, attention.buckets
+            )
+            return self.rest(y_BD, o_BX), w
+        k, v = self._project_events(x.flatten(0, -2))
+        k, v = (attention.flatten(e.view(*x.shape[:-1], size)) for e in (k, v))
+        own = self._project_events(y_BD) if beside else None
+        o_BX, w = attention.attend_query(q_BX, k, v, self.heads, own)
         return self.rest(y_BD, o_BX), w
+
+    def _project_events(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values, ``[N, X]``."""
+        k_NX, v_NX = linear(x_ND, self.inner.weight[self.outer.in_features :]).chunk(2, 1)
+        return self._key(k_NX), self._value(v_NX)
 
     def rest(self, x_ND: Tensor, o_NX: Tensor) -> Tensor:
         """Apply the operations after the attention."""

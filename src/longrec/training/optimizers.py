@@ -10,10 +10,11 @@ from torch.optim import Optimizer
 
 from longrec.errors import ConfigError
 from longrec.models.core.base import Model
+from longrec.nn.row_sums import sum_by_row
 from longrec.training.hooks import Hooks, OptimizerFunction
 from longrec.training.schedules import warmup
 from longrec.training.settings import FitConfig
-from longrec.training.sparse_optimizers import LazyAdagrad, LazyAdam, LazySGD, RowwiseAdagrad, sum_by_row
+from longrec.training.sparse_optimizers import LazyAdagrad, LazyAdam, LazySGD, RowwiseAdagrad
 
 _NO_HOOKS = Hooks()
 _OWN_RATE = "own_lr"

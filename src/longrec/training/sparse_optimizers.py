@@ -9,81 +9,21 @@ first occurs late in training takes a somewhat longer first step than one that o
 ``l2`` is the mini-batch-aware penalty of DIN (section 5.1) with the same weight for every row: ``l2 * row`` is added to
 the gradient of the looked-up rows only.
 
-Shapes: R rows of a table, D width, n lookups, m distinct rows.
+Shapes: R rows of a table, D width, m distinct rows.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-_RADIX_LENGTH = 32_768
-"""torch uses radix sort for integers from this length on. Below it, numpy's radix sort of 16-bit digits is 6 times as
-fast.
-"""
-
-
-class RowSums(NamedTuple):
-    """Sparse gradient, summed by row.
-
-    Attributes:
-        rows: int64 ``[m]``, ascending.
-        sums: the sum of the gradients of each row, ``[m, D]``.
-        distinct: bool ``[m]``, or None if all rows are distinct. On a GPU, where their number is not known before the
-            device is done, m is the number of lookups, and the last row is repeated with its sum.
-    """
-
-    rows: Tensor
-    sums: Tensor
-    distinct: Tensor | None = None
-
-
-def sum_by_row(grad: Tensor) -> RowSums:
-    """Sum a sparse gradient by row. Equal gradients give equal sums to the bit, on every device."""
-    ids_n, values_nD = grad._indices()[0], grad._values()
-    if len(ids_n) == 0:
-        return RowSums(ids_n, values_nD)
-    sorted_n, order_n = _sort_ids(ids_n)
-    first_n = torch.ones_like(sorted_n, dtype=torch.bool)
-    torch.ne(sorted_n[1:], sorted_n[:-1], out=first_n[1:])
-    if ids_n.device.type != "cpu":
-        return _sum_without_waiting(sorted_n, order_n, first_n, values_nD)
-    starts_m = first_n.nonzero().squeeze(1)
-    sums_mD = F.embedding_bag(order_n, values_nD, starts_m, mode="sum")
-    return RowSums(sorted_n.index_select(0, starts_m).long(), sums_mD)
-
-
-def _sum_without_waiting(sorted_n: Tensor, order_n: Tensor, first_n: Tensor, values_nD: Tensor) -> RowSums:
-    """Return the sums with sizes that depend on no value, so that the host does not wait for the device."""
-    group_n = first_n.cumsum(0) - 1
-    at_n = torch.arange(len(sorted_n), device=sorted_n.device)
-    # A group past the last one is empty, and starts at the end.
-    starts = torch.searchsorted(group_n, torch.arange(len(sorted_n) + 1, device=sorted_n.device))
-    sums_nD = F.embedding_bag(order_n, values_nD, starts, mode="sum", include_last_offset=True)
-    last = group_n[-1:]
-    own_n = torch.minimum(at_n, last)
-    rows_n = sorted_n.index_select(0, starts.index_select(0, own_n)).long()
-    return RowSums(rows_n, sums_nD.index_select(0, own_n), at_n <= last)
-
-
-def _sort_ids(ids_n: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``ids`` in ascending order, and their original indices (stable)."""
-    if ids_n.device.type != "cpu" or len(ids_n) >= _RADIX_LENGTH:
-        return torch.sort(ids_n.int(), stable=True)
-    ids = ids_n.numpy()
-    order = ids.astype(np.uint16).argsort(kind="stable")
-    if ids.max() > 0xFFFF:
-        high = (ids >> 16).astype(np.uint16).take(order)
-        order = order.take(high.argsort(kind="stable"))
-    return torch.from_numpy(ids.take(order)), torch.from_numpy(order)
+from longrec.nn.row_sums import sum_by_row
 
 
 class SparseOptimizer(Optimizer, ABC):
