@@ -121,7 +121,9 @@ def main() -> None:
             arm.run(scenario, 0, "--prepare")
         rows = [format_row(model, run_rounds(scenario, model, options)) for model in options.models.split(",")]
         lengths = f"mean length {meta['mean_length']:.0f}, median {meta['median_length']:.0f}"
-        sections.append(f"## Histories of up to {meta['cap']:,} events, {lengths}\n\n{machine.format_table(head, rows)}")
+        sections.append(
+            f"## Histories of up to {meta['cap']:,} events, {lengths}\n\n{machine.format_table(head, rows)}"
+        )
     sections.append(DIFFERENCES)
     text = "\n\n".join(sections)
     if options.write:
