@@ -101,28 +101,22 @@ def forget_peak() -> None:
 def peak_mb() -> int:
     """Return the peak resident memory of this process since ``forget_peak`` (elsewhere: since its start), MB."""
     if os.path.exists("/proc/self/status"):
-        return _peak_of("self")
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) // 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def sum_children() -> tuple[float, int]:
-    """Return CPU-seconds of all child processes, and the sum of the peaks of the running ones, MB (Linux).
-
-    A page that a child shares with this process counts twice.
-    """
+    """Return CPU-seconds of all child processes, and the memory that the running ones share with none, MB (Linux)."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds, peak = ended.ru_utime + ended.ru_stime, 0
+    seconds, kilobytes = ended.ru_utime + ended.ru_stime, 0
     for children in Path("/proc/self/task").glob("*/children"):
         for child in children.read_text().split():
             ticks = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:15]
             seconds += sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
-            peak += _peak_of(child)
-    return seconds, peak
-
-
-def _peak_of(process: str) -> int:
-    status = Path(f"/proc/{process}/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) // 1024
+            memory = Path(f"/proc/{child}/smaps_rollup").read_text()
+            kilobytes += sum(int(line.split()[1]) for line in memory.splitlines() if line.startswith("Private_"))
+    return seconds, kilobytes // 1024
 
 
 def auc(label: Any, score: Any) -> float:
