@@ -31,7 +31,7 @@ def map_blocks(function: Callable[[Tensor], Tensor], x_ND: Tensor) -> Tensor:
     if kernels.choose(x_ND, casts=False) != "cpu" or len(x_ND) <= _BLOCK:
         return function(x_ND)
     with torch.no_grad():
-        return torch.cat([function(block) for block in x_ND.split(_BLOCK)])
+        return torch.cat([function(block) for block in torch.split(x_ND, _BLOCK)])
 
 
 def dot(x_BD: Float[Tensor, "B D"], k_UD: Float[Tensor, "U D"], segments: Segments) -> Float[Tensor, " N"]:
