@@ -1,8 +1,8 @@
 """Clock of all runners: rows per CPU-second between optimizer steps, and peak memory of training.
 
 A hook on torch's optimizers records each step, so every framework trains with its own unchanged loop. CPU time of the
-process (one thread) is steady on a shared machine, unlike wall time. It does not count helper processes (FuxiCTR loads
-through ray), which favors frameworks that use them.
+process (one thread) is steady on a shared machine, unlike wall time. Helper processes (FuxiCTR loads DIN's rows through
+ray) count with ``children`` alone, so without it frameworks that use them are favored.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--loss", default="", help="loss, of runners with a choice")
     parser.add_argument("--negatives", type=int, default=1, help="negatives per target, of losses that draw them")
+    parser.add_argument("--model", default="", help="model, of runners with a choice")
+    parser.add_argument("--zoo", type=Path, help="checkout of FuxiCTR, for models that its wheel lacks")
+    parser.add_argument("--workers", type=int, default=0, help="loading processes, of runners with a choice")
     parser.add_argument("--prepare", action="store_true", help="only prepare the data (a process of its own)")
     args = parser.parse_args()
     args.meta = json.loads((args.data / "meta.json").read_text())
@@ -48,14 +51,18 @@ class StepClock:
 
     Args:
         kinds: class names of the optimizers whose steps count (a trainer may step two in a row). None counts all.
+        children: add CPU time and memory of child processes, such as loaders (Linux).
     """
 
-    def __init__(self, limit: int = 0, threads: int = 1, kinds: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self, limit: int = 0, threads: int = 1, kinds: tuple[str, ...] | None = None, children: bool = False
+    ) -> None:
         import torch
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
         torch.set_num_threads(threads)
-        self.limit, self.kinds = limit, kinds
+        self.limit, self.kinds, self.children = limit, kinds, children
+        self.peak = 0
         self.wall: list[float] = []
         self.cpu: list[float] = []
         self._hook = register_optimizer_step_post_hook(self._stamp)
@@ -66,8 +73,9 @@ class StepClock:
         if not self.wall:
             forget_peak()
         self.wall.append(time.perf_counter())
-        self.cpu.append(time.process_time())
+        self.cpu.append(time.process_time() + (sum_children()[0] if self.children else 0.0))
         if self.limit and len(self.wall) >= self.limit:
+            self.peak = peak_mb() + (sum_children()[1] if self.children else 0)
             raise StepLimitReached
 
     def result(self, batch: int, **more: Any) -> dict[str, Any]:
@@ -83,7 +91,7 @@ class StepClock:
             "rows_per_cpu_second": round(rows / (self.cpu[last] - self.cpu[first])),
             "rows_per_second": round(rows / (self.wall[last] - self.wall[first])),
             "steps": len(self.wall),
-            "peak_mb": peak_mb(),
+            "peak_mb": self.peak or peak_mb(),
             **more,
         }
 
@@ -97,10 +105,22 @@ def forget_peak() -> None:
 def peak_mb() -> int:
     """Return the peak resident memory of this process since ``forget_peak`` (elsewhere: since its start), MB."""
     if os.path.exists("/proc/self/status"):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) // 1024
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) // 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def sum_children() -> tuple[float, int]:
+    """Return CPU-seconds of all child processes, and the memory that the running ones share with none, MB (Linux)."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds, kilobytes = ended.ru_utime + ended.ru_stime, 0
+    for children in Path("/proc/self/task").glob("*/children"):
+        for child in children.read_text().split():
+            ticks = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:15]
+            seconds += sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+            memory = Path(f"/proc/{child}/smaps_rollup").read_text()
+            kilobytes += sum(int(line.split()[1]) for line in memory.splitlines() if line.startswith("Private_"))
+    return seconds, kilobytes // 1024
 
 
 def auc(label: Any, score: Any) -> float:

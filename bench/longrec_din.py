@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 
 import clock
@@ -54,13 +55,14 @@ def job(args, model: dict) -> dict:
     }
 
 
-def main(model: dict) -> None:
-    args = clock.parse_arguments()
+def main(model: dict, args: argparse.Namespace | None = None) -> None:
+    """Prepare or train. The arguments are those of the command line, unless they were parsed already."""
+    args = args or clock.parse_arguments()
     if args.prepare:
         commands.prepare(job(args, model))
         return
     shutil.rmtree(args.work / "runs", ignore_errors=True)
-    steps = clock.StepClock(args.steps, args.threads, kinds=("AdamW",))
+    steps = clock.StepClock(args.steps, args.threads, kinds=("AdamW",), children=True)
     try:
         run = commands.train(job(args, model), quiet=True)
     except clock.StepLimitReached:

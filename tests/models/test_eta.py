@@ -19,7 +19,7 @@ from longrec.models.core import artifact
 from longrec.models.core.registry import build
 from longrec.models.eta import ETA, _Path, choose_nearest, choose_nearest_shared
 from longrec.nn.segments import Segments
-from longrec.nn.simhash import SimHash
+from longrec.nn.simhash import SimHash, pack_bits
 from longrec.nn.target_heads import TargetHeads
 from longrec.testing.batches import (
     FEW,
@@ -143,7 +143,7 @@ def test_the_nearest_of_each_row_and_of_equal_ones_the_newest(bits: int, count: 
         segments = Segments.of(batch, "seen")
         bits_BM = torch.rand(segments.rows, bits) < 0.5
         bits_UM = torch.rand(segments.requests.positions, bits) < 0.5
-        nearest = choose_nearest(bits_BM, bits_UM, segments, count)
+        nearest = choose_nearest(bits_BM, pack_bits(bits_UM), segments, count)
         stored_N, flat = segments.flatten(torch.arange(len(bits_UM)))
         bounds, stored, position = flat.offsets.tolist(), [], []
         for row, (start, stop) in enumerate(zip(bounds, bounds[1:])):
@@ -164,7 +164,7 @@ def test_the_nearest_of_a_shared_history_are_those_of_its_rows(bits: int) -> Non
     segments, rows = Segments.of(one, "seen"), Segments.of(repeated(one, FEW), "seen")
     bits_BM, bits_TM = torch.rand(6, bits) < 0.5, torch.rand(40, bits) < 0.5
     lists = choose_nearest_shared(bits_BM, bits_TM, segments, 5)
-    single = choose_nearest(bits_BM, bits_TM.repeat(6, 1), rows, 5)
+    single = choose_nearest(bits_BM, pack_bits(bits_TM).repeat(6, 1), rows, 5)
     assert lists.position_M is not None
     assert single.position_M is not None
     assert sorted(lists.position_M.tolist()) == single.position_M.tolist()

@@ -47,6 +47,7 @@ from longrec.models.core.top import TopConfig, TopRanker, Width
 from longrec.nn import kernels
 from longrec.nn.chosen import Chosen, choose_newest, gather_each
 from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.long_rows import map_blocks
 from longrec.nn.queries import Queries
 from longrec.nn.segments import Segments
 from longrec.nn.simhash import SimHash, count_different_bits, pack_bits, to_signs
@@ -132,10 +133,11 @@ class _Path(nn.Module):
         traced = kernels.is_traced()
         if not traced and (segments.positions if segments.shared else _longest(segments)) <= self.selected:
             return Chosen(segments)
-        bits_BM, bits_UM = self.hash(q_BQ), self.hash(k_UK[:, : self.query])
-        if not segments.shared:
-            return choose_nearest(bits_BM, bits_UM, segments, self.selected)
-        return choose_nearest_shared(bits_BM, bits_UM, segments, self.selected)
+        bits_BM, x_UQ = self.hash(q_BQ), k_UK[:, : self.query]
+        if segments.shared:
+            return choose_nearest_shared(bits_BM, self.hash(x_UQ), segments, self.selected)
+        word_UW = map_blocks(lambda x_XQ: pack_bits(self.hash(x_XQ)), x_UQ)
+        return choose_nearest(bits_BM, word_UW, segments, self.selected)
 
     def forward(self, q_BQ: Tensor, k_UK: Tensor, segments: Segments) -> list[Tensor]:
         """Return u, and u' with a short-term branch: ``[B, D]`` each."""
@@ -147,17 +149,17 @@ class _Path(nn.Module):
         return [self.long(q_BQ, long_MK, nearest), self.short(q_BQ, short_MK, newest)]
 
 
-def choose_nearest(bits_BM: Tensor, bits_UM: Tensor, segments: Segments, count: int) -> Chosen:
+def choose_nearest(bits_BM: Tensor, word_UW: Tensor, segments: Segments, count: int) -> Chosen:
     """Return the nearest ``count`` positions of each row, in their order; the newest of those at equal distance.
 
     All sizes follow from the offsets on the host, so the device is not waited for.
 
     Args:
         bits_BM: bits of the candidates.
-        bits_UM: bits of the events.
+        word_UW: packed bits of the events.
     """
     bits, device = bits_BM.shape[1], bits_BM.device
-    word_NW, flat = segments.flatten(pack_bits(bits_UM))
+    word_NW, flat = segments.flatten(word_UW)
     stored_N, _ = segments.flatten(torch.arange(segments.requests.positions, device=device))
     row_N, rows = flat.row, flat.rows
     distance_N = count_different_bits(word_NW, pack_bits(bits_BM).index_select(0, row_N))
@@ -181,7 +183,7 @@ def choose_nearest(bits_BM: Tensor, bits_UM: Tensor, segments: Segments, count: 
 
 
 def choose_nearest_shared(bits_BM: Tensor, bits_TM: Tensor, segments: Segments, count: int) -> Chosen:
-    """Return a list of the nearest ``count`` positions of a shared history for each row. Arguments as above.
+    """Return a list of the nearest ``count`` positions of a shared history for each row, from the bits of its events.
 
     A history of fewer events, which only a traced program gets here, is followed by ``count`` missing positions at a
     distance above all.

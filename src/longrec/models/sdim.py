@@ -47,6 +47,7 @@ from longrec.models.core.top import TopConfig, TopRanker, Width
 from longrec.nn import kernels
 from longrec.nn.chosen import choose_newest
 from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.long_rows import map_blocks
 from longrec.nn.queries import Queries
 from longrec.nn.segments import Segments
 from longrec.nn.simhash import SimHash, compute_codes
@@ -145,7 +146,7 @@ class Buckets(nn.Module):
 
     def codes(self, x_NQ: Tensor) -> Tensor:
         """Return the bucket of each vector in each group, int32 ``[N, G]``."""
-        return compute_codes(self.hash(x_NQ), self.groups)
+        return map_blocks(lambda x_XQ: compute_codes(self.hash(x_XQ), self.groups), x_NQ)
 
     def match(self, q_BQ: Tensor, k_UK: Tensor, segments: Segments) -> Tensor:
         """Return the share of groups in which a position is in the candidate's bucket, ``[N]``."""

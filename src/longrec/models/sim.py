@@ -61,6 +61,7 @@ from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.groups import choose_group_columns
 from longrec.nn.host_plans import fetch
 from longrec.nn.linear import Linear
+from longrec.nn.long_rows import dot, take_each, weigh_by_dot
 from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
 from longrec.nn.recurrent import GRU
@@ -226,23 +227,27 @@ class _Path(nn.Module):
 
     def forward(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments, keys: _Keys | None) -> Tensor:
         """Return ``[U_lt, U_short]`` of each row."""
-        chosen = self.choose(q_BQ, e_UK, segments, keys)
-        z_SK, scores = chosen.take(e_UK), self.scores(q_BQ, e_UK, chosen)
+        selections = [self.choose(q_BQ, e_UK, segments, keys)]
+        if self.short is not None:
+            selections.append(select_newest(segments, self.short.count))
+        chosen, (z_SK, *newest) = selections[0], take_each(e_UK, selections)
+        scores = self.scores(q_BQ, e_UK, z_SK, chosen)
         outputs = [chosen.rows.weighted_sum(chosen.rows.softmax(s_S), z_SK) for s_S in scores]
         if self.short is not None:
-            outputs.append(self.short(q_BQ, e_UK, segments))
+            outputs.append(self.short(q_BQ, newest[0], selections[1].rows))
         return torch.cat(outputs, 1)
 
     def weights(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments, keys: _Keys | None) -> Float[Tensor, " N"]:
         """Return the weight of every position in U_lt, the mean over the heads."""
         chosen = self.choose(q_BQ, e_UK, segments, keys)
-        each = [chosen.rows.softmax(s_S) for s_S in self.scores(q_BQ, e_UK, chosen)]
+        each = [chosen.rows.softmax(s_S) for s_S in self.scores(q_BQ, e_UK, chosen.take(e_UK), chosen)]
         return chosen.restore(torch.stack(each).mean(0))
 
-    def scores(self, q_BQ: Tensor, e_UK: Tensor, chosen: Selection) -> list[Float[Tensor, " S"]]:
+    def scores(self, q_BQ: Tensor, e_UK: Tensor, z_SK: Tensor, chosen: Selection) -> list[Float[Tensor, " S"]]:
         """Return the scores of the selected events, of each head."""
         q_BW = self.query(q_BQ) * self.head_width**-0.5
-        k_SW = chosen.project(self.key, e_UK)
+        single = chosen.source.requests is chosen.source
+        k_SW = self.key(z_SK) if single else chosen.project(self.key, e_UK)
         pairs = zip(torch.split(q_BW, self.head_width, 1), torch.split(k_SW, self.head_width, 1))
         return [chosen.rows.dot(q_BD, k_SD) for q_BD, k_SD in pairs]
 
@@ -253,7 +258,8 @@ class _Path(nn.Module):
             if not exceeds(region.rows, self.select):
                 return region
             with torch.no_grad(), kernels.disable_autocast():
-                r_R = self.inner_products(q_BQ.float(), region.take(e_UK).float(), region.rows)
+                e_RE = region.take(e_UK).float()[:, : self.searched]
+                r_R = dot(self.search_vector(q_BQ.float()), e_RE, region.rows)
             return region.then(select_top(r_R, region.rows, self.select))
         if keys is None:
             return region.then(select_newest(region.rows, self.select))
@@ -265,19 +271,18 @@ class _Path(nn.Module):
         """Return the events that are searched."""
         return select_older(segments, self.recent) if self.recent else select_all(segments)
 
-    def inner_products(self, q_BQ: Tensor, e_RK: Tensor, rows: Segments) -> Float[Tensor, " R"]:
-        """Return r of every event that is searched."""
+    def search_vector(self, q_BQ: Tensor) -> Float[Tensor, "B E"]:
+        """Return W_b^T W_a e_a, whose inner products with events are r."""
         assert self.search_query is not None
         assert self.search_key is not None
-        q_BE = self.search_query(q_BQ) @ self.search_key.weight
-        return rows.dot(q_BE, e_RK[:, : self.searched])
+        x_BE: Tensor = self.search_query(q_BQ) @ self.search_key.weight
+        return x_BE
 
     def relevance(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> Float[Tensor, " B"]:
         """Return the logit of the auxiliary task, from U_r and the candidate."""
         assert self.aux is not None
         region = self.region(segments)
-        e_RK = region.take(e_UK)
-        u_BE = region.rows.weighted_sum(self.inner_products(q_BQ, e_RK, region.rows), e_RK[:, : self.searched])
+        u_BE = weigh_by_dot(self.search_vector(q_BQ), region.take(e_UK)[:, : self.searched], region.rows)
         logit_B1: Tensor = self.aux(torch.cat([u_BE, q_BQ], 1))
         return logit_B1.squeeze(1)
 
@@ -291,9 +296,8 @@ class _ShortTerm(nn.Module):
         self.interest, self.evolution = GRU(key, config.hidden), GRU(config.hidden, config.hidden, "augru")
         self.query = Linear(query, config.hidden)
 
-    def forward(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> Float[Tensor, "B H"]:
-        """Return the final interest. 0 for an empty history."""
-        newest = select_newest(segments, self.count)
-        h_SH = self.interest.states(newest.take(e_UK), newest.rows)
-        a_N = newest.rows.softmax(newest.rows.dot(self.query(q_BQ), h_SH))
-        return self.evolution.last(h_SH, newest.rows, a_N)
+    def forward(self, q_BQ: Tensor, e_SK: Tensor, rows: Segments) -> Float[Tensor, "B H"]:
+        """Return the final interest from the newest events. 0 for an empty history."""
+        h_SH = self.interest.states(e_SK, rows)
+        a_N = rows.softmax(rows.dot(self.query(q_BQ), h_SH))
+        return self.evolution.last(h_SH, rows, a_N)

@@ -49,6 +49,7 @@ from longrec.models.core.top import TopConfig, TopRanker, Width
 from longrec.nn import kernels
 from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.linear import Linear, linear
+from longrec.nn.long_rows import dot, take_each
 from longrec.nn.queries import Queries
 from longrec.nn.segments import Segments
 from longrec.nn.selection import Selection, exceeds, select_all, select_top
@@ -164,9 +165,11 @@ class _Path(nn.Module):
         once = segments.requests is not segments or not searches
         stored = self.project(e_UK) if once else None
         attended = []
-        for selection, q_BD, head in zip(self.search(queries, e_UK, segments, stored), queries, range(self.heads)):
+        selections = self.search(queries, e_UK, segments, stored)
+        own = take_each(e_UK, selections) if stored is None else []
+        for head, (selection, q_BD) in enumerate(zip(selections, queries)):
             if stored is None:
-                k_SD, b_S1, v_SD = self.project(selection.take(e_UK), head)
+                k_SD, b_S1, v_SD = self.project(own[head], head)
             else:
                 k_SD, b_S1, v_SD = (selection.take(x_UW) for x_UW in self.divide(stored, head))
             w_N = selection.rows.softmax(score(q_BD, k_SD, b_S1, selection.rows))
@@ -180,29 +183,29 @@ class _Path(nn.Module):
 
         Args:
             queries: ``[B, D]`` of each head.
-            stored: the projections of all events. None: they are computed here.
+            stored: the projections of all events. None: no event is projected. An equal score is the inner product of
+                the event with the query that W^h takes back to its columns.
         """
         if not exceeds(segments, self.select):
             return [select_all(segments)] * self.heads
         with torch.no_grad(), kernels.disable_autocast():
-            if stored is None:
-                stored = self.project(e_UK.float(), values=False)
+            wide_UK = e_UK.float()
             selections = []
             for head, q_BD in enumerate(queries):
-                k_UD, b_U1, _ = self.divide(stored, head)
+                if stored is None:
+                    q_BD = q_BD.float() @ self.key.weight[self.columns(head)]
+                    k_UD, b_U1 = wide_UK[:, : self.inherent], self.biases(wide_UK, head)
+                else:
+                    k_UD, b_U1, _ = self.divide(stored, head)
                 s_N = score(q_BD.float(), k_UD.float(), b_U1.float(), segments)
                 selections.append(select_top(s_N, segments, self.select))
         return selections
 
-    def project(self, e_XK: Float[Tensor, "X K"], head: int | None = None, values: bool = True) -> _Projected:
-        """Return keys, biases and values of events, for one head or for all.
-
-        Args:
-            values: False returns keys in the position of the values, which a search does not read.
-        """
+    def project(self, e_XK: Float[Tensor, "X K"], head: int | None = None) -> _Projected:
+        """Return keys, biases and values of events, for one head or for all."""
         own = slice(None) if head is None else self.columns(head)
         k_XD = linear(e_XK[:, : self.inherent], self.key.weight[own])
-        return k_XD, self.biases(e_XK, head), linear(e_XK, self.value.weight[own]) if values else k_XD
+        return k_XD, self.biases(e_XK, head), linear(e_XK, self.value.weight[own])
 
     def biases(self, e_XK: Float[Tensor, "X K"], head: int | None = None) -> Tensor:
         """Return the bias of the cross columns of events, ``[X, 1]`` for one head or ``[X, H]`` for all."""
@@ -228,4 +231,4 @@ _Projected = tuple[Tensor, Tensor, Tensor]
 
 def score(q_BD: Tensor, k_XD: Tensor, b_X1: Tensor, segments: Segments) -> Float[Tensor, " N"]:
     """Return the scores of events for one head, of the search as of the attention (eq. 5)."""
-    return segments.dot(q_BD, k_XD) + segments.keys(b_X1).squeeze(1)
+    return dot(q_BD, k_XD, segments) + segments.keys(b_X1).squeeze(1)
