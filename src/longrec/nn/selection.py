@@ -184,7 +184,7 @@ def _split(segments: Segments, k: int, newest: bool) -> Selection:
 
 
 def _split_shared(segments: Segments, k: int, newest: bool) -> Selection:
-    last = _limit(segments.positions, k)
+    last = limit_slots(segments.positions, k)
     first = segments.positions - last
     count = last if newest else first
     stored = torch.arange(count, device=segments.offsets.device)
@@ -212,15 +212,15 @@ def search_top(
     all pairs of row and event once, where ``select_top`` compares each with the lowest selected one.
 
     Args:
-        score: function that returns the scores of all positions of the events, in their order.
+        score: function that returns the scores of all positions of the events, in their order: float32, or int32.
         events: its arguments, ``[U, ...]`` each.
     """
     if not (segments.shared and kernels.is_traced()):
         return select_top(score(*events), segments, k)
     last = segments.positions - 1
     newest_U = last - torch.arange(segments.positions, device=segments.offsets.device)
-    s_N = score(*(x_U.index_select(0, newest_U) for x_U in events)).detach().float()
-    best_BK = s_N.reshape(segments.rows, segments.positions).topk(_limit(segments.positions, k), 1)[1]
+    s_N = score(*(x_U.index_select(0, newest_U) for x_U in events)).detach()
+    best_BK = s_N.reshape(segments.rows, segments.positions).topk(limit_slots(segments.positions, k), 1)[1]
     return _fill_slots(segments.positions - best_BK, segments, full=True)
 
 
@@ -277,7 +277,7 @@ def select_key(
         wanted_B, key_U: ids of the candidates and of the events. Of a ragged batch on the host.
     """
     if segments.shared:
-        number_BK = find_key(torch.as_tensor(wanted_B), torch.as_tensor(key_U), _limit(segments.positions, k))
+        number_BK = find_key(torch.as_tensor(wanted_B), torch.as_tensor(key_U), limit_slots(segments.positions, k))
         if kernels.choose(number_BK) in ("cpu", "plain") and number_BK.numel():
             number_BK = number_BK[:, : int((number_BK > 0).sum(1).max())]  # no row needs more slots
         return _fill_slots(number_BK, segments, full=False)
@@ -305,7 +305,7 @@ def _select_positions(segments: Segments, position_S: Tensor, edges: NDArray[np.
 
 def _find_top(s_BT: Float[Tensor, "B T"], k: int) -> Bool[Tensor, "B T"]:
     """Return True for the k highest scores of each row, the newest of equal ones."""
-    count = _limit(s_BT.shape[1], k)
+    count = limit_slots(s_BT.shape[1], k)
     top_BK = s_BT.topk(count, 1)[0]
     # The lowest of them, with an entry for a history without events.
     least_B1 = torch.cat([top_BK, top_BK.new_full((top_BK.shape[0], 1), torch.inf)], 1).amin(1, keepdim=True)
@@ -314,15 +314,15 @@ def _find_top(s_BT: Float[Tensor, "B T"], k: int) -> Bool[Tensor, "B T"]:
     return above_BT | (equal_BT & (newer_BT <= count - above_BT.sum(1, keepdim=True)))
 
 
-def _limit(events: int, k: int) -> Any:
-    """Return the number of slots: ``min(k, T)``."""
+def limit_slots(events: int, k: int) -> Any:
+    """Return the number of slots of a row of a shared history: ``min(k, T)``, traced in a program."""
     return torch.sym_min(k, events) if kernels.is_traced() else min(k, events)  # type: ignore[no-untyped-call]
 
 
 def _select_slots(chosen_BT: Bool[Tensor, "B T"], segments: Segments, k: int) -> Selection:
     """Return the newest k chosen events of each row of a shared history, which has at least ``min(k, T)`` of them."""
     index_T = torch.arange(1, segments.positions + 1, device=chosen_BT.device)
-    number_BK: Int[Tensor, "B K"] = torch.where(chosen_BT, index_T, 0).topk(_limit(segments.positions, k), 1)[0]
+    number_BK: Int[Tensor, "B K"] = torch.where(chosen_BT, index_T, 0).topk(limit_slots(segments.positions, k), 1)[0]
     return _fill_slots(number_BK, segments, full=True)
 
 
