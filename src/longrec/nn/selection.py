@@ -28,6 +28,7 @@ from torch import Tensor
 
 from longrec.nn import kernels
 from longrec.nn.embedding import RESERVED
+from longrec.nn.first_top import find_first_top
 from longrec.nn.host_plans import expand_rows, put, put_all
 from longrec.nn.key_search import find_key
 from longrec.nn.segments import GroupedSegments, Segments
@@ -208,8 +209,8 @@ def search_top(
 ) -> Selection:
     """Return the ``k`` events of each row with the highest scores, see ``select_top``, from a function of the events.
 
-    A program scores the events newest first: of equal values ONNX's TopK returns the first. So it reads the scores of
-    all pairs of row and event once, where ``select_top`` compares each with the lowest selected one.
+    A program scores the events newest first, and selects the first of equal scores (``nn/first_top.py``). So it reads
+    the scores of all pairs of row and event once, where ``select_top`` compares each with the lowest selected one.
 
     Args:
         score: function that returns the scores of all positions of the events, in their order: float32, or int32.
@@ -220,7 +221,7 @@ def search_top(
     last = segments.positions - 1
     newest_U = last - torch.arange(segments.positions, device=segments.offsets.device)
     s_N = score(*(x_U.index_select(0, newest_U) for x_U in events)).detach()
-    best_BK = s_N.reshape(segments.rows, segments.positions).topk(limit_slots(segments.positions, k), 1)[1]
+    best_BK = find_first_top(s_N.reshape(segments.rows, segments.positions), limit_slots(segments.positions, k))
     return _fill_slots(segments.positions - best_BK, segments, full=True)
 
 
