@@ -2,10 +2,12 @@
 
     python bench/user_states.py [--rounds 40] [--write FILE]
 
-A log has users with 10, 100, 1,000 and 10,000 events. ``hpmn`` and ``mimn`` are trained for one step, exported with
-states, and warmed. Each round ranks 100 candidates for a user of every length, in turns, with a state and, up to 100
-events, without, and for the shortest twice, as an A/A row. Requests run in this process. Scores with and without a
-state are compared, for the longest histories those of one candidate.
+A log has users with 10, 100, 1,000 and 10,000 events. ``hpmn``, ``mimn`` and ``hstu`` (with a window of 64 events and a
+bias of time) are trained for one step, exported with states, and warmed. Each round ranks 100 candidates for a user of
+every length, in turns, with a state and, up to 100 events, without, and for the shortest twice, as an A/A row. Requests
+run in this process. Scores with and without a state are compared, for the longest histories those of one candidate, and
+for a user with 1,000 events those of a state that was folded event by event. Initial weights are large, so that scores
+depend on histories: by how much is measured with a request before the first event.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import longrec
+from longrec.nn import hstu
+from longrec.serve import state_updates
+from longrec.serve.knowledge_features import key_number
 from longrec.serve.service import Service
 from longrec.serve.settings import build_settings
 
@@ -36,7 +41,9 @@ SCHEMA: dict[str, Any] = {
     "features": {"user_id": {"kind": "id"}, "item_id": {"kind": "id"}, "kind": {"kind": "id", "side": "item"}},
     "histories": {"seen": {"features": ["item_id", "kind"], "max_length": 10_000}},
 }
-MODELS = ("hpmn", "mimn")
+MODELS: dict[str, dict[str, Any]] = {"hpmn": {}, "mimn": {}, "hstu": {"window": 64}}
+TIMES = {"hstu": ["time_gap", "time_since_previous"]}
+"""Further columns of the history, of a model that has a state with them."""
 
 
 def write_log(folder: Path) -> dict[str, str]:
@@ -62,8 +69,17 @@ def export(model: str, data: dict[str, str], folder: Path) -> Path:
     """Train one step, and export with states."""
     fit = {"max_steps": 1, "batch_size": 8, "runs": str(folder / "runs"), "tensorboard": "off"}
     split = {"by": "leave_one_out"}
-    data_config = {**data, "schema": SCHEMA, "folder": str(folder / "prepared"), "split": split}
-    config = {"name": model, "data": data_config, "model": {"name": model}, "fit": fit}
+    seen = SCHEMA["histories"]["seen"]
+    hstu._INITIAL_STD = 1.0
+    histories = {"seen": {**seen, "features": [*seen["features"], *TIMES.get(model, [])]}}
+    prepared = str(folder / f"prepared-{model}")
+    data_config = {**data, "schema": {**SCHEMA, "histories": histories}, "folder": prepared, "split": split}
+    config = {
+        "name": model,
+        "data": data_config,
+        "model": {"name": model, "init_std": 0.5, **MODELS[model]},
+        "fit": fit,
+    }
     run = longrec.train({**config, "evaluate": {"n_resamples": 2}}, quiet=True)
     longrec.export(run, folder / f"{model}.bundle", states=True)
     return folder / f"{model}.bundle"
@@ -97,7 +113,10 @@ def measure(bundle: Path, rounds: int) -> list[str]:
                     items = orjson.loads(answer)["items"]
                     scores.append({item["id"]: item["score"] for item in items})
                 if len(scores) == 2:
-                    worst = max(worst, max(abs(scores[0][item] - scores[1][item]) for item in scores[0]))
+                    worst = max(worst, compare(*scores))
+        histories.states = states
+        steps, moved = compare_steps(service, now + rounds + 1)
+        worst = max(worst, steps)
     rows = [
         f"| {bundle.stem} | {name} | {'yes' if with_state else 'no'} | {1e3 * float(np.median(own)):.2f} |"
         for (name, with_state), own in timings.items()
@@ -107,8 +126,29 @@ def measure(bundle: Path, rounds: int) -> list[str]:
     return [
         *rows,
         f"| {bundle.stem} | warm: {events / warmed:,.0f} events per CPU-second ({done['users']} users) | | |",
-        f"| {bundle.stem} | {size:,} bytes per user; largest difference of two scores {worst:.1e} | | |",
+        f"| {bundle.stem} | {size:,} bytes per user; largest difference of two scores {worst:.1e}, "
+        f"to those without the history {moved:.1e} | | |",
     ]
+
+
+def compare(one: dict[int, float], other: dict[int, float]) -> float:
+    """Return the largest difference of two scores of an item."""
+    return max(abs(one[item] - other[item]) for item in one)
+
+
+def compare_steps(service: Service, now: int) -> tuple[float, float]:
+    """Return the largest difference to scores with a state folded event by event, and to scores without a history."""
+    user, scores = LENGTHS.index(1_000) * COPIES, []
+    states = service.served.encoder.histories.states
+    assert states is not None
+    request, size = {"user": user, "candidates": list(range(100)), "context": {}}, state_updates._CHUNK
+    for at, state_updates._CHUNK in ((now, size), (now, 1), (START, size)):
+        if at == now:
+            states.remove(key_number(user), now)  # the request folds it again
+        answer = orjson.loads(service.answer(orjson.dumps({**request, "at": at})))
+        scores.append({item["id"]: item["score"] for item in answer["items"]})
+        assert states.store.get(key_number(user)) is not None
+    return compare(scores[0], scores[1]), compare(scores[0], scores[2])
 
 
 def main() -> None:

@@ -194,3 +194,35 @@ def test_a_number_that_is_too_large_beside_another_fault(other: bytes) -> None:
     content = b'{"inputs": [{"name": "f.item", "shape": [1], "datatype": "INT32", "data": [-1e400]}, %b]}'
     error = catch_error(content % other)
     assert (error.status, error.where, error.found) == (422, "inputs[0].data", "a number that is too large")
+
+
+def test_positions_of_a_program_that_updates_states() -> None:
+    """Positions outside the events would be read past their end."""
+    inputs = [
+        Input("h.seen.item", "INT32", "h.seen", "value", 9),
+        Input("s.seen", "FP32", "s.seen", "value", 0, 2),
+        Input("p.seen", "INT64", "s.seen", "positions", 0),
+    ]
+    good = {"h.seen.item": ([3], [1, 2, 3]), "s.seen": ([2, 2], [0, 0, 0, 0]), "p.seen": ([2, 2], [0, 1, 2, -1])}
+
+    def decode(**change: Any) -> Any:
+        data = {**good, **{name.replace("__", "."): own for name, own in change.items()}}
+        datatypes = {entry.name: entry.datatype for entry in inputs}
+        tensors = [
+            {"name": name, "shape": shape, "datatype": datatypes[name], "data": values}
+            for name, (shape, values) in data.items()
+        ]
+        return decode_infer_request(orjson.dumps({"inputs": tensors}), inputs, ["state"]).tensors
+
+    assert decode()["p.seen"].tolist() == [[0, 1], [2, -1]]
+    faults = {
+        "positions from 0 to 3; expected positions from 0 to 2": {"p__seen": ([2, 2], [0, 1, 2, 3])},
+        "positions from -2 to 1": {"p__seen": ([2, 1], [-2, 1])},
+        "a position after -1": {"p__seen": ([2, 2], [0, 1, -1, 2])},
+        "shape .4. with 4 values": {"p__seen": ([4], [0, 1, 2, -1])},
+        "1 entries; expected 2": {"p__seen": ([1, 2], [0, 1])},
+        "positions in no events": {"h__seen__item": ([0], [])},
+    }
+    for message, change in faults.items():
+        with pytest.raises(RequestError, match=message):
+            decode(**change)

@@ -32,6 +32,7 @@ WHOLE: dict[str, Any] = {
 }
 MODELS: dict[str, dict[str, Any]] = {
     "hpmn": {"name": "hpmn", "embedding_dim": 4, "hidden": 5, "attention": [4], "mlp": [8], "init_std": 0.5},
+    "hstu": {"name": "hstu", "embedding_dim": 4, "width": 6, "max_events": 16, "mlp": [8], "init_std": 0.5},
     "mimn": {
         "name": "mimn",
         "embedding_dim": 4,
@@ -44,9 +45,18 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
+# Columns of time are read as times between events alone, so that they enter a state. One history, as export is slow.
+SEEN = WHOLE["histories"]["seen"]
+TIMED = {**WHOLE, "histories": {"seen": {**SEEN, "features": [*SEEN["features"], "time_gap", "time_since_previous"]}}}
+SCHEMAS = {"hstu": TIMED}
+
+
 @pytest.fixture(scope="module", params=list(MODELS))
 def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train_shop(tmp_path_factory.mktemp(request.param), WHOLE, MODELS[request.param], states=True)
+    schema = SCHEMAS.get(request.param, WHOLE)
+    with pytest.MonkeyPatch.context() as patch:  # so that scores depend on histories after few steps too
+        patch.setattr("longrec.nn.hstu._INITIAL_STD", 1.0)
+        return train_shop(tmp_path_factory.mktemp(request.param), schema, MODELS[request.param], states=True)
 
 
 def get_states(service: Service, fold_at: int = 3) -> UserStates:
@@ -128,6 +138,26 @@ def test_a_request_about_an_earlier_time_stores_no_state_that_lacks_a_late_event
         with without_states(service):
             expected = rank(service, row, clock.now)
         assert rank(service, row, clock.now) == pytest.approx(expected, abs=2e-6)
+
+
+def test_events_of_a_request_that_are_before_the_end_of_a_state(shop: Trained, tmp_path: Path) -> None:
+    """They are in the order of time there too, and a state is folded up to them at most."""
+    clock, row = Clock(), shop.rows[-1]
+    clock.now = row["at"] + 10_000_000
+    own = {"item": row["item_id"], "context": {"place": "side", "price": 1}}
+    recent = [{**own, "at": row["at"] - 300_000 + second} for second in range(0, 12_000, 1_000)]
+    with serve(shop, tmp_path / "state", clock) as service:
+        states = get_states(service)
+        with without_states(service):
+            expected, without = rank(service, row, clock.now, recent=recent), rank(service, row, clock.now)
+        assert abs(expected - without) > 1e-5
+        assert rank(service, row, clock.now, recent=recent) == pytest.approx(expected, abs=2e-6)
+        assert states.store.count() == 1
+        clock.now += 1
+        for _ in range(2):
+            assert rank(service, row, clock.now, recent=recent) == pytest.approx(expected, abs=2e-6)
+        assert rank(service, {**row, "item_id": "i0"}, clock.now) != expected  # folded to the end now
+        assert rank(service, row, clock.now, recent=recent) == pytest.approx(expected, abs=2e-6)
 
 
 def test_all_users_at_once(shop: Trained, tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from longrec.errors import BundleError
 from longrec.exporting.golden import GoldenRequest
@@ -77,12 +79,20 @@ class StateFacts(msgspec.Struct, frozen=True):
     """Description of the states of one history, see ``exporting/states.py``.
 
     Attributes:
-        start: state of a user without events, W numbers.
+        start: state of a user without events, W numbers. Empty: zeros.
         delay: time after an event until nothing of it changes any more, in milliseconds or steps.
+        width: W. 0 in bundles of earlier versions, whose ``start`` has them.
+        holds_newest: an event is final when the next one is there, so that the newest stays outside the state.
     """
 
     start: list[float]
     delay: int
+    width: int = 0
+    holds_newest: bool = False
+
+    def make_start(self) -> NDArray[np.float32]:
+        """Return the state of a user without events, ``[W]``."""
+        return np.array(self.start, np.float32) if self.start else np.zeros(self.width, np.float32)
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -100,7 +110,7 @@ class Manifest(msgspec.Struct, frozen=True):
         encoder: description of an encoder. None for another kind.
         index: description of the index of a vector retriever. None for another kind, and of earlier versions.
         states: description of the states of users, by history. Empty for a bundle without them.
-        events_per_candidate: False if a candidate costs the same however many events its history has.
+        events_per_candidate: False if a candidate costs the same however many events its history has, as with a state.
     """
 
     format: str

@@ -1,8 +1,9 @@
 """Inputs of an ONNX model: flat, named tensors, the same for tracing, for the parity check and for serving.
 
-Names are ``f.<feature>``, ``h.<history>.<column>`` and ``s.<history>``, the state before a history. A multi-value field
-has three inputs, or two without weights: ``.values``, ``.offsets``, ``.weights``. A field of several numbers has two
-dimensions. One user, C candidates, T events per history.
+Names are ``f.<feature>``, ``h.<history>.<column>``, ``s.<history>``, the state before a history, and ``p.<history>``,
+the positions of the events of each user in a program that updates states. A multi-value field has three inputs, or two
+without weights: ``.values``, ``.offsets``, ``.weights``. A field of several numbers has two dimensions. One user, C
+candidates, T events per history.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from longrec.features.fields import RENAMED_COLUMNS, Field, Fields
 
 SCORE, ENCODE, USERS_PROGRAM, ITEMS_PROGRAM = "score", "encode", "users", "items"
 """Names of programs, see ``exporting/programs.py``."""
+START, POSITIONS = "s.", "p."
+"""Prefixes of the names of inputs: the states before a history, and the positions of the events that update them."""
 UPDATE, STATE = "update.", "state"
 """Prefix of the names of the programs that update states, see ``exporting/states.py``, and their output."""
 OUTPUT = "score"
@@ -45,9 +48,11 @@ class Input(msgspec.Struct, frozen=True):
     """One input tensor, of one dimension, or of two if each entry is a vector.
 
     Attributes:
-        group: unit of the entries: ``user`` (one), ``item`` (C candidates), or a history's name (T events).
+        group: unit of the entries: ``user`` (one), ``item`` (C candidates), ``h.HISTORY`` (T events), or ``s.HISTORY``
+            (B users whose states are updated).
         component: ``value`` for one plain value per entry, or the flat values, offsets (entries + 1) or weights of a
-            multi-value field. Stored as ``part``.
+            multi-value field, or ``positions``: int64 ``[B, P]`` in the events of a history, -1 after the last one of
+            a user. Stored as ``part``.
         rows: exclusive upper bound of the ids, or 0 for numbers and offsets.
         width: numbers per entry if each entry is a vector, else 0.
     """
@@ -55,7 +60,7 @@ class Input(msgspec.Struct, frozen=True):
     name: str
     datatype: Literal["INT32", "INT64", "FP32"]
     group: str
-    component: Literal["value", "values", "offsets", "weights"] = msgspec.field(name="part")
+    component: Literal["value", "values", "offsets", "weights", "positions"] = msgspec.field(name="part")
     rows: int
     width: int = 0
 
@@ -68,6 +73,8 @@ class Input(msgspec.Struct, frozen=True):
     def shape(self) -> list[int]:
         """The shape, with -1 for a length that differs between requests."""
         size = -1
+        if self.component == "positions":
+            return [size, size]
         if self.group == "user" and self.component in ("value", "offsets"):
             size = 1 if self.component == "value" else 2
         return [size, self.width] if self.width else [size]
@@ -75,7 +82,7 @@ class Input(msgspec.Struct, frozen=True):
     @property
     def field(self) -> str:
         """The name without its component: ``f.genres`` for ``f.genres.values``."""
-        return self.name if self.component == "value" else self.name.removesuffix(f".{self.component}")
+        return self.name if self.component in ("value", "positions") else self.name.removesuffix(f".{self.component}")
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -165,6 +172,13 @@ def make_tensors(name: str, column: NDArray[Any] | Lists, number: bool) -> dict[
     if column.weights is not None:
         tensors[f"{name}.weights"] = np.ascontiguousarray(column.weights, np.float32)
     return tensors
+
+
+def list_positions(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the positions of users whose events follow each other, ``[B, P]``, -1 after the last one of a user."""
+    lengths = np.asarray(lengths)
+    number_P, first_B = np.arange(lengths.max()), np.cumsum(lengths) - lengths
+    return np.where(number_P < lengths[:, None], first_B[:, None] + number_P, -1)
 
 
 def make_random_tensors(

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from longrec.errors import BundleError
 from longrec.exporting.golden import GoldenRequest
-from longrec.exporting.inputs import make_random_tensors
 from longrec.exporting.program import ProgramModule
 from longrec.exporting.runtime import Program
 from longrec.exporting.scale import Scale
@@ -34,7 +33,7 @@ def check_shapes(module: ProgramModule, program: Program) -> dict[str, float]:
     """
     worst = {}
     for seed, (candidates, events) in enumerate(SHAPES):
-        tensors = make_random_tensors(module.inputs, candidates, events, seed)
+        tensors = module.make_random_tensors(candidates, events, seed)
         where, names = f"shape {candidates}x{events}", module.compared
         expected, online = module.compute_expected(tensors, program, where), program.run_outputs(tensors, names)
         worst[where.removeprefix("shape ")] = max(

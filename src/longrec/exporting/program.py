@@ -46,6 +46,10 @@ class ProgramModule(nn.Module):
         """Names of the outputs that an exported program must return like torch. Default the first."""
         return [self.outputs[0]]
 
+    def make_random_tensors(self, candidates: int, events: int | Sequence[int], seed: int) -> dict[str, NDArray[Any]]:
+        """Make valid random inputs, see ``inputs.make_random_tensors``."""
+        return make_random_tensors(self.inputs, candidates, events, seed)
+
     def compute_expected(self, tensors: Mapping[str, NDArray[Any]], program: Program, where: str) -> list[NDArray[Any]]:
         """Return these outputs for flat tensors by torch.
 
@@ -145,9 +149,10 @@ def trace_module(module: ProgramModule) -> ONNXProgram:
     inputs = module.inputs
     # All lengths differ, so that no two dynamic dimensions are merged. A length of 1 would become fixed.
     groups = list(dict.fromkeys(entry.group for entry in inputs if entry.group.startswith("h.")))
-    example = make_random_tensors(inputs, 5, [7 + 2 * number for number in range(len(groups))], seed=1)
+    example = module.make_random_tensors(5, [7 + 2 * number for number in range(len(groups))], seed=1)
     arguments = tuple(torch.from_numpy(example[entry.name]) for entry in inputs)
     dims = {"item": Dim("C"), **{group: Dim(f"T{number}") for number, group in enumerate(groups)}}
+    dims |= {entry.group: Dim("B") for entry in inputs if entry.group.startswith("s.")}
     shapes = tuple(_list_dynamic_dims(entry, dims, number) for number, entry in enumerate(inputs))
     try:
         with _silence_exporter(), torch.no_grad():
@@ -181,6 +186,8 @@ def _list_dynamic_dims(entry: Input, dims: Mapping[str, Any], number: int) -> di
         return {0: Dim.AUTO}
     if entry.group == "user":
         return {}
+    if entry.component == "positions":
+        return {0: dims[entry.group], 1: Dim("P")}
     return {0: dims[entry.group] + 1 if entry.component == "offsets" else dims[entry.group]}
 
 

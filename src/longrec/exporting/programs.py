@@ -8,7 +8,7 @@ VectorRetriever    users     one request -> vectors [K, D]
 other retrievers   score     one request and the I items of the catalog -> scores [I]
 
 Of a ranker with states, ``score`` also reads the state before the events, and ``update.HISTORY`` maps the states of B
-users and one event of each to the next states.
+users and events of each to the next states.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from longrec.exporting.states import build_update_programs, list_state_inputs
 from longrec.features.batch import Batch, Column, Layout
 from longrec.models.core.base import Model
 from longrec.models.core.kinds import Encoder, Reranker, Retriever, VectorRetriever
-from longrec.models.core.memory import MemoryRanker
+from longrec.models.core.stateful import StatefulRanker
 
 
 class UserTower(ProgramModule):
@@ -89,7 +89,7 @@ def build_programs(model: Model, inputs: Sequence[Input], states: bool = False) 
         raise BundleError("schema", "no feature of the item", "a feature with side: item, so that candidates differ")
     programs: dict[str, ProgramModule]
     if states:
-        assert isinstance(model, MemoryRanker)
+        assert isinstance(model, StatefulRanker)
         score = SharedModel(model, [*inputs, *list_state_inputs(model)])
         programs = {SCORE: score, **build_update_programs(model)}
     elif isinstance(model, VectorRetriever):

@@ -41,8 +41,8 @@ from longrec.features.vocabulary import Keys
 from longrec.index.build import IndexFacts, IndexSettings, Queries
 from longrec.models.core.base import Model
 from longrec.models.core.kinds import Encoder, Ranker, Reranker, Retriever
-from longrec.models.core.memory import MemoryRanker
 from longrec.models.core.registry import name_of
+from longrec.models.core.stateful import StatefulRanker
 from longrec.progress import Progress
 from longrec.store.knowledge_store import KnowledgeStore
 from longrec.store.segment import Segment
@@ -288,14 +288,15 @@ class _BundleWriter:
             encoder=self.encoder,
             index=index,
             states=self._describe_states(),
-            events_per_candidate=not isinstance(self.model, Ranker) or self.model.events_per_candidate,
+            events_per_candidate=not self.states
+            and (not isinstance(self.model, Ranker) or self.model.events_per_candidate),
             **locations,
         )
 
     def _describe_states(self) -> dict[str, bundle.StateFacts]:
         if not self.states:
             return {}
-        assert isinstance(self.model, MemoryRanker)
+        assert isinstance(self.model, StatefulRanker)
         return describe_states(self.model, self.fitted)
 
 

@@ -31,6 +31,9 @@ from longrec.nn.segments import Segments
 _EPSILON = 1e-6
 """Added to the variances. It is not negligible: sums that are divided by n are small, and few events stay small."""
 
+_INITIAL_STD = 0.02
+"""Standard deviation of the initial weights of the projections."""
+
 
 @dataclass(frozen=True)
 class StackForm:
@@ -67,7 +70,7 @@ class HSTULayer(nn.Module):
         self.outer = Linear(inside, form.width)
         self.bias = RelativeBias(form.window, form.timed)
         self.dropout = Dropout(form.dropout)
-        nn.init.normal_(self.inner.weight, std=0.02)
+        nn.init.normal_(self.inner.weight, std=_INITIAL_STD)
         nn.init.xavier_uniform_(self.outer.weight)
 
     def project(self, x_ND: Float[Tensor, "N D"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -90,17 +93,24 @@ class HSTULayer(nn.Module):
         return self.mix(x_ND, bands.attend(q_NX, k_NX, v_NX, self.form.heads, self.bias, self.form.n), u_NX)
 
     def join(
-        self, y_BD: Float[Tensor, "B D"], k_UX: Tensor, v_UX: Tensor, segments: Segments, times: EventTimes | None
+        self,
+        y_BD: Float[Tensor, "B D"],
+        k_UX: Tensor,
+        v_UX: Tensor,
+        segments: Segments,
+        times: EventTimes | None,
+        real_U: Tensor | None = None,
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, " N"]]:
         """Return candidates after the layer, and the mean weight of every position over the heads.
 
         Args:
             k_UX, v_UX: keys and values of the histories in this layer.
+            real_U: 0 for a stored position without an event, see ``attend_candidates``.
         """
         form = self.form
         u_BX, *own = self.project(y_BD)
         o_BX, w_N = attend_candidates(
-            (own[0], own[1], own[2]), k_UX, v_UX, form.heads, self.bias, form.n, form.window, segments, times
+            (own[0], own[1], own[2]), k_UX, v_UX, form.heads, self.bias, form.n, form.window, segments, times, real_U
         )
         return self.mix(y_BD, o_BX, u_BX), w_N
 

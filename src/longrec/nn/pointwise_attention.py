@@ -152,6 +152,7 @@ def attend_candidates(
     window: int,
     segments: Segments,
     times: EventTimes | None,
+    real_U: Tensor | None = None,
 ) -> tuple[Float[Tensor, "B X"], Float[Tensor, " N"]]:
     """Return the attention of candidates, each as the newest event of its row, and the mean weight of every position.
 
@@ -160,6 +161,7 @@ def attend_candidates(
     Args:
         qkv: ``[B, X]`` queries, keys and values of the candidates.
         times: the candidates follow the newest event, at the time of the request.
+        real_U: 1, or 0 for a stored position without an event. None: all have one.
     """
     newer_U = segments.count_newer()
     bucket_U, own = None, None
@@ -168,7 +170,8 @@ def attend_candidates(
         bucket_U = bucket_times(times.following.index_select(0, newest_U) - times.at)
         own = newer_U.new_zeros(1)
     b_U1 = bias((newer_U + 1).clamp(max=window - 1), bucket_U).unsqueeze(1)
-    seen_U1 = (newer_U + 1 < window).to(v_UX.dtype).unsqueeze(1)
+    seen_U = (newer_U + 1 < window).to(v_UX.dtype)
+    seen_U1 = (seen_U if real_U is None else seen_U * real_U).unsqueeze(1)
     b_N, seen_N = (segments.keys(x_U1).squeeze(1) for x_U1 in (b_U1, seen_U1))
     own_1 = bias(newer_U.new_zeros(1), own)
     outputs, weights = [], []

@@ -121,7 +121,8 @@ class EventHistories:
             user, row, timestamp, recent: as of ``read_stored``.
         """
         assert self.states is not None
-        states, every = self.states.read(self, UserHistory(user, row), timestamp)
+        earliest = None if recent is None or not len(recent.times) else int(recent.times[0])
+        states, every = self.states.read(self, UserHistory(user, row), timestamp, earliest)
         return states, {name: self._encode_merged(name, events, timestamp, recent) for name, events in every.items()}
 
     def _encode_merged(self, name: str, events: Events, timestamp: int, recent: RecentColumns | None) -> Columns:

@@ -177,6 +177,11 @@ def _to_array(data: list[Any], tensor: InferInput, entry: Input, index: int) -> 
 def _shape(array: NDArray[Any], shape: list[int], entry: Input, where: str) -> NDArray[Any]:
     """Return an array in the shape that the request says, which the input must allow."""
     wide = [entry.width] if entry.width else []
+    if entry.component == "positions":
+        if len(shape) != 2 or min(shape) < 1 or shape[0] * shape[1] != len(array):
+            problem = f"shape {quote(shape)} with {len(array):,} values"
+            raise RequestError(where, problem, "[-1, -1], as many values as it says", status=422)
+        return array.reshape(shape)
     if not shape or shape[1:] != wide or shape[0] * (entry.width or 1) != len(array):
         problem = f"shape {quote(shape)} with {len(array):,} values"
         expected = f"[-1, {entry.width}], as many values as it says" if wide else "one dimension, as long as the data"
@@ -220,6 +225,8 @@ def check_tensors(tensors: dict[str, NDArray[Any]], inputs: Sequence[Input]) -> 
         if size != expected_size:
             expected = f"{expected_size}, as in {first}" if first else "1, for the one user"
             raise RequestError(where, f"{size} entries", expected, status=422)
+        if entry.component == "positions":
+            _check_positions(array, lengths[f"h.{entry.name.removeprefix('p.')}"][0], where)
     if all(entry.group != "item" for entry in inputs):
         return  # a program of requests alone
     count = lengths["item"][0]
@@ -233,6 +240,17 @@ def check_tensors(tensors: dict[str, NDArray[Any]], inputs: Sequence[Input]) -> 
     if positions > POSITIONS:
         message = f"{positions:,} pairs of a candidate and a past event"
         raise RequestError("inputs", message, f"at most {POSITIONS:,}", "split it into several requests", 413)
+
+
+def _check_positions(positions_BP: NDArray[Any], events: int, where: str) -> None:
+    """Refuse positions that are outside the events, or follow the end of a row."""
+    if not events:
+        raise RequestError(where, "positions in no events", "one event or more", status=422)
+    if not -1 <= positions_BP.min() <= positions_BP.max() < events:
+        problem = f"positions from {positions_BP.min()} to {positions_BP.max()}"
+        raise RequestError(where, problem, f"positions from 0 to {events - 1}, or -1", status=422)
+    if (np.diff((positions_BP >= 0).astype(np.int8), axis=1) > 0).any():
+        raise RequestError(where, "a position after -1", "-1 after the last position of a row only", status=422)
 
 
 def encode_infer_response(

@@ -119,7 +119,7 @@ class RequestEncoder:
         # Reading by the users' own keys costs a hash of text, so it is skipped if the bundle needs none.
         self._by_key = live is not None or bool(bundle.manifest.tokens or bundle.manifest.knowledge)
         facts = bundle.manifest.states
-        self._start_states = {f"s.{name}": np.array([own.start], np.float32) for name, own in facts.items()}
+        self._start_states = {f"s.{name}": own.make_start()[None] for name, own in facts.items()}
 
     def use_items(self, items: EntityTable) -> None:
         """Read the features of items from another table from now on: the bundle's, with changes of the catalog."""

@@ -5,29 +5,33 @@ less the allowed lateness. The later events of the user go to the program as its
 changed before the watermark removes the state, which the next request folds again from the stored events. Scores are
 the same with a state as without one, and those of the whole life: ``max_length`` of a history does not cut it.
 
+Of a history whose newest event is not final until the next one is there, the newest one before the watermark stays
+outside the state, with those of its timestamp. Every request reads them again.
+
 Shapes: B users, W width of the states of a history, N events.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from longrec.exporting.bundle import Bundle
-from longrec.exporting.inputs import STATE, UPDATE, make_tensors
+from longrec.exporting.inputs import START, UPDATE
 from longrec.exporting.runtime import Program
-from longrec.features.feature_encoders import Lists
-from longrec.features.fitted_schema import concat_lists, gather_lists
 from longrec.serve.state_store import StateStore, StoredState
+from longrec.serve.state_updates import Columns, StateUpdate
 from longrec.store.history_store import Events
 
-Columns = Mapping[str, "NDArray[Any] | Lists"]
 LATER = np.iinfo(np.int64).max - 1
 """Timestamp at which everything that was ever stored is visible."""
+_SINCE = struct.Struct("<q")
+"""After the states: the timestamp of the first event outside each state whose newest event is not final."""
 _FEW = 64
 """Number of events that are read at first."""
 
@@ -63,27 +67,33 @@ class _Folding:
 
     Attributes:
         start: states before them, by history ``[W]``.
-        events: the events, by history.
+        events: the events before the watermark, by history.
+        counts: how many of them enter the state.
         columns: their columns, by history.
     """
 
     start: Mapping[str, NDArray[np.float32]]
     events: Mapping[str, Events]
+    counts: Mapping[str, int]
     columns: Mapping[str, Columns]
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """Reading of the events of one user between a state and the watermark."""
+    """Reading of the events of one user between a state and the watermark.
+
+    Attributes:
+        since: timestamps from which on events are not in the state, by history. None without a state.
+    """
 
     reader: EventReader
     own: UserHistory
-    stored: StoredState | None
+    since: Mapping[str, int] | None
     until: int
 
     def read(self, history: str, now: int) -> Events:
         """Return the events as visible at a timestamp."""
-        since = None if self.stored is None else self.stored.until
+        since = None if self.since is None else self.since[history]
         return _read_since(self.reader, self.own, history, since, self.until, now)
 
 
@@ -110,39 +120,46 @@ class UserStates:
         self.histories = list(facts)
         self.store, self.fold_at = store, fold_at
         self.delay = max(one.delay for one in facts.values()) + lateness
-        self._starts = {name: np.array(one.start, np.float32) for name, one in facts.items()}
-        self._programs = {name: programs[f"{UPDATE}{name}"] for name in facts}
-        inputs = {name: bundle.manifest.programs[f"{UPDATE}{name}"].inputs for name in facts}
-        self._numbers = {entry.field for own in inputs.values() for entry in own if entry.datatype == "FP32"}
+        self._starts = {name: one.make_start() for name, one in facts.items()}
+        self._holding = [name for name, one in facts.items() if one.holds_newest]
+        self._updates = {
+            name: StateUpdate(name, programs[f"{UPDATE}{name}"], bundle.manifest.programs[f"{UPDATE}{name}"], one)
+            for name, one in facts.items()
+        }
 
     @property
     def bytes_per_user(self) -> int:
         """Bytes of the state of one user."""
-        return sum(start.nbytes for start in self._starts.values())
+        return sum(start.nbytes for start in self._starts.values()) + _SINCE.size * len(self._holding)
 
     def remove(self, user: int, time: int) -> None:
         """Remove the state of a user if an event at a timestamp would be in it."""
         self.store.remove(user, time)
 
     def read(
-        self, reader: EventReader, own: UserHistory, timestamp: int
+        self, reader: EventReader, own: UserHistory, timestamp: int, earliest: int | None = None
     ) -> tuple[dict[str, NDArray[np.float32]], dict[str, Events]]:
         """Return the states of a user, ``[1, W]`` by input, and the events after them, by history, as of a timestamp.
 
         Final events are folded and stored first if there are many of them.
+
+        Args:
+            earliest: timestamp of the first event that the request brings. The state has no later one.
         """
-        stored = self.store.get(own.user)
-        if stored is not None and stored.at > timestamp:
-            stored = None  # a request about an earlier time reads all events before it
+        stored, until = self.store.get(own.user), timestamp - self.delay
+        if earliest is not None:
+            until = min(until, earliest)
+        # A request about an earlier time reads all events before it, and one that brings an earlier event too.
+        if stored is not None and (stored.at > timestamp or (earliest is not None and earliest < stored.until)):
             return self._build_inputs(None), self._read_after(reader, own, None, timestamp)
         later = self._read_after(reader, own, stored, timestamp)
-        until = timestamp - self.delay
-        final = max(int((events.times < until).sum()) for events in later.values())
+        final = max(self._count_final(name, _keep_before(events, until)) for name, events in later.items())
         if final >= self.fold_at:
-            folded = self.fold(reader, [own], timestamp, {own.user: stored})
+            folded = self.fold(reader, [own], timestamp, {own.user: stored}, until)
             if own.user in folded:
                 stored = folded[own.user]
-                later = {name: _keep_from(events, stored.until) for name, events in later.items()}
+                since = self._list_since(stored)
+                later = {name: _keep_from(events, since[name]) for name, events in later.items()}
         return self._build_inputs(stored), later
 
     def fold(
@@ -151,6 +168,7 @@ class UserStates:
         users: Sequence[UserHistory],
         now: int,
         stored: Mapping[int, StoredState | None] | None = None,
+        until: int | None = None,
     ) -> dict[int, StoredState]:
         """Fold the final events of users into their states, all users at once, and store the states.
 
@@ -159,27 +177,38 @@ class UserStates:
         Args:
             now: timestamp from which the states can be used.
             stored: their present states. None: read them.
+            until: the watermark, if it is before that of ``now``.
 
         Returns:
             The new states by user.
         """
-        until, foldings, read = now - self.delay, dict[int, _Folding](), dict[int, _Reading]()
+        until = now - self.delay if until is None else until
+        foldings, read = dict[int, _Folding](), dict[int, _Reading]()
         for one in users:
             present = self.store.get(one.user) if stored is None else stored[one.user]
             if present is not None and (present.at > now or present.until >= until):
                 continue
-            reading = _Reading(reader, one, present, until)
+            reading = _Reading(reader, one, None if present is None else self._list_since(present), until)
             events = {name: reading.read(name, now) for name in self.histories}
             if not all(_are_equal(events[name], reading.read(name, LATER)) for name in self.histories):
                 continue
             columns = {name: reader.encode(name, own, now) for name, own in events.items()}
-            foldings[one.user], read[one.user] = _Folding(self._split(present), events, columns), reading
+            counts = {name: self._count_final(name, own) for name, own in events.items()}
+            foldings[one.user], read[one.user] = _Folding(self._split(present), events, counts, columns), reading
         if not foldings:
             return {}
-        states = {name: self._run(name, list(foldings.values())) for name in self.histories}
+        every = list(foldings.values())
+        states = {
+            name: update.run(
+                [one.start[name] for one in every],
+                [one.columns[name] for one in every],
+                [one.counts[name] for one in every],
+            )
+            for name, update in self._updates.items()
+        }
         new = {
-            user: StoredState(until, now, b"".join(states[name][at].tobytes() for name in self.histories))
-            for at, user in enumerate(foldings)
+            user: StoredState(until, now, self._join([states[name][at] for name in states], folding.events, until))
+            for at, (user, folding) in enumerate(foldings.items())
         }
         self.store.put(new)
         for user, folding in foldings.items():  # another process may have recorded an event meanwhile
@@ -188,48 +217,43 @@ class UserStates:
                 del new[user]
         return new
 
-    def _run(self, history: str, foldings: Sequence[_Folding]) -> NDArray[np.float32]:
-        """Return the states ``[B, W]`` after the events of each user, one step of all users after the other."""
-        states_BW = np.stack([one.start[history] for one in foldings])
-        lengths_B = np.array([_count(one.columns[history]) for one in foldings])
-        order_B = np.argsort(-lengths_B, kind="stable")
-        offsets_B = np.concatenate([[0], np.cumsum(lengths_B)])[order_B]
-        columns = {
-            name: _concatenate([one.columns[history][name] for one in foldings])
-            for name in foldings[0].columns[history]
-        }
-        program, sorted_BW = self._programs[history], states_BW[order_B]
-        for step in range(int(lengths_B.max(initial=0))):
-            count = int((lengths_B > step).sum())
-            at = offsets_B[:count] + step
-            tensors: dict[str, NDArray[Any]] = {f"s.{history}": np.ascontiguousarray(sorted_BW[:count])}
-            for name, column in columns.items():
-                taken = gather_lists(column, at) if isinstance(column, Lists) else column[at]
-                tensors |= make_tensors(f"h.{history}.{name}", taken, f"h.{history}.{name}" in self._numbers)
-            sorted_BW[:count] = program.run(tensors, STATE)
-        states_BW[order_B] = sorted_BW
-        return states_BW
-
     def _read_after(
         self, reader: EventReader, own: UserHistory, stored: StoredState | None, timestamp: int
     ) -> dict[str, Events]:
         """Return the events after a state, by history."""
-        since = None if stored is None else stored.until
-        return {name: _read_since(reader, own, name, since, timestamp, timestamp) for name in self.histories}
+        reading = _Reading(reader, own, None if stored is None else self._list_since(stored), timestamp)
+        return {name: reading.read(name, timestamp) for name in self.histories}
 
     def _build_inputs(self, stored: StoredState | None) -> dict[str, NDArray[np.float32]]:
         """Return the states of one user as inputs of the score program."""
-        return {f"s.{name}": state[None] for name, state in self._split(stored).items()}
+        return {f"{START}{name}": state[None] for name, state in self._split(stored).items()}
 
     def _split(self, stored: StoredState | None) -> dict[str, NDArray[np.float32]]:
         """Return the states of one user by history, ``[W]``. Without a stored one those of a user without events."""
         if stored is None:
             return dict(self._starts)
-        packed, states, at = np.frombuffer(stored.content, np.float32), {}, 0
+        count = sum(map(len, self._starts.values()))
+        packed, states, at = np.frombuffer(stored.content, np.float32, count), {}, 0
         for name, start in self._starts.items():
             states[name] = packed[at : at + len(start)]
             at += len(start)
         return states
+
+    def _list_since(self, stored: StoredState) -> dict[str, int]:
+        """Return the timestamps from which on events are not in a state, by history."""
+        last = stored.content[len(stored.content) - _SINCE.size * len(self._holding) :]
+        own = {name: since for name, (since,) in zip(self._holding, _SINCE.iter_unpack(last), strict=True)}
+        return {name: own.get(name, stored.until) for name in self.histories}
+
+    def _join(self, states: Sequence[NDArray[np.float32]], events: Mapping[str, Events], until: int) -> bytes:
+        """Return the content of a stored state, after the events before the watermark."""
+        newest = [events[name].times[-1:].tolist() or [until] for name in self._holding]
+        return b"".join([*(state.tobytes() for state in states), *(_SINCE.pack(own[0]) for own in newest)])
+
+    def _count_final(self, history: str, events: Events) -> int:
+        """Return how many of the events before the watermark may enter a state."""
+        times = events.times
+        return int(np.searchsorted(times, times[-1])) if history in self._holding and len(times) else len(times)
 
 
 def _read_since(
@@ -248,6 +272,10 @@ def _keep_from(events: Events, since: int) -> Events:
     return _take(events, slice(int(np.searchsorted(events.times, since)), None))
 
 
+def _keep_before(events: Events, until: int) -> Events:
+    return _take(events, slice(None, int(np.searchsorted(events.times, until))))
+
+
 def _are_equal(one: Events, other: Events) -> bool:
     """Return True for the same events with the same values."""
     same = np.array_equal(one.times, other.times)
@@ -257,12 +285,3 @@ def _are_equal(one: Events, other: Events) -> bool:
 def _take(events: Events, some: slice) -> Events:
     times = events.times[some]
     return Events(np.array([0, len(times)]), times, {name: column[some] for name, column in events.columns.items()})
-
-
-def _count(columns: Columns) -> int:
-    return len(next(iter(columns.values())))
-
-
-def _concatenate(columns: Sequence[NDArray[Any] | Lists]) -> NDArray[Any] | Lists:
-    lists = [column for column in columns if isinstance(column, Lists)]
-    return concat_lists(lists) if lists else np.concatenate([one for one in columns if not isinstance(one, Lists)])

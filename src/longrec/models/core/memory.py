@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from typing import Any, TypeVar, cast, no_type_check
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from longrec.features.batch import Batch, HistoryBatch
-from longrec.models.core.top import TopRanker
+from longrec.models.core.stateful import StatefulRanker
 from longrec.nn.embedding import Embedded
 from longrec.nn.queries import Queries
 from longrec.nn.segments import Segments
@@ -100,7 +100,7 @@ class UserMemory(nn.Module):
         return join_ended(state, ended, order_B)
 
 
-class MemoryRanker(TopRanker):
+class MemoryRanker(StatefulRanker):
     """A ranker that reads every history of the schema through a memory. A subclass fills ``memories``.
 
     Attributes:
@@ -109,9 +109,6 @@ class MemoryRanker(TopRanker):
         penalty_weight: weight of the penalties of the states in the loss.
     """
 
-    reads_history = True
-    order_matters = True
-    reads_groups = True
     events_per_candidate = False
     queries: Queries
     memories: nn.ModuleDict
@@ -142,8 +139,21 @@ class MemoryRanker(TopRanker):
         penalties = [self.get_memory(history).compute_penalty(state).mean() for history, state in every]
         return self.penalty_weight * torch.stack(penalties).mean()
 
-    def update_states(self, history: str, start_BW: Float[Tensor, "B W"], events: HistoryBatch) -> Float[Tensor, "B W"]:
+    def start_state(self, history: str) -> Float[Tensor, " W"]:
+        """Return the packed state of a user without events."""
+        memory = self.get_memory(history)
+        packed: Tensor = memory.pack(memory.start_state(1))
+        return packed[0]
+
+    def update_states(
+        self,
+        history: str,
+        start_BW: Float[Tensor, "B W"],
+        events: HistoryBatch,
+        positions_BP: Int64[Tensor, "B P"] | None = None,
+    ) -> Float[Tensor, "B W"]:
         """Return the packed states of B users after one event of each, the columns of which are ``[B]``."""
+        assert positions_BP is None
         memory, vectors = self.get_memory(history), self.embeddings.look_up_events(history, events)
         e_BK = torch.cat([vectors[name] for name in self.queries.key_columns[history]], 1)
         packed: Tensor = memory.pack(memory.update(memory.unpack(start_BW), e_BK))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import HistoryBatch
 from longrec.features.fields import TIME_GAP, TIME_SINCE_PREVIOUS, Fields
 from longrec.models.core.top import Width
-from longrec.nn.event_times import EventTimes, read_times
+from longrec.nn.event_times import EventTimes, decode_gaps, read_times
 from longrec.nn.hstu import HSTUStack, StackForm
 from longrec.nn.segments import Segments
 
@@ -84,3 +85,24 @@ def read_event_times(events: HistoryBatch, segments: Segments) -> EventTimes:
     assert isinstance(since_U, Tensor)
     assert isinstance(gap_U, Tensor)
     return read_times(since_U, gap_U, segments)
+
+
+def list_time_columns() -> tuple[str, ...]:
+    """Return the columns of a history that a bias of time reads."""
+    return _TIMES
+
+
+def read_later_times(events: HistoryBatch, at_BP: Tensor, counts_B1: Tensor) -> tuple[EventTimes, Tensor]:
+    """Return the times ``[B, P - 1]`` of events that follow states, and those ``[B, 1]`` of the event after them.
+
+    Times count from the first event of a row, whose ``time_since_previous`` is not read.
+
+    Args:
+        at_BP: int64 positions of the events of each user, with the event after them.
+        counts_B1: int64, number of events of each user without the one after them.
+    """
+    since_N = events.columns[TIME_SINCE_PREVIOUS]
+    assert isinstance(since_N, Tensor)
+    since_BP = decode_gaps(since_N).index_select(0, at_BP.flatten()).view(at_BP.shape)
+    time_BP = (since_BP * (torch.arange(at_BP.shape[1], device=at_BP.device) > 0)).cumsum(1)
+    return EventTimes(time_BP[:, :-1], time_BP[:, 1:]), time_BP.gather(1, counts_B1)
