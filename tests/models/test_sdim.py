@@ -20,6 +20,7 @@ from longrec.models.core.registry import build
 from longrec.models.sdim import SDIM, Buckets, _Path, normalize
 from longrec.nn.chosen import Chosen
 from longrec.nn.segments import Segments
+from longrec.nn.simhash import SimHash
 from longrec.testing.batches import FEW, FIELDS, ITEM, RATING, grouped, offsets, ragged, repeated, shared
 from longrec.testing.case import Case
 from longrec.testing.programs import program_agrees
@@ -125,7 +126,7 @@ def test_sums_and_gradients_are_those_of_loops_in_every_layout(batch: Batch, gro
 def test_a_table_holds_the_sum_of_each_bucket() -> None:
     buckets, k_TK = Buckets(4, 3, 2), torch.randn(20, 6)
     code_TG = buckets.codes(k_TK[:, :4])
-    table = buckets.sum_buckets(code_TG, k_TK).view(3, 4, 6)
+    table = buckets.sum_buckets(k_TK).view(4, 3, 6).transpose(0, 1)
     for group in range(3):
         for code in range(4):
             torch.testing.assert_close(table[group, code], k_TK[code_TG[:, group] == code].sum(0))
@@ -208,8 +209,9 @@ def test_it_explains_a_request_as_its_rows(settings: dict[str, Any]) -> None:
 
 def test_buckets_are_summed_once_for_all_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[int] = []
-    model, codes = sdim(SETTINGS[0], FEW), Buckets.codes
-    monkeypatch.setattr(Buckets, "codes", lambda self, x: hashed.append(len(x)) or codes(self, x))
+    model, forward, of_columns = sdim(SETTINGS[0], FEW), SimHash.forward, SimHash.of_columns
+    monkeypatch.setattr(SimHash, "forward", lambda self, x: hashed.append(len(x)) or forward(self, x))
+    monkeypatch.setattr(SimHash, "of_columns", lambda self, x: hashed.append(len(x)) or of_columns(self, x))
     model(shared(6, 9, fields=FEW))
     assert hashed == [6, 9]
     hashed.clear()

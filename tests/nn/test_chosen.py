@@ -50,8 +50,8 @@ class Newest(torch.nn.Module):
         """Return both, concatenated."""
         length = values_TD.shape[0]
         newest = choose_newest(Segments(torch.arange(2), 1, length, shared=True), 3)
-        assert newest.real_M is not None
-        return torch.cat([newest.gather(values_TD).sum(0), newest.real_M.sum().float().unsqueeze(0)])
+        read_MD = newest.gather(values_TD)
+        return torch.cat([read_MD.sum(0), torch.ones_like(read_MD[:, :1]).sum(0)])
 
 
 def test_a_program_reads_the_newest_of_a_history_of_any_length() -> None:

@@ -11,6 +11,7 @@ from longrec.nn.simhash import (
     SimHash,
     compute_codes,
     count_different_bits,
+    find_members,
     pack_bits,
     to_signs,
 )
@@ -58,6 +59,15 @@ def test_codes_count_in_binary() -> None:
     assert compute_codes(bits, 6).tolist() == bits.int().tolist()
     assert compute_codes(torch.ones(1, 62, dtype=torch.bool), 2).tolist() == [[2**31 - 1] * 2]
     assert compute_codes(bits[:, :0], 3).tolist() == [[0, 0, 0]] * 2
+
+
+@pytest.mark.parametrize(("groups", "bits"), [(3, 4), (5, 1), (2, 0)])
+def test_the_members_of_each_number(groups: int, bits: int) -> None:
+    hashed, vectors = SimHash(6, groups * bits), torch.randn(20, 6)
+    assert torch.equal(hashed.of_columns(vectors), hashed(vectors).t())
+    member = find_members(hashed.of_columns(vectors), groups).view(2**bits, groups, 20)
+    expected = [compute_codes(hashed(vectors), groups).t() == number for number in range(2**bits)]
+    assert torch.equal(member, torch.stack(expected))
 
 
 def test_bits_agree_as_often_as_the_angle_says() -> None:

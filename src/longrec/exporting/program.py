@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from onnxscript import opset18
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.onnx import ONNXProgram
@@ -26,8 +25,7 @@ from longrec.exporting.weights import write_program
 from longrec.features.batch import Batch, Column, HistoryBatch, Jagged, Layout
 from longrec.models.core.kinds import Encoder, Ranker
 from longrec.models.core.multi_task import LABEL
-
-op: Any = opset18
+from longrec.models.core.translations import list_translations
 
 
 class ProgramModule(nn.Module):
@@ -165,7 +163,7 @@ def trace_module(module: ProgramModule) -> ONNXProgram:
                 dynamic_shapes=(shapes,),
                 input_names=[entry.name for entry in inputs],
                 output_names=list(module.outputs),
-                custom_translation_table={torch.ops.aten.repeat_interleave.Tensor: _repeat_interleave},
+                custom_translation_table=list_translations(),
                 verbose=False,
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
@@ -191,22 +189,6 @@ def _list_dynamic_dims(entry: Input, dims: Mapping[str, Any], number: int) -> di
     if entry.component == "positions":
         return {0: dims[entry.group], 1: Dim("P")}
     return {0: dims[entry.group] + 1 if entry.component == "offsets" else dims[entry.group]}
-
-
-def _repeat_interleave(repeats: Any, output_size: Any = None) -> Any:
-    """Translate aten::repeat_interleave.Tensor to ONNX: the row of each value, in linear time.
-
-    One mark is added at the start of every row but the first (marks of empty rows add up at one position), and a
-    cumulative sum counts the marks. The exporter's own translation takes no ``output_size``.
-    """
-    zero, one, minus_one = (op.Constant(value_ints=[number]) for number in (0, 1, -1))
-    ends = op.CumSum(repeats, op.Constant(value_int=0))
-    total = op.ReduceSum(repeats, keepdims=1) if output_size is None else op.Reshape(output_size, one)
-    starts = op.Slice(ends, zero, minus_one, zero)
-    marks = op.ScatterElements(
-        op.Expand(zero, op.Add(total, one)), starts, op.Expand(one, op.Shape(starts)), axis=0, reduction="add"
-    )
-    return op.Slice(op.CumSum(marks, op.Constant(value_int=0)), zero, total, zero)
 
 
 @contextlib.contextmanager

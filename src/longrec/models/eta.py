@@ -50,6 +50,7 @@ from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.long_rows import map_blocks
 from longrec.nn.queries import Queries
 from longrec.nn.segments import Segments
+from longrec.nn.selection import search_top
 from longrec.nn.simhash import SimHash, count_different_bits, pack_bits, to_signs
 from longrec.nn.target_heads import TargetHeads
 
@@ -183,27 +184,23 @@ def choose_nearest(bits_BM: Tensor, word_UW: Tensor, segments: Segments, count: 
 
 
 def choose_nearest_shared(bits_BM: Tensor, bits_TM: Tensor, segments: Segments, count: int) -> Chosen:
-    """Return a list of the nearest ``count`` positions of a shared history for each row, from the bits of its events.
+    """Return a list of the nearest positions of a shared history for each row, at most ``count``, from their bits.
 
-    A history of fewer events, which only a traced program gets here, is followed by ``count`` missing positions at a
-    distance above all.
+    A product of signs is the greater the smaller the distance is.
     """
-    bits, length, device = bits_BM.shape[1], segments.positions, bits_BM.device
+    sign_BM, length = to_signs(bits_BM), segments.positions
     with kernels.disable_autocast():
-        distance_BT = (bits - to_signs(bits_BM) @ to_signs(bits_TM).t()) * 0.5
-    slots = length
-    if kernels.is_traced():
-        slots = length + count
-        distance_BT = torch.cat([distance_BT, distance_BT.new_full((distance_BT.shape[0], count), bits + 1)], 1)
-    # One integer of distance and age, below 2^31 for any history that fits into memory.
-    age_T = torch.arange(slots, dtype=torch.int32, device=device).flip(0)
-    key_BT = distance_BT.to(torch.int32) * slots + age_T
-    stored_BS = key_BT.topk(count, 1, largest=False, sorted=False).indices
-    stored_M = stored_BS.flatten()
-    if kernels.is_traced():
-        return Chosen(segments, stored_M.clamp(max=length), count, stored_M < length)
-    row_B1 = torch.arange(segments.rows, device=device).unsqueeze(1)
-    return Chosen(segments, stored_M, count, position_M=(row_B1 * length + stored_BS).flatten())
+        if kernels.is_traced():
+            nearest = search_top(
+                lambda sign_TM: segments.dot(sign_BM, sign_TM).int(), [to_signs(bits_TM)], segments, count
+            )
+            return Chosen(segments, nearest.stored, nearest.rows.positions)
+        product_BT = sign_BM @ to_signs(bits_TM).t()
+    # One integer of nearness and age, below 2^31 for any history that fits into memory.
+    key_BT = product_BT.to(torch.int32) * length + torch.arange(length, dtype=torch.int32, device=bits_BM.device)
+    stored_BS = key_BT.topk(count, 1, sorted=False).indices
+    row_B1 = torch.arange(segments.rows, device=bits_BM.device).unsqueeze(1)
+    return Chosen(segments, stored_BS.flatten(), count, position_M=(row_B1 * length + stored_BS).flatten())
 
 
 def _longest(segments: Segments) -> int:

@@ -50,7 +50,7 @@ from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.long_rows import map_blocks
 from longrec.nn.queries import Queries
 from longrec.nn.segments import Segments
-from longrec.nn.simhash import SimHash, compute_codes
+from longrec.nn.simhash import SimHash, compute_codes, find_members
 from longrec.nn.target_heads import TargetHeads
 
 _LONGEST_CHECKED = 7
@@ -158,27 +158,27 @@ class Buckets(nn.Module):
 
     def forward(self, q_BQ: Tensor, k_UK: Tensor, segments: Segments) -> Tensor:
         """Return u, ``[B, K]``."""
-        code_BG, code_UG = self.codes(q_BQ), self.codes(k_UK[:, : self.query])
         with kernels.disable_autocast():
             if segments.shared:
-                return self._read_table(code_BG, self.sum_buckets(code_UG, k_UK))
+                code_BG = compute_codes(self.hash.of_columns(q_BQ).t(), self.groups)
+                return self._read_table(code_BG, self.sum_buckets(k_UK))
+            code_BG, code_UG = self.codes(q_BQ), self.codes(k_UK[:, : self.query])
             code_NG, _ = segments.flatten(code_UG)
             k_NK, flat = segments.flatten(k_UK)
             match_GN = code_NG.t() == code_BG.index_select(0, flat.row).t()
             return normalize(_sum_matches(match_GN, k_NK, flat)).mean(0)
 
-    def sum_buckets(self, code_TG: Tensor, k_TK: Tensor) -> Tensor:
-        """Return the sum of each bucket of one history, ``[G C, K]``.
+    def sum_buckets(self, k_TK: Tensor) -> Tensor:
+        """Return the sum of each bucket of one history, ``[C G, K]``.
 
         The sums are a product with the indicators of all buckets, which every runtime computes fast.
         """
-        code_C = torch.arange(2**self.bits, device=k_TK.device)
-        member_TX = (code_TG.unsqueeze(2) == code_C).flatten(1)
-        return member_TX.to(k_TK.dtype).t() @ k_TK
+        member_XT = find_members(self.hash.of_columns(k_TK[:, : self.query]), self.groups)
+        return member_XT.to(k_TK.dtype) @ k_TK
 
     def _read_table(self, code_BG: Tensor, sum_XK: Tensor) -> Tensor:
         """Return u from the sums of all buckets. Each is normalized once, and a candidate averages some of them."""
-        bucket_BG = code_BG + torch.arange(self.groups, device=code_BG.device) * 2**self.bits
+        bucket_BG = code_BG * self.groups + torch.arange(self.groups, device=code_BG.device)
         return F.embedding(bucket_BG, normalize(sum_XK)).mean(1)
 
 

@@ -28,7 +28,7 @@ Departures from the paper
     - U_short is DIEN's two recurrences over the newest ``short`` events, without their auxiliary loss and without
       sums of the events. ``short: 0`` removes the branch;
     - the scores of the ESU are divided by the square root of the width of a head, a constant that W absorbs;
-    - r is computed as <e_i, W_b^T W_a e_a>: equal, and no event is projected;
+    - r is computed as <e_i, W_b^T W_a e_a>: equal, and no event is projected. Nor is one by the ESU in serving;
     - top-k is exact. The paper's server uses an approximate index (ALSH), and a tree from category to items (UBT);
     - U_r is a sum over all events of the history, never over a sample of them;
     - of equal scores the newest events are selected;
@@ -43,6 +43,7 @@ Shapes: B rows, R events that are searched, S selected events (see nn/selection.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -66,7 +67,16 @@ from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
 from longrec.nn.recurrent import GRU
 from longrec.nn.segments import Segments
-from longrec.nn.selection import Selection, exceeds, select_all, select_key, select_newest, select_older, select_top
+from longrec.nn.selection import (
+    Selection,
+    Slots,
+    exceeds,
+    search_top,
+    select_all,
+    select_key,
+    select_newest,
+    select_older,
+)
 
 
 class SIMConfig(TopConfig):
@@ -231,8 +241,11 @@ class _Path(nn.Module):
         if self.short is not None:
             selections.append(select_newest(segments, self.short.count))
         chosen, (z_SK, *newest) = selections[0], take_each(e_UK, selections)
-        scores = self.scores(q_BQ, e_UK, z_SK, chosen)
-        outputs = [chosen.rows.weighted_sum(chosen.rows.softmax(s_S), z_SK) for s_S in scores]
+        if isinstance(chosen.rows, Slots):
+            outputs = [chosen.rows.attend(self.queries_of_events(q_BQ), z_SK).flatten(1)]
+        else:
+            scores = self.scores(q_BQ, e_UK, z_SK, chosen)
+            outputs = [chosen.rows.weighted_sum(chosen.rows.softmax(s_S), z_SK) for s_S in scores]
         if self.short is not None:
             outputs.append(self.short(q_BQ, newest[0], selections[1].rows))
         return torch.cat(outputs, 1)
@@ -251,6 +264,12 @@ class _Path(nn.Module):
         pairs = zip(torch.split(q_BW, self.head_width, 1), torch.split(k_SW, self.head_width, 1))
         return [chosen.rows.dot(q_BD, k_SD) for q_BD, k_SD in pairs]
 
+    def queries_of_events(self, q_BQ: Tensor) -> Float[Tensor, "B H K"]:
+        """Return W_bh^T W_ah e_a, whose product with an event is its score: no event is projected."""
+        q_BHD = (self.query(q_BQ) * self.head_width**-0.5).unflatten(1, (self.heads, self.head_width))
+        w_HDK = self.key.weight.unflatten(0, (self.heads, self.head_width))
+        return torch.matmul(q_BHD.transpose(0, 1), w_HDK).transpose(0, 1)
+
     def choose(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments, keys: _Keys | None) -> Selection:
         """Return the events that the search selects."""
         region = self.region(segments)
@@ -259,8 +278,8 @@ class _Path(nn.Module):
                 return region
             with torch.no_grad(), kernels.disable_autocast():
                 e_RE = region.take(e_UK).float()[:, : self.searched]
-                r_R = dot(self.search_vector(q_BQ.float()), e_RE, region.rows)
-            return region.then(select_top(r_R, region.rows, self.select))
+                score = partial(dot, self.search_vector(q_BQ.float()), segments=region.rows)
+                return region.then(search_top(score, [e_RE], region.rows, self.select))
         if keys is None:
             return region.then(select_newest(region.rows, self.select))
         wanted_B, key_U = keys

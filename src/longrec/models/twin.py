@@ -36,6 +36,7 @@ columns, H heads, D width of a head, W = H D.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -52,7 +53,7 @@ from longrec.nn.linear import Linear, linear
 from longrec.nn.long_rows import dot, take_each
 from longrec.nn.queries import Queries
 from longrec.nn.segments import Segments
-from longrec.nn.selection import Selection, exceeds, select_all, select_top
+from longrec.nn.selection import Selection, exceeds, search_top, select_all
 
 
 class TWINConfig(TopConfig):
@@ -69,6 +70,7 @@ class TWIN(TopRanker):
 
     Config = TWINConfig
     reads_history = True
+    events_per_candidate = False
     reads_groups = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"select": 3, "heads": 2, "head_width": 6, "output": 8, "mlp": [32]},
@@ -197,8 +199,8 @@ class _Path(nn.Module):
                     k_UD, b_U1 = wide_UK[:, : self.inherent], self.biases(wide_UK, head)
                 else:
                     k_UD, b_U1, _ = self.divide(stored, head)
-                s_N = score(q_BD.float(), k_UD.float(), b_U1.float(), segments)
-                selections.append(select_top(s_N, segments, self.select))
+                own = partial(score, q_BD.float(), segments=segments)
+                selections.append(search_top(own, [k_UD.float(), b_U1.float()], segments, self.select))
         return selections
 
     def project(self, e_XK: Float[Tensor, "X K"], head: int | None = None) -> _Projected:

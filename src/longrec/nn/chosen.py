@@ -5,8 +5,7 @@ Layouts of the chosen positions
     - ragged, each row with its own choice;
     - lists of S positions per row, of candidates that share a history.
 
-While a program is traced, a size cannot depend on the length of the history. Then S is constant, and a mask tells real
-positions from the missing ones of a short history.
+In a program S is a traced size, the length of a short history. So no position is missing, and none is masked.
 
 Shapes: B rows, N positions, U stored positions (nn/segments.py), M chosen positions, S length of a list, K width.
 """
@@ -24,6 +23,7 @@ from torch import Tensor
 from longrec.nn import kernels
 from longrec.nn.host_plans import expand_rows, put
 from longrec.nn.segments import GroupedSegments, Segments
+from longrec.nn.selection import limit_slots
 
 
 @dataclass(frozen=True)
@@ -32,25 +32,19 @@ class Chosen:
 
     Attributes:
         segments: the rows over the chosen positions. Not read for lists.
-        stored_M: int64: stored position of each chosen one, U for a missing one. None: all positions, in their order.
+        stored_M: int64: stored position of each chosen one. None: all positions, in their order.
         size: S of lists, which contain M = B S positions. None: no lists.
-        real_M: mask of the positions that are not missing. None: none is missing.
         position_M: int64: which of the N positions each chosen one is, if rows have choices of their own.
     """
 
     segments: Segments
     stored_M: Tensor | None = None
     size: int | None = None
-    real_M: Tensor | None = None
     position_M: Tensor | None = None
 
     def gather(self, k_UK: Float[Tensor, "U K"]) -> Float[Tensor, "M K"]:
-        """Return the values of the history at the chosen positions, 0 at missing ones."""
-        if self.stored_M is None:
-            return k_UK
-        if self.real_M is not None:
-            k_UK = torch.cat([k_UK, k_UK.new_zeros(1, k_UK.shape[1])])
-        return k_UK.index_select(0, self.stored_M)
+        """Return the values of the history at the chosen positions."""
+        return k_UK if self.stored_M is None else k_UK.index_select(0, self.stored_M)
 
     def spread(self, w_M: Float[Tensor, " M"], positions: int) -> Float[Tensor, " N"]:
         """Return weights of chosen positions as weights of all N ``positions``, 0 at those that are not chosen."""
@@ -64,8 +58,8 @@ def gather_each(k_UK: Float[Tensor, "U K"], choices: Sequence[Chosen]) -> list[T
 
     They are gathered together, so that the gradient of the history is made once.
     """
-    every = [chosen.stored_M for chosen in choices if chosen.stored_M is not None and chosen.real_M is None]
-    if len(every) < len(choices):
+    every = [chosen.stored_M for chosen in choices if chosen.stored_M is not None]
+    if kernels.is_traced() or len(every) < len(choices):
         return [chosen.gather(k_UK) for chosen in choices]
     return list(torch.split(k_UK.index_select(0, torch.cat(every)), [len(stored_M) for stored_M in every]))
 
@@ -91,10 +85,9 @@ def choose_newest(segments: Segments, count: int) -> Chosen:
 
 
 def _choose_newest_shared(segments: Segments, count: int) -> Chosen:
-    length, device = segments.positions, segments.offsets.device
-    newest = Segments(segments.offsets, segments.rows, count, shared=True)
-    index_M = torch.arange(count, device=device) + (length - count)
-    if kernels.is_traced():
-        real_M = index_M >= 0
-        return Chosen(newest, torch.where(real_M, index_M, length), real_M=real_M)
-    return Chosen(segments) if length <= count else Chosen(newest, index_M)
+    length = segments.positions
+    if not kernels.is_traced() and length <= count:
+        return Chosen(segments)
+    size = limit_slots(length, count)
+    newest = Segments(segments.offsets, segments.rows, size, shared=True)
+    return Chosen(newest, torch.arange(size, device=segments.offsets.device) + (length - size))

@@ -16,7 +16,7 @@ selection, K slots of a row of a shared history, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,9 @@ from torch import Tensor
 
 from longrec.nn import kernels
 from longrec.nn.embedding import RESERVED
+from longrec.nn.first_top import find_first_top
 from longrec.nn.host_plans import expand_rows, put, put_all
+from longrec.nn.key_search import find_key
 from longrec.nn.segments import GroupedSegments, Segments
 
 _NEVER = -1e30
@@ -134,6 +136,18 @@ class Slots(Segments):
         s_BK = s_N.reshape(self.rows, self.positions).masked_fill(~self.real_BK, _NEVER)
         return (s_BK.softmax(1) * self.real_BK).reshape(-1)
 
+    def attend(self, q_BHD: Float[Tensor, "B H D"], k_SD: Float[Tensor, "S D"]) -> Float[Tensor, "B H D"]:
+        """Return the attention of H queries of each row to its entries: their sum, weighted by a softmax of products.
+
+        It is 0 for a row without events.
+        """
+        k_BKD = k_SD.reshape(self.rows, self.positions, k_SD.shape[1])
+        s_BHK = torch.matmul(q_BHD, k_BKD.transpose(1, 2))
+        if self.real_BK is None:
+            return torch.matmul(s_BHK.softmax(2), k_BKD)
+        real_B1K = self.real_BK.unsqueeze(1)
+        return torch.matmul(s_BHK.masked_fill(~real_B1K, _NEVER).softmax(2) * real_B1K, k_BKD)
+
     def weighted_sum(self, w_N: Float[Tensor, " S"], k_UD: Float[Tensor, "S D"]) -> Float[Tensor, "B D"]:
         """Return the sum over each row's slots of ``w * k``."""
         w_B1K = w_N.to(k_UD.dtype).reshape(self.rows, 1, self.positions)
@@ -171,7 +185,7 @@ def _split(segments: Segments, k: int, newest: bool) -> Selection:
 
 
 def _split_shared(segments: Segments, k: int, newest: bool) -> Selection:
-    last = _limit(segments.positions, k)
+    last = limit_slots(segments.positions, k)
     first = segments.positions - last
     count = last if newest else first
     stored = torch.arange(count, device=segments.offsets.device)
@@ -190,6 +204,27 @@ def _cut(segments: Segments, k: int, newest: bool) -> Selection:
     return Selection(segments, rows, put(stored, device), stored)
 
 
+def search_top(
+    score: Callable[..., Float[Tensor, " N"]], events: Sequence[Tensor], segments: Segments, k: int
+) -> Selection:
+    """Return the ``k`` events of each row with the highest scores, see ``select_top``, from a function of the events.
+
+    A program scores the events newest first, and selects the first of equal scores (``nn/first_top.py``). So it reads
+    the scores of all pairs of row and event once, where ``select_top`` compares each with the lowest selected one.
+
+    Args:
+        score: function that returns the scores of all positions of the events, in their order: float32, or int32.
+        events: its arguments, ``[U, ...]`` each.
+    """
+    if not (segments.shared and kernels.is_traced()):
+        return select_top(score(*events), segments, k)
+    last = segments.positions - 1
+    newest_U = last - torch.arange(segments.positions, device=segments.offsets.device)
+    s_N = score(*(x_U.index_select(0, newest_U) for x_U in events)).detach()
+    best_BK = find_first_top(s_N.reshape(segments.rows, segments.positions), limit_slots(segments.positions, k))
+    return _fill_slots(segments.positions - best_BK, segments, full=True)
+
+
 def select_top(s_N: Float[Tensor, " N"], segments: Segments, k: int) -> Selection:
     """Return the ``k`` events of each row with the highest scores, without a gradient of the scores.
 
@@ -199,7 +234,7 @@ def select_top(s_N: Float[Tensor, " N"], segments: Segments, k: int) -> Selectio
         return select_all(segments)
     s_N = s_N.detach().float()
     if segments.shared:
-        return _select_slots(_find_top(s_N.reshape(segments.rows, segments.positions), k), segments, k, full=True)
+        return _select_slots(_find_top(s_N.reshape(segments.rows, segments.positions), k), segments, k)
     device, name = segments.offsets.device, ("top", k)
     if name not in segments.memo:
         *plans, edges = _plan_top(segments.host_offsets, k)
@@ -243,9 +278,10 @@ def select_key(
         wanted_B, key_U: ids of the candidates and of the events. Of a ragged batch on the host.
     """
     if segments.shared:
-        wanted_B1 = torch.as_tensor(wanted_B).unsqueeze(1)
-        match_BT = (torch.as_tensor(key_U).unsqueeze(0) == wanted_B1) & (wanted_B1 >= RESERVED)
-        return _select_slots(match_BT, segments, k, full=False)
+        number_BK = find_key(torch.as_tensor(wanted_B), torch.as_tensor(key_U), limit_slots(segments.positions, k))
+        if kernels.choose(number_BK) in ("cpu", "plain") and number_BK.numel():
+            number_BK = number_BK[:, : int((number_BK > 0).sum(1).max())]  # no row needs more slots
+        return _fill_slots(number_BK, segments, full=False)
     wanted, key, offsets = np.asarray(wanted_B), np.asarray(key_U), segments.host_offsets
     if isinstance(segments, GroupedSegments):
         rows = segments.on_host
@@ -270,7 +306,7 @@ def _select_positions(segments: Segments, position_S: Tensor, edges: NDArray[np.
 
 def _find_top(s_BT: Float[Tensor, "B T"], k: int) -> Bool[Tensor, "B T"]:
     """Return True for the k highest scores of each row, the newest of equal ones."""
-    count = _limit(s_BT.shape[1], k)
+    count = limit_slots(s_BT.shape[1], k)
     top_BK = s_BT.topk(count, 1)[0]
     # The lowest of them, with an entry for a history without events.
     least_B1 = torch.cat([top_BK, top_BK.new_full((top_BK.shape[0], 1), torch.inf)], 1).amin(1, keepdim=True)
@@ -279,21 +315,23 @@ def _find_top(s_BT: Float[Tensor, "B T"], k: int) -> Bool[Tensor, "B T"]:
     return above_BT | (equal_BT & (newer_BT <= count - above_BT.sum(1, keepdim=True)))
 
 
-def _limit(events: int, k: int) -> Any:
-    """Return the number of slots: ``min(k, T)``."""
+def limit_slots(events: int, k: int) -> Any:
+    """Return the number of slots of a row of a shared history: ``min(k, T)``, traced in a program."""
     return torch.sym_min(k, events) if kernels.is_traced() else min(k, events)  # type: ignore[no-untyped-call]
 
 
-def _select_slots(chosen_BT: Bool[Tensor, "B T"], segments: Segments, k: int, full: bool) -> Selection:
-    """Return the newest k chosen events of each row of a shared history.
+def _select_slots(chosen_BT: Bool[Tensor, "B T"], segments: Segments, k: int) -> Selection:
+    """Return the newest k chosen events of each row of a shared history, which has at least ``min(k, T)`` of them."""
+    index_T = torch.arange(1, segments.positions + 1, device=chosen_BT.device)
+    number_BK: Int[Tensor, "B K"] = torch.where(chosen_BT, index_T, 0).topk(limit_slots(segments.positions, k), 1)[0]
+    return _fill_slots(number_BK, segments, full=True)
+
+
+def _fill_slots(number_BK: Int[Tensor, "B K"], segments: Segments, full: bool) -> Selection:
+    """Return the selection of the events of each row with these numbers, from 1. 0 is a slot without an event.
 
     Args:
-        full: each row has at least ``min(k, T)`` chosen events.
+        full: no slot is without an event.
     """
-    count = _limit(segments.positions, k)
-    if not full and kernels.choose(chosen_BT) in ("cpu", "plain") and chosen_BT.numel():
-        count = min(count, int(chosen_BT.sum(1).max()))  # no row needs more slots
-    index_T = torch.arange(1, segments.positions + 1, device=chosen_BT.device)
-    number_BK: Int[Tensor, "B K"] = torch.where(chosen_BT, index_T, 0).topk(count, 1)[0]
     stored_S = (number_BK - 1).clamp(min=0).reshape(-1)
-    return Selection(segments, Slots(segments, count, None if full else number_BK > 0), stored_S)
+    return Selection(segments, Slots(segments, number_BK.shape[1], None if full else number_BK > 0), stored_S)

@@ -44,6 +44,11 @@ class SimHash(nn.Module):
         with kernels.disable_autocast():
             return x_ND.detach().float() @ self.directions > 0
 
+    def of_columns(self, x_ND: Float[Tensor, "N D"]) -> Bool[Tensor, "M N"]:
+        """Return the bits with those of one direction next to each other."""
+        with kernels.disable_autocast():
+            return self.directions.t() @ x_ND.detach().float().t() > 0
+
 
 def pack_bits(bits_NM: Bool[Tensor, "N M"]) -> Int[Tensor, "N W"]:
     """Return the bits as words, int64. Unused bits of the last word are 0."""
@@ -80,3 +85,18 @@ def compute_codes(bits_NM: Bool[Tensor, "N M"], groups: int) -> Int[Tensor, "N G
     for bit_NG in reversed(bits_NM.view(bits_NM.shape[0], groups, bits_NM.shape[1] // groups).unbind(2)):
         number_NG = number_NG * 2 + bit_NG
     return number_NG
+
+
+def find_members(bits_MN: Bool[Tensor, "M N"], groups: int) -> Bool[Tensor, "X N"]:
+    """Return for each number of each group which vectors have it, X = C G: those of ``compute_codes``, from 0.
+
+    Numbers are not compared: each bit divides the members of every number so far in two.
+
+    Args:
+        bits_MN: bits with those of one direction next to each other.
+    """
+    member_CGN = bits_MN.new_ones(1, groups, bits_MN.shape[1])
+    for at, bit_GN in enumerate(bits_MN.view(groups, bits_MN.shape[0] // groups, bits_MN.shape[1]).unbind(1)):
+        side_2GN = torch.stack([~bit_GN, bit_GN])
+        member_CGN = (side_2GN.unsqueeze(1) & member_CGN).flatten(0, 1) if at else side_2GN
+    return member_CGN.flatten(0, 1)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from longrec.nn.chosen import Chosen
 from longrec.nn.linear import Linear
-from longrec.nn.slices import masked_softmax
 
 
 class TargetHeads(nn.Module):
@@ -49,34 +48,35 @@ class TargetHeads(nn.Module):
         if chosen.size is not None:
             k_BHdS = k_MHd.view(-1, chosen.size, self.heads, self.size).permute(0, 2, 3, 1)
             s_BHS = torch.matmul(q_BHd.unsqueeze(2), k_BHdS).squeeze(2)
-            real = None if chosen.real_M is None else chosen.real_M.view(-1, 1, chosen.size)
-            return _softmax(s_BHS, real).transpose(1, 2).flatten(0, 1)
+            return s_BHS.softmax(2).transpose(1, 2).flatten(0, 1)
         segments = chosen.segments
         if segments.shared:
             s_HBM = torch.matmul(q_BHd.transpose(0, 1), k_MHd.permute(1, 2, 0))
-            return _softmax(s_HBM, chosen.real_M).permute(1, 2, 0).flatten(0, 1)
+            return s_HBM.softmax(2).permute(1, 2, 0).flatten(0, 1)
         s_NH = self._split(segments.mul(q_BHd.flatten(1), k_MHd.flatten(1))).sum(2)
         return torch.stack([segments.softmax(s_N) for s_N in s_NH.unbind(1)], 1)
 
     def pool(self, w_NH: Float[Tensor, "N H"], k_MK: Float[Tensor, "M K"], chosen: Chosen) -> Float[Tensor, "B D"]:
-        """Return u from the weights."""
-        v_MX = self.value(k_MK)
-        if chosen.size is not None:
-            v_BSHd = v_MX.view(-1, chosen.size, self.heads, self.size)
-            w_BHS = w_NH.view(-1, chosen.size, self.heads).transpose(1, 2).to(v_MX.dtype)
-            o_BX = torch.matmul(w_BHS.unsqueeze(2), v_BSHd.transpose(1, 2)).flatten(1)
-        else:
-            every = zip(w_NH.unbind(1), v_MX.chunk(self.heads, 1))
-            o_BX = torch.cat([chosen.segments.weighted_sum(w_N.to(v.dtype), v) for w_N, v in every], 1)
+        """Return u from the weights. Not for lists."""
+        every = zip(w_NH.unbind(1), self.value(k_MK).chunk(self.heads, 1))
+        o_BX = torch.cat([chosen.segments.weighted_sum(w_N.to(v.dtype), v) for w_N, v in every], 1)
         return self.out(o_BX)
+
+    def _attend_lists(self, q_BQ: Float[Tensor, "B Q"], k_MK: Float[Tensor, "M K"], chosen: Chosen) -> Tensor:
+        """Return u of lists. Queries and results are projected, which are fewer than the chosen events."""
+        q_BHd = self._split(self.query(q_BQ)) * self.size**-0.5
+        w_HdK, v_HdK = (layer.weight.unflatten(0, (self.heads, self.size)) for layer in (self.key, self.value))
+        q_BHK = torch.matmul(q_BHd.transpose(0, 1), w_HdK).transpose(0, 1)
+        k_BSK = k_MK.reshape(q_BQ.shape[0], chosen.size, k_MK.shape[1])
+        o_BHK = torch.matmul(torch.matmul(q_BHK, k_BSK.transpose(1, 2)).softmax(2), k_BSK)
+        o_BHd = torch.matmul(o_BHK.transpose(0, 1), v_HdK.transpose(1, 2)).transpose(0, 1)
+        return self.out(o_BHd.flatten(1))
 
     def forward(self, q_BQ: Float[Tensor, "B Q"], k_MK: Float[Tensor, "M K"], chosen: Chosen) -> Float[Tensor, "B D"]:
         """Return u of each row from its chosen events."""
+        if chosen.size is not None:
+            return self._attend_lists(q_BQ, k_MK, chosen)
         return self.pool(self.weights(q_BQ, k_MK, chosen), k_MK, chosen)
 
     def _split(self, x_NX: Tensor) -> Tensor:
         return x_NX.view(x_NX.shape[0], self.heads, self.size)
-
-
-def _softmax(s: Tensor, real: Tensor | None) -> Tensor:
-    return s.softmax(-1) if real is None else masked_softmax(s, real, -1)

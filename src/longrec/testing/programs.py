@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from longrec.features.batch import Batch, HistoryBatch, Jagged, Layout
 from longrec.features.fields import Field, Fields
 from longrec.models.core.kinds import Encoder, Ranker
+from longrec.models.core.translations import list_translations
 from longrec.onnx_import import import_onnxruntime
 from longrec.testing.batches import of_layout, shared
 from longrec.testing.case import Case, output_of, scores
@@ -149,7 +150,13 @@ def write_program(model: Ranker | Encoder, path: Path) -> None:
     """Write the ONNX program of a model."""
     names = list(flatten(shared(5, 7, fields=model.fields)))
     with silence_exporter(), torch.no_grad():
-        program = torch.onnx.export(capture(model), input_names=names, dynamo=True, verbose=False)
+        program = torch.onnx.export(
+            capture(model),
+            input_names=names,
+            dynamo=True,
+            custom_translation_table=list_translations(),
+            verbose=False,
+        )
     assert program is not None
     program.save(str(path))
 

@@ -49,7 +49,7 @@ class Ranker(Model):
         interaction_width: H. 0 for a model without ``interact``.
         embeddings: the tables of the features, of the model's own.
         events_per_candidate: True if a candidate costs about as much as its history has events. A server then scores
-            few candidates at once where histories are long. False if nearly all work on a history is done once.
+            few candidates at once where histories are long. False if slices would repeat much of their common work.
     """
 
     interaction_width: int = 0
