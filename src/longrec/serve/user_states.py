@@ -145,6 +145,15 @@ class UserStates:
                 later = {name: _keep_from(events, stored.until) for name, events in later.items()}
         return self._build_inputs(stored), later
 
+    def read_whole(self, reader: EventReader, own: UserHistory, timestamp: int) -> tuple[dict[str, Events], int]:
+        """Return all events of a user before a timestamp, by history, and the time before which they are in the state.
+
+        It is below all times if a request at the timestamp uses no state. Nothing is folded.
+        """
+        stored = self.store.get(own.user)
+        until = stored.until if stored is not None and stored.at <= timestamp else np.iinfo(np.int64).min
+        return self._read_after(reader, own, None, timestamp), int(until)
+
     def fold(
         self,
         reader: EventReader,
