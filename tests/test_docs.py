@@ -102,9 +102,11 @@ def documented(page: Path, heading: str) -> set[str]:
 
 
 def test_every_key_of_a_request_is_documented() -> None:
+    from longrec.serve.history_request import HistoryRequest
     from longrec.serve.request_json import RankRequest, RecommendRequest
 
-    for heading, request in (("A request", RankRequest), ("Recommendations", RecommendRequest)):
+    requests = {"A request": RankRequest, "Recommendations": RecommendRequest, "The history of a score": HistoryRequest}
+    for heading, request in requests.items():
         collected = documented(ROOT / "docs" / "guide" / "serving.md", heading)
         assert collected == set(request.__struct_fields__)
 

@@ -83,7 +83,12 @@ def train_shop(
 ) -> Trained:
     """Train on the first rows of the log, and export."""
     rows, numbers = make_rows(), range(ITEMS)
-    items = {"item_id": [f"i{n}" for n in numbers], "kind": [n % 4 for n in numbers], "price": [n % 6 for n in numbers]}
+    items: dict[str, Any] = {
+        "item_id": [f"i{n}" for n in numbers],
+        "kind": [n % 4 for n in numbers],
+        "price": [n % 6 for n in numbers],
+    }
+    items["Item_Title"] = [f"Item {n}" if n else None for n in numbers]  # which no feature reads
     users = {"user_id": list(range(USERS)), "country": [f"c{n % 3}" for n in range(USERS)]}
     for name, table in {"items": items, "users": users}.items():
         pq.write_table(pa.table(table), folder / f"{name}.parquet")

@@ -114,7 +114,7 @@ def test_the_console_needs_nothing_from_elsewhere(url: str) -> None:
     assert "default-src 'none'" in headers["content-security-policy"]
     assert not re.search(r"https?://|src=|@import|<link(?! rel=\"icon\" href=\"data:)", page)
     for page_path in re.findall(r'fetch\("([^"]+)"', page):
-        method = "POST" if page_path == "rank" else "GET"
+        method = "POST" if page_path in ("rank", "history") else "GET"
         assert call(url, method, f"/{page_path}", b"{}" if method == "POST" else None)[0] != 404
 
 

@@ -19,6 +19,7 @@ from longrec.exporting.bundle import Bundle, EncoderFacts
 from longrec.exporting.inputs import make_random_tensors
 from longrec.exporting.scale import Scale
 from longrec.exporting.write import export
+from longrec.features.timestamp_grammar import format_timestamp
 from longrec.serve.golden_scores import score_golden
 from longrec.serve.knowledge_features import key_number
 from longrec.serve.service import Service
@@ -67,6 +68,22 @@ def rank(service: Service, user: str, at: int, **change: Any) -> Any:
     context = {"place": "top", "price": 2.5}
     request = {"user": user, "candidates": [100, 101, 110], "at": at, "context": context, **change}
     return orjson.loads(service.answer(orjson.dumps(request)))["items"]
+
+
+def test_a_token_history_is_shown_by_its_times_and_side_columns(service: Service) -> None:
+    at = token_shop.START + 12 * token_shop.DAY
+    answer = orjson.loads(service.read_history(orjson.dumps({"user": "u3", "at": at, "last": 1_000})))
+    own = {history["name"]: history for history in answer["histories"]}
+    (times, columns) = service.served.encoder.tokens.read_dated(key_number("u3"), at)["tokens"]
+    tokens = own["tokens"]
+    assert tokens["events"] == len(tokens["newest"]) == len(times) > 3
+    assert [event["at"] for event in tokens["newest"]] == [format_timestamp(one) for one in reversed(times.tolist())]
+    assert {(event["item"], event["title"]) for event in tokens["newest"]} == {(None, None)}
+    values = [event["values"] for event in reversed(tokens["newest"])]
+    assert {tuple(one) for one in values} == {("version", "label", "stars", "time_gap")}
+    assert [one["version"] for one in values] == (columns["tokens.version"] - 2).tolist()
+    assert [one["label"] for one in values] == columns["tokens.label"].tolist()
+    assert own["seen"]["events"] == 8
 
 
 def draw_samples(shop: Shop, count: int = 1_000) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -102,6 +103,41 @@ def test_scores_equal_those_of_whole_histories(shop: Trained, state: str, tmp_pa
     scores = pq.read_table(longrec.predict(shop.run, log=str(tmp_path / "new.parquet"), into=tmp_path / "scores"))
     served = np.array([online[number] for number in range(len(shop.rows))])
     np.testing.assert_allclose(served, scores["score"].to_numpy(), atol=2e-6)
+
+
+def test_a_history_says_how_many_of_its_events_are_folded(shop: Trained, tmp_path: Path) -> None:
+    clock, row = Clock(), shop.rows[-1]
+    clock.now = row["at"] + 10_000_000
+
+    def view(service: Service, at: int) -> dict[str, Any]:
+        body = {"user": row["user_id"], "at": at, "last": 1_000, "allow_unknown": True}
+        histories = orjson.loads(service.read_history(orjson.dumps(body)))["histories"]
+        return {own["name"]: own for own in histories}
+
+    with serve(shop, tmp_path / "state", clock) as service:
+        record(service, {**row, "place": "side"})
+        states = get_states(service)
+        before = view(service, clock.now)
+        assert [own["folded"] for own in before.values()] == [0, 0, 0]
+        assert states.store.count() == 0  # a reader folds nothing
+        clock.now += 1
+        rank(service, row, clock.now)
+        record(service, {**row, "at": clock.now, "item_id": "i2"})
+        clock.now += 1
+        after, earlier = view(service, clock.now), view(service, row["at"])
+        with without_states(service):
+            whole = view(service, clock.now)
+    assert after["seen"]["folded"] == before["seen"]["events"] > 3
+    assert after["seen"]["newest"][0] | {"at": None} == {
+        "at": None,
+        "item": "i2",
+        "title": "Item 2",
+        "values": after["seen"]["newest"][0]["values"],
+    }
+    for name, own in whole.items():
+        assert own["folded"] is None
+        assert after[name] == own | {"folded": before[name]["events"]}
+        assert earlier[name]["folded"] == 0
 
 
 def test_an_event_that_arrives_late_is_folded_again(shop: Trained, tmp_path: Path) -> None:

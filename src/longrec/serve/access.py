@@ -1,5 +1,8 @@
 """Who may send requests to a server: API keys, names of the server in ``Host``, and requests of other pages.
 
+An admin key is needed to change something for all clients, and to read the events of a user: these are personal, so
+they are read by ``POST /history``, never by GET, and their response is neither cached nor logged.
+
 A browser sends requests for any page that it shows. A page elsewhere must neither read from a server on the same
 machine under a name of its own (DNS rebinding), nor post to it. Posts that a browser sends without a preflight are
 refused by their ``Content-Type``, and posts of other pages by their ``Origin``.
@@ -169,7 +172,7 @@ def _check_key(keys: ApiKeys, headers: Mapping[bytes, bytes], path: str, reads: 
         raise RequestError("authorization", message, "an API key", "send the header: Authorization: Bearer KEY", 401)
     if kind != ADMIN and not reads and not _ORDINARY_POSTS.fullmatch(path):
         do = "send a key that the server's list of keys marks with: admin"
-        raise RequestError("authorization", "a key that may not change the server", "an admin key", do, 403)
+        raise RequestError("authorization", "an ordinary key", "an admin key", do, 403)
 
 
 def _check_content_type(headers: Mapping[bytes, bytes], path: str) -> None:

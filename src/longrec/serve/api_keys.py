@@ -15,7 +15,7 @@ API_KEYS = "LONGREC_API_KEYS"
 """Environment variable with the keys of a server, on lines of their own or separated by commas."""
 OPTION = "--api-keys"
 ORDINARY, ADMIN = "ordinary", "admin"
-"""Kinds of keys. An admin key may also send the requests that change something for all clients."""
+"""Kinds of keys. An admin key may also change something for all clients, and read the events of a user."""
 SHORTEST, LONGEST, MOST = 16, 256, 64
 """Lengths of a key in characters, and the largest number of keys."""
 _LETTERS = re.compile(r"[A-Za-z0-9._~+/=-]+")

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 from starlette.applications import Starlette
@@ -31,9 +31,11 @@ from longrec.serve.content_encoding import compress
 from longrec.serve.current_service import CurrentService
 from longrec.serve.events import EventResponse
 from longrec.serve.gate import Gate
+from longrec.serve.history_request import HISTORY
 from longrec.serve.http_responses import (
     build_error_response,
     build_failure_response,
+    log_failure,
     make_json_response,
     make_response,
 )
@@ -129,6 +131,7 @@ class App:
             self._build_route("/events", self._handle_event, "/events", "POST"),
             self._build_route("/items", self._handle_items, "/items", "POST"),
             self._build_route("/reload", self._handle_reload, "/reload", "POST"),
+            self._build_route(HISTORY, self._handle_history, HISTORY, "POST"),
             self._build_route("/v2", self._handle_server, "/v2"),
             self._build_route("/v2/health/live", self._handle_live, "/health"),
             self._build_route("/v2/health/ready", self._handle_ready, "/health"),
@@ -154,6 +157,8 @@ class App:
                 response = await handler(request)
             except Exception as error:  # noqa: BLE001  a client gets a message, not a traceback
                 response = self._handle_error(name, path, error)
+            if path == HISTORY:
+                response.headers["cache-control"] = "no-store"
             self.metrics.count_request(name, response.status_code, time.perf_counter() - began)
             return response
 
@@ -163,14 +168,14 @@ class App:
         if isinstance(error, Shed):
             self.metrics.count_shed(name, error.reason)
         elif not isinstance(error, RequestError | ClientDisconnect):
-            _log.error("%s failed", path, exc_info=error)
+            log_failure(path, error, quotes=path != HISTORY)
         return build_failure_response(path, error)
 
     async def _handle_http_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         self.metrics.count_request("other", error.status_code, 0.0)
         path, message = request.url.path, f"no such page ({error.detail})"
-        expected = "/, /rank, /recommend, /events, /items, /health, /metrics or /v2"
+        expected = "/, /rank, /recommend, /events, /items, /history, /health, /metrics or /v2"
         if error.status_code == 405:
             message, expected = (
                 f"{request.method} {path}",
@@ -190,10 +195,7 @@ class App:
         body, service = await self._read_body(request), self.current.acquire()
         try:
             steps = self._answer_in_steps(service, route, body)
-            step = cast(_Answered | Reading, await self._compute(request, steps))
-            while isinstance(step, Reading):
-                await self.stores.run(step.read, self._read_deadline(request))
-                step = cast(_Answered | Reading, await self._compute(request, steps, admitted=True))
+            step = await self._read_and_compute(request, steps)
         finally:
             self.current.release(service)
         result = step.answer.pipeline_result
@@ -202,6 +204,21 @@ class App:
         seconds = {**result.stage_seconds, "service": step.seconds}
         timing = ", ".join(f"{_NO_TOKEN.sub('_', name)};dur={1e3 * own:.3f}" for name, own in seconds.items())
         return Response(step.content, media_type="application/json", headers={"server-timing": timing})
+
+    async def _handle_history(self, request: Request) -> Response:
+        body, service = await self._read_body(request), self.current.acquire()
+        try:
+            return make_response(await self._read_and_compute(request, service.read_history_in_steps(body)))
+        finally:
+            self.current.release(service)
+
+    async def _read_and_compute(self, request: Request, steps: Iterator[ResultT | Reading | None]) -> ResultT:
+        """Compute in the turn of a request, and wait for stores on servers in between."""
+        step = await self._compute(request, steps)
+        while isinstance(step, Reading):
+            await self.stores.run(step.read, self._read_deadline(request))
+            step = await self._compute(request, steps, admitted=True)
+        return step
 
     def _answer_in_steps(self, service: Service, route: str, body: bytes) -> Iterator[_Answered | Reading | None]:
         """Yield the steps of an answer, and the answer as JSON."""

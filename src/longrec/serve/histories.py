@@ -102,6 +102,17 @@ class EventHistories:
         """Return the histories of a user as available strictly before a timestamp.
 
         Args:
+            user, row, timestamp, recent: as of ``read_events``.
+        """
+        every = self.read_events(user, row, timestamp, recent)
+        return {name: self.encode(name, events, timestamp) for name, events in every.items()}
+
+    def read_events(
+        self, user: int, row: int, timestamp: int, recent: RecentColumns | None = None
+    ) -> dict[str, Events]:
+        """Return the events of the histories of a user as visible strictly before a timestamp, oldest first.
+
+        Args:
             user: key number.
             row: row of the user in the bundle, 0 for a new user.
             timestamp: milliseconds UTC, or a step.
@@ -110,7 +121,7 @@ class EventHistories:
         if self.bundle.store is None:
             return {}
         every = {history.name: self._read_last(user, row, timestamp, history) for history in self._read}
-        return {name: self._encode_merged(name, events, timestamp, recent) for name, events in every.items()}
+        return {name: self._merge(name, events, timestamp, recent) for name, events in every.items()}
 
     def read_after_states(
         self, user: int, row: int, timestamp: int, recent: RecentColumns | None = None
@@ -121,17 +132,36 @@ class EventHistories:
             user, row, timestamp, recent: as of ``read_stored``.
         """
         assert self.states is not None
-        earliest = None if recent is None or not len(recent.times) else int(recent.times[0])
-        states, every = self.states.read(self, UserHistory(user, row), timestamp, earliest)
-        return states, {name: self._encode_merged(name, events, timestamp, recent) for name, events in every.items()}
+        states, every = self.states.read(self, UserHistory(user, row), timestamp, _find_earliest(recent))
+        merged = {name: self._merge(name, events, timestamp, recent) for name, events in every.items()}
+        return states, {name: self.encode(name, events, timestamp) for name, events in merged.items()}
 
-    def _encode_merged(self, name: str, events: Events, timestamp: int, recent: RecentColumns | None) -> Columns:
-        """Return the columns of stored events and recent ones."""
+    def read_whole(
+        self, user: int, row: int, timestamp: int, recent: RecentColumns | None = None
+    ) -> tuple[dict[str, Events], dict[str, int]]:
+        """Return all events of a user that a score reads, from a state or after it, and how many are in the state.
+
+        Nothing is folded.
+
+        Args:
+            user, row, timestamp, recent: as of ``read_events``.
+
+        Returns:
+            The events by history, oldest first, and the numbers of those that are folded.
+        """
+        assert self.states is not None
+        earliest = _find_earliest(recent)
+        every, since = self.states.read_whole(self, UserHistory(user, row), timestamp, earliest)
+        folded = {name: int((events.times < since[name]).sum()) for name, events in every.items()}
+        return {name: self._merge(name, events, timestamp, recent) for name, events in every.items()}, folded
+
+    def _merge(self, name: str, events: Events, timestamp: int, recent: RecentColumns | None) -> Events:
+        """Return stored events of a history and recent ones."""
         if recent is not None:
             history = self._by_name[name]
             last = history.last if self.states is None else len(events) + len(recent.times)
             events = recent.merge(events, name, timestamp - history.delay, last)
-        return self.encode(name, events, timestamp)
+        return events
 
     def encode(self, history: str, events: Events, now: int) -> Columns:
         """Return the columns of events as available at a timestamp."""
@@ -209,6 +239,11 @@ class EventHistories:
             except DataError as error:
                 raise to_request_error(error) from None
         return {history.name: histories[history.name] for history in self._read}
+
+
+def _find_earliest(recent: RecentColumns | None) -> int | None:
+    """Return the timestamp of the first event that a request brings."""
+    return None if recent is None or not len(recent.times) else int(recent.times[0])
 
 
 def to_request_error(error: DataError) -> RequestError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from typing import Any
 
 import orjson
@@ -11,6 +13,8 @@ from starlette.responses import Response
 from longrec.errors import LongRecError, RequestError, ResourceError, StoreError
 from longrec.resources import resource_error
 from longrec.serve.admission import RETRY_SECONDS, Shed
+
+_log = logging.getLogger(__name__)
 
 
 def build_error_response(path: str, error: RequestError, headers: Any = None) -> Response:
@@ -37,6 +41,19 @@ def build_failure_response(path: str, error: Exception) -> Response:
         return build_error_response(path, failure, retry)
     message = error.found if isinstance(error, LongRecError) else "the server failed"
     return build_error_response(path, RequestError("server", message, "a response", "check the server's log", 500))
+
+
+def log_failure(path: str, error: Exception, quotes: bool = True) -> None:
+    """Log an error of the server with its traceback.
+
+    Args:
+        quotes: with its message. False: with its type alone, because the message may quote personal data.
+    """
+    if quotes:
+        _log.error("%s failed", path, exc_info=error)
+    else:
+        lines = "".join(traceback.format_tb(error.__traceback__))
+        _log.error("%s failed: %s\n%s", path, type(error).__name__, lines)
 
 
 def make_json_response(content: Any) -> Response:

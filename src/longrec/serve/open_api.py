@@ -14,6 +14,7 @@ from longrec.exporting.inputs import Input, make_random_tensors
 from longrec.serve import response_schemas as responses
 from longrec.serve.access import OPEN_PATHS
 from longrec.serve.binary_tensors import LENGTH_HEADER
+from longrec.serve.history_request import HISTORY, HistoryRequest
 from longrec.serve.infer_messages import InferRequest
 from longrec.serve.pipelines import RANK, RECOMMEND
 from longrec.serve.request_json import EventRequest, ItemsRequest, RankRequest, RecommendRequest
@@ -71,6 +72,8 @@ def _list_operations() -> Iterable[_Operation]:
     )
     yield _Operation("/events", "event", "Record an event", responses.EventResponse, ranking, EventRequest, _BODY)
     yield _Operation("/items", "items", "Change items", responses.ItemsResponse, ranking, ItemsRequest, _BODY)
+    reads = "Show the events that a score of a user reads"
+    yield _Operation(HISTORY, "history", reads, responses.HistoryResponse, ranking, HistoryRequest, _BODY)
     about, failures = "Open the bundle again, and serve it if it has changed", (409, 413, 415, 422)
     yield _Operation("/reload", "reload", about, responses.ReloadResponse, statuses=failures, method="post")
     for path, suffix in ((_MODEL, ""), (_VERSION, "Version")):
@@ -124,7 +127,7 @@ def build_document(service: Service, version: str, max_body_bytes: int, has_keys
 
 
 _KEY = "apiKey"
-_KEY_TEXT = "An API key of the server. `/items` and `/reload` need an admin key."
+_KEY_TEXT = "An API key of the server. `/items`, `/reload` and `/history` need an admin key."
 
 
 def _add_access(operation: dict[str, Any], path: str, method: str, has_keys: bool) -> None:

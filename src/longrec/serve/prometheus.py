@@ -22,7 +22,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 _PROTOCOL = ("/v2/models/infer", "/v2/models", "/v2")
-ROUTES = ("/rank", "/recommend", "/events", "/items", "/reload", *_PROTOCOL, "/health", "/metrics", "/", "other")
+_REQUESTS = ("/rank", "/recommend", "/events", "/items", "/reload", "/history")
+ROUTES = (*_REQUESTS, *_PROTOCOL, "/health", "/metrics", "/", "other")
 STATUSES = (200, 400, 401, 403, 404, 405, 413, 415, 421, 422, 500, 503)
 REASONS = ("queue", "deadline", "gone", "connections", "bodies", "store")
 """Reasons to turn a request away: a full queue, a deadline that passed, a client that left, too many connections."""

@@ -140,6 +140,11 @@ class RequestEncoder:
         """The reader of histories of events."""
         return self._histories
 
+    @property
+    def tokens(self) -> TokenHistories:
+        """The reader of histories of tokens."""
+        return self._tokens
+
     def encode_candidates(self, candidates: Candidates, query: Query, where: str = "candidates") -> EncodedCandidates:
         """Encode candidates, and add the unknown ones to those of the query.
 
@@ -219,14 +224,16 @@ class RequestEncoder:
         """
         return self._users.find_row(key, "user")
 
-    def encode(self, query: Query) -> EncodedQuery:
-        """Encode the inputs shared by all candidates.
+    def find_user(self, query: Query) -> tuple[int, int]:
+        """Return the row of the user of a query, 0 for an unknown one, and the key number, 0 if nothing is read by it.
 
         Raises:
-            RequestError: 404 if the user is unknown, 422 if the context or a history does not fit the schema.
+            RequestError: 404 if the user is unknown and not allowed.
         """
-        row, timestamp = 0 if query.user is None else self.look_up_user(query.user), query.timestamp
-        if not row and query.user is not None:
+        if query.user is None:
+            return 0, 0
+        row = self.look_up_user(query.user)
+        if not row:
             if not query.allow_unknown:
                 raise RequestError(
                     "user",
@@ -236,7 +243,29 @@ class RequestEncoder:
                     404,
                 )
             query.unknown.user = True
-        user = key_number(query.user) if self._by_key and query.user is not None else 0
+        return row, key_number(query.user) if self._by_key else 0
+
+    def encode_recent(self, query: Query, row: int) -> RecentColumns | None:
+        """Encode the recent events of a query that are not stored. None without one.
+
+        Args:
+            row: row of the user, 0 for an unknown one.
+
+        Raises:
+            RequestError: 422 if a value has the wrong type.
+        """
+        if not query.recent:
+            return None
+        items = self._items.find_rows(to_key_array([one.item for one in query.recent]), "recent")
+        return self._histories.encode_recent(query.recent, items, query.user, row, query.timestamp)
+
+    def encode(self, query: Query) -> EncodedQuery:
+        """Encode the inputs shared by all candidates.
+
+        Raises:
+            RequestError: 404 if the user is unknown, 422 if the context or a history does not fit the schema.
+        """
+        (row, user), timestamp = self.find_user(query), query.timestamp
         inputs: dict[str, NDArray[Any]] = {}
         if self._user_names:
             self._read(self._user_table, self._user_names, np.array([row]), timestamp, inputs)
@@ -247,10 +276,7 @@ class RequestEncoder:
         for name, ids in encode_calendar(self.fitted, timestamp).items():
             inputs.update(self._make_feature_tensors(name, ids))
         inputs.update(self._knowledge.read_user(user, timestamp))
-        positions, recent = 0, None
-        if query.recent:
-            items = self._items.find_rows(to_key_array([one.item for one in query.recent]), "recent")
-            recent = self._histories.encode_recent(query.recent, items, query.user, row, timestamp)
+        positions, recent = 0, self.encode_recent(query, row)
         states, histories = self._read_histories(query, user, row, recent)
         inputs.update(states)
         for history, columns in histories.items():

@@ -207,7 +207,7 @@ def decode_request(body: bytes, schema: Schema | None = None) -> RankRequest:
         RequestError: 400 if the body is not JSON (NaN and Infinity are not JSON), 422 if a field is invalid, 413 if
             there are too many candidates.
     """
-    request = _decode(_DECODER, body, FIELDS)
+    request = decode_json(_DECODER, body, FIELDS)
     has_user, has_item = schema is None or schema.user is not None, schema is None or schema.item is not None
     if has_user != (request.user is not None):
         expected = "a value" if has_user else "no user: the schema has none"
@@ -246,7 +246,7 @@ def decode_recommend_request(body: bytes) -> RecommendRequest:
     Raises:
         RequestError: 400 if the body is not JSON, 422 if a field is invalid.
     """
-    request = _decode(_RECOMMENDATIONS, body, RecommendRequest.__struct_fields__)
+    request = decode_json(_RECOMMENDATIONS, body, RecommendRequest.__struct_fields__)
     if not 1 <= request.k <= MAX_ITEMS:
         raise RequestError("k", f"{request.k:,} items", f"1 to {MAX_ITEMS:,}", "ask for fewer items", 422)
     return request
@@ -258,7 +258,7 @@ def decode_event(body: bytes) -> EventRequest:
     Raises:
         RequestError: 400 if the body is not JSON, 422 if a field is invalid.
     """
-    return _decode(_EVENTS, body, EventRequest.__struct_fields__)
+    return decode_json(_EVENTS, body, EventRequest.__struct_fields__)
 
 
 def decode_items(body: bytes) -> list[dict[str, Any]]:
@@ -267,16 +267,25 @@ def decode_items(body: bytes) -> list[dict[str, Any]]:
     Raises:
         RequestError: 400 if the body is not JSON, 422 if a field is invalid.
     """
-    items = _decode(_ITEMS, body, ItemsRequest.__struct_fields__, names_per_object=100).items
+    items = decode_json(_ITEMS, body, ItemsRequest.__struct_fields__, names_per_object=100).items
     if len(items) > MAX_CHANGES:
         do = "split it into several requests"
         raise RequestError("items", f"{len(items):,} items", f"at most {MAX_CHANGES:,}", do, 413)
     return items
 
 
-def _decode(
+def decode_json(
     decoder: msgspec.json.Decoder[DecodedT], body: bytes, fields: tuple[str, ...], names_per_object: int = 0
 ) -> DecodedT:
+    """Decode a request from JSON.
+
+    Args:
+        fields: its fields, for messages.
+        names_per_object: number of names that each of its objects may add to those of the request.
+
+    Raises:
+        RequestError: 400 if the body is not JSON, 422 if a field is invalid, 413 if it has too many names or lists.
+    """
     if body.count(b":") > MAX_NAMES or body.count(b"[") > MAX_LISTS:
         _check_size(body, names_per_object)
     try:

@@ -167,6 +167,55 @@ class EventResponse(Exact):
     ignored: list[str]
 
 
+class HistoryEvent(Exact):
+    """Event of a user.
+
+    Attributes:
+        at: timestamp of the event.
+        item: key of the item. None for an item that the bundle does not contain, and for an event of tokens.
+        title: title of the item in the item table, None without one.
+        values: columns that the model reads, as of the timestamp of the request: values of the log, null for a missing
+            one, ranges of numbers as text, or a text in parentheses, such as ``(unseen)``.
+    """
+
+    at: Time
+    item: Key | None
+    title: str | None
+    values: dict[str, Any]
+
+
+class UserHistory(Exact):
+    """History of a user.
+
+    Attributes:
+        model: model that reads it.
+        name: its name in the schema.
+        events: number of events that the model reads.
+        folded: number of them that are in the state of the user. None for a model without states.
+        newest: the last of them, newest first.
+    """
+
+    model: str
+    name: str
+    events: int
+    folded: int | None
+    newest: list[HistoryEvent]
+
+
+class HistoryResponse(Exact):
+    """Events that a score of a user reads.
+
+    Attributes:
+        at: timestamp of the score.
+        histories: histories of all models that are served.
+    """
+
+    user: Key
+    at: Time
+    unknown: UnknownUser
+    histories: list[UserHistory]
+
+
 class ReloadResponse(Exact):
     """Result of a reload.
 

@@ -25,6 +25,8 @@ from longrec.pipeline.stage import Query, Stages
 from longrec.pipeline.trace import Trace
 from longrec.serve.events import EventRecorder, EventResponse, PendingEvent
 from longrec.serve.golden_scores import check_scores, score_golden
+from longrec.serve.history_request import HISTORY, decode_history_request
+from longrec.serve.history_view import view_in_steps
 from longrec.serve.impression_log import ImpressionLog
 from longrec.serve.live_catalog import ChangeSteps, change_items_in_steps, finish_changes
 from longrec.serve.opened_models import open_models
@@ -297,6 +299,34 @@ class Service:
     def answer(self, body: bytes, route: str = RANK) -> bytes:
         """Answer a JSON request with JSON, as ``POST`` to the route does."""
         return self.decode_and_answer(route, body).json()
+
+    def read_history_in_steps(self, body: bytes) -> Iterator[Reading | bytes]:
+        """Answer a JSON request for the events that a score reads of a user: yield ``Reading``, in the end the JSON.
+
+        Raises:
+            RequestError: 404 if the bundle stores no histories of users, or the user is unknown and not allowed. 400 or
+                422 if the request is invalid.
+        """
+        schema = self.bundle.fitted.schema
+        if schema.user is None or schema.prejoined:
+            actual = "a bundle without users" if schema.user is None else "histories that are in each request"
+            do = "see the request itself" if schema.prejoined else ""
+            raise RequestError(HISTORY, actual, "a bundle that stores histories of users", do, 404)
+        request = decode_history_request(body)
+        self._refresh_catalogs()
+        at = parse_request_time(request.at, self._time, self._clock())
+        recent = self._recent.read(request.recent, at, request.allow_unknown)
+        query = Query(request.user, at, allow_unknown=request.allow_unknown, recent=recent)
+        for step in view_in_steps(self.models, query, request.last):
+            if isinstance(step, Reading):
+                yield step
+            else:
+                content = {"user": request.user, "at": format_request_time(self.bundle.fitted, at)}
+                yield orjson.dumps({**content, "unknown": {"user": query.unknown.user}, "histories": step})
+
+    def read_history(self, body: bytes) -> bytes:
+        """Return the events that a score reads of a user as JSON, as ``POST /history`` does."""
+        return finish(self.read_history_in_steps(body))
 
     def list_digests(self) -> list[str]:
         """Return what identifies the served bundles, and the config of a pipeline."""

@@ -129,16 +129,19 @@ class TokenHistories:
             user: key number.
             timestamp: milliseconds UTC, or a step.
         """
-        histories: dict[str, dict[str, NDArray[Any]]] = {}
+        return {name: columns for name, (_, columns) in self.read_dated(user, timestamp).items()}
+
+    def read_dated(self, user: int, timestamp: int) -> dict[str, tuple[NDArray[np.int64], dict[str, NDArray[Any]]]]:
+        """Return the timestamps ``[N]`` of the events of each history, and its columns, as ``read``."""
+        histories: dict[str, tuple[NDArray[np.int64], dict[str, NDArray[Any]]]] = {}
         now = np.array([timestamp], np.int64)
         for live in self._opened:
             live.refresh()
         for history in self._read:
             store = history.live.store
             tokens = read_visible_tokens(store, user, timestamp, history.max_length, history.columns)
-            histories[history.name], _ = build_token_columns(
-                history.spec, history.name, history.features, tokens, now, history.gaps
-            )
+            columns, _ = build_token_columns(history.spec, history.name, history.features, tokens, now, history.gaps)
+            histories[history.name] = tokens.times, columns
         return histories
 
     @property

@@ -149,8 +149,7 @@ class UserStates:
         stored, until = self.store.get(own.user), timestamp - self.delay
         if earliest is not None:
             until = min(until, earliest)
-        # A request about an earlier time reads all events before it, and one that brings an earlier event too.
-        if stored is not None and (stored.at > timestamp or (earliest is not None and earliest < stored.until)):
+        if stored is not None and not self._is_usable(stored, timestamp, earliest):
             return self._build_inputs(None), self._read_after(reader, own, None, timestamp)
         later = self._read_after(reader, own, stored, timestamp)
         final = max(self._count_final(name, _keep_before(events, until)) for name, events in later.items())
@@ -161,6 +160,26 @@ class UserStates:
                 since = self._list_since(stored)
                 later = {name: _keep_from(events, since[name]) for name, events in later.items()}
         return self._build_inputs(stored), later
+
+    def read_whole(
+        self, reader: EventReader, own: UserHistory, timestamp: int, earliest: int | None = None
+    ) -> tuple[dict[str, Events], dict[str, int]]:
+        """Return all events of a user before a timestamp, by history, and the time before which they are in the state.
+
+        It is below all times if a request at the timestamp uses no state. Nothing is folded.
+
+        Args:
+            earliest: as of ``read``.
+        """
+        stored, since = self.store.get(own.user), dict.fromkeys(self.histories, int(np.iinfo(np.int64).min))
+        if stored is not None and self._is_usable(stored, timestamp, earliest):
+            since = self._list_since(stored)
+        return self._read_after(reader, own, None, timestamp), since
+
+    @staticmethod
+    def _is_usable(stored: StoredState, timestamp: int, earliest: int | None) -> bool:
+        """Return False for a request about an earlier time, or one that brings an earlier event: it reads all events."""
+        return stored.at <= timestamp and (earliest is None or earliest >= stored.until)
 
     def fold(
         self,
