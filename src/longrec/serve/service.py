@@ -313,7 +313,7 @@ class Service:
             do = "see the request itself" if schema.prejoined else ""
             raise RequestError(HISTORY, actual, "a bundle that stores histories of users", do, 404)
         request = decode_history_request(body)
-        self._refresh_catalogs()
+        self.refresh_catalogs()
         at = parse_request_time(request.at, self._time, self._clock())
         recent = self._recent.read(request.recent, at, request.allow_unknown)
         query = Query(request.user, at, allow_unknown=request.allow_unknown, recent=recent)

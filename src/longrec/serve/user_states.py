@@ -178,7 +178,7 @@ class UserStates:
 
     @staticmethod
     def _is_usable(stored: StoredState, timestamp: int, earliest: int | None) -> bool:
-        """Return False for a request about an earlier time, or one that brings an earlier event: it reads all events."""
+        """Return False for a request about an earlier time, or with an earlier event, which reads all events."""
         return stored.at <= timestamp and (earliest is None or earliest >= stored.until)
 
     def fold(
