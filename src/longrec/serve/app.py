@@ -214,7 +214,7 @@ class App:
 
     async def _read_and_compute(self, request: Request, steps: Iterator[ResultT | Reading | None]) -> ResultT:
         """Compute in the turn of a request, and wait for stores on servers in between."""
-        step = await self._compute(request, steps)
+        step: ResultT | Reading = await self._compute(request, steps)
         while isinstance(step, Reading):
             await self.stores.run(step.read, self._read_deadline(request))
             step = await self._compute(request, steps, admitted=True)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.features.feature_encoders import FIRST, UNSEEN
+from longrec.features.feature_encoders import FIRST, UNSEEN, Lists
 from longrec.features.fields import COMPUTED, TOKEN, VERSION
+from longrec.features.fitted_schema import gather_lists
 from longrec.features.raw_columns import format_request_time
 from longrec.features.readable_values import NOT_YET_TEXT, UNSEEN_TEXT, read_column
 from longrec.pipeline.stage import Query
@@ -82,47 +83,44 @@ class _HistoryView:
 
     def describe(self, own: _UserEvents, timestamp: int, last: int) -> Iterator[dict[str, Any]]:
         """Yield the histories as JSON, each with its newest events, newest first."""
+        fitted, histories = self._encoder.fitted, self._encoder.histories
         for name, events in own.events.items():
-            encoded = self._encoder.histories.encode(name, events, timestamp)
-            columns = {one: read_column(self._encoder.fitted, one, values) for one, values in encoded.items()}
-            rows = self._list_items(events.columns["item"], last)
+            newest = _order_newest(len(events.times), last)
+            encoded = histories.encode(name, events, timestamp)
+            columns = {one: read_column(fitted, one, _take(values, newest)) for one, values in encoded.items()}
             folded = None if own.folded is None else own.folded[name]
-            yield self._describe_one(name, events.times, columns, rows, folded, last)
+            shown = self._describe_events(events.times[newest], events.columns["item"][newest], columns)
+            yield {"model": self._name, "name": name, "events": len(events.times), "folded": folded, "newest": shown}
         for name, (times, tokens) in own.tokens.items():
+            newest = _order_newest(len(times), last)
             columns = {
-                own_name: self._read_token_column(name, own_name, values)
+                own_name: self._read_token_column(name, own_name, values[newest])
                 for full, values in tokens.items()
                 if (own_name := full.removeprefix(f"{name}.")) != TOKEN
             }
-            yield self._describe_one(name, times, columns, [None] * len(times), None, last)
+            shown = self._describe_events(times[newest], np.zeros(len(newest), np.int64), columns)
+            yield {"model": self._name, "name": name, "events": len(times), "folded": None, "newest": shown}
 
-    def _describe_one(
-        self,
-        name: str,
-        times: NDArray[np.int64],
-        columns: Mapping[str, list[Any]],
-        items: Sequence[int | None],
-        folded: int | None,
-        last: int,
-    ) -> dict[str, Any]:
-        fitted, count = self._encoder.fitted, len(times)
-        shown, skipped = range(count - 1, max(count - last, 0) - 1, -1), count - len(items)
-        read_title, keys = build_title_reader(self._catalog, fitted.schema.item), self._catalog.table.items
-        newest = []
-        for at in shown:
-            row = items[at - skipped] or 0
-            newest.append({
-                "at": format_request_time(fitted, int(times[at])),
-                "item": keys.key(row),
-                "title": read_title(row),
-                "values": {one: values[at] for one, values in columns.items()},
+    def _describe_events(
+        self, times: NDArray[np.int64], rows: NDArray[Any], columns: Mapping[str, list[Any]]
+    ) -> list[dict[str, Any]]:
+        """Return events as JSON.
+
+        Args:
+            rows: rows of their items, 0 for none. A row beyond the table is that of an item that was removed since.
+        """
+        fitted, items = self._encoder.fitted, self._catalog.table.items
+        read_title = build_title_reader(self._catalog, fitted.schema.item)
+        described = []
+        for at, (time, row) in enumerate(zip(times.tolist(), rows.tolist())):
+            item = row if row < len(items) else 0
+            described.append({
+                "at": format_request_time(fitted, time),
+                "item": items.key(item),
+                "title": read_title(item),
+                "values": {name: values[at] for name, values in columns.items()},
             })  # fmt: skip
-        return {"model": self._name, "name": name, "events": count, "folded": folded, "newest": newest}
-
-    def _list_items(self, rows: NDArray[Any], last: int) -> list[int | None]:
-        """Return the rows of the items of the last events, 0 for items that the bundle does not contain."""
-        count = len(self._catalog.table.items)
-        return [row if row < count else 0 for row in rows[-last:].tolist()]
+        return described
 
     def _read_token_column(self, history: str, name: str, column: NDArray[Any]) -> list[Any]:
         fitted = self._encoder.fitted
@@ -132,6 +130,15 @@ class _HistoryView:
             return [UNSEEN_TEXT if value == UNSEEN else value - FIRST for value in column.tolist()]
         not_yet = fitted.tokens[history].sides[name]
         return [NOT_YET_TEXT if value == not_yet else value for value in column.tolist()]
+
+
+def _order_newest(count: int, last: int) -> NDArray[np.int64]:
+    """Return the positions of the last of some events, newest first."""
+    return np.arange(count - 1, max(count - last, 0) - 1, -1)
+
+
+def _take(column: NDArray[Any] | Lists, at: NDArray[np.int64]) -> NDArray[Any] | Lists:
+    return gather_lists(column, at) if isinstance(column, Lists) else column[at]
 
 
 def build_title_reader(catalog: LiveCatalog, key: str | None) -> Callable[[int], str | None]:
