@@ -127,7 +127,7 @@ def main() -> None:
     sections = [
         "# Training on long histories beside FuxiCTR",
         f"Rows per CPU-second of one thread from step 5 to step {options.steps}, batches of {options.batch:,}, child "
-        f"processes included: median of {options.rounds} rounds (all runs in brackets). Peak memory is resident, from "
+        f"processes included: median of {options.rounds} round(s), all runs in brackets. Peak memory is resident, from "
         f"the first step on. LongRec again: its second run of a round against its first. FuxiCTR's models are those of "
         f"its repository ({commit}); it loads in its training process.",
     ]
