@@ -1,6 +1,6 @@
 """Training on histories of up to 1,000 events: LongRec's SIM, ETA, SDIM and TWIN beside those of FuxiCTR.
 
-    python bench/long_training.py --zoo CHECKOUT [--rounds 2] [--only mean178,mean700] [--models sim,eta,...]
+    python bench/long_training.py --zoo CHECKOUT [--rounds 2] [--only mean178,mean700] [--models sim,eta,sdim,twin]
                                   [--workers 3] [--write]
 
 ``--zoo`` is a checkout of https://github.com/reczoo/FuxiCTR: its long models are not in its wheel, which is installed
@@ -30,7 +30,7 @@ from din_training import HERE, Arm
 
 LENGTHS = {"mean178": 181.84, "mean700": 1159.34}
 """Mean of the log-normal distribution before it is cut."""
-MODELS = {"sim": "SIM", "sim_short10": "SIM, recurrences over 10 events", "eta": "ETA", "sdim": "SDIM", "twin": "TWIN"}
+MODELS = ("sim", "eta", "sdim", "twin")
 MARGIN = 5
 """Batches beyond the last step, so that no loader ends early."""
 OURS, PEER, AGAIN = "LongRec", "FuxiCTR", "LongRec again"
@@ -39,10 +39,9 @@ ARMS = {
     PEER: Arm("fuxictr_long", ("fuxictr", "keras_preprocessing"), HERE / "peers" / "fuxictr_long.py"),
 }
 DIFFERENCES = (
-    "SIM of LongRec runs DIEN's two recurrences over the newest 50 events (or over 10, its default), FuxiCTR's attends "
-    "to the newest 49. TWIN of LongRec has no short-term branch, FuxiCTR's attends to the newest 49 events. SDIM of "
-    "LongRec normalizes the sums of buckets. FuxiCTR clips gradients and steps its whole tables, LongRec the rows of a "
-    "batch."
+    "SIM of LongRec runs DIEN's two recurrences over the newest 50 events, FuxiCTR an attention to 49. TWIN of LongRec "
+    "has no short-term branch, FuxiCTR's attends to the newest 49 events. SDIM of LongRec normalizes the sums of "
+    "buckets. FuxiCTR clips gradients and steps its whole tables, LongRec the rows of a batch."
 )
 
 Runs = dict[str, list[dict]]
@@ -86,7 +85,7 @@ def run_workers(scenario: str, options: argparse.Namespace) -> str:
     rows = []
     for model in options.models.split(","):
         result = run(ARMS[PEER], scenario, model, options, options.workers)
-        rows.append([MODELS[model], f"{result['rows_per_cpu_second']:,}", f"{result['peak_mb']:,}"])
+        rows.append([model.upper(), f"{result['rows_per_cpu_second']:,}", f"{result['peak_mb']:,}"])
     table = machine.format_table(["", "rows per CPU-second", "memory, MB"], rows)
     return f"## FuxiCTR with {options.workers} loading processes, one run on the first log\n\n{table}"
 
@@ -102,7 +101,7 @@ def format_row(model: str, results: Runs) -> list[str]:
 
     each = {name: " ".join(f"{run['rows_per_cpu_second']:,}" for run in runs) for name, runs in results.items()}
     return [
-        MODELS[model],
+        model.upper(),
         *(f"{rate(name):,.0f} ({each[name]})" for name in (OURS, PEER)),
         f"{rate(OURS) / rate(PEER):.1f}",
         f"{rate(AGAIN) / rate(OURS):.2f}",
@@ -128,7 +127,7 @@ def main() -> None:
     sections = [
         "# Training on long histories beside FuxiCTR",
         f"Rows per CPU-second of one thread from step 5 to step {options.steps}, batches of {options.batch:,}, child "
-        f"processes included: median of {options.rounds} rounds (all runs in brackets). Peak memory is resident, from "
+        f"processes included: median of {options.rounds} round(s), all runs in brackets. Peak memory is resident, from "
         f"the first step on. LongRec again: its second run of a round against its first. FuxiCTR's models are those of "
         f"its repository ({commit}); it loads in its training process.",
     ]

@@ -35,15 +35,11 @@ SHARED = {
 }
 MODELS = {
     "sim": {"topk": 50},
-    "sim_short10": {"topk": 50},
     "eta": {"topk": 50, "hash_bits": 32},
     "sdim": {"num_hashes": 2, "hash_bits": 4},
     "twin": {"topk": 50, "Kc_cross_features": 0},
 }
-"""What ``model_zoo/LongCTR/config`` sets for each model, besides embeddings 4 wide (SDIM 32).
-
-``sim_short10`` is ``sim`` again, beside another setting of LongRec.
-"""
+"""What ``model_zoo/LongCTR/config`` sets for each model. Its embeddings are narrower (4; SDIM 32)."""
 
 
 def prepare(options) -> None:
@@ -98,7 +94,7 @@ def main() -> None:
 
     from longctr_dataloader import LongCTRDataLoader
 
-    name = options.model.partition("_")[0].upper()
+    name = options.model.upper()
     features = FeatureMap("log", str(options.work))
     features.load(str(options.work / "feature_map.json"), SHARED)
     model = getattr(importlib.import_module(name), name)(
