@@ -41,7 +41,7 @@ SCHEMA: dict[str, Any] = {
     "features": {"user_id": {"kind": "id"}, "item_id": {"kind": "id"}, "kind": {"kind": "id", "side": "item"}},
     "histories": {"seen": {"features": ["item_id", "kind"], "max_length": 10_000}},
 }
-MODELS: dict[str, dict[str, Any]] = {"hpmn": {}, "mimn": {}, "hstu": {"window": 64}}
+MODELS: dict[str, dict[str, Any]] = {"hpmn": {}, "mimn": {}, "hstu": {"window": 64}, "sdim": {}}
 TIMES = {"hstu": ["time_gap", "time_since_previous"]}
 """Further columns of the history, of a model that has a state with them."""
 

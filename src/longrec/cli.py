@@ -217,7 +217,9 @@ def build_parser() -> argparse.ArgumentParser:
     target = "share of the best items that an approximate search must return (default: 0.98)"
     parser.add_argument("--recall-target", type=float, default=0.98, metavar="SHARE", help=target)
     parser.add_argument("--recall-at", type=int, default=100, metavar="K", help="number of best items (default: 100)")
-    about = "also export how an event updates the state of a user, which serve --events then keeps (hpmn, hstu, mimn)"
+    about = (
+        "also export how an event updates the state of a user, which serve --events then keeps (hpmn, hstu, mimn, sdim)"
+    )
     parser.add_argument("--states", action="store_true", help=about)
     parser = add("catalog", command_output.catalog, "add, withdraw and change items of a bundle without a new export")
     parser.add_argument("bundle", help="folder that export has written")

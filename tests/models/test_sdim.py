@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from longrec.data.synthetic import generate_dataset
 from longrec.errors import ConfigError
+from longrec.exporting.inputs import list_positions
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Field, Fields
 from longrec.models.core import artifact
@@ -213,11 +215,42 @@ def test_buckets_are_summed_once_for_all_candidates(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(SimHash, "forward", lambda self, x: hashed.append(len(x)) or forward(self, x))
     monkeypatch.setattr(SimHash, "of_columns", lambda self, x: hashed.append(len(x)) or of_columns(self, x))
     model(shared(6, 9, fields=FEW))
-    assert hashed == [6, 9]
+    assert hashed == [9, 6]
     hashed.clear()
     batch = grouped([1, 0, 1, 1], fields=FEW)
     model(batch)
     assert hashed == [4, int(batch.histories["seen"].offsets[-1])]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_a_state_is_the_history_however_its_events_are_cut(settings: dict[str, Any]) -> None:
+    """Two users at once, one of whom has fewer events, and a request with the events after their states."""
+    model, lengths = sdim(settings, FEW), [9, 4]
+    every = [shared(3, length, seed, FEW) for seed, length in enumerate(lengths)]
+
+    def cut(user: int, first: int, stop: int) -> dict[str, Tensor]:
+        columns = every[user].histories["seen"].columns
+        return {name: cast(Tensor, column)[first:stop] for name, column in columns.items()}
+
+    with torch.no_grad():
+        for steps in ([(9, 4)], [(0, 0)], [(1, 0), (1, 1), (4, 1)], [(2, 2), (0, 1), (5, 0)]):
+            states_BW, done = model.start_state("seen").expand(2, -1), [0, 0]
+            for step in steps:
+                taken = [cut(user, done[user], done[user] + count) for user, count in enumerate(step)]
+                events = {name: torch.cat([own[name] for own in taken]) for name in taken[0]}
+                if any(step):
+                    positions = torch.from_numpy(list_positions(step))
+                    states_BW = model.update_states("seen", states_BW, HistoryBatch(events, torch.arange(2)), positions)
+                done = [before + count for before, count in zip(done, step)]
+            for user, batch in enumerate(every):
+                later = cut(user, done[user], lengths[user])
+                start_1W, count = states_BW[user : user + 1], lengths[user] - done[user]
+                own = HistoryBatch({**later}, torch.arange(2) * count, start=start_1W)
+                actual = model(replace(batch, histories={"seen": own}))
+                torch.testing.assert_close(actual, model(batch), rtol=1e-5, atol=1e-5)
+                if done[user]:
+                    missing = HistoryBatch({**later}, torch.arange(2) * count)
+                    assert (model(replace(batch, histories={"seen": missing})) - actual).abs().max() > 1e-4
 
 
 def test_one_event_by_hand() -> None:

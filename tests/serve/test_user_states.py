@@ -33,6 +33,17 @@ WHOLE: dict[str, Any] = {
 }
 MODELS: dict[str, dict[str, Any]] = {
     "hpmn": {"name": "hpmn", "embedding_dim": 4, "hidden": 5, "attention": [4], "mlp": [8], "init_std": 0.5},
+    "sdim": {
+        "name": "sdim",
+        "embedding_dim": 4,
+        "groups": 3,
+        "bits": 2,
+        "recent": 5,
+        "width": 6,
+        "heads": 2,
+        "mlp": [8],
+        "init_std": 0.5,
+    },
     "hstu": {"name": "hstu", "embedding_dim": 4, "width": 6, "max_events": 16, "mlp": [8], "init_std": 0.5},
     "mimn": {
         "name": "mimn",

@@ -132,7 +132,7 @@ def check_states(model: Model, fitted: FittedSchema, items: EntityTable) -> Stat
     """
     if not isinstance(model, StatefulRanker):
         problem = f"{type(model).__name__}, which has no state of a user that an event updates"
-        raise BundleError("--states", problem, "one of hpmn, hstu, mimn", "export it without states")
+        raise BundleError("--states", problem, "one of hpmn, hstu, mimn, sdim", "export it without states")
     schema, faults = fitted.schema, []
     if schema.prejoined:
         faults.append("the histories are in the requests")

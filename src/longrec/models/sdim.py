@@ -21,13 +21,15 @@ Departures from the paper
     - m is given as ``groups`` times ``bits``, tau;
     - directions are dense, not those of a fast Hadamard transform: with a few columns the product is as fast;
     - the long-term branch reads all events, the newest ones too;
-    - buckets are not stored with the user, but computed with each request, since vectors change in training;
+    - buckets are stored with the user by a server that keeps states (``export --states``), else computed with each
+      request. A state also has the newest events. What a request reads of it is normalized then;
     - each history has directions and attention of its own; for a history of instance tokens, which shares no column
       with the candidate, v is a learned projection of all fields of the candidate, as wide as the keys. It learns by
       the short-term branch alone, so that branch cannot be left out.
 
 Shapes: B rows, N history positions of the batch, T positions of a history shared by all rows, U stored positions
-(nn/segments.py), G groups, C buckets of a group, P pairs of a position and a group whose bucket is the candidate's, Q
+(nn/segments.py), G groups, C buckets of a group, X = C G, P pairs of a position and a group whose bucket is the
+candidate's, or positions of the events of a user, W width of a state, R newest events of it, E = K + 1, Q
 width of the query, K width of an event, H units of the last hidden layer.
 """
 
@@ -37,15 +39,17 @@ from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from longrec.features.batch import Batch
+from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Fields
-from longrec.models.core.top import TopConfig, TopRanker, Width
+from longrec.models.core.stateful import StatefulRanker
+from longrec.models.core.top import TopConfig, Width
 from longrec.nn import kernels
-from longrec.nn.chosen import choose_newest
+from longrec.nn.chosen import Chosen, choose_newest
 from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.long_rows import map_blocks
 from longrec.nn.queries import Queries
@@ -69,13 +73,12 @@ class SDIMConfig(TopConfig):
     heads: Width = Field(4, description="Heads of the short-term branch.")
 
 
-class SDIM(TopRanker):
+class SDIM(StatefulRanker):
     """SDIM over every history of the schema."""
 
     Config = SDIMConfig
-    reads_history = True
     events_per_candidate = False
-    reads_groups = True
+    updates_chunks = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"groups": 5, "bits": 2, "recent": 2, "width": 10, "heads": 3, "mlp": [32]},
         {"groups": 2, "bits": 1, "recent": 3, "width": 8, "heads": 1, "batch_norm": False},
@@ -100,9 +103,8 @@ class SDIM(TopRanker):
         inputs = list(embedded.features.values())
         for history in self.fields.histories:
             q_BQ, k_UK, segments = self.queries(batch, embedded, history)
-            path = self._path(history)
-            newest = choose_newest(segments, path.recent)
-            inputs += [path.long(q_BQ, k_UK, segments), path.short(q_BQ, newest.gather(k_UK), newest)]
+            path, start_1W = self._path(history), batch.histories[history].start
+            inputs += path(q_BQ, k_UK, segments) if start_1W is None else path.go_on(q_BQ, k_UK, segments, start_1W)
         return inputs
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
@@ -116,18 +118,86 @@ class SDIM(TopRanker):
             weights[history] = segments.by_candidate(self._path(history).long.match(q_BQ, k_UK, segments))
         return weights
 
+    def start_state(self, history: str) -> Float[Tensor, " W"]:
+        """Return the packed state of a user without events."""
+        return torch.zeros(self._path(history).state_width)
+
+    def update_states(
+        self,
+        history: str,
+        start_BW: Float[Tensor, "B W"],
+        events: HistoryBatch,
+        positions_BP: Int64[Tensor, "B P"] | None = None,
+    ) -> Float[Tensor, "B W"]:
+        """Return the packed states of B users after events of each, see ``StatefulRanker``."""
+        assert positions_BP is not None
+        vectors = self.embeddings.look_up_events(history, events)
+        k_NK = torch.cat([vectors[name] for name in self.queries.key_columns[history]], 1)
+        return self._path(history).update(start_BW, k_NK, positions_BP)
+
     def _path(self, history: str) -> _Path:
         return cast(_Path, self.paths[f"path_{history}"])
 
 
 class _Path(nn.Module):
-    """Both branches of one history."""
+    """Both branches of one history.
+
+    Its state is the sums of all buckets ``[X, K]``, and the newest events ``[R, E]``, the newest one last, each with a
+    mark that there is one.
+
+    Attributes:
+        state_width: W.
+    """
 
     def __init__(self, query: int, key: int, config: SDIMConfig) -> None:
         super().__init__()
-        self.recent = config.recent
+        self.recent, self.key = config.recent, key
+        self.sums = config.groups * 2**config.bits * key
+        self.state_width = self.sums + config.recent * (key + 1)
         self.long = Buckets(query, config.groups, config.bits)
         self.short = TargetHeads(query, key, config.width, config.heads)
+
+    def forward(self, q_BQ: Tensor, k_UK: Tensor, segments: Segments) -> list[Tensor]:
+        """Return u and u'."""
+        newest = choose_newest(segments, self.recent)
+        return [self.long(q_BQ, k_UK, segments), self.short(q_BQ, newest.gather(k_UK), newest)]
+
+    def go_on(self, q_BQ: Tensor, k_TK: Tensor, segments: Segments, start_1W: Float[Tensor, "1 W"]) -> list[Tensor]:
+        """Return the same for a shared history that follows a state."""
+        assert segments.shared, "a state is read by the candidates of one request"
+        with kernels.disable_autocast():
+            (sum_XK,), (newest_RE,) = self._unpack(start_1W)
+            u_BK = self.long.read_table(q_BQ, sum_XK + self.long.sum_buckets(k_TK))
+        every_AE = torch.cat([newest_RE, mark(k_TK)])
+        newest_R = torch.arange(self.recent, device=k_TK.device) + k_TK.shape[0]
+        newest_RE = every_AE.index_select(0, newest_R)
+        rows = Segments(segments.offsets, segments.rows, self.recent, shared=True)
+        chosen = Chosen(rows, newest_R, real_M=newest_RE[:, self.key] > 0)
+        return [u_BK, self.short(q_BQ, newest_RE[:, : self.key], chosen)]
+
+    def update(self, start_BW: Tensor, k_NK: Tensor, positions_BP: Tensor) -> Float[Tensor, "B W"]:
+        """Return the states after the events at the positions of each user, -1 after the last."""
+        users, there_BP = positions_BP.shape[0], (positions_BP >= 0)
+        at_O = positions_BP.clamp(min=0).flatten()
+        k_BPE = (mark(k_NK).index_select(0, at_O) * there_BP.flatten().unsqueeze(1)).view(*positions_BP.shape, -1)
+        member_XBP = self.long.find_members(k_NK).float().index_select(1, at_O).view(-1, *positions_BP.shape)
+        sum_BXK, newest_BRE = self._unpack(start_BW)
+        sum_BXK = sum_BXK + torch.matmul(member_XBP.transpose(0, 1), k_BPE[:, :, : self.key])
+        every_BAE = torch.cat([newest_BRE, k_BPE], 1)
+        first_B1 = torch.arange(users, device=at_O.device).unsqueeze(1) * every_BAE.shape[1]
+        newest_BR = first_B1 + there_BP.sum(1, keepdim=True) + torch.arange(self.recent, device=at_O.device)
+        newest_BRE = every_BAE.flatten(0, 1).index_select(0, newest_BR.flatten()).view(users, self.recent, -1)
+        return torch.cat([sum_BXK.flatten(1), newest_BRE.flatten(1)], 1)
+
+    def _unpack(self, state_BW: Tensor) -> tuple[Float[Tensor, "B X K"], Float[Tensor, "B R E"]]:
+        sums_BY, newest_BY = state_BW.split([self.sums, self.state_width - self.sums], 1)
+        users = state_BW.shape[0]
+        return sums_BY.view(users, -1, self.key), newest_BY.reshape(users, self.recent, self.key + 1)
+
+
+def mark(k_NK: Float[Tensor, "N K"]) -> Float[Tensor, "N E"]:
+    """Return events with a mark that tells them from the empty entries of a state."""
+    return torch.cat([k_NK, torch.ones_like(k_NK[:, :1])], 1)
 
 
 class Buckets(nn.Module):
@@ -160,8 +230,7 @@ class Buckets(nn.Module):
         """Return u, ``[B, K]``."""
         with kernels.disable_autocast():
             if segments.shared:
-                code_BG = compute_codes(self.hash.of_columns(q_BQ).t(), self.groups)
-                return self._read_table(code_BG, self.sum_buckets(k_UK))
+                return self.read_table(q_BQ, self.sum_buckets(k_UK))
             code_BG, code_UG = self.codes(q_BQ), self.codes(k_UK[:, : self.query])
             code_NG, _ = segments.flatten(code_UG)
             k_NK, flat = segments.flatten(k_UK)
@@ -173,11 +242,15 @@ class Buckets(nn.Module):
 
         The sums are a product with the indicators of all buckets, which every runtime computes fast.
         """
-        member_XT = find_members(self.hash.of_columns(k_TK[:, : self.query]), self.groups)
-        return member_XT.to(k_TK.dtype) @ k_TK
+        return self.find_members(k_TK).to(k_TK.dtype) @ k_TK
 
-    def _read_table(self, code_BG: Tensor, sum_XK: Tensor) -> Tensor:
+    def find_members(self, k_NK: Tensor) -> Bool[Tensor, "X N"]:
+        """Return which events are in each bucket, the number of the group last."""
+        return find_members(self.hash.of_columns(k_NK[:, : self.query]), self.groups)
+
+    def read_table(self, q_BQ: Tensor, sum_XK: Tensor) -> Float[Tensor, "B K"]:
         """Return u from the sums of all buckets. Each is normalized once, and a candidate averages some of them."""
+        code_BG = compute_codes(self.hash.of_columns(q_BQ).t(), self.groups)
         bucket_BG = code_BG * self.groups + torch.arange(self.groups, device=code_BG.device)
         return F.embedding(bucket_BG, normalize(sum_XK)).mean(1)
 

@@ -5,7 +5,8 @@ Layouts of the chosen positions
     - ragged, each row with its own choice;
     - lists of S positions per row, of candidates that share a history.
 
-In a program S is a traced size, the length of a short history. So no position is missing, and none is masked.
+In a program S is a traced size, the length of a short history. So no position is missing, and only those that come
+from a state (``models/core/stateful.py``), whose size is constant, can lack an event.
 
 Shapes: B rows, N positions, U stored positions (nn/segments.py), M chosen positions, S length of a list, K width.
 """
@@ -34,12 +35,14 @@ class Chosen:
         segments: the rows over the chosen positions. Not read for lists.
         stored_M: int64: stored position of each chosen one. None: all positions, in their order.
         size: S of lists, which contain M = B S positions. None: no lists.
+        real_M: mask of the positions that have an event, of a choice that all rows share. None: all have.
         position_M: int64: which of the N positions each chosen one is, if rows have choices of their own.
     """
 
     segments: Segments
     stored_M: Tensor | None = None
     size: int | None = None
+    real_M: Tensor | None = None
     position_M: Tensor | None = None
 
     def gather(self, k_UK: Float[Tensor, "U K"]) -> Float[Tensor, "M K"]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from longrec.nn.chosen import Chosen
 from longrec.nn.linear import Linear
+from longrec.nn.slices import masked_softmax
 
 
 class TargetHeads(nn.Module):
@@ -52,7 +53,8 @@ class TargetHeads(nn.Module):
         segments = chosen.segments
         if segments.shared:
             s_HBM = torch.matmul(q_BHd.transpose(0, 1), k_MHd.permute(1, 2, 0))
-            return s_HBM.softmax(2).permute(1, 2, 0).flatten(0, 1)
+            w_HBM = s_HBM.softmax(2) if chosen.real_M is None else masked_softmax(s_HBM, chosen.real_M, 2)
+            return w_HBM.permute(1, 2, 0).flatten(0, 1)
         s_NH = self._split(segments.mul(q_BHd.flatten(1), k_MHd.flatten(1))).sum(2)
         return torch.stack([segments.softmax(s_N) for s_N in s_NH.unbind(1)], 1)
 
