@@ -128,10 +128,10 @@ def test_a_history_says_how_many_of_its_events_are_folded(shop: Trained, tmp_pat
     with serve(shop, tmp_path / "state", clock) as service:
         record(service, {**row, "place": "side"})
         states = get_states(service)
+        clock.now += 1  # an event is read strictly after it was recorded
         before = view(service, clock.now)
         assert [own["folded"] for own in before.values()] == [0, 0, 0]
         assert states.store.count() == 0  # a reader folds nothing
-        clock.now += 1
         rank(service, row, clock.now)
         record(service, {**row, "at": clock.now, "item_id": "i2"})
         clock.now += 1
