@@ -275,8 +275,8 @@ def report(figures: dict[str, dict[str, Any]], rounds: int) -> str:
     )
     holds = (
         f"The {HOLDING} operators with the most time of a step of one batch: share of the step (ms, ms of its floor). "
-        "What has no floor is a copy, an allocation or the interpreter. The profiler reads the wall clock: other work on "
-        "the machine lengthens its times more than it changes their shares."
+        "What has no floor is a copy, an allocation or the interpreter. The profiler reads the wall clock: other work "
+        "on the machine lengthens its times more than it changes their shares."
     )
     tables = machine.format_table(head, rows), machine.format_table(["model", "operators"], operators)
     return f"# Speed of the ranking models\n\n{about}\n\n{tables[0]}\n\n## What holds a step\n\n{holds}\n\n{tables[1]}"
