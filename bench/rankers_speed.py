@@ -267,7 +267,7 @@ def report(figures: dict[str, dict[str, Any]], rounds: int) -> str:
     head += ["parameters", "in tables"]
     rates = next(iter(figures.values()))
     about = (
-        f"MovieLens-1M by rows, last {LAST} events, batch {BATCH:,}, one thread; CPU time, median of {rounds} rounds. "
+        f"MovieLens-1M by rows, last {LAST} events, batch {BATCH:,}, one thread; CPU time, rounds: {rounds}, medians. "
         "The floor is the sum over all operators of a step of the longer of their products and their memory traffic "
         f"(`floor.py`), here at {rates['gflop_per_s']:.0f} GFLOP/s and at "
         + ", ".join(f"{rate:.0f} GB/s for {size}" for size, rate in rates["bandwidth"].items())
@@ -275,7 +275,8 @@ def report(figures: dict[str, dict[str, Any]], rounds: int) -> str:
     )
     holds = (
         f"The {HOLDING} operators with the most time of a step of one batch: share of the step (ms, ms of its floor). "
-        "What has no floor is a copy, an allocation or the interpreter."
+        "What has no floor is a copy, an allocation or the interpreter. The profiler reads the wall clock: other work "
+        "on the machine lengthens its times more than it changes their shares."
     )
     tables = machine.format_table(head, rows), machine.format_table(["model", "operators"], operators)
     return f"# Speed of the ranking models\n\n{about}\n\n{tables[0]}\n\n## What holds a step\n\n{holds}\n\n{tables[1]}"
