@@ -144,7 +144,7 @@ def compare_steps(service: Service, now: int) -> tuple[float, float]:
     request, size = {"user": user, "candidates": list(range(100)), "context": {}}, state_updates._CHUNK
     for at, state_updates._CHUNK in ((now, size), (now, 1), (START, size)):
         if at == now:
-            states.remove(key_number(user), now)  # the request folds it again
+            states.remove(key_number(user), -1)  # the request folds it again
         answer = orjson.loads(service.answer(orjson.dumps({**request, "at": at})))
         scores.append({item["id"]: item["score"] for item in answer["items"]})
         assert states.store.get(key_number(user)) is not None
