@@ -190,9 +190,9 @@ class _Path(nn.Module):
         return torch.cat([sum_BXK.flatten(1), newest_BRE.flatten(1)], 1)
 
     def _unpack(self, state_BW: Tensor) -> tuple[Float[Tensor, "B X K"], Float[Tensor, "B R E"]]:
-        sums_BY, newest_BY = state_BW.split([self.sums, self.state_width - self.sums], 1)
         users = state_BW.shape[0]
-        return sums_BY.view(users, -1, self.key), newest_BY.reshape(users, self.recent, self.key + 1)
+        sum_BXK = state_BW[:, : self.sums].reshape(users, -1, self.key)
+        return sum_BXK, state_BW[:, self.sums :].reshape(users, self.recent, self.key + 1)
 
 
 def mark(k_NK: Float[Tensor, "N K"]) -> Float[Tensor, "N E"]:

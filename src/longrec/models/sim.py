@@ -266,8 +266,8 @@ class _Path(nn.Module):
 
     def queries_of_events(self, q_BQ: Tensor) -> Float[Tensor, "B H K"]:
         """Return W_bh^T W_ah e_a, whose product with an event is its score: no event is projected."""
-        q_BHD = (self.query(q_BQ) * self.head_width**-0.5).unflatten(1, (self.heads, self.head_width))
-        w_HDK = self.key.weight.unflatten(0, (self.heads, self.head_width))
+        q_BHD = (self.query(q_BQ) * self.head_width**-0.5).view(q_BQ.shape[0], self.heads, self.head_width)
+        w_HDK = self.key.weight.view(self.heads, self.head_width, -1)
         return torch.matmul(q_BHD.transpose(0, 1), w_HDK).transpose(0, 1)
 
     def choose(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments, keys: _Keys | None) -> Selection:

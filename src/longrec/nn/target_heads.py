@@ -66,8 +66,9 @@ class TargetHeads(nn.Module):
 
     def _attend_lists(self, q_BQ: Float[Tensor, "B Q"], k_MK: Float[Tensor, "M K"], chosen: Chosen) -> Tensor:
         """Return u of lists. Queries and results are projected, which are fewer than the chosen events."""
+        assert chosen.size is not None
         q_BHd = self._split(self.query(q_BQ)) * self.size**-0.5
-        w_HdK, v_HdK = (layer.weight.unflatten(0, (self.heads, self.size)) for layer in (self.key, self.value))
+        w_HdK, v_HdK = (layer.weight.view(self.heads, self.size, -1) for layer in (self.key, self.value))
         q_BHK = torch.matmul(q_BHd.transpose(0, 1), w_HdK).transpose(0, 1)
         k_BSK = k_MK.reshape(q_BQ.shape[0], chosen.size, k_MK.shape[1])
         o_BHK = torch.matmul(torch.matmul(q_BHK, k_BSK.transpose(1, 2)).softmax(2), k_BSK)

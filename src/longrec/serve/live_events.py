@@ -253,12 +253,15 @@ class LiveEvents:
         kept = _mask_remaining(old, taken) if taken else slice(None)
         times = old.times[kept]
         both = np.concatenate([times, new.times])
-        order = np.argsort(both, kind="stable")[-n:] if n else np.zeros(0, np.int64)
+        order: slice | NDArray[np.int64] = slice(max(len(both) - n, 0), None)
+        if len(times) and len(new) and times[-1] > new.times[0]:  # some happened before the last one of the bundle
+            order = np.argsort(both, kind="stable")[order]
         merged = {}
         for name in wanted:
             own = old.columns[name][kept] if name in old.columns else self._compute_availability(name, times)
             merged[name] = np.concatenate([own, new.columns[name]])[order]
-        return Events(np.array([0, len(order)]), both[order], merged)
+        both = both[order]
+        return Events(np.array([0, len(both)]), both, merged)
 
     def _compute_availability(self, name: str, times: NDArray[np.int64]) -> NDArray[np.int64]:
         """Compute availability times of feedback from the schema."""
