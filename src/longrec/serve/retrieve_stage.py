@@ -11,7 +11,7 @@ from longrec.index.top import select_top
 from longrec.pipeline.candidates import Candidates, merge
 from longrec.pipeline.stage import Query
 from longrec.serve.open_model import OpenModel
-from longrec.serve.request_encoder import EncodedQuery
+from longrec.serve.encoded_query import EncodedQuery
 
 
 class RetrieveStage:
