@@ -36,7 +36,6 @@ import machine
 WHOLE = {"movielens": 2_400, "kuairand": 128}
 """Maximum length that cuts no history of the log, or the longest that the log has."""
 LEARNING_RATE = {"movielens": 3e-3, "kuairand": 1e-3}
-VALID_ROWS = 20_000
 LONG = ("sim", "twin", "eta", "sdim", "longer", "hpmn", "mimn", "hstu", "surge")
 ARMS: dict[str, tuple[str, int | None]] = {
     "lr": ("lr", 1),
@@ -59,12 +58,8 @@ def build_job(task: Task, log: str, arm: str, seed: int, steps: int | None, work
             history["features"] = [*history["features"], "time_gap", "time_since_previous"]
         history["max_length"] = length or WHOLE[log]
     config["data"]["folder"] = str(work / f"prepared-{model if model == 'hstu' else 'past'}-{length or 'whole'}")
-    bound = {} if steps is None else {"max_steps": steps}
-    return {
-        **config,
-        "fit": {**config["fit"], **bound, "epochs": 1, "lr": LEARNING_RATE[log], "threads": 1},
-        "evaluate": {"n_resamples": 2, "valid_rows": VALID_ROWS},
-    }
+    own = {"epochs": 1, "lr": LEARNING_RATE[log], "threads": 1} | ({} if steps is None else {"max_steps": steps})
+    return {**config, "fit": {**config["fit"], **own}, "evaluate": {"n_resamples": 2}}
 
 
 def run(task: Task, log: str, arm: str, seed: int, steps: int | None, work: Path) -> None:
