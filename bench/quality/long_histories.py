@@ -75,9 +75,9 @@ def run(task: Task, log: str, arm: str, seed: int, steps: int | None, work: Path
 
 
 def read_lengths(work: Path) -> NDArray[np.int64]:
-    """Return the events of each test row's whole history."""
-    opened = longrec.open_run(next(iter(sorted((work / "runs").glob("din_whole-*")))))
-    log = opened.log()
+    """Return the events of each test row's whole history, as of a finished run that reads it."""
+    whole = next(path for path in sorted((work / "runs").glob("*/cpu.json")) if ARMS[path.parent.name[:-2]][1] is None)
+    log = longrec.open_run(whole.parent).log()
     lengths: NDArray[np.int64] = log.compute_history_lengths("seen", log.rows_of("test"))
     return lengths
 
@@ -131,10 +131,9 @@ def main() -> None:
     for seed in range(args.seeds):
         for arm in args.arms:
             run(task, args.log, arm, seed, args.steps, work)
-    table = format_results(work)
     if not args.write:
-        print(table)
         return
+    table = format_results(work)
     lengths = read_lengths(work)
     budget = "one epoch" if args.steps is None else f"{args.steps} batches"
     about = (
