@@ -78,6 +78,7 @@ MOVIELENS: dict[str, Any] = {"epochs": 60, "batch_size": 8192}
 MOVIELENS_N1_EPOCHS = 20
 """A third of those of N4, to bound the time of a study."""
 MOVIELENS_FIT: dict[str, dict[str, Any]] = {
+    "hstu": {"epochs": 101, "batch_size": 14_000, "patience": 5},  # about 128 users, as in the code of the paper
     "mind": {"epochs": 10, "batch_size": 4096},
     "sdm": {"epochs": 10},
     "comirec_dr": {"epochs": 10, "batch_size": 4096},
@@ -89,6 +90,8 @@ MOVIELENS_MODELS: dict[str, dict[str, Any]] = {"sasrec": {"layers": 2}, "comirec
 """Settings of models that differ on MovieLens, where most histories have 200 events. Chosen on valid of N4."""
 MOVIELENS_CATALOG: dict[str, Any] = {"batch_size": 2048, "patience": 3}
 """Settings of cross entropy on MovieLens, whose scores of all items need a smaller batch."""
+EVENT_TIMES = {"hstu": ["time_gap", "time_since_previous"]}
+"""Columns of the history that an arm reads besides the item: HSTU's bias of time."""
 BLENDS = [(share, heat) for heat in (1.0, 2.0) for share in (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)]
 
 
@@ -115,9 +118,14 @@ def run(name: str, arm: str, seed: int, data: Path) -> Run:
         if arm in ("bce", "gbce"):  # bce learns slowly, with one negative per target
             epochs = 80 if name.startswith("movielens") else 300
             fit |= {"patience": 10 if arm == "bce" else 3, "epochs": epochs, "check_val_every_n_epoch": 5}
+    data_section = {**task.data, "folder": str(WORK / "prepared")}
+    if arm in EVENT_TIMES:
+        schema = task.data["schema"]
+        seen = {**schema["histories"]["seen"], "features": ["item_id", *EVENT_TIMES[arm]]}
+        data_section |= {"schema": {**schema, "histories": {"seen": seen}}, "folder": str(WORK / "prepared-times")}
     config = {
         "name": folder.name,
-        "data": {**task.data, "folder": str(WORK / "prepared")},
+        "data": data_section,
         "model": model,
         "fit": fit,
         "evaluate": evaluate,
