@@ -18,8 +18,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
@@ -32,16 +30,10 @@ from longrec.data.synthetic.long_memory import RECENT, cut_history  # noqa: E402
 from longrec.metrics import auc, log_loss, pcoc  # noqa: E402
 
 MODELS = ("din", "sim", "hpmn", "mimn")
-TOP_SPAN = 4
-"""The highest level of HPMN updates about so many times in a history."""
-
-
-def choose_periods(length: int) -> list[int]:
-    """Return the periods of HPMN: 5, 5 and 5 for 500 events, and levels above them for longer histories."""
-    periods = [5, 5, 5]
-    while (left := length // (TOP_SPAN * int(np.prod(periods)))) > 1:
-        periods.append(min(left, 5))
-    return periods
+PERIODS = {500: [5, 5, 5], 2_000: [10, 10]}
+"""Periods of HPMN. Those of 2,000 events were chosen by AUC on valid, one seed: .856, and .775 with [5, 5, 5, 4] and
+twice the epochs, .735 with [5, 5, 5].
+"""
 
 
 def settings(model: str, length: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -52,7 +44,13 @@ def settings(model: str, length: int) -> tuple[dict[str, Any], dict[str, Any]]:
     if model == "sim":
         return {**small, "search": "hard", "short": 0}, {}
     if model == "hpmn":
-        own = {"init_std": 1.0, "hidden": 32, "hops": 1, "periods": choose_periods(length), "attention": [16]}
+        own = {
+            "init_std": 1.0,
+            "hidden": 32,
+            "hops": 1,
+            "periods": PERIODS.get(length, [10, 10, 10]),
+            "attention": [16],
+        }
         return {**small, **own}, {}
     if model == "mimn":
         own = {"init_std": 1.0, "memory_slots": 3, "width": 16, "hidden": 16, "attention": [16], "mlp": [16]}
