@@ -16,8 +16,8 @@ from longrec.pipeline.rank import rank
 from longrec.pipeline.stage import Query, SlicedStage
 from longrec.pipeline.stage_columns import StageColumns
 from longrec.pipeline.trace import UNKNOWN
-from longrec.serve.open_model import OpenModel
 from longrec.serve.encoded_query import EncodedCandidates, EncodedQuery
+from longrec.serve.open_model import OpenModel
 from longrec.serve.request_encoder import RequestEncoder
 
 _CHUNK_POSITIONS, _CHUNK_CANDIDATES = 10_000, 256

@@ -10,8 +10,8 @@ from longrec.exporting.inputs import SCORE, USERS_PROGRAM
 from longrec.index.top import select_top
 from longrec.pipeline.candidates import Candidates, merge
 from longrec.pipeline.stage import Query
-from longrec.serve.open_model import OpenModel
 from longrec.serve.encoded_query import EncodedQuery
+from longrec.serve.open_model import OpenModel
 
 
 class RetrieveStage:
