@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longrec.data import loader as loader_module
 from longrec.data.loader import Loader
 from longrec.data.log import Log
 from longrec.features.batch import Batch
@@ -104,3 +105,23 @@ def test_labels_and_fields_come_along(log: Log) -> None:
     assert batch.rows is not None
     assert batch.label.tolist() == log.labels[batch.rows.numpy()].tolist()
     assert [field.name for field in log.fields().features] == list(batch.features)
+
+
+@pytest.mark.parametrize("most", [1, 40, 10_000])
+def test_a_batch_to_score_has_fewer_rows_if_its_histories_are_long(
+    most: int, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader_module, "SCORED_EVENTS", most)
+    own = log.rows_of("train")[:200]
+    lengths = sum(log.compute_history_lengths(name, own) for name in SCHEMA["histories"])
+    counts = dict(zip(own.tolist(), np.asarray(lengths).tolist()))
+    expected: list[list[int]] = []
+    for at in range(0, len(own), 64):
+        expected.append([])
+        for row in own[at : at + 64].tolist():
+            if expected[-1] and sum(counts[one] for one in expected[-1]) + counts[row] > most:
+                expected.append([])
+            expected[-1].append(row)
+    assert rows(list(Loader(log, own, 64, shuffle=False).epoch(0))) == expected
+    assert (len(expected) == 4) == (most == 10_000)
+    assert [len(batch) for batch in rows(list(Loader(log, own, 64).epoch(0)))] == [64, 64, 64, 8]  # of training

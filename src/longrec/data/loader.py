@@ -11,6 +11,9 @@ from longrec.data.gather import gather
 from longrec.data.log import Log
 from longrec.features.batch import Batch
 
+SCORED_EVENTS = 1_000_000
+"""Events in the histories of a batch that is not shuffled, at most, unless one row alone has more."""
+
 
 class Loader:
     """Loader of batches of given rows of a log.
@@ -22,7 +25,8 @@ class Loader:
     Args:
         rows: row indices in the log, int64.
         batch_size: rows per batch. The last batch of an epoch may be smaller.
-        shuffle: False keeps the given order (for prediction).
+        shuffle: False keeps the given order (for prediction). Then a batch has fewer rows if their histories have more
+            than ``SCORED_EVENTS`` events together, so that memory does not grow with the length of the histories.
         targets, available_before, group: as in ``gather``.
     """
 
@@ -60,9 +64,7 @@ class Loader:
         return self._bucket_by_length(rows, random) if self.bucket_by_length else rows
 
     def _bucket_by_length(self, rows: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
-        length = np.zeros(len(rows), np.int64)
-        for name in self.log.schema.histories:
-            length += self.log.compute_history_lengths(name, rows)
+        length = self._count_events(rows)
         pool = 64 * self.batch_size
         sorted_pools = [
             rows[at : at + pool][np.argsort(length[at : at + pool], kind="stable")] for at in range(0, len(rows), pool)
@@ -77,4 +79,26 @@ class Loader:
         """Yield the batches of an epoch, from batch ``start`` on."""
         order = self.order(number)
         for at in range(start * self.batch_size, len(order), self.batch_size):
-            yield gather(self.log, order[at : at + self.batch_size], self.targets, self.available_before, self.group)
+            rows = order[at : at + self.batch_size]
+            for some in [rows] if self.shuffle else self._split_by_events(rows):
+                yield gather(self.log, some, self.targets, self.available_before, self.group)
+
+    def _split_by_events(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Return consecutive runs of rows that have at most ``SCORED_EVENTS`` events, or one row."""
+        events = self._count_events(rows)
+        if int(events.sum()) <= SCORED_EVENTS:
+            return [rows]
+        starts, total = [0], 0
+        for at, count in enumerate(events.tolist()):
+            total += count
+            if total > SCORED_EVENTS and at > starts[-1]:
+                starts.append(at)
+                total = count
+        return np.split(rows, starts[1:])
+
+    def _count_events(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of events in all histories of each row."""
+        events = np.zeros(len(rows), np.int64)
+        for name in self.log.schema.histories:
+            events += self.log.compute_history_lengths(name, rows)
+        return events
