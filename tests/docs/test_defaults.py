@@ -22,6 +22,7 @@ from longrec.data.settings import DataConfig
 from longrec.features.schema import Feature, History, Label, TimeColumn
 from longrec.models.core.catalog import names
 from longrec.models.core.registry import find
+from longrec.serve.history_request import HistoryRequest
 from longrec.serve.request_json import EventRequest, RankRequest, RecommendRequest
 from longrec.training.objective_settings import NextItemSettings
 from longrec.training.objectives import OBJECTIVES
@@ -34,6 +35,7 @@ CONFIG: Mapping[str, type[Strict]] = {
 }  # fmt: skip
 REQUESTS = {
     ("serving.md", "A request"): RankRequest,
+    ("serving.md", "The history of a score"): HistoryRequest,
     ("serving.md", "Recommendations"): RecommendRequest,
     ("events.md", "Recording events"): EventRequest,
 }

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from table_reads import record_reads
 from torch import Tensor
 
 from longrec.errors import ConfigError
@@ -190,8 +191,8 @@ def test_targets_of_one_position_share_the_features_of_the_earliest() -> None:
     assert losses[0] != model.loss(batch)
 
 
-def test_items_of_their_own_tables() -> None:
-    model = make(output_table=True).train()
+def test_items_of_their_own_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, reads = make(output_table=True).train(), record_reads(monkeypatch)
     batch = with_targets(model.sampling, 9, fields=PLAIN)
     model.loss(batch).backward()  # type: ignore[no-untyped-call]
     assert batch.targets is not None
@@ -199,8 +200,10 @@ def test_items_of_their_own_tables() -> None:
     events, items = model.embeddings.table("item"), model.output.table("item")
     assert events.grad is not None
     assert items.grad is not None
-    assert events.grad._nnz() == int(batch.histories["seen"].offsets[-1]), "a table reads what its batch uses, no more"
-    assert items.grad._nnz() == len(batch.targets.rows)
+    events_read, items_read = int(batch.histories["seen"].offsets[-1]), len(batch.targets.rows)
+    assert reads[id(events)] == [events_read], "a table reads what its batch uses, no more"
+    assert reads[id(items)] == [items_read]
+    assert events.grad._nnz() == len(torch.unique(batch.histories["seen"].columns["item"]))
     columns = {"item": torch.tensor([5, 7], dtype=torch.int32), "kind": torch.tensor([3, 4], dtype=torch.int32)}
     torch.testing.assert_close(model.items(columns), items[[5, 7]] + model.output.table("kind")[[3, 4]])
     with pytest.raises(ConfigError, match="no multiple of heads"):

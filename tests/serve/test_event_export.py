@@ -88,7 +88,7 @@ def test_a_record_of_any_length_is_read_as_written(state: str) -> None:
     try:
         for length, item in itertools.product((2_000, 3, 256, 0, 5_000), ("a", "b")):
             event = RecordedEvent(7, item, START, START, {"text": "é" * length}, START, START)
-            store.write(7, ord(item), event)
+            store.write([7], [ord(item)], [event])
             assert store.find(7, START, ord(item)) == event
         assert store.find(7, START, 3) is None
         assert store.find(8, START, ord("a")) is None
