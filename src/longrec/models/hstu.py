@@ -128,7 +128,7 @@ class HSTU(StatefulRanker):
         """Return the packed states of B users after events of each, see ``StatefulRanker``."""
         assert positions_BP is not None
         vectors, timed = self.embeddings.look_up_events(history, events), self.timed[history]
-        e_NK = torch.cat([vectors[name] for name in self.queries.key_columns[history]], 1)
+        e_NK = self.queries.join_keys(vectors, history)
         counts_B1 = ((positions_BP >= 0).sum(1, keepdim=True) - int(timed)).clamp(min=0)
         at_BP = positions_BP.clamp(min=0)
         times = end_B1 = None

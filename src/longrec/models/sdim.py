@@ -132,7 +132,7 @@ class SDIM(StatefulRanker):
         """Return the packed states of B users after events of each, see ``StatefulRanker``."""
         assert positions_BP is not None
         vectors = self.embeddings.look_up_events(history, events)
-        k_NK = torch.cat([vectors[name] for name in self.queries.key_columns[history]], 1)
+        k_NK = self.queries.join_keys(vectors, history)
         return self._path(history).update(start_BW, k_NK, positions_BP)
 
     def _path(self, history: str) -> _Path:

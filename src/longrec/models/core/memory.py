@@ -155,7 +155,7 @@ class MemoryRanker(StatefulRanker):
         """Return the packed states of B users after one event of each, the columns of which are ``[B]``."""
         assert positions_BP is None
         memory, vectors = self.get_memory(history), self.embeddings.look_up_events(history, events)
-        e_BK = torch.cat([vectors[name] for name in self.queries.key_columns[history]], 1)
+        e_BK = self.queries.join_keys(vectors, history)
         packed: Tensor = memory.pack(memory.update(memory.unpack(start_BW), e_BK))
         return packed
 
