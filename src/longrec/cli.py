@@ -234,6 +234,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--state", help="folder or redis:// URL of the state, as serve --state has it")
     since = "timestamp from which requests can use the states, in milliseconds UTC or steps (default: now)"
     parser.add_argument("--at", type=int, metavar="TIME", help=since)
+    rows = "record the events of this log first (Parquet, CSV, JSON lines, Arrow; a file or a glob), as /events would"
+    parser.add_argument("--log", metavar="FILE", help=rows)
+    parser.add_argument("--allow-unknown", action="store_true", help="of the log: accept items that the bundle lacks")
+    rows = "of the log: the Parquet file of the rows that are no valid events (default: BUNDLE.refused.parquet)"
+    parser.add_argument("--refused", metavar="FILE", help=rows)
     about = "record the events of a Redis or Valkey stream, each exactly once, and fold the states of their users"
     parser = add("stream", command_output.stream, about)
     parser.add_argument("bundle", help="folder that export has written, or YAML file of a pipeline")

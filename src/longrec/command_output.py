@@ -229,15 +229,22 @@ def events(args: argparse.Namespace) -> None:
 
 
 def warm(args: argparse.Namespace) -> None:
-    """Print how many states of users there are."""
+    """Print how many states of users there are, and how many events of a log were recorded."""
+    from longrec.warm_command import locate_refused
     from longrec.warm_command import warm as run_warm
 
-    done = run_warm(args.bundle, args.state, args.at)
+    if args.log is None and (args.refused is not None or args.allow_unknown):
+        raise ConfigError("longrec warm", ["--refused and --allow-unknown: belong to --log"])
+    done = run_warm(args.bundle, args.state, args.at, args.log, args.allow_unknown, args.refused)
     size = done["states"] * done["bytes_per_user"] / 1e6
     text = (
         f"{done['states']:,} states of {done['users']:,} users, {done['folded']:,} of them folded now; "
         f"{done['bytes_per_user']:,} bytes each, {size:,.1f} MB"
     )
+    if args.log is not None:
+        refused = f", see {args.refused or locate_refused(args.bundle)}" if done["refused"] else ""
+        counts = f"{done['events']:,} events, {done['unchanged']:,} recorded before, {done['refused']:,} refused"
+        text = f"{counts}{refused}\n{text}"
     _write_result(args, done, text)
 
 

@@ -30,6 +30,7 @@ class EventContext:
 
     Attributes:
         required: columns that an event must have.
+        of_events: those of them that no item has, so that every event must bring them.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class EventContext:
             self.required |= dict.fromkeys(_list_read_columns(reader))
         of_context = {column for encoder in encoders for column in encoder.context}
         self._of_items = self.required.keys() - of_context
+        self.of_events = [column for column in self.required if column not in self._of_items]
         self._further = {column for encoder in encoders for column in _list_columns(encoder.fitted.schema)}
 
     def complete(self, context: Mapping[str, Any], item: Key) -> tuple[dict[str, Any], list[str]]:
