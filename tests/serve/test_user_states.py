@@ -291,3 +291,22 @@ def test_the_file_removes_old_states(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert states.count() == 1
         states.remove(5, 6)
         assert states.count() == 0
+
+
+def test_a_removal_waits_for_the_disk(tmp_path: Path) -> None:
+    """It covers the states that were stored before it, which do not wait."""
+    with contextlib.closing(FileStates(tmp_path / "states.sqlite", seconds=100, most=3)) as states:
+        modes, execute = list[int](), states._database.execute
+
+        def note(statement: str) -> None:
+            if statement == "commit":
+                modes.append(int(execute("pragma synchronous").fetchone()[0]))
+
+        states._database.set_trace_callback(note)
+        states.put({1: StoredState(5, 9, b"1"), 2: StoredState(5, 9, b"2")})
+        states.remove(1, 3)
+        states.put({1: StoredState(7, 9, b"3")})
+        states.remove_all({2: 0})
+        assert execute("pragma journal_mode").fetchone()[0] == "wal"  # of one log, whose syncing covers all before
+        assert modes == [1, 2, 1, 2]
+        assert (states.get(1), states.get(2)) == (StoredState(7, 9, b"3"), None)

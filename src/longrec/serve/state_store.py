@@ -1,7 +1,8 @@
 """Stores of the states of users: a database file, or a Redis or Valkey server.
 
 A state is derived from the stored events, so that a lost one is computed again. A removed state must stay removed, so
-every change is durable.
+every removal is durable. A stored one need not be: after a loss of power its user has none, or the one before, which no
+event has removed.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import sqlite3
 import struct
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -96,7 +97,6 @@ class FileStates:
         try:
             self._database = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
             self._database.execute("pragma journal_mode=wal")
-            self._database.execute("pragma synchronous=full")
             self._database.execute(
                 "create table if not exists states"
                 "(user integer primary key, until integer, at integer, used integer, content blob)"
@@ -117,24 +117,19 @@ class FileStates:
         return StoredState(until, at, content)
 
     def put(self, states: Mapping[int, StoredState]) -> None:
-        """Store the states of users, and remove those that were not used for long, or are too many."""
+        """Store the states of users, and remove those that were not used for long, or are too many.
+
+        This does not wait for the disk, since a request does it.
+        """
         now = int(time.time())
         rows = [(user, one.until, one.at, now, one.content) for user, one in states.items()]
-        with self._lock:
-            try:
-                with closing(self._database.cursor()) as cursor:
-                    cursor.execute("begin immediate")
-                    cursor.executemany("insert or replace into states values (?, ?, ?, ?, ?)", rows)
-                    cursor.execute("delete from states where used < ?", (now - self._seconds,))
-                    (count,) = cursor.execute("select count(*) from states").fetchone()
-                    if count > self._most:
-                        oldest = "select user from states order by used limit ?"
-                        cursor.execute(f"delete from states where user in ({oldest})", (count - self._most,))
-                    cursor.execute("commit")
-            except sqlite3.Error as error:
-                if self._database.in_transaction:
-                    self._database.execute("rollback")
-                raise self._build_error(error) from None
+        with self._change(durably=False) as cursor:
+            cursor.executemany("insert or replace into states values (?, ?, ?, ?, ?)", rows)
+            cursor.execute("delete from states where used < ?", (now - self._seconds,))
+            (count,) = cursor.execute("select count(*) from states").fetchone()
+            if count > self._most:
+                oldest = "select user from states order by used limit ?"
+                cursor.execute(f"delete from states where user in ({oldest})", (count - self._most,))
 
     def remove(self, user: int, time: int) -> None:
         """Remove the state of a user if an event at a timestamp would be in it."""
@@ -142,16 +137,28 @@ class FileStates:
 
     def remove_all(self, times: Mapping[int, int]) -> None:
         """Remove the states of users in which an event at the timestamp of the user would be."""
+        with self._change(durably=True) as cursor:
+            cursor.executemany("delete from states where user = ? and until > ?", list(times.items()))
+
+    @contextmanager
+    def _change(self, *, durably: bool) -> Iterator[sqlite3.Cursor]:
+        """Change the file in one transaction.
+
+        Args:
+            durably: wait until the disk has the change. It then has all changes before it too.
+        """
         with self._lock:
             try:
                 with closing(self._database.cursor()) as cursor:
+                    cursor.execute(f"pragma synchronous={'full' if durably else 'normal'}")
                     cursor.execute("begin immediate")
-                    cursor.executemany("delete from states where user = ? and until > ?", list(times.items()))
+                    yield cursor
                     cursor.execute("commit")
             except sqlite3.Error as error:
+                raise self._build_error(error) from None
+            finally:
                 if self._database.in_transaction:
                     self._database.execute("rollback")
-                raise self._build_error(error) from None
 
     def count(self) -> int:
         """Return the number of states."""
