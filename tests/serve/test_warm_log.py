@@ -12,12 +12,13 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 from live_shop import Clock, Trained, rank, record, serve, train_shop
-from test_streams import list_stored
+from test_streams import Killed, interrupt, list_stored
 from test_user_states import MODELS, WHOLE, get_states, without_states
 
 import longrec
 from longrec.cli import main
 from longrec.errors import DataError
+from longrec.serve import log_recorder
 from longrec.serve.log_recorder import LogClock, LogRecorder, RefusedRows
 from longrec.serve.service import Service
 from longrec.serve.settings import build_settings
@@ -119,6 +120,30 @@ def test_feedback_of_a_log_is_recorded_when_it_became_available(trained: Trained
         assert recorder.counts.events == len(rows)
     finally:
         service.close()
+
+
+def test_a_log_whose_recording_ends_at_any_step(shop: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recording it again completes it, with nothing doubled."""
+    rows, clock = list_rows(shop), Clock()
+    expected = post(shop, tmp_path / "posted", rows, clock)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")
+    monkeypatch.setattr(log_recorder, "_TOGETHER", 10)
+    at, rng, ends = rows[-1]["at"] + LATER, np.random.default_rng(2), 0
+    options: dict[str, Any] = {"state": tmp_path / "state", "at": at, "log": tmp_path / "log.parquet"}
+    with monkeypatch.context() as patched:
+        interrupt(patched, lambda: Killed() if rng.random() < 0.1 else None)
+        while ends < 4:
+            try:
+                longrec.warm(shop.bundle, **options)
+            except Killed:
+                ends += 1
+            else:
+                break
+    assert ends > 1
+    longrec.warm(shop.bundle, **options)
+    stored, states, _ = measure(shop, tmp_path / "state", at)
+    assert stored == expected
+    assert len(states) > 10
 
 
 def test_refused_rows(shop: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
