@@ -152,10 +152,12 @@ class LoggedEvents:
             column: batch[f"{_SINCE}{at}"].to_pylist() if f"{_SINCE}{at}" in times else none
             for column, at in self._feedback_times.items()
         }
-        own = [batch[column].to_pylist() for column in (_NUMBER, _USER, _ITEM, _TIME, _AVAILABLE)]
+        keys = (_NUMBER, _USER, _ITEM, _TIME, _AVAILABLE)
+        numbers, users, items, at, visible = (batch[column].to_pylist() for column in keys)
         table = pa.table({column: batch[f"{_RAW}{column}"] for column in self.columns})
         requests = batch[_REQUEST].to_pylist() if _REQUEST in times else None
-        return LoggedRows(*own, read(self._context), read(self._feedback), since, table, requests)
+        context, feedback = read(self._context), read(self._feedback)
+        return LoggedRows(numbers, users, items, at, visible, context, feedback, since, table, requests)
 
 
 @contextlib.contextmanager

@@ -31,15 +31,17 @@ _TOGETHER = 4_096
 
 
 class EventLog(Protocol):
-    """An event log that is open for reading.
+    """An event log that is open for reading."""
 
-    Attributes:
-        columns: columns of the log that are read.
-        count: number of rows.
-    """
+    @property
+    def columns(self) -> Sequence[str]:
+        """Columns of the log that are read."""
+        ...
 
-    columns: Sequence[str]
-    count: int
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        ...
 
     def read(self, size: int) -> Iterator[LoggedRows]:
         """Yield all rows, up to ``size`` at once."""
