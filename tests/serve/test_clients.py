@@ -14,7 +14,7 @@ import pytest
 
 from longrec.errors import BundleError, LongRecError, RequestError
 from longrec.exporting.inputs import make_random_tensors
-from longrec.serve.client import Client, HttpClient, LocalClient, RankedItem, client
+from longrec.serve.client import Client, HttpClient, LocalClient, RankedItem, UserHistory, client
 
 
 @pytest.fixture(scope="module", params=["in process", "over HTTP"])
@@ -66,6 +66,25 @@ def test_values_of_numpy_and_datetime_are_taken(shop: Client, good: dict[str, An
 def test_strangers_are_ranked_when_allowed(shop: Client, good: dict[str, Any]) -> None:
     ranking = shop.rank(**good | {"user": 5, "candidates": ["i1", "nobody"], "allow_unknown": True})
     assert (ranking.new_user, ranking.new_items) == (True, ("nobody",))
+
+
+def test_the_history_of_a_score(shop: Client, good: dict[str, Any]) -> None:
+    whole = shop.history(good["user"], at=datetime.fromisoformat(good["at"]))
+    assert all(isinstance(one, UserHistory) and one.folded is None for one in whole)
+    assert sum(one.events for one in whole) > 2
+    for one, newest in zip(whole, shop.history(good["user"], good["at"], last=1)):
+        assert len(one.newest) == one.events  # fewer than 50
+        assert [event.at for event in one.newest] == sorted((event.at for event in one.newest), reverse=True)
+        assert newest.newest == one.newest[:1]
+        assert all(event.at < good["at"] and event.item is not None and event.values for event in one.newest)
+    recent = [{"item": "i1", "at": good["at"]}]
+    with pytest.raises(RequestError, match=r"recent\[0\]\.at"):
+        shop.history(good["user"], good["at"], recent=recent)
+    with pytest.raises(RequestError, match="user: the unknown user 5"):
+        shop.history(5)
+    assert [one.events for one in shop.history(5, allow_unknown=True)] == [0] * len(whole)
+    with pytest.raises(RequestError, match="last: 0 events; expected 1 to 1,000"):
+        shop.history(good["user"], last=0)
 
 
 FAULTS: dict[str, tuple[dict[str, Any], int, str]] = {

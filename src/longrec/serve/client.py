@@ -13,11 +13,30 @@ import orjson
 
 from longrec.errors import RequestError
 from longrec.serve.api_keys import LONGEST, SHORTEST, is_key
-from longrec.serve.interface import Client, RankedItem, Ranking, RecordedEvent, parse_response
+from longrec.serve.history_request import HISTORY
+from longrec.serve.interface import (
+    Client,
+    HistoryEvent,
+    RankedItem,
+    Ranking,
+    RecordedEvent,
+    UserHistory,
+    parse_response,
+)
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings, build_settings
 
-__all__ = ["Client", "HttpClient", "LocalClient", "RankedItem", "Ranking", "RecordedEvent", "client"]
+__all__ = [
+    "Client",
+    "HistoryEvent",
+    "HttpClient",
+    "LocalClient",
+    "RankedItem",
+    "Ranking",
+    "RecordedEvent",
+    "UserHistory",
+    "client",
+]
 
 API_KEY = "LONGREC_API_KEY"
 """Environment variable with the API key of a client."""
@@ -42,7 +61,9 @@ class LocalClient(Client):
         self._service.close()
 
     def _request(self, path: str, body: bytes, again: bool = True) -> bytes:
-        return self._service.record(body).json() if path == "/events" else self._service.answer(body, path)
+        if path == "/events":
+            return self._service.record(body).json()
+        return self._service.read_history(body) if path == HISTORY else self._service.answer(body, path)
 
     def _infer(self, body: bytes, program: str | None = None) -> bytes:
         return self._service.programs.infer(_join_name(self._service.model, program), body).content

@@ -96,6 +96,41 @@ class RecordedEvent:
     ignored: tuple[str, ...] = ()
 
 
+class HistoryEvent(NamedTuple):
+    """One event that a score reads.
+
+    Attributes:
+        at: timestamp.
+        item: key of its item. None for none.
+        title: title of the item, if the item table has one.
+        values: values of the history's columns.
+    """
+
+    at: str | int | None
+    item: int | str | None
+    title: str | None
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class UserHistory:
+    """What one model reads in one history of a user.
+
+    Attributes:
+        model: name of the model.
+        name: name of the history.
+        events: number of events that a score reads.
+        folded: number of them that are in the state of the user. None for a bundle without states.
+        newest: the newest events, newest first.
+    """
+
+    model: str
+    name: str
+    events: int
+    folded: int | None
+    newest: tuple[HistoryEvent, ...]
+
+
 class Client(ABC):
     """Client of one bundle, for one thread at a time. Close it, or use it in a ``with`` block."""
 
@@ -207,6 +242,39 @@ class Client(ABC):
         ignored = tuple(answer.get("ignored", ()))  # an earlier server names none
         times = answer["at"], instance, answer["visible"]
         return RecordedEvent(*times, answer["replaced"], *is_new, answer["recorded_at"], ignored)
+
+    def history(
+        self,
+        user: int | str,
+        at: int | float | str | datetime | None = None,
+        recent: Sequence[Mapping[str, Any]] | None = None,
+        last: int = 50,
+        allow_unknown: bool = False,
+    ) -> tuple[UserHistory, ...]:
+        """Return the events that a score of a user reads, by model and history. A server needs an admin key for it.
+
+        Args:
+            at, recent: as in ``rank``.
+            last: largest number of events per history, the newest ones, 1 to 1,000.
+            allow_unknown: accept a user, or items of recent events, that the log does not contain.
+
+        Raises:
+            RequestError: if the request is invalid, or the bundle stores no histories of users.
+        """
+        request: dict[str, Any] = {"user": user, "last": last, **_describe_user(recent, None)}
+        request.update({"at": _format_time(at)} if at is not None else {})
+        request.update({"allow_unknown": True} if allow_unknown else {})
+        read = parse_response(self._request("/history", _encode_body(request)))["histories"]
+        return tuple(
+            UserHistory(
+                one["model"],
+                one["name"],
+                one["events"],
+                one["folded"],
+                tuple(HistoryEvent(*map(event.get, HistoryEvent._fields)) for event in one["newest"]),
+            )
+            for one in read
+        )
 
     def infer(self, tensors: Mapping[str, NDArray[Any]], program: str | None = None) -> NDArray[np.float32]:
         """Run a program on its own named inputs (see ``metadata``) and return its output, float32.
