@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import item_codes
 import next_item_logs
 import numpy as np
 import torch
@@ -60,6 +61,20 @@ ARMS: dict[str, dict[str, Any]] = {
     "hstu": {"name": "hstu_next_item"},
     "hstu_cross_entropy": {"name": "hstu_next_item", "loss": "cross_entropy"},
 }
+GENERATOR = {"name": "unirec", "attributes": [item_codes.ATTRIBUTE], "dropout": 0.2}
+GENERATED: dict[str, tuple[str, dict[str, Any]]] = {
+    **{f"unirec_{codes}": (codes, {}) for codes in item_codes.CODES},
+    "unirec_no_attribute": ("rq_kmeans", {"attributes": []}),
+    "unirec_two_attributes": ("rq_kmeans", {"attributes": ["category_l1", item_codes.ATTRIBUTE]}),
+    "unirec_random_attribute": ("rq_kmeans", {"attributes": ["random_category"]}),
+    "unirec_no_summary": ("rq_kmeans", {"pairs": []}),
+    "tiger_like": (
+        "rq_kmeans",
+        {"attributes": [], "pairs": [], "head": "linear", "self_attention": True, "encoder_layers": 2},
+    ),
+}
+"""Generators: their codes (``item_codes.py``), and their settings besides ``GENERATOR``."""
+ARMS |= {arm: {**GENERATOR, **settings} for arm, (_, settings) in GENERATED.items()}
 FLOORS = ("popularity", "item_knn", "covisit")
 FIT: dict[str, Any] = {
     **{"batch_size": 900, "lr": 1e-3, "betas": [0.9, 0.98], "l2": 0.0, "epochs": 100, "patience": 4},
@@ -73,6 +88,7 @@ ARM_FIT: dict[str, dict[str, Any]] = {
     "comirec_sa_1": {"lr": 2e-3},
     "comirec_dr": {"lr": 2e-3},
     "sdm": {"lr": 2e-3},
+    **dict.fromkeys(GENERATED, {"batch_size": 512, "epochs": 16, "patience": 2}),
 }
 """Settings of training that differ for an arm. They were chosen on valid of Beauty N1."""
 MOVIELENS: dict[str, Any] = {"epochs": 60, "batch_size": 8192}
@@ -88,6 +104,8 @@ MOVIELENS_FIT: dict[str, dict[str, Any]] = {
 """Shorter training of the arms whose epochs cost most on MovieLens, and batches that fit into memory."""
 MOVIELENS_VALID_ROWS = 20_000
 """Rows of valid of MovieLens that are measured. All 100,000 of N4 cost more than training."""
+GENERATED_VALID_ROWS = 2_000
+"""Rows of valid that a generator is measured on after each epoch: a beam search costs more than scores of vectors."""
 MOVIELENS_MODELS: dict[str, dict[str, Any]] = {"sasrec": {"layers": 2}, "comirec": {"positions": 200}}
 """Settings of models that differ on MovieLens, where most histories have 200 events. Chosen on valid of N4."""
 MOVIELENS_CATALOG: dict[str, Any] = {"batch_size": 2048, "patience": 3}
@@ -120,14 +138,11 @@ def run(name: str, arm: str, seed: int, data: Path) -> Run:
         if arm in ("bce", "gbce"):  # bce learns slowly, with one negative per target
             epochs = 80 if name.startswith("movielens") else 300
             fit |= {"patience": 10 if arm == "bce" else 3, "epochs": epochs, "check_val_every_n_epoch": 5}
-    data_section = {**task.data, "folder": str(WORK / "prepared")}
-    if arm in EVENT_TIMES:
-        schema = task.data["schema"]
-        seen = {**schema["histories"]["seen"], "features": ["item_id", *EVENT_TIMES[arm]]}
-        data_section |= {"schema": {**schema, "histories": {"seen": seen}}, "folder": str(WORK / "prepared-times")}
+        if arm in GENERATED:
+            evaluate["valid_rows"] = GENERATED_VALID_ROWS
     config = {
         "name": folder.name,
-        "data": data_section,
+        "data": build_data(name, arm, data),
         "model": model,
         "fit": fit,
         "evaluate": evaluate,
@@ -144,26 +159,48 @@ def run(name: str, arm: str, seed: int, data: Path) -> Run:
     return finished
 
 
-def measure_elsewhere(trained: Run, name: str, data: Path) -> NDArray[np.float32]:
+def build_data(name: str, arm: str, data: Path) -> dict[str, Any]:
+    """Return the ``data`` section of an arm."""
+    own = next_item_logs.build_task(name, data, WORK).data
+    schema = own["schema"]
+    seen = schema["histories"]["seen"]
+    if arm in EVENT_TIMES:
+        seen = {**seen, "features": ["item_id", *EVENT_TIMES[arm]]}
+        return {**own, "schema": {**schema, "histories": {"seen": seen}}, "folder": str(WORK / "prepared-times")}
+    if arm not in GENERATED:
+        return {**own, "folder": str(WORK / "prepared")}
+    codes, attributes = GENERATED[arm][0], ARMS[arm]["attributes"]
+    items, levels = item_codes.write_items(codes, name.split("_")[0], data, WORK)
+    names = [*attributes, *levels]
+    features = {**schema["features"], **{one: {"kind": "id", "side": "item"} for one in names}}
+    histories = {"seen": {**seen, "features": ["item_id", *names]}}
+    folder = WORK / f"prepared-{codes}-{'-'.join(attributes) or 'codes'}"
+    return {
+        **own,
+        "items": str(items),
+        "schema": {**schema, "features": features, "histories": histories},
+        "folder": str(folder),
+    }
+
+
+def measure_elsewhere(trained: Run, name: str, arm: str, data: Path) -> NDArray[np.float32]:
     """Return the ranks of a run on the test rows of another task over the same events."""
     out = WORK / "ranks" / f"{name}-{trained.name}.npy"
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
-        job, log, rows = _open_task(name, data)
+        job, log, rows = _open_task(name, data, arm)
         np.save(out, rank_targets(trained.model(), log, rows["test"], job.evaluate))  # type: ignore[arg-type]
         print(f"{out.stem}: {next_item_metrics(np.load(out))}", flush=True)
     ranks: NDArray[np.float32] = np.load(out)
     return ranks
 
 
-def _open_task(name: str, data: Path) -> tuple[Any, Any, dict[str, NDArray[np.int64]]]:
-    """Return job, log and rows by split of a task."""
+def _open_task(name: str, data: Path, arm: str = "covisit") -> tuple[Any, Any, dict[str, NDArray[np.int64]]]:
+    """Return job, log and rows by split of a task, with the columns that an arm reads."""
     from longrec.training.job import read_job
 
     task = next_item_logs.build_task(name, data, WORK)
-    job = read_job(
-        {"data": {**task.data, "folder": str(WORK / "prepared")}, "model": "covisit", "evaluate": task.evaluate}
-    )
+    job = read_job({"data": build_data(name, arm, data), "model": "covisit", "evaluate": task.evaluate})
     log = read_log(job)
     return job, log, {split: log.rows_of(split) for split in ("valid", "test")}
 
@@ -285,7 +322,7 @@ def main() -> None:
                 if arm not in FLOORS or not seed:
                     run(name, arm, seed, arguments.data)
                 if trained and (WORK / "runs" / f"{trained}-{arm}-{seed}" / "results.json").exists():
-                    measure_elsewhere(open_run(WORK / "runs" / f"{trained}-{arm}-{seed}"), name, arguments.data)
+                    measure_elsewhere(open_run(WORK / "runs" / f"{trained}-{arm}-{seed}"), name, arm, arguments.data)
 
 
 if __name__ == "__main__":

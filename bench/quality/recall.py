@@ -36,6 +36,7 @@ UNIONS = (("covisit", "softmax"), ("item_knn", "softmax"), ("covisit", "youtube_
 ORDER = (
     *("popularity", "item_knn", "covisit", "gru4rec", "youtube_dnn", "dssm"),
     *("mind", "mind_1", "comirec_sa", "comirec_sa_1", "comirec_dr", "sdm", "softmax", "cross_entropy"),
+    *next_item.GENERATED,
 )
 LENGTHS = (5, 10, 20, 50)
 """Largest numbers of events of the groups of histories."""
@@ -65,8 +66,10 @@ class Task:
         path = next_item.WORK / "lists" / f"{self.name}-{arm}-{seed}.npy"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            run = open_run(next_item.WORK / "runs" / f"{self.trained}-{arm}-{seed}")
-            np.save(path, list_top(run.model(), self.log, self.rows, self.job.evaluate, COUNT))  # type: ignore[arg-type]
+            run, log = open_run(next_item.WORK / "runs" / f"{self.trained}-{arm}-{seed}"), self.log
+            if arm in next_item.GENERATED or arm in next_item.EVENT_TIMES:  # whose histories have further columns
+                _, log, _ = next_item._open_task(self.name, self.data, arm)
+            np.save(path, list_top(run.model(), log, self.rows, self.job.evaluate, COUNT))  # type: ignore[arg-type]
         lists: NDArray[np.int32] = np.load(path)
         return lists
 
