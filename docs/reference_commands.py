@@ -20,6 +20,7 @@ GUIDES = {
     "evaluate": "[Evaluate and compare](../guide/evaluation.md)",
     "compare": "[Evaluate and compare](../guide/evaluation.md)",
     "bench": "[The length of histories](../guide/history-length.md)",
+    "diagnose": "[Diagnose semantic IDs](../guide/diagnosis.md)",
     "export": "[Export and serve](../guide/serving.md)",
     "catalog": "[Retrieval](../guide/retrieval.md)",
     "events": "[Events and tokens online](../guide/events.md)",

@@ -24,7 +24,7 @@ BASE = {
 }  # fmt: skip
 TOP = {
     "__init__", "__main__", "audits", "catalog_command", "events_command", "stream_command", "warm_command", "cli",
-    "command_output", "commands", "demo", "entry", "exports", "fitting", "former_names", "help_pages", "imports",
+    "command_output", "commands", "demo", "diagnose_command", "entry", "exports", "fitting", "former_names", "help_pages", "imports",
     "length_command", "listings", "new_row_options", "pipeline_commands", "prepared_log", "settings_text",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from longrec.catalog_command import change_catalog
     from longrec.commands import check, compare, compress, encode, evaluate, export, predict, report, train
     from longrec.data.settings import Source, Split
+    from longrec.diagnose_command import diagnose
     from longrec.evaluation.candidate_log import write_candidates
     from longrec.evaluation.compare import compare_pipelines
     from longrec.evaluation.pipeline_evaluation import evaluate_pipeline
@@ -42,6 +43,7 @@ _MODULES = {
     "longrec.catalog_command": ("change_catalog",),
     "longrec.commands": ("check", "compare", "compress", "encode", "evaluate", "export", "predict", "report", "train"),
     "longrec.data.settings": ("Source", "Split"),
+    "longrec.diagnose_command": ("diagnose",),
     "longrec.evaluation.candidate_log": ("write_candidates",),
     "longrec.evaluation.compare": ("compare_pipelines",),
     "longrec.evaluation.pipeline_evaluation": ("evaluate_pipeline",),
@@ -82,6 +84,7 @@ __all__ = [
     "compare",
     "compare_pipelines",
     "compress",
+    "diagnose",
     "encode",
     "errors",
     "evaluate",

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from longrec import __version__, audits, command_output, help_pages, length_command
+from longrec import __version__, audits, command_output, diagnose_command, help_pages, length_command
 from longrec.errors import LongRecError, StoppedRun, UnknownName
 from longrec.evaluation.command import add_options as add_pipeline_options
 from longrec.former_names import refuse_former_names
@@ -202,6 +202,8 @@ def build_parser() -> argparse.ArgumentParser:
     length_command.add_options(
         add("bench", length_command.run_bench, "train models with histories cut at several lengths: quality and cost")
     )
+    about = "write a page about semantic IDs: what is wrong with the codes of a tokenizer, and what to change"
+    diagnose_command.add_options(add("diagnose", diagnose_command.run_diagnose, about))
     parser = add(
         "export",
         command_output.export,

@@ -44,9 +44,9 @@ def format_retention(diagnosis: Diagnosis) -> str:
         ),
     ]
     lead = (
-        f"{own.pairs:,} pairs of an item and the next item of the same user in the training window. Items are retrieved "
-        "by the cosine of their vectors. Quantized vectors are computed from codes alone. The autoencoder alone has no "
-        "codes in between: it shows what is lost before quantization, and is no property of the codes."
+        f"{own.pairs:,} pairs of an item and the next item of the same user in the training window. Items are "
+        "retrieved by the cosine of their vectors. Quantized vectors are computed from codes alone. The autoencoder "
+        "alone has no codes in between: it shows what is lost before quantization, and is no property of the codes."
     )
     return (
         f"<section><h2>What the codes keep of the vectors</h2><p>{lead}</p>"
@@ -78,9 +78,9 @@ def format_matching(diagnosis: Diagnosis) -> str:
     columns = ["consecutive items", "random items", "ratio"]
     prefixes = format_grid("equal", columns, columns, rows, equal, "dense even")
     lead = (
-        f"Do items that follow each other in histories look more alike than an item and a random one? {own.pairs:,} pairs "
-        "of each. 0.5 is chance. Weighted match adds 1/2, 1/4, 1/8 for each further leading code that is equal. A tie "
-        "counts half, so exact match stays near 0.5 where nearly no two items have equal IDs."
+        f"Do items that follow each other in histories look more alike than an item and a random one? {own.pairs:,} "
+        "pairs of each. 0.5 is chance. Weighted match adds 1/2, 1/4, 1/8 for each further leading code that is equal. "
+        "A tie counts half, so exact match stays near 0.5 where nearly no two items have equal IDs."
     )
     note = "The dashed line is chance. The table has random items of the same popularity too, which are harder to tell."
     return (

@@ -48,7 +48,7 @@ class Bound:
         """Return the bounds as text.
 
         >>> BOUNDS["twins"].describe(), BOUNDS["geometry"].describe()
-        ('notice above 1 %, alarm above 5 %', 'notice above 1.25')
+        ('notice above 1 %, alarm above 5 %', 'notice above 2')
         """
         side = "above" if self.above else "below"
         values = [("notice", self.notice)] + ([] if self.alarm is None else [("alarm", self.alarm)])
@@ -63,14 +63,14 @@ BOUNDS: Mapping[str, Bound] = {
     "uneven use": Bound("perplexity of a level / its used codes", 0.5, 0.25, above=False),
     "collapsed level": Bound("perplexity of the last level / the largest of a level before", 0.4, 0.25, above=False),
     "idle level": Bound("variance that a level removes / what is left before it", 0.02, 0.005, above=False),
-    "close codewords": Bound("geometry factor of a level", 1.25, None, above=True, unit="factor"),
+    "close codewords": Bound("geometry factor of a level, at its sigma", 2.0, None, above=True, unit="factor"),
     "popular codes": Bound("exposure of the top 1 % of level-1 codes", 0.1, 0.3, above=True),
     "popular prefixes": Bound("exposure of the top 1 % of pairs, minus that of the top 1 % of items", 0.1, 0.25, True),
     "twins": Bound("items that share their full ID / items", 0.01, 0.05, above=True),
     "retention": Bound("retention at 50 with quantization", 0.7, 0.4, above=False),
     "autoencoder": Bound("retention at 50 of the autoencoder alone", 0.9, 0.7, above=False),
     "item vectors": Bound("hit rate at 50 of the item vectors / chance", 3.0, None, above=False, unit="factor"),
-    "weighted match": Bound("weighted match AUC against random items", 0.6, 0.53, above=False, unit="auc"),
+    "weighted match": Bound("weighted match AUC against random items", 0.55, 0.52, above=False, unit="auc"),
     "lost behavior": Bound("AUC of the item vectors minus that of the codewords", 0.03, 0.08, above=True, unit="auc"),
     "one direction": Bound("variance of the latent along its largest direction", 0.3, 0.6, above=True),
     "narrow cone": Bound("mean absolute cosine of two items in the latent", 0.4, 0.7, above=True, unit="auc"),

@@ -94,9 +94,9 @@ def draw_bars(
     values = [bar.value for _, bars in groups for bar in bars]
     if not values:
         return ""
-    marks = ticks(low, max(values) if high is None else high)
+    marks = ticks(low, max(values) if high is None else high, 4)
     names = [bar.name for _, bars in groups for bar in bars]
-    width, left, right, top, pitch = 620, 14 + 7 * max(map(len, names)), 74, 6, 22
+    width, left, right, top, pitch = 440, 16 + 6.6 * max(map(len, names)), 58, 6, 22
     height = top + sum(pitch * len(bars) + (30 if head else 8) for head, bars in groups) + 44
     bottom = height - 40
 
@@ -117,8 +117,8 @@ def draw_bars(
             end = across(bar.value)
             elements.append(
                 f'<g class="s{bar.slot % SLOTS}">{format_title(f"{bar.name}: {bar.text}")}'
-                f'<rect class="fill" x="{left}" y="{y + 3:.1f}" width="{max(end - left, 1):.1f}" height="14" rx="3"/>'
-                f'<text x="{left - 8}" y="{y + 14:.1f}" text-anchor="end">{escape(bar.name)}</text>'
+                f'<rect class="fill" x="{left:.1f}" y="{y + 3:.1f}" width="{max(end - left, 1):.1f}" height="14" rx="3"/>'
+                f'<text x="{left - 8:.1f}" y="{y + 14:.1f}" text-anchor="end">{escape(bar.name)}</text>'
                 f'<text class="name" x="{end + 7:.1f}" y="{y + 14:.1f}">{escape(bar.text)}</text></g>'
             )
             y += pitch

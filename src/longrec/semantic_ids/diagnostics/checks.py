@@ -113,8 +113,8 @@ def _check_codewords(measured: Diagnosis) -> Iterator[Finding]:
     yield _build(
         "close codewords",
         geometry,
-        f"Level {close.level} has an effective capacity of {capacity:,.0f} codes at this sigma, which a larger "
-        f"distance of its codewords would raise {geometry:.2f}-fold",
+        f"Level {close.level} keeps {capacity:,.1f} effective codes of the {capacity * geometry:,.1f} that its usage "
+        f"allows, because codewords are close to each other{measured.codebooks and f' (codebooks: {measured.codebooks})'}",
         "Codewords are close to each other compared with the perturbation sigma: a small change of an item's vector "
         "can change its code. Below the bound, geometry is no problem, and the capacity is lost by uneven use alone.",
         "Use fewer codes in this level or more dimensions in the latent. First choose a sigma that fits: measure how "
@@ -166,9 +166,9 @@ def _check_twins(measured: Diagnosis) -> Finding:
         "twins",
         own.rate,
         f"{own.twins:,} of {own.items:,} items share their full ID, at most {own.largest:,} items one ID",
-        "Items with one ID cannot be told apart by a generator.",
-        "Add a level or codes, or add a suffix code that numbers the twins. If their item vectors are equal, only a "
-        "suffix helps.",
+        "A generator can tell items with one ID apart by a suffix code at most, and a suffix says nothing about the item.",
+        "Add a level, or use more codes. Items whose vectors are equal only a suffix can tell apart"
+        + (f": {own.equal_vectors:,} items here." if own.equal_vectors is not None else "."),
     )
 
 

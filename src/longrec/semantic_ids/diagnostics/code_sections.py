@@ -36,8 +36,8 @@ def format_levels(diagnosis: Diagnosis) -> str:
     even = Series("even use", 5, [(0.0, 0.0), (1.0, 1.0)])
     chart = draw_line_chart([*usage, even], "share of the codes, most used first", "share of the items held")
     note = (
-        "The closer to the straight line of even use, the better. A line that reaches 1 early has dead codes: the codes "
-        "to its right hold nothing."
+        "The closer to the straight line of even use, the better. A line that reaches 1 early has dead codes: the "
+        "codes to its right hold nothing."
     )
     cards.append(format_card("How evenly codes are used", _format_legend([*usage, even]) + chart, note))
     if has_books:
@@ -102,8 +102,8 @@ def _format_sigma(levels: tuple[Level, ...]) -> str:
     )
     note = (
         "How much perturbation the codewords bear. Where a line is flat, the codewords are far enough apart. Where it "
-        "falls, a vector that moves that far lands on another code. At 1, the perturbation is as large as the spread of "
-        "the vectors in every dimension."
+        "falls, a vector that moves that far lands on another code. At 1, the perturbation is as large as the spread "
+        "of the vectors in every dimension."
     )
     return format_card("Capacity under perturbation", _format_swatches(series) + chart, note)
 
@@ -135,10 +135,10 @@ def format_exposure(diagnosis: Diagnosis) -> str:
     table = format_grid("prefixes in use", names, names, rows, cells, "dense even")
     chart = draw_line_chart(series, "share of the prefixes in use, most exposed first", f"share of the {what} held")
     note = (
-        f"Share of the {what} that the most exposed prefixes hold. Lines of pairs and triples near that of the items are "
-        "as good as it gets: popularity itself is uneven. A line above it means that popular items share a prefix."
+        f"Share of the {what} that the most exposed prefixes hold. Lines of pairs and triples near that of the items "
+        "are as good as it gets: popularity itself is uneven. A line above it means that popular items share a prefix."
         if diagnosis.item_top is not None
-        else "Share of the items in the largest prefixes. With a log (`--log`), events are counted instead."
+        else "Share of the items in the largest prefixes. With a log (--log), events are counted instead."
     )
     source = (
         "Exposure is the number of events of an item in the training window."
@@ -146,11 +146,9 @@ def format_exposure(diagnosis: Diagnosis) -> str:
         else "Without a log, every item counts once."
     )
     return (
-        f"<section><h2>Where the {what} go{'es' if what == 'exposure' else ''}</h2><p>{source}</p>".replace(
-            "items goes", "items go"
-        ).replace("exposure goes", "exposure goes")
-        + f'<div class="scroll">{table}</div><div class="cards two">'
-        f"{format_card('Concentration of prefixes', _format_legend(series) + chart, note.replace('`', ''))}</div></section>"
+        f"<section><h2>Where the {what} go{'es' if what == 'exposure' else ''}</h2><p>{source}</p>"
+        f'<div class="scroll">{table}</div><div class="cards two">'
+        f"{format_card('Concentration of prefixes', _format_legend(series) + chart, note)}</div></section>"
     )
 
 

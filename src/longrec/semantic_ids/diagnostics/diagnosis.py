@@ -37,7 +37,7 @@ class Material:
         codes: int ``[N, L]``, without a code that tells twins apart.
         sizes: number of codes of each level.
         codebooks: ``[K, D]`` vectors of each level.
-        codebook_origin: where the codebooks come from, for the page.
+        codebook_origin: where the codebooks come from, if it is not the tokenizer: text for the page.
         vectors: ``[N, D_x]`` item vectors x.
         latents: ``[N, D]`` vectors z that are quantized.
         reconstructions: ``[N, D_x]`` reconstructed vectors by label.
@@ -90,6 +90,7 @@ class Diagnosis(Tabular):
         name: the folder or file.
         items: number of items N.
         weights: what a code's share counts: ``items`` or ``exposure``.
+        codebooks: where the codebooks come from, if it is not the tokenizer. Empty otherwise.
         levels: figures per level.
         prefixes: exposure and branching of the prefixes of each length.
         item_top: share of the exposure that the most exposed 1 %, 5 % and 10 % of the items hold. None without a log.
@@ -106,6 +107,7 @@ class Diagnosis(Tabular):
     name: str
     items: int
     weights: str
+    codebooks: str
     levels: tuple[Level, ...]
     prefixes: tuple[PrefixLevel, ...]
     item_top: tuple[float, ...] | None

@@ -50,8 +50,8 @@ def write_diagnosis(out: str | Path, diagnosis: Diagnosis) -> Path:
         format_churn(diagnosis),
         _format_checks(diagnosis),
         _format_notes(diagnosis),
-        "<footer>A notice is worth a look, an alarm costs quality in most cases. The bounds are rules of thumb: a change "
-        "is good if the model that reads the codes gets better. Written by LongRec.</footer>",
+        "<footer>A notice is worth a look, an alarm costs quality in most cases. The bounds are rules of thumb: a "
+        "change is good if the model that reads the codes gets better. Written by LongRec.</footer>",
     ]
     return write_sections(out, f"Semantic IDs: {diagnosis.name}", sections, _CSS)
 
@@ -64,6 +64,7 @@ def _format_header(diagnosis: Diagnosis) -> str:
         "items": f"{diagnosis.items:,}",
         "levels x codes": f"{len(diagnosis.levels)} x {' / '.join(sizes)}",
         "different IDs": f"{collisions.distinct:,}",
+        **({"codebooks": diagnosis.codebooks} if diagnosis.codebooks else {}),
         "to change": _count(alarms, "alarm") + ", " + _count(len(faults) - alarms, "notice"),
         **diagnosis.facts,
     }

@@ -57,6 +57,7 @@ class Collisions:
         largest: number of items of the most frequent ID.
         entropy: entropy of the IDs in bits. log2 N if all are different.
         group_sizes: number of IDs by the number of their items.
+        equal_vectors: number of items whose vector equals that of another item. None without vectors.
     """
 
     items: int
@@ -66,6 +67,7 @@ class Collisions:
     largest: int
     entropy: float
     group_sizes: dict[int, int]
+    equal_vectors: int | None = None
 
 
 def number_prefixes(codes: ArrayLike) -> Ints:
@@ -131,11 +133,12 @@ def count_top(count: int, share: float) -> int:
     return max(1, int(np.ceil(count * share - 1e-9)))
 
 
-def measure_collisions(codes: ArrayLike) -> Collisions:
+def measure_collisions(codes: ArrayLike, vectors: ArrayLike | None = None) -> Collisions:
     """Return how many items share their full ID with another item.
 
     Args:
         codes: ``[N, L]`` codes of each item, without a code that tells twins apart.
+        vectors: ``[N, D]`` item vectors, to count those that are equal.
 
     Raises:
         DataError: codes that cannot be used.
@@ -150,7 +153,20 @@ def measure_collisions(codes: ArrayLike) -> Collisions:
     size, count = np.unique(sizes, return_counts=True)
     entropy = _entropy(sizes / items) / float(np.log(2))
     groups = dict(zip(size.tolist(), count.tolist()))
-    return Collisions(items, len(sizes), twins, twins / items, int(sizes.max()), entropy, groups)
+    equal = None if vectors is None else count_equal_rows(vectors)
+    return Collisions(items, len(sizes), twins, twins / items, int(sizes.max()), entropy, groups, equal)
+
+
+def count_equal_rows(vectors: ArrayLike) -> int:
+    """Return the number of rows that equal another row.
+
+    >>> count_equal_rows([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])
+    2
+    """
+    rows = np.ascontiguousarray(np.asarray(vectors) + 0.0)  # -0.0 becomes 0.0
+    keys = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
+    counts = np.unique(keys, return_counts=True)[1]
+    return int(counts[counts > 1].sum())
 
 
 def is_suffix(codes: ArrayLike) -> bool:
