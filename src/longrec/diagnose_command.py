@@ -40,8 +40,8 @@ def diagnose(
 ) -> Diagnosis:
     """Diagnose semantic IDs: what is wrong with the codes of a tokenizer, and what to change.
 
-    What the inputs allow is measured: usage of the codes, prefixes and twins always; overlap and effective capacity with
-    codebooks; what codes keep of the vectors with ``vectors`` and ``log``; whether codes follow behavior with ``log``.
+    Usage of the codes, prefixes and twins are always measured. Overlap and effective capacity need codebooks. What the
+    codes keep of the vectors needs ``vectors`` and ``log``. Whether they follow behavior needs ``log``.
 
     Args:
         codes: folder of ``longrec tokenize``, or a table (file or frame) with a key of the item and its codes, as
@@ -76,7 +76,7 @@ def diagnose(
     from longrec.semantic_ids.diagnostics.material_reader import read_material
     from longrec.semantic_ids.diagnostics.measure import diagnose_material
 
-    _check_options(weights, sigma, sigma_of, log, against)
+    _check_options(weights, sigma, sigma_of, log)
     of_table = {"codes": column, "levels": levels, "size": size}
     source = read_codes(codes, item=item, **of_table)
     label = str(codes) if isinstance(codes, (str, Path)) else "semantic IDs"
@@ -85,6 +85,7 @@ def diagnose(
         f"{label}: {column}" if column else label,
         vectors=vectors,
         log=log,
+        against=None if against is None else read_codes(against, item=item, **of_table),
         vector=vector,
         item=item,
         user=user,
@@ -99,7 +100,7 @@ def diagnose(
     return diagnosis
 
 
-def _check_options(weights: str, sigma: float | None, sigma_of: str, log: Any, against: Any) -> None:
+def _check_options(weights: str, sigma: float | None, sigma_of: str, log: Any) -> None:
     """Raise one error for all options that do not fit.
 
     Raises:

@@ -72,7 +72,7 @@ def format_matching(diagnosis: Diagnosis) -> str:
     table = format_grid("score of a pair", heads, heads, list(map(escape, shown)), cells, "dense even")
     rows = [f"first {at} code{'s' if at > 1 else ''}" for at in range(1, len(own.equal) + 1)]
     equal = [
-        [f"{100 * pair:.2f} %", f"{100 * random:.3f} %", f"{pair / random:,.0f}-fold" if random > 0 else "-"]
+        [f"{100 * pair:.2f} %", f"{100 * random:.3f} %", f"{pair / random:,.0f} x" if random > 0 else "-"]
         for pair, random in own.equal
     ]
     columns = ["consecutive items", "random items", "ratio"]
@@ -133,7 +133,23 @@ def format_churn(diagnosis: Diagnosis) -> str:
     own = diagnosis.churn
     if own is None:
         return ""
-    raise NotImplementedError
+    labels = [f"first {at}" if at > 1 else "first code" for at in range(1, len(own.prefixes) + 1)]
+    series = [Steps("after alignment", 0, own.prefixes), Steps("without alignment", 5, own.unaligned)]
+    chart = draw_steps(series, labels, "codes that must all be equal", "share of the items that changed")
+    note = (
+        "The numbers of codes are arbitrary: two fits can name the same group of items differently. Alignment renames "
+        "the codes of one version, level by level, so that most items agree. What is left is real change."
+    )
+    cells = [[f"{100 * aligned:.1f} %", f"{100 * plain:.1f} %"] for aligned, plain in zip(own.prefixes, own.unaligned)]
+    names = ["after alignment", "without alignment"]
+    table = format_grid("changed", names, names, labels, cells, "dense even")
+    lead = f"{own.items:,} items are in both versions. A code that changes is a wrong input for a model trained before."
+    return (
+        f'<section><h2>Churn between versions</h2><p>{lead}</p><div class="cards two">'
+        f"{format_card('Items with other codes', _format_legend(series) + chart, note)}"
+        f'<figure><h3>Share of the items whose codes changed</h3><div class="scroll">{table}</div></figure></div>'
+        "</section>"
+    )
 
 
 def _format_legend(series: list[Steps]) -> str:

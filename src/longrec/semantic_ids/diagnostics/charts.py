@@ -89,7 +89,7 @@ def draw_bars(
     Args:
         groups: heading of a group, and its bars. An empty heading takes no line.
         low, high: ends of the axis. Default: 0, and the largest value.
-        reference: value to mark with a line, such as chance.
+        reference: value at which the bars start, marked with a line, such as chance. Default: the low end.
     """
     values = [bar.value for _, bars in groups for bar in bars]
     if not values:
@@ -114,12 +114,14 @@ def draw_bars(
         if head:
             elements.append(f'<text class="name" x="4" y="{y - 6:.1f}">{escape(head)}</text>')
         for bar in bars:
-            end = across(bar.value)
+            end, line = across(bar.value), f"{y + 14:.1f}"
+            start = across(marks[0] if reference is None else reference)
+            low_x, span = min(start, end), max(abs(end - start), 1.0)
             elements.append(
                 f'<g class="s{bar.slot % SLOTS}">{format_title(f"{bar.name}: {bar.text}")}'
-                f'<rect class="fill" x="{left:.1f}" y="{y + 3:.1f}" width="{max(end - left, 1):.1f}" height="14" rx="3"/>'
-                f'<text x="{left - 8:.1f}" y="{y + 14:.1f}" text-anchor="end">{escape(bar.name)}</text>'
-                f'<text class="name" x="{end + 7:.1f}" y="{y + 14:.1f}">{escape(bar.text)}</text></g>'
+                f'<rect class="fill" x="{low_x:.1f}" y="{y + 3:.1f}" width="{span:.1f}" height="14"/>'
+                f'<text x="{left - 8:.1f}" y="{line}" text-anchor="end">{escape(bar.name)}</text>'
+                f'<text class="name" x="{max(start, end) + 7:.1f}" y="{line}">{escape(bar.text)}</text></g>'
             )
             y += pitch
         y += 8 if head else 4

@@ -110,11 +110,12 @@ def _check_codewords(measured: Diagnosis) -> Iterator[Finding]:
     close = max(overlaps, key=lambda one: one.overlap.geometry if one.overlap else 0.0)
     assert close.overlap is not None
     geometry, capacity = close.overlap.geometry, close.overlap.capacity
+    origin = f" (codebooks: {measured.codebooks})" if measured.codebooks else ""
     yield _build(
         "close codewords",
         geometry,
         f"Level {close.level} keeps {capacity:,.1f} effective codes of the {capacity * geometry:,.1f} that its usage "
-        f"allows, because codewords are close to each other{measured.codebooks and f' (codebooks: {measured.codebooks})'}",
+        f"allows, because codewords are close to each other{origin}",
         "Codewords are close to each other compared with the perturbation sigma: a small change of an item's vector "
         "can change its code. Below the bound, geometry is no problem, and the capacity is lost by uneven use alone.",
         "Use fewer codes in this level or more dimensions in the latent. First choose a sigma that fits: measure how "
@@ -166,7 +167,7 @@ def _check_twins(measured: Diagnosis) -> Finding:
         "twins",
         own.rate,
         f"{own.twins:,} of {own.items:,} items share their full ID, at most {own.largest:,} items one ID",
-        "A generator can tell items with one ID apart by a suffix code at most, and a suffix says nothing about the item.",
+        "Only a suffix code, if there is one, tells items with one ID apart, and it says nothing about the item.",
         "Add a level, or use more codes. Items whose vectors are equal only a suffix can tell apart"
         + (f": {own.equal_vectors:,} items here." if own.equal_vectors is not None else "."),
     )
@@ -266,7 +267,7 @@ def _check_latent(measured: Diagnosis) -> Iterator[Finding]:
 def _check_churn(measured: Diagnosis) -> Finding:
     if measured.churn is None:
         return _skip("churn", "needs another version (`--against`)")
-    share = measured.churn.changed[0]
+    share = measured.churn.prefixes[0]
     return _build(
         "churn",
         share,

@@ -61,7 +61,8 @@ def _list_bars(level: Level) -> list[Bar]:
 
 def _format_table(diagnosis: Diagnosis) -> str:
     heads = [
-        ("used codes", "codes with an item"),
+        ("codes", ""),
+        ("used", "with an item"),
         ("perplexity", "evenly used codes with the same entropy"),
         ("Gini", "0 even, 1 one code"),
     ]
@@ -77,7 +78,7 @@ def _format_table(diagnosis: Diagnosis) -> str:
     cells = []
     for one in diagnosis.levels:
         usage, own = one.usage, one.overlap
-        row = [f"{usage.active:,} of {usage.size:,}", f"{usage.perplexity:,.1f}", f"{usage.gini:.3f}"]
+        row = [f"{usage.size:,}", f"{usage.active:,}", f"{usage.perplexity:,.1f}", f"{usage.gini:.3f}"]
         if has_books:
             row += (
                 ["-"] * 4
@@ -111,7 +112,7 @@ def _format_sigma(levels: tuple[Level, ...]) -> str:
 def _format_rest(levels: tuple[Level, ...]) -> str:
     rests = [1.0, *(one.rest for one in levels if one.rest is not None)]
     labels = ["before", *(f"level {one.level}" for one in levels if one.rest is not None)]
-    chart = draw_steps([Steps("variance left", 0, rests)], labels, "after", "share of the variance left")
+    chart = draw_steps([Steps("variance left", 0, rests)], labels, "after this level", "share of the variance left")
     note = (
         "Each level describes what the levels before left over. A flat step is a level that adds nothing. What is left "
         "at the end is what the codes do not say."
@@ -132,7 +133,7 @@ def format_exposure(diagnosis: Diagnosis) -> str:
         cells.append([f"{100 * share:.1f} %" for share in diagnosis.item_top])
         series.append(Series("items", 4, _accumulate(diagnosis.item_exposure)))
     names = [f"top {share:.0%}".replace("%", " %") for share in TOP_SHARES]
-    table = format_grid("prefixes in use", names, names, rows, cells, "dense even")
+    table = format_grid("in use", names, names, rows, cells, "dense even")
     chart = draw_line_chart(series, "share of the prefixes in use, most exposed first", f"share of the {what} held")
     note = (
         f"Share of the {what} that the most exposed prefixes hold. Lines of pairs and triples near that of the items "
@@ -147,8 +148,9 @@ def format_exposure(diagnosis: Diagnosis) -> str:
     )
     return (
         f"<section><h2>Where the {what} go{'es' if what == 'exposure' else ''}</h2><p>{source}</p>"
-        f'<div class="scroll">{table}</div><div class="cards two">'
-        f"{format_card('Concentration of prefixes', _format_legend(series) + chart, note)}</div></section>"
+        f'<div class="cards two">{format_card("Concentration of prefixes", _format_legend(series) + chart, note)}'
+        f'<figure><h3>Share of the {what} that the top prefixes hold</h3><div class="scroll">{table}</div></figure>'
+        "</div></section>"
     )
 
 

@@ -125,7 +125,7 @@ def _read_folder(source: Any) -> Codes:
 
     stored = source if isinstance(source, SemanticIds) else SemanticIds.open(source)
     levels, size = stored.tokenizer.codebooks.shape[:2]
-    facts = (("tokenizer", stored.tokenizer.name), ("version", str(stored.version)))
+    facts = (("tokenizer", f"{stored.tokenizer.name}, version {stored.version}"),)
     codes = np.asarray(stored.codes, np.int64)
     return Codes(stored.items, codes, (int(size),) * int(levels), stored.tokenizer, facts)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,9 @@ from longrec.semantic_ids.diagnostics.codebooks import compute_residual_means, s
 from longrec.semantic_ids.diagnostics.diagnosis import QUANTIZED, UNQUANTIZED, Material
 from longrec.semantic_ids.diagnostics.item_pairs import count_exposure, list_next_items
 
+if TYPE_CHECKING:
+    from longrec.semantic_ids.churn import Churn
+
 _TICKS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 """Ticks of a unit per second."""
 
@@ -47,6 +50,7 @@ def read_material(
     *,
     vectors: Any = None,
     log: Any = None,
+    against: Codes | None = None,
     vector: str | None = None,
     item: str | None = None,
     user: str | None = None,
@@ -62,6 +66,7 @@ def read_material(
         label: name of the codes on the page.
         vectors: table of item vectors: a key, and a list column.
         log: events of users: a file, a frame, or the folder of a prepared log.
+        against: codes of another version.
         vector: list column of the vectors. Default: the only list column of numbers.
         item, user, time, order, split: columns of the log (``item`` also of the vectors). Default: by their names.
         until: end of the training window: a number in the unit of the column of the time, or a date such as
@@ -71,6 +76,7 @@ def read_material(
         DataError: a table that cannot be used, or that has no item of the codes.
     """
     notes = list(source.notes)
+    churn = None if against is None else _compare(source, against)
     material = Material(label, source.codes, source.sizes, facts=dict(source.facts))
     if vectors is not None:
         source, x_ND = _read_vectors(source, vectors, item, vector, notes)
@@ -80,7 +86,7 @@ def read_material(
     if log is not None:
         named = {"item": item, "user": user, "time": time, "order": order, "split": split}
         material = _add_log(material, source.items, log, named, until, notes)
-    return replace(material, notes=tuple(notes))
+    return replace(material, churn=churn, notes=tuple(notes))
 
 
 def _add_vectors(material: Material, source: Codes, x_ND: Floats, notes: list[str]) -> Material:
@@ -203,6 +209,17 @@ def _read_until(until: float | str, events: Events, where: str) -> float:
     if unit is None:
         raise ConfigError("diagnose", ["until: the times are numbers that are no dates: use a number"])
     return (end if end.tzinfo else end.replace(tzinfo=UTC)).timestamp() * _TICKS[unit]
+
+
+def _compare(source: Codes, against: Codes) -> Churn:
+    """Return the churn of the items that both versions have."""
+    from longrec.semantic_ids.churn import measure_churn
+
+    at_N = _find(source.items, against.items, "against")
+    common = at_N >= 0
+    size = max(*source.sizes, *against.sizes)
+    before, after = against.codes[at_N[common]], source.codes[common]
+    return measure_churn(before.astype(np.int32), after.astype(np.int32), size)
 
 
 def _find(keys: pa.Array, among: pa.Array, where: str) -> Ints:
