@@ -71,7 +71,7 @@ def diagnose(
         DataError: a table, a log or a column that cannot be used.
         RunError: a folder that ``longrec tokenize`` has not written.
     """
-    from longrec.semantic_ids.diagnostics.code_tables import read_codes
+    from longrec.semantic_ids.diagnostics.code_tables import is_tokenized, read_codes
     from longrec.semantic_ids.diagnostics.diagnosis_page import write_diagnosis
     from longrec.semantic_ids.diagnostics.material_reader import read_material
     from longrec.semantic_ids.diagnostics.measure import diagnose_material
@@ -79,13 +79,16 @@ def diagnose(
     _check_options(weights, sigma, sigma_of, log)
     of_table = {"codes": column, "levels": levels, "size": size}
     source = read_codes(codes, item=item, **of_table)
+    other = None
+    if against is not None:
+        other = read_codes(against) if is_tokenized(against) else read_codes(against, item=item, **of_table)
     label = str(codes) if isinstance(codes, (str, Path)) else "semantic IDs"
     material = read_material(
         source,
         f"{label}: {column}" if column else label,
         vectors=vectors,
         log=log,
-        against=None if against is None else read_codes(against, item=item, **of_table),
+        against=other,
         vector=vector,
         item=item,
         user=user,

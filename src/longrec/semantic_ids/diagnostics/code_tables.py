@@ -75,9 +75,8 @@ def read_codes(
         RunError: a folder that ``longrec tokenize`` has not written.
         ConfigError: options of a table for a folder.
     """
-    is_folder = isinstance(source, (str, Path)) and (Path(source) / "semantic_ids.json").exists()
-    if is_folder or hasattr(source, "tokenizer"):
-        options = {"codes": codes, "levels": levels, "size": size, "item": item}
+    if is_tokenized(source):
+        options = {"column": codes, "levels": levels, "size": size}
         odd = [key for key, value in options.items() if value is not None]
         if odd:
             raise ConfigError("diagnose", [f"{key}: the folder of a tokenizer has it" for key in odd])
@@ -94,6 +93,12 @@ def read_codes(
             rows = table.table(f"SELECT {name(key)}, {name(column)} FROM {table.view}")
             code_NL = flatten_lists(rows[column], table.where, column).astype(np.int64)
     return _build_codes(rows[key].combine_chunks(), code_NL, table.where, levels, size)
+
+
+def is_tokenized(source: Any) -> bool:
+    """Return True for the folder of a tokenizer, and for an opened one."""
+    is_folder = isinstance(source, (str, Path)) and (Path(source) / "semantic_ids.json").exists()
+    return is_folder or hasattr(source, "tokenizer")
 
 
 def _build_codes(items: pa.Array, code_NL: Ints, where: str, levels: int | None, size: int | None) -> Codes:
