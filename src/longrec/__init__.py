@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from longrec.serve.client import client
     from longrec.serve.local_pipeline import Pipeline, open_pipeline
     from longrec.stream_command import stream
+    from longrec.tokenize_command import tokenize
     from longrec.training.finished_run import Run, open_run
     from longrec.training.saved_model import load_model, save_model
     from longrec.training.settings import EvaluateConfig, FitConfig
@@ -55,6 +56,7 @@ _MODULES = {
     "longrec.serve.client": ("client",),
     "longrec.serve.local_pipeline": ("Pipeline", "open_pipeline"),
     "longrec.stream_command": ("stream",),
+    "longrec.tokenize_command": ("tokenize",),
     "longrec.training.finished_run": ("Run", "open_run"),
     "longrec.training.saved_model": ("load_model", "save_model"),
     "longrec.training.settings": ("EvaluateConfig", "FitConfig"),
@@ -102,6 +104,7 @@ __all__ = [
     "report",
     "save_model",
     "stream",
+    "tokenize",
     "train",
     "warm",
     "write_candidates",

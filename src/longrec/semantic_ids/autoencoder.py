@@ -32,7 +32,7 @@ class AutoencoderSettings(TokenizerSettings):
     hidden: tuple[int, ...] = Field(
         (256,), description="units of the hidden layers of the encoder; those of the decoder are the same in reverse"
     )
-    activation: Literal["relu", "silu", "tanh"] = Field("relu", description="activation of the hidden layers")
+    activation: Literal["relu", "gelu", "swish", "tanh"] = Field("relu", description="activation of the hidden layers")
     epochs: int = Field(50, ge=1, description="passes over the items")
     batch_size: int = Field(1_024, ge=2, description="items of a training step")
     lr: float = Field(1e-3, gt=0, description="learning rate of AdamW")

@@ -30,6 +30,7 @@ from torch import Tensor
 from longrec.errors import DataError, RunError
 from longrec.resources import resource_error
 from longrec.semantic_ids.collisions import describe_collisions, index_twins
+from longrec.semantic_ids.facts_text import format_facts
 from longrec.semantic_ids.methods import build_tokenizer
 from longrec.semantic_ids.tokenizer import Tokenizer
 
@@ -38,7 +39,7 @@ ABOUT, WEIGHTS, ITEMS = "semantic_ids.json", "tokenizer.safetensors", "items.par
 """Files of a folder."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SemanticIds:
     """The semantic IDs of a catalog.
 
@@ -84,6 +85,13 @@ class SemanticIds:
         for level in range(self.levels):
             columns[f"code_{level + 1}"] = np.ascontiguousarray(self.codes[:, level])
         return pa.table({**columns, f"code_{self.levels + 1}": self.suffix, "version": self.versions})
+
+    def to_text(self) -> str:
+        """Return what the semantic IDs are like: items, levels, collisions and the capacity, as lines of text."""
+        return format_facts(self.tokenizer, self.facts, self.version)
+
+    def __repr__(self) -> str:
+        return self.to_text()
 
     def append(self, items: pa.Array, vectors: Float[Tensor, "N X"]) -> SemanticIds:
         """Return the semantic IDs with further items, as one more version. The codes of the others do not change.
