@@ -47,7 +47,9 @@ def diagnose(
         codes: folder of ``longrec tokenize``, or a table (file or frame) with a key of the item and its codes, as
             columns ``code_1`` and so on or as one list column. For a table, codebooks are computed as means of
             residuals of ``vectors``.
-        vectors: table of item vectors: a key of the item, and a list column. Items without a vector are left out.
+        vectors: table of item vectors: a key of the item, and a list column. Items without a vector are left out. Or
+            the YAML file of ``longrec tokenize``: its section ``vectors`` says where the vectors come from, and without
+            ``log`` its section ``events`` is read too.
         log: events of users: a file, a frame, or the folder of a prepared log. Events whose split is valid or test are
             left out.
         against: another folder or table of the same items, to count how many codes changed.
@@ -125,7 +127,7 @@ def _check_options(weights: str, sigma: float | None, sigma_of: str, log: Any) -
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("codes", help="folder of longrec tokenize, or a table with a key of the item and its codes")
-    vectors = "table of item vectors, with a key of the item and a list column"
+    vectors = "table of item vectors, with a key of the item and a list column; or the YAML file of longrec tokenize"
     parser.add_argument("--vectors", metavar="FILE", help=vectors)
     parser.add_argument("--log", metavar="LOG", help="events of users: a file, or the folder of a prepared log")
     against = "another folder or table of the same items, to count how many codes changed"

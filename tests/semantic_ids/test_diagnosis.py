@@ -106,7 +106,7 @@ PLANTED: list[tuple[str, str, Plant]] = [
     ("autoencoder", ALARM, lambda own: change(own, UNQUANTIZED, draw(own))),
     ("item vectors", NOTICE, lambda own: replace(own, vectors=draw(own))),
     ("weighted match", ALARM, mix_pairs),
-    ("lost behavior", ALARM, lambda own: replace(own, codebooks=[draw(own, seed)[:SIZE] for seed in range(3)], codes=own.codes[:, ::-1])),
+    ("lost behavior", ALARM, lambda own: replace(own, codebooks=[own.codebooks[0] * 0.01, *own.codebooks[1:]])),  # type: ignore[index]
     ("one direction", ALARM, stretch),
     ("narrow cone", ALARM, lambda own: replace(own, latents=own.latents + 4.0)),  # type: ignore[operator]
     ("churn", ALARM, lambda own: replace(own, churn=replace(own.churn, prefixes=(0.4, 0.6, 0.9)))),

@@ -42,6 +42,7 @@ class Codes:
         codes: int64 ``[N, L]``, without a suffix.
         sizes: number of codes of each level.
         tokenizer: the tokenizer of a folder. None for a table.
+        folder: the folder. None for a table, and for semantic IDs in memory.
         facts: facts for the page.
         notes: choices that were made.
     """
@@ -50,6 +51,7 @@ class Codes:
     codes: Ints
     sizes: tuple[int, ...]
     tokenizer: Any = None
+    folder: Path | None = None
     facts: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -132,7 +134,8 @@ def _read_folder(source: Any) -> Codes:
     levels, size = stored.tokenizer.codebooks.shape[:2]
     facts = (("tokenizer", f"{stored.tokenizer.name}, version {stored.version}"),)
     codes = np.asarray(stored.codes, np.int64)
-    return Codes(stored.items, codes, (int(size),) * int(levels), stored.tokenizer, facts)
+    folder = None if source is stored else Path(source)
+    return Codes(stored.items, codes, (int(size),) * int(levels), stored.tokenizer, folder, facts)
 
 
 class TableReader:

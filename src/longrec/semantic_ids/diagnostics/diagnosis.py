@@ -82,7 +82,7 @@ class Level:
     rest: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagnosis(Tabular):
     """Figures and findings of one tokenizer.
 

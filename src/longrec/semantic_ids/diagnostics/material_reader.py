@@ -8,6 +8,7 @@ Shapes: N items, L levels, D dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,9 +37,11 @@ from longrec.semantic_ids.diagnostics.code_tables import (
 from longrec.semantic_ids.diagnostics.codebooks import compute_residual_means, sum_codewords
 from longrec.semantic_ids.diagnostics.diagnosis import QUANTIZED, UNQUANTIZED, Material
 from longrec.semantic_ids.diagnostics.item_pairs import count_exposure, list_next_items
+from longrec.yaml_reader import read_yaml
 
 if TYPE_CHECKING:
     from longrec.semantic_ids.churn import Churn
+    from longrec.semantic_ids.settings import EventsConfig, TokenizeConfig
 
 _TICKS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 """Ticks of a unit per second."""
@@ -64,7 +67,8 @@ def read_material(
     Args:
         source: the codes.
         label: name of the codes on the page.
-        vectors: table of item vectors: a key, and a list column.
+        vectors: table of item vectors: a key, and a list column. Or the YAML file of ``longrec tokenize``, whose
+            section ``vectors`` says where they come from, and whose section ``events`` takes the part of ``log``.
         log: events of users: a file, a frame, or the folder of a prepared log.
         against: codes of another version.
         vector: list column of the vectors. Default: the only list column of numbers.
@@ -78,14 +82,20 @@ def read_material(
     notes = list(source.notes)
     churn = None if against is None else _compare(source, against)
     material = Material(label, source.codes, source.sizes, facts=dict(source.facts))
+    settings = _read_settings(vectors) if str(vectors).endswith((".yaml", ".yml")) else None
     if vectors is not None:
-        source, x_ND = _read_vectors(source, vectors, item, vector, notes)
+        keys, x, where = (
+            _read_vectors(vectors, item, vector) if settings is None else _compute_vectors(settings, source)
+        )
+        source, x_ND = _match_vectors(source, keys, x, where, notes)
         material = _add_vectors(replace(material, codes=source.codes), source, x_ND, notes)
     elif source.tokenizer is not None:
         material = replace(material, codebooks=_to_list(source.tokenizer.codebooks))
     if log is not None:
         named = {"item": item, "user": user, "time": time, "order": order, "split": split}
         material = _add_log(material, source.items, log, named, until, notes)
+    elif settings is not None and settings.events is not None:
+        material = _add_events(material, source.items, settings.events, notes)
     return replace(material, churn=churn, notes=tuple(notes))
 
 
@@ -111,7 +121,9 @@ def _add_vectors(material: Material, source: Codes, x_ND: Floats, notes: list[st
             raise DataError("vectors", f"vectors of width {x.shape[1]}", f"width {width}, as the tokenizer has")
         latents = tokenizer.latent(x).numpy().astype(np.float64)
         reconstructions = {QUANTIZED: tokenizer.decode(codes).numpy()}
-        if not np.array_equal(latents, x.numpy()):  # a method without an encoder has no autoencoder to measure
+        if np.array_equal(latents, x.numpy()):
+            latents = x_ND  # a method without an encoder: there is no autoencoder to measure
+        else:
             reconstructions[UNQUANTIZED] = tokenizer.reconstruct(x).numpy()
         moved = float((tokenizer.codes(x) != codes).any(1).double().mean())
     if moved:
@@ -127,19 +139,52 @@ def _to_list(codebooks: Any) -> list[Floats]:
     return list(codebooks.detach().numpy().astype(np.float64))
 
 
-def _read_vectors(
-    source: Codes, vectors: Any, item: str | None, vector: str | None, notes: list[str]
-) -> tuple[Codes, Floats]:
-    """Return the codes of the items with a vector, and the vectors in their order."""
+def _read_settings(path: Any) -> TokenizeConfig:
+    """Return the settings of a YAML file of ``longrec tokenize``."""
+    from longrec.semantic_ids.settings import read_settings
+
+    content = read_yaml(Path(path))
+    if not isinstance(content, Mapping):
+        raise ConfigError(str(path), ["must have sections, such as vectors and method"])
+    return read_settings(content, str(path), Path(path).parent)[0]
+
+
+def _compute_vectors(settings: TokenizeConfig, source: Codes) -> tuple[pa.Array, Floats, str]:
+    """Return the keys and vectors that ``longrec tokenize`` reads. Text has the encoder of the folder."""
+    from longrec.semantic_ids.text_encoder import TextEncoder
+    from longrec.semantic_ids.vectors import read_vectors
+
+    encoder = None if source.folder is None else TextEncoder.open(source.folder)
+    own = read_vectors(settings.vectors, text_encoder=encoder, seed=settings.seed)
+    return own.items, own.vectors.numpy().astype(np.float64), settings.vectors.run or str(settings.vectors.table)
+
+
+def _add_events(material: Material, items: pa.Array, events: EventsConfig, notes: list[str]) -> Material:
+    """Add exposure and pairs of the events that ``longrec tokenize`` reads."""
+    from longrec.semantic_ids.item_events import read_item_events
+
+    own = read_item_events(events, items, with_pairs=True)
+    notes.append(f"Exposure and pairs are of the events before {events.until}, as the tokenizer's are.")
+    facts = {**material.facts, "events": f"{own.events - own.unknown:,}"}
+    return replace(material, exposure=own.counts.numpy(), pairs=own.pairs.numpy(), facts=facts)
+
+
+def _read_vectors(vectors: Any, item: str | None, vector: str | None) -> tuple[pa.Array, Floats, str]:
+    """Return keys and vectors of a table, and its name."""
     with TableReader() as reader:
         table = reader.open("items", vectors)
         key = choose_key(table, item)
         column = vector or choose_list(table, REAL, "vectors", "--vector")
         rows = table.table(f"SELECT {name(key)}, {name(column)} FROM {table.view}")
-    at_N = _find(source.items, rows[key].combine_chunks(), table.where)
     x_ND = flatten_lists(rows[column], table.where, column).astype(np.float64)
     if not np.isfinite(x_ND).all():
         raise DataError(f"{table.where}: column {column!r}", "NaN or infinity", "finite numbers")
+    return rows[key].combine_chunks(), x_ND, table.where
+
+
+def _match_vectors(source: Codes, keys: pa.Array, x_ND: Floats, where: str, notes: list[str]) -> tuple[Codes, Floats]:
+    """Return the codes of the items with a vector, and the vectors in their order."""
+    at_N = _find(source.items, keys, where)
     present = at_N >= 0
     if not present.all():
         notes.append(f"{int((~present).sum()):,} of {len(at_N):,} items have no vector and are left out everywhere.")
