@@ -79,11 +79,13 @@ def diagnose(
     from longrec.semantic_ids.diagnostics.measure import diagnose_material
 
     _check_options(weights, sigma, sigma_of, log)
-    of_table = {"codes": column, "levels": levels, "size": size}
-    source = read_codes(codes, item=item, **of_table)
+    source = read_codes(codes, item=item, codes=column, levels=levels, size=size)
     other = None
     if against is not None:
-        other = read_codes(against) if is_tokenized(against) else read_codes(against, item=item, **of_table)
+        is_table = not is_tokenized(against)
+        other = (
+            read_codes(against, item=item, codes=column, levels=levels, size=size) if is_table else read_codes(against)
+        )
     label = str(codes) if isinstance(codes, (str, Path)) else "semantic IDs"
     material = read_material(
         source,

@@ -124,7 +124,7 @@ def test_every_check_has_a_planted_fault() -> None:
 
 
 @pytest.mark.parametrize(("check", "verdict", "plant"), PLANTED, ids=[check for check, _, _ in PLANTED])
-def test_a_planted_fault_is_found(check: str, verdict: str, plant: Plant, healthy: Material) -> None:
+def test_a_planted_fault_is_reported(check: str, verdict: str, plant: Plant, healthy: Material) -> None:
     measured = diagnose_material(plant(healthy), max_pairs=600)
     finding = measured.find(check)
     assert finding.verdict == verdict, (finding.figure, finding.bound)

@@ -342,7 +342,7 @@ def test_negatives_keep_the_first_item_and_never_repeat_it() -> None:
     assert (draw_negatives(skewed, 20, 0)[POPULAR][:, 1] == 0).all()
 
 
-def test_geometry_of_known_spectra() -> None:
+def test_geometry_of_chosen_spectra() -> None:
     random = np.random.default_rng(7)
     x = random.normal(size=(4_000, 6))
     x = (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x.T, ddof=0)).T)  # covariance is the identity

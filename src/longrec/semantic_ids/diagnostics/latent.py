@@ -6,14 +6,16 @@ Shapes: N items, D dimensions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from longrec.errors import DataError
 from longrec.metrics.columns import Floats
 
 _PAIRS = 100_000
+Real = TypeVar("Real", np.float32, np.float64)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def _mean_cosine(x_ND: Floats, pairs: int, seed: int) -> float:
     return float(np.abs(np.einsum("pd,pd->p", unit[first], unit[second])).mean())
 
 
-def normalize_rows(x_ND: Floats) -> Floats:
+def normalize_rows(x_ND: NDArray[Real]) -> NDArray[Real]:
     """Return rows of length 1. Rows of zeros stay zero, so that their cosine with any row is 0."""
     length = np.linalg.norm(x_ND, axis=1, keepdims=True)
     return np.divide(x_ND, length, out=np.zeros_like(x_ND), where=length > 0)

@@ -82,7 +82,8 @@ def read_material(
     notes = list(source.notes)
     churn = None if against is None else _compare(source, against)
     material = Material(label, source.codes, source.sizes, facts=dict(source.facts))
-    settings = _read_settings(vectors) if str(vectors).endswith((".yaml", ".yml")) else None
+    is_config = isinstance(vectors, (str, Path)) and str(vectors).endswith((".yaml", ".yml"))
+    settings = _read_settings(vectors) if is_config else None
     if vectors is not None:
         keys, x, where = (
             _read_vectors(vectors, item, vector) if settings is None else _compute_vectors(settings, source)
@@ -108,9 +109,13 @@ def _add_vectors(material: Material, source: Codes, x_ND: Floats, notes: list[st
             "code, level by level: overlap, retention and codewords are those of these means."
         )
         quantized = sum_codewords(source.codes, codebooks)
-        origin = "computed as means of residuals"
-        own = {"codebooks": codebooks, "codebook_origin": origin, "latents": x_ND}
-        return replace(material, **own, reconstructions={QUANTIZED: quantized})
+        return replace(
+            material,
+            codebooks=codebooks,
+            codebook_origin="computed as means of residuals",
+            latents=x_ND,
+            reconstructions={QUANTIZED: quantized},
+        )
     import torch
 
     tokenizer = source.tokenizer
@@ -216,8 +221,8 @@ def _add_log(
         taken &= events.split == 0
         notes.append("Exposure and pairs are of the events whose split is train.")
     if until is not None:
-        end = _read_until(until, events, where)
-        taken &= events.time < end
+        time, end = _read_until(until, events, where)
+        taken &= time < end
         notes.append(f"Exposure and pairs are of the events before {until}.")
     if events.split is None and until is None:
         notes.append(
@@ -238,12 +243,12 @@ def _add_log(
     return replace(material, exposure=exposure, pairs=pairs, facts=facts)
 
 
-def _read_until(until: float | str, events: Events, where: str) -> float:
-    """Return the end of the window in the unit of the times."""
+def _read_until(until: float | str, events: Events, where: str) -> tuple[Ints, float]:
+    """Return the times, and the end of the window in their unit."""
     if events.time is None or not len(events):
         raise DataError(where, "no column of the time", "one, for `--until`")
     try:
-        return float(until)
+        return events.time, float(until)
     except ValueError:
         unit = guess_unit(int(events.time.max()))
     try:
@@ -253,7 +258,7 @@ def _read_until(until: float | str, events: Events, where: str) -> float:
         raise ConfigError("diagnose", [fault]) from None
     if unit is None:
         raise ConfigError("diagnose", ["until: the times are numbers that are no dates: use a number"])
-    return (end if end.tzinfo else end.replace(tzinfo=UTC)).timestamp() * _TICKS[unit]
+    return events.time, (end if end.tzinfo else end.replace(tzinfo=UTC)).timestamp() * _TICKS[unit]
 
 
 def _compare(source: Codes, against: Codes) -> Churn:

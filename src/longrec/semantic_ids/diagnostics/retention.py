@@ -62,7 +62,7 @@ def measure_hit_rates(vectors: ArrayLike, pairs: ArrayLike, cuts: Sequence[int] 
         DataError: no pairs, or a pair with an item that has no vector or with an item and itself.
     """
     pair_P2 = _check_pairs(pairs, len(np.asarray(vectors)))
-    unit_GD, group_N, size_G = _group_equal(normalize_rows(np.asarray(vectors, np.float32)))
+    unit_GD, group_N, size_G = _group_equal(normalize_rows(np.asarray(vectors, dtype=np.float32)))
     order = np.argsort(pair_P2[:, 0], kind="stable")
     first, second = pair_P2[order, 0], pair_P2[order, 1]
     query_Q, start_Q = np.unique(first, return_index=True)
