@@ -131,6 +131,21 @@ def test_only_events_of_the_training_window_count(folder: Path) -> None:
     assert not any("all events of the log" in note for note in own.notes)
 
 
+def test_a_prepared_log_has_its_own_split(folder: Path) -> None:
+    schema = {
+        "user": "user_id",
+        "item": "item_id",
+        "time": {"column": "timestamp", "unit": "s"},
+        "features": {"user_id": "id", "item_id": "id"},
+    }
+    log = draw_log()
+    prepared = longrec.prepare(log, schema=schema, split={"column": "split"}, folder="prepared")
+    own = longrec.diagnose(folder / "one", log=prepared.folder)
+    reference = longrec.diagnose(folder / "one", log=log)
+    assert own.facts == reference.facts
+    assert own.matching == reference.matching
+
+
 def test_a_table_of_codes_has_everything_that_needs_no_codebook(folder: Path) -> None:
     table = read_table(folder)
     columns = pq.read_table(folder / "one" / "items.parquet")

@@ -43,10 +43,13 @@ def format_retention(diagnosis: Diagnosis) -> str:
             "1 keeps everything. Above 1, the reconstructed vectors find more than the item vectors.",
         ),
     ]
+    cut, base = own.cuts[-1], own.original[-1]
+    error = (base * (1 - base) / own.pairs) ** 0.5
     lead = (
         f"{own.pairs:,} pairs of an item and the next item of the same user in the training window. Items are "
         "retrieved by the cosine of their vectors. Quantized vectors are computed from codes alone. The autoencoder "
-        "alone has no codes in between: it shows what is lost before quantization, and is no property of the codes."
+        "alone has no codes in between: it shows what is lost before quantization, and is no property of the codes. "
+        f"The standard error of HR@{cut} is about {error:.4f}."
     )
     return (
         f"<section><h2>What the codes keep of the vectors</h2><p>{lead}</p>"

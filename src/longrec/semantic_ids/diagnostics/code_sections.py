@@ -20,7 +20,8 @@ def format_levels(diagnosis: Diagnosis) -> str:
     """Return the section of the levels: usage of the codes, effective capacity, and what each level removes."""
     levels = diagnosis.levels
     has_books = any(level.overlap is not None for level in levels)
-    counted = "its items" if diagnosis.weights == "items" else "the exposure of its items"
+    held = diagnosis.weights
+    counted = "its items" if held == "items" else "the exposure of its items"
     groups = [(f"Level {one.level} of {one.usage.size:,} codes", _list_bars(one)) for one in levels]
     note = (
         "Used: codes with an item. Perplexity: number of codes that would give the same entropy if all were used "
@@ -34,7 +35,7 @@ def format_levels(diagnosis: Diagnosis) -> str:
     cards = [format_card("Codes that work", draw_bars(groups, "codes", high=max(o.usage.size for o in levels)), note)]
     usage = [Series(f"level {one.level}", one.level - 1, _accumulate(one.usage.shares)) for one in levels]
     even = Series("even use", 5, [(0.0, 0.0), (1.0, 1.0)])
-    chart = draw_line_chart([*usage, even], "share of the codes, most used first", "share of the items held")
+    chart = draw_line_chart([*usage, even], "share of the codes, most used first", f"share of the {held} held")
     note = (
         "The closer to the straight line of even use, the better. A line that reaches 1 early has dead codes: the "
         "codes to its right hold nothing."
@@ -89,7 +90,7 @@ def _format_table(diagnosis: Diagnosis) -> str:
         cells.append(row)
     names = [name for name, _ in heads]
     across = [f'{name}<span class="hint">{hint}</span>' for name, hint in heads]
-    table = format_grid("level", names, across, [str(one.level) for one in diagnosis.levels], cells, "dense")
+    table = format_grid("", names, across, [f"level {one.level}" for one in diagnosis.levels], cells, "dense")
     return f'<div class="scroll">{table}</div>'
 
 
