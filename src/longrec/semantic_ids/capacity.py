@@ -11,7 +11,8 @@ has room. No code ever rises above the bound, so that the number of overloaded c
 
 Choices that the paper leaves open:
     - A weight below ``floor`` counts as ``floor``. Items without exposure could else pile up on one code.
-    - A weight above the bound counts as the bound: one item alone would break it wherever it is. Such items are listed.
+    - A weight above the bound counts as the bound: one item alone would break it wherever it is. Such items are listed,
+      and each takes a code of its own before the rounds.
     - No code has more than ``items_factor`` N / K items.
     - An item that no code has room for stays where it is, and its code is listed as a violation.
 
@@ -166,11 +167,10 @@ def repair(
     loads = _Loads(weight_N, code_N, size, limit, item_limit)
     before, first_N = int(loads.find_overloaded().sum()), code_N
     if before:
-        code_N = code_N.clone()
-        for _ in range(_ROUNDS):
-            if not _move_some(x_ND, centroid_KD, code_N, weight_N, loads):
-                break
-            loads.refresh(weight_N, code_N)
+        spread_N = _spread(x_ND, centroid_KD, code_N, clipped_N.nonzero().squeeze(1))
+        code_N = _move_all(x_ND, centroid_KD, spread_N, weight_N, loads)
+        if int(loads.find_overloaded().sum()) > before:  # items of a code that a clipped one took fit nowhere else
+            code_N = _move_all(x_ND, centroid_KD, first_N, weight_N, loads)
     return code_N, CapacityReport(
         load_limit=limit,
         item_limit=item_limit,
@@ -182,6 +182,33 @@ def repair(
         loads=loads.load_K,
         counts=loads.count_K,
     )
+
+
+def _spread(x_ND: Tensor, centroid_KD: Tensor, code_N: Tensor, row_G: Tensor) -> Tensor:
+    """Return the codes with each clipped item in a code of its own: the nearest that no earlier one has.
+
+    Each fills a code, and there are fewer of them than codes. No code has that much room while others are in it.
+    """
+    if not len(row_G):
+        return code_N
+    code_N = code_N.clone()
+    taken_K = torch.zeros(len(centroid_KD), dtype=torch.bool)
+    score_GK = torch.cat([score_BK.clone() for _, score_BK in iterate_scores(x_ND[row_G], centroid_KD)])
+    for row, score_K in zip(row_G.tolist(), score_GK):
+        code = int(score_K.masked_fill(taken_K, -torch.inf).argmax())
+        code_N[row], taken_K[code] = code, True
+    return code_N
+
+
+def _move_all(x_ND: Tensor, centroid_KD: Tensor, code_N: Tensor, weight_N: Tensor, loads: _Loads) -> Tensor:
+    """Return the codes after rounds of moves, until none is left to do. The loads are those of the codes."""
+    code_N = code_N.clone()
+    loads.refresh(weight_N, code_N)
+    for _ in range(_ROUNDS):
+        if not _move_some(x_ND, centroid_KD, code_N, weight_N, loads):
+            break
+        loads.refresh(weight_N, code_N)
+    return code_N
 
 
 def _move_some(x_ND: Tensor, centroid_KD: Tensor, code_N: Tensor, weight_N: Tensor, loads: _Loads) -> int:
@@ -221,7 +248,7 @@ def _find_room(
     target_R = torch.zeros_like(row_R)
     regret_R = torch.full(row_R.shape, torch.inf, dtype=torch.float64)
     room_K = loads.load_limit + loads.slack - loads.load_K
-    open_k = (~over_K & (loads.count_K < loads.item_limit) & (room_K > 0)).nonzero().squeeze(1)
+    open_k = (~over_K & (loads.count_K < loads.item_limit)).nonzero().squeeze(1)
     if not len(open_k):
         return target_R, regret_R
     for rows, score_BK in iterate_scores(x_ND[row_R], centroid_KD):

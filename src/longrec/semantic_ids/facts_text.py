@@ -9,12 +9,16 @@ from longrec.semantic_ids.tokenizer import Tokenizer
 from longrec.terminal_text import table
 
 
-def format_facts(tokenizer: Tokenizer, facts: Mapping[str, Any], version: int) -> str:
-    """Return the items, a table of the levels, the collisions and what the capacity has changed."""
+def format_facts(tokenizer: Tokenizer, facts: Mapping[str, Any], version: int, added: int = 0) -> str:
+    """Return the items, a table of the levels, the collisions and what the capacity has changed.
+
+    Args:
+        added: number of items that the newest version has added. 0 for the first version.
+    """
     levels, size, _ = tokenizer.codebooks.shape
     lines = [
         f"{facts.get('items', 0):,} items, {levels} level{'s' if levels > 1 else ''} of {size:,} codes "
-        f"({tokenizer.name}), version {version}"
+        f"({tokenizer.name}), version {version}" + (f" with {added:,} new items" if added else "")
     ]
     if facts.get("levels"):
         lines.append(_format_levels(facts["levels"], size))

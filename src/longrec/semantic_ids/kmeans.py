@@ -2,8 +2,8 @@
 
     minimize  J = sum_i |x_i - c_(k_i)|^2     by turns over the codes k and the centroids c
 
-The first centroids are drawn by k-means++ (Arthur and Vassilvitskii 2007): each with a probability proportional to the
-squared distance from those drawn before. Each iteration assigns every vector to its nearest centroid (``nearest.py``)
+The first centroids are drawn by greedy k-means++ (Arthur and Vassilvitskii 2007): a few candidates with a probability
+proportional to the squared distance from those drawn before, of which the best one is taken. Each iteration assigns every vector to its nearest centroid (``nearest.py``)
 and moves every centroid to the mean of its vectors. An empty centroid moves to the vector that is farthest from its
 own. Iterations end early when J no longer falls. The same seed gives the same result.
 
@@ -14,6 +14,7 @@ Shapes: N vectors, D width, K centroids.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ _SAMPLE = 16
 """Vectors per centroid in the sample from which the first centroids are drawn."""
 _RESEEDINGS = 20
 """Repetitions of the last assignment while centroids are empty."""
+_CANDIDATES = 8
+"""Least number of candidates for each of the first centroids."""
 _EQUAL = 1e-10
 """Squared distance, as a share of the squared length, up to which a vector counts as equal to its centroid."""
 _AT_ONCE = 1 << 16
@@ -188,30 +191,32 @@ def compute_means(
 def draw_centroids(
     x_ND: Float[Tensor, "N D"], size: int, random: torch.Generator, per_code: int = _SAMPLE
 ) -> Float[Tensor, "K D"]:
-    """Draw centroids among vectors by k-means++, from a random sample of ``per_code`` vectors per centroid."""
+    """Draw centroids among vectors by greedy k-means++, from a random sample of ``per_code`` vectors per centroid."""
     count = min(len(x_ND), size * per_code)
     sample = torch.randperm(len(x_ND), generator=random)[:count] if count < len(x_ND) else torch.arange(len(x_ND))
     sample_SD = x_ND[sample.to(x_ND.device)]
     sample_SD = sample_SD - sample_SD.mean(0)
     square_S = sample_SD.square().sum(1)
-    uniform_K = torch.rand(size, generator=random, dtype=torch.float64)
-    chosen = [int(uniform_K[0] * count)]
-    distance_S = torch.full_like(square_S, torch.inf)
-    free_S = torch.ones(count, dtype=torch.bool, device=x_ND.device)
+    candidates = max(2 + int(math.log(size)), _CANDIDATES)
+    uniform_KT = torch.rand(size, candidates, generator=random, dtype=torch.float64)
+    chosen = [int(uniform_KT[0, 0] * count)]
+    distance_S = (sample_SD - sample_SD[chosen[0]]).square_().sum(1)
     for at in range(1, size):
-        last = chosen[-1]
-        new_S = square_S + square_S[last] - 2 * (sample_SD @ sample_SD[last])
-        distance_S = torch.minimum(distance_S, new_S.clamp_(min=0))
-        distance_S[last] = 0
-        free_S[last] = False
         total_S = distance_S.cumsum(0, dtype=torch.float64)
         total = float(total_S[-1])
         if total <= 0:  # all vectors of the sample are equal to a centroid
-            rest = free_S.nonzero().squeeze(1)
-            chosen += rest[: size - at].tolist()
+            free_S = torch.ones(count, dtype=torch.bool)
+            free_S[chosen] = False
+            chosen += free_S.nonzero().squeeze(1)[: size - at].tolist()
             break
-        drawn = int(torch.searchsorted(total_S, uniform_K[at] * total, right=True))
-        chosen.append(min(drawn, count - 1))
+        drawn_T = torch.searchsorted(total_S, uniform_KT[at].to(total_S.device) * total, right=True).clamp(max=count - 1)
+        new_TS = torch.addmm(square_S, sample_SD[drawn_T], sample_SD.t(), alpha=-2)
+        new_TS += square_S[drawn_T].unsqueeze(1)
+        new_TS = torch.minimum(new_TS.clamp_(min=0), distance_S, out=new_TS)
+        best = int(new_TS.sum(1).argmin())
+        chosen.append(int(drawn_T[best]))
+        distance_S = new_TS[best].clone()
+        distance_S[chosen[-1]] = 0
     return x_ND[sample[torch.tensor(chosen)].to(x_ND.device)].clone()
 
 

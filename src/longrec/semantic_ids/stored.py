@@ -88,7 +88,8 @@ class SemanticIds:
 
     def to_text(self) -> str:
         """Return what the semantic IDs are like: items, levels, collisions and the capacity, as lines of text."""
-        return format_facts(self.tokenizer, self.facts, self.version)
+        added = int((self.versions == self.version).sum()) if self.version > 1 else 0
+        return format_facts(self.tokenizer, self.facts, self.version, added)
 
     def __repr__(self) -> str:
         return self.to_text()
