@@ -23,6 +23,7 @@ FURTHER = (
     "longrec.training.evaluate.Evaluation",
     "longrec.auditing.finding.Audit",
     "longrec.auditing.finding.Finding",
+    "longrec.semantic_ids.diagnostics.diagnosis.Diagnosis",
     "longrec.metrics.Interval",
     "longrec.metrics.Comparison",
     "longrec.evaluation.results.PipelineEvaluation",

@@ -78,7 +78,7 @@ def diagnose(
     from longrec.semantic_ids.diagnostics.material_reader import read_material
     from longrec.semantic_ids.diagnostics.measure import diagnose_material
 
-    _check_options(weights, sigma, sigma_of, log)
+    _check_options(weights, sigma, sigma_of)
     source = read_codes(codes, item=item, codes=column, levels=levels, size=size)
     other = None
     if against is not None:
@@ -101,13 +101,15 @@ def diagnose(
         split=split,
         until=until,
     )
+    if weights == "exposure" and material.exposure is None:
+        raise ConfigError("diagnose", ["weights: exposure needs a log"])
     diagnosis = diagnose_material(material, weights=weights, sigma=sigma, sigma_of=sigma_of, seed=seed)
     if into is not None:
         write_diagnosis(into, diagnosis)
     return diagnosis
 
 
-def _check_options(weights: str, sigma: float | None, sigma_of: str, log: Any) -> None:
+def _check_options(weights: str, sigma: float | None, sigma_of: str) -> None:
     """Raise one error for all options that do not fit.
 
     Raises:
@@ -118,8 +120,6 @@ def _check_options(weights: str, sigma: float | None, sigma_of: str, log: Any) -
         faults.append(f"weights: {weights!r} is none of {', '.join(WEIGHTS)}")
     if sigma_of not in SIGMAS:
         faults.append(f"sigma_of: {sigma_of!r} is none of {', '.join(SIGMAS)}")
-    if weights == "exposure" and log is None:
-        faults.append("weights: exposure needs a log")
     if sigma is not None and not 0 < sigma < float("inf"):
         faults.append(f"sigma: {sigma} is no number above 0")
     if faults:
@@ -142,8 +142,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     size = "number of codes of each level of a table; default: the largest code + 1"
     parser.add_argument("--size", type=int, metavar="K", help=size)
     parser.add_argument("--vector", metavar="COLUMN", help="list column of the vectors; default: the only one")
-    for role in ("item", "user", "time", "order", "split"):
+    for role in ("item", "user", "time"):
         parser.add_argument(f"--{role}", metavar="COLUMN", help=f"column of the {role}; default: by its name")
+    order = "column of the log that numbers the events of each user; default: time, then the rows"
+    parser.add_argument("--order", metavar="COLUMN", help=order)
+    split = "column of the log with train, valid and test, of which train is read; default: by its name"
+    parser.add_argument("--split", metavar="COLUMN", help=split)
     until = "end of the training window, as the times are or as a date; later events are left out"
     parser.add_argument("--until", metavar="TIME", help=until)
     weights = "what the share of a code counts (default: items)"

@@ -139,7 +139,7 @@ def test_a_prepared_log_has_its_own_split(folder: Path) -> None:
         "features": {"user_id": "id", "item_id": "id"},
     }
     log = draw_log()
-    prepared = longrec.prepare(log, schema=schema, split={"column": "split"}, folder="prepared")
+    prepared = longrec.prepare(log, schema=schema, split={"by": "column", "column": "split"}, folder="prepared")
     own = longrec.diagnose(folder / "one", log=prepared.folder)
     reference = longrec.diagnose(folder / "one", log=log)
     assert own.facts == reference.facts
@@ -245,7 +245,8 @@ def test_wrong_inputs_say_what_to_do(folder: Path) -> None:
         with pytest.raises(DataError, match=says):
             longrec.diagnose(codes, **more)
     for settings, says in (
-        ({"weights": "exposure", "sigma": -1.0, "sigma_of": "it"}, "3 faults"),
+        ({"weights": "users", "sigma": -1.0, "sigma_of": "it"}, "3 faults"),
+        ({"weights": "exposure"}, "exposure needs a log"),
         ({"levels": 9}, "levels: 9, and the table has 4 codes per item"),
         ({"size": 3}, "size: 3, and there is a code 7"),
         ({"log": log, "until": "soon"}, "no date such as 2026-01-31"),

@@ -161,13 +161,14 @@ def test_few_codes_are_not_popular_because_they_are_few(healthy: Material) -> No
 
 
 def test_figures_are_of_the_right_level_weights_and_sigma(healthy: Material, diagnosis: Diagnosis) -> None:
-    from longrec.semantic_ids.diagnostics.codebooks import list_residuals
+    from longrec.semantic_ids.diagnostics.codebooks import iterate_residuals
     from longrec.semantic_ids.diagnostics.overlap import compute_overlap
     from longrec.semantic_ids.diagnostics.usage import compute_shares
 
     assert healthy.codebooks is not None
     assert healthy.latents is not None
-    residuals = list_residuals(healthy.latents, healthy.codes, healthy.codebooks)
+    inputs = iterate_residuals(healthy.latents, healthy.codes, healthy.codebooks)
+    residuals = [residual.copy() for residual in inputs]
     weighted = diagnose_material(healthy, weights="exposure", sigma_of="latent", max_pairs=600)
     fixed = diagnose_material(healthy, sigma=0.9, max_pairs=600)
     for at, level in enumerate(diagnosis.levels):
@@ -216,6 +217,7 @@ def test_a_level_with_nothing_left_has_no_overlap(healthy: Material, tmp_path: P
     own = diagnose_material(Material("exact", codes, (8, 8), books, "", x, x))
     assert own.levels[1].overlap is None
     assert any("Level 2 has no overlap" in note for note in own.notes)
+    assert any(note.startswith("Sigma is the root of the mean variance per dimension") for note in own.notes)
     assert own.find("idle level").verdict == ALARM
     write_diagnosis(tmp_path / "exact.html", own)
 
@@ -308,6 +310,27 @@ def test_the_result_as_a_table_and_as_json(diagnosis: Diagnosis) -> None:
 )
 def test_a_bound_judges_a_value(bound: Bound, value: float, verdict: str) -> None:
     assert bound.judge(value) == verdict
+
+
+@pytest.mark.parametrize(
+    ("check", "value", "verdict"),
+    [
+        ("dead codes", 512 / 4_096, ALARM),  # RQ-VAE, level 1
+        ("dead codes", 3_371 / 4_096, NOTICE),  # RQ-KMeans, level 3
+        ("collapsed level", 699 / 3_665, ALARM),  # DRQ-VAE with the contrastive term
+        ("collapsed level", 1_912 / 3_765, OK),  # RQ-KMeans
+        ("uneven use", 3_872 / 4_096, OK),  # RQ-VAE with EMA and revival, level 1
+        ("close codewords", 3_872 / 3_667.9, OK),  # the same: capacity is close to perplexity
+        ("retention", 0.6297, NOTICE),  # RQ-KMeans
+        ("autoencoder", 0.9998, OK),  # DRQ-VAE
+        ("narrow cone", 0.4622, NOTICE),  # DRQ-VAE with the contrastive term
+        ("narrow cone", 0.0894, OK),  # DRQ-VAE
+        ("twins", 0.08, ALARM),
+    ],
+)
+def test_the_bounds_judge_the_tokenizers_of_the_paper(check: str, value: float, verdict: str) -> None:
+    """What the text of DRQ calls a fault of a tokenizer is one by its published figures."""
+    assert BOUNDS[check].judge(value) == verdict
 
 
 def test_the_guide_states_every_bound() -> None:

@@ -12,8 +12,8 @@ import pytest
 from longrec.errors import DataError
 from longrec.semantic_ids.diagnostics.codebooks import (
     compute_residual_means,
-    list_residuals,
-    measure_rest,
+    iterate_residuals,
+    measure_residuals,
     sum_codewords,
 )
 from longrec.semantic_ids.diagnostics.item_pairs import count_exposure, list_next_items, sample_pairs
@@ -374,9 +374,11 @@ def test_residual_means_against_loops() -> None:
             assert own == pytest.approx(mean)
         rest -= codebooks[level][codes[:, level]]
     assert sum_codewords(codes, codebooks) + rest == pytest.approx(x)
-    residuals = list_residuals(x, codes, codebooks)
+    residuals = [residual.copy() for residual in iterate_residuals(x, codes, codebooks)]
+    assert residuals[0] == pytest.approx(x)
     assert residuals[-1] == pytest.approx(rest)
-    energy = measure_rest(residuals)
+    sigmas, energy = measure_residuals(x, codes, codebooks)
+    assert sigmas == pytest.approx([measure_sigma(residual) for residual in residuals])
     assert energy[0] == 1.0
     assert energy[2] == pytest.approx((rest**2).sum() / ((x - x.mean(0)) ** 2).sum())
     assert energy[0] > energy[1] > energy[2] > 0

@@ -150,12 +150,12 @@ def _check_popular_prefixes(measured: Diagnosis) -> Finding:
     if len(measured.prefixes) < 2:
         return _skip("popular prefixes", "needs two levels")
     pair = measured.prefixes[1]
-    excess = pair.top[0] - measured.item_top[0]
+    excess, bound = pair.top[0] - measured.item_top[0], BOUNDS["popular prefixes"]
     return _build(
         "popular prefixes",
         excess,
-        f"The top 1 % of pairs of codes hold {pair.top[0]:.1%} of the exposure, the top 1 % of items "
-        f"{measured.item_top[0]:.1%}".replace("%", " %").replace("1  %", "1 %"),
+        f"The top 1 % of pairs of codes hold {bound.format(pair.top[0])} of the exposure, the top 1 % of items "
+        f"{bound.format(measured.item_top[0])}",
         "Popular items share their first two codes: the codes concentrate exposure beyond the items themselves.",
         "Set a capacity per code, weighted by exposure, on the first two levels.",
     )

@@ -164,12 +164,12 @@ class TableReader:
 
 
 def choose_key(table: Relation, named: str | None) -> str:
-    """Return the column of the item: as named, or of a usual name."""
+    """Return the column of the item: as named, if the table has it, else of a usual name."""
     if named is not None and named in table.types:
         return named
     usual = [one for group in USUAL["item"] for one in group]
     fitting = [column for column in table.types if normalize_name(column) in usual]
-    if len(fitting) != 1 or named is not None:
+    if len(fitting) != 1:
         actual = f"no column {named!r}" if named else f"{len(fitting)} columns that may be the item"
         raise DataError(table.where, actual, f"one of {', '.join(table.types)}", "name it: --item COLUMN")
     return fitting[0]

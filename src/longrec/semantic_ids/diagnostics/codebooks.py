@@ -7,12 +7,13 @@ Shapes: N items, L levels, K codes of a level (levels can differ), D dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from longrec.metrics.columns import Floats
+from longrec.semantic_ids.diagnostics.overlap import measure_sigma
 from longrec.semantic_ids.diagnostics.usage import as_codes
 
 
@@ -48,19 +49,29 @@ def sum_codewords(codes: ArrayLike, codebooks: Sequence[ArrayLike]) -> Floats:
     return quantized
 
 
-def list_residuals(latents: ArrayLike, codes: ArrayLike, codebooks: Sequence[ArrayLike]) -> list[Floats]:
-    """Return the input of the quantizer of each level, and the rest after the last: L + 1 arrays ``[N, D]``."""
+def iterate_residuals(latents: ArrayLike, codes: ArrayLike, codebooks: Sequence[ArrayLike]) -> Iterator[Floats]:
+    """Yield the input of the quantizer of each level, and the rest after the last: L + 1 arrays ``[N, D]``.
+
+    Each array is changed by the next step.
+    """
     residual, codes_NL = np.array(latents, np.float64), as_codes(codes)
-    residuals = [residual]
-    for code_N, codebook in zip(codes_NL.T, codebooks):
-        residual = residual - np.asarray(codebook, np.float64)[code_N]
-        residuals.append(residual)
-    return residuals
+    yield residual
+    for code_N, codebook in zip(codes_NL.T, codebooks, strict=True):
+        residual -= np.asarray(codebook, np.float64)[code_N]
+        yield residual
 
 
-def measure_rest(residuals: Sequence[Floats]) -> tuple[float, ...]:
-    """Return the share of the variance of z that is left before each level and after the last, from 1."""
-    center = residuals[0].mean(0)
-    total = float(((residuals[0] - center) ** 2).sum())
-    rest = [float((residual**2).sum()) / total for residual in residuals[1:]]
-    return (1.0, *rest)
+def measure_residuals(
+    latents: ArrayLike, codes: ArrayLike, codebooks: Sequence[ArrayLike]
+) -> tuple[list[float], list[float]]:
+    """Return figures of the input of each level, and of the rest after the last: L + 1 of each.
+
+    Returns:
+        The root of the mean variance per dimension, and the share of the variance of z that is left, from 1.
+    """
+    sigmas, energies = [], []
+    for residual in iterate_residuals(latents, codes, codebooks):
+        sigmas.append(measure_sigma(residual))
+        # What is left counts with its mean, since no codeword explains it. The variance of z has no mean.
+        energies.append(float(np.einsum("nd,nd->", residual, residual)) if energies else sigmas[0] ** 2 * residual.size)
+    return sigmas, [energy / energies[0] if energies[0] > 0 else 0.0 for energy in energies]

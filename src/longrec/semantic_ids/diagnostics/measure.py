@@ -5,18 +5,19 @@ Shapes: N items, L levels, K codes of a level (levels can differ), D dimensions 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from longrec.metrics.columns import Floats
 from longrec.semantic_ids.diagnostics.checks import list_findings
-from longrec.semantic_ids.diagnostics.codebooks import list_residuals, measure_rest, sum_codewords
+from longrec.semantic_ids.diagnostics.codebooks import measure_residuals, sum_codewords
 from longrec.semantic_ids.diagnostics.diagnosis import CODEWORDS, LATENT, ORIGINAL, Diagnosis, Level, Material
 from longrec.semantic_ids.diagnostics.item_pairs import sample_pairs
 from longrec.semantic_ids.diagnostics.latent import measure_geometry
 from longrec.semantic_ids.diagnostics.matching import measure_matching
-from longrec.semantic_ids.diagnostics.overlap import SIGMA_FACTORS, compute_overlaps, measure_sigma
+from longrec.semantic_ids.diagnostics.overlap import SIGMA_FACTORS, compute_overlaps
 from longrec.semantic_ids.diagnostics.prefixes import measure_collisions, measure_prefixes
 from longrec.semantic_ids.diagnostics.retention import CUTS, measure_retention
 from longrec.semantic_ids.diagnostics.usage import measure_usage
@@ -49,7 +50,7 @@ def diagnose_material(
     weight_N = exposure if weights == "exposure" else None
     pairs = None if material.pairs is None or not len(material.pairs) else material.pairs
     vectors = _list_vectors(material)
-    notes = list(material.notes)
+    notes = [*material.notes, *_describe_choices(material, weights, sigma, sigma_of, seed)]
     item_exposure = None if exposure is None else np.sort(exposure / exposure.sum())[::-1]
     retention = None
     if pairs is not None and material.vectors is not None and material.reconstructions:
@@ -57,6 +58,7 @@ def diagnose_material(
         if len(codes) > min(CUTS) + 1:
             chosen = sample_pairs(pairs, count, seed)
             retention = measure_retention(material.vectors, material.reconstructions, chosen)
+            notes.append(f"Retention is of {len(chosen):,} of {len(pairs):,} pairs of consecutive items.")
     matching = None
     if pairs is not None:
         matching = measure_matching(codes, sample_pairs(pairs, max_pairs, seed), vectors, seed=seed)
@@ -78,6 +80,17 @@ def diagnose_material(
         notes=tuple(notes),
     )
     return replace(measured, findings=tuple(list_findings(measured)))
+
+
+def _describe_choices(material: Material, weights: str, sigma: float | None, sigma_of: str, seed: int) -> Iterator[str]:
+    """Yield sentences about weights, sigma and samples."""
+    yield f"The share of a code counts {'its items' if weights == 'items' else 'the events of its items'}."
+    if material.codebooks is not None and sigma is not None:
+        yield f"Sigma is {sigma:g}, as set."
+    elif material.codebooks is not None:
+        vectors = "the input of each level" if sigma_of == "level" else "the latent"
+        yield f"Sigma is the root of the mean variance per dimension of {vectors} (`--sigma-of`, `--sigma`)."
+    yield f"Samples of pairs and of random items have the seed {seed}."
 
 
 def _list_vectors(material: Material) -> dict[str, Floats]:
@@ -109,11 +122,11 @@ def _measure_levels(
     if latents is None:
         latents = sum_codewords(material.codes, material.codebooks)
         notes.append("Without item vectors, the latent is taken to be the sum of the codewords of each item.")
-    residuals = list_residuals(latents, material.codes, material.codebooks)
-    rest, levels = measure_rest(residuals), []
+    bases, rest = measure_residuals(latents, material.codes, material.codebooks)
+    levels = []
     for at, (usage, codebook) in enumerate(zip(usages, material.codebooks, strict=True)):
-        base = measure_sigma(residuals[0 if sigma_of == "latent" else at])
-        if base <= 1e-12 * measure_sigma(residuals[0]):
+        base = bases[0 if sigma_of == "latent" else at]
+        if base <= 1e-12 * bases[0]:
             notes.append(f"Level {at + 1} has no overlap: nothing is left to quantize before it.")
             levels.append(Level(at + 1, usage, rest=rest[at + 1]))
             continue
