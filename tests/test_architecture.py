@@ -25,7 +25,8 @@ BASE = {
 TOP = {
     "__init__", "__main__", "audits", "catalog_command", "events_command", "stream_command", "warm_command", "cli",
     "command_output", "commands", "demo", "entry", "exports", "fitting", "former_names", "help_pages", "imports",
-    "length_command", "listings", "new_row_options", "pipeline_commands", "prepared_log", "settings_text", "tokenize_command",
+    "length_command", "listings", "new_row_options", "pipeline_commands", "prepared_log", "settings_text",
+    "tokenize_command",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     "features": set(),

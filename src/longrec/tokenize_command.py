@@ -128,8 +128,8 @@ def _append(settings: TokenizeConfig, folder: Path) -> SemanticIds:
     source = read_vectors(settings.vectors, text_encoder=TextEncoder.open(folder))
     same_kind = pc.is_in(source.items, ids.items) if source.items.type == ids.items.type else None
     if same_kind is None:
-        found = f"keys of the type {source.items.type}"
-        raise DataError("vectors.item", found, f"{ids.items.type}, as in {folder}")
+        what = f"keys of the type {source.items.type}"
+        raise DataError("vectors.item", what, f"{ids.items.type}, as in {folder}")
     new = pc.invert(same_kind)
     more = ids.append(source.items.filter(new), source.vectors[torch.from_numpy(new.to_numpy(zero_copy_only=False))])
     if more is not ids:

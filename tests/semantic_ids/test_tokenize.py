@@ -58,7 +58,7 @@ def shop(tmp_path: Path) -> Path:
 EVENTS = {"log": "log.parquet", "time": "time", "until": "2025-01-03"}
 
 
-def rewrite(shop: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def change_items(shop: Path, change: Callable[[dict[str, Any]], None]) -> None:
     columns = pq.read_table(shop / "items.parquet").to_pydict()
     change(columns)
     pq.write_table(pa.table(columns), shop / "items.parquet")
@@ -156,7 +156,7 @@ def test_append_encodes_new_items_alone(shop: Path, capsys: pytest.CaptureFixtur
             columns[name].insert(2, value)
         columns["vector"][5] = [9.0] * 6  # of an item that has codes
 
-    rewrite(shop, add)
+    change_items(shop, add)
     assert main([*command, "--append", str(shop / "ids")]) == 0
     assert "121 items, 2 levels of 8 codes (rq_kmeans), version 2 with 1 new items" in capsys.readouterr().out
     after = SemanticIds.open(shop / "ids")
@@ -166,8 +166,8 @@ def test_append_encodes_new_items_alone(shop: Path, capsys: pytest.CaptureFixtur
     assert after.suffix[120] > before.suffix[3]
     assert main([*command, "--append", str(shop / "ids")]) == 0
     assert SemanticIds.open(shop / "ids").version == 2
+    query = f"SELECT row_number() OVER () AS item_id, vector FROM read_parquet('{shop / 'items.parquet'}')"
     with pytest.raises(DataError, match="keys of the type int64; expected string"):
-        query = "SELECT row_number() OVER () AS item_id, vector FROM read_parquet('" + str(shop / "items.parquet") + "')"
         longrec.tokenize({"vectors": {"table": {"query": query}, "column": "vector"}}, append=shop / "ids")
 
 
@@ -182,7 +182,7 @@ def test_text_becomes_vectors_and_new_items_are_encoded_alike(shop: Path) -> Non
         for name, value in {"item_id": "new", "vector": [0.0] * 6, "title": titles[0], "clicks": 0}.items():
             columns[name].append(value)
 
-    rewrite(shop, add)
+    change_items(shop, add)
     config = {"vectors": vectors, "method": {"name": "rq_kmeans", "levels": 2, "size": 8}}
     more = longrec.tokenize(config, append=shop / "ids", quiet=True)
     assert more.codes[120].tolist() == ids.codes[0].tolist()
@@ -225,14 +225,14 @@ BAD: Mapping[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 @pytest.mark.parametrize("fault", BAD)
 def test_bad_vectors_are_refused_with_the_item(fault: str, shop: Path) -> None:
     change, message = BAD[fault]
-    rewrite(shop, change)
+    change_items(shop, change)
     with pytest.raises(DataError, match=message):
         run(shop, capacity={"weights": "clicks"})
     assert not (shop / "ids").exists()
 
 
 def test_more_codes_than_different_vectors_are_refused(shop: Path) -> None:
-    rewrite(shop, lambda columns: columns.update(vector=[columns["vector"][row % 5] for row in range(120)]))
+    change_items(shop, lambda columns: columns.update(vector=[columns["vector"][row % 5] for row in range(120)]))
     with pytest.raises(DataError, match=r"120 items with 5 different vectors, for 8 codes .*\n.*method.size to 2"):
         run(shop)
 

@@ -157,9 +157,7 @@ def fit_residual_kmeans(
             advance=advance,
         )
         active = size - fitted.empty
-        facts.append(
-            LevelFacts(fitted.inertia, energy, active, fitted.iterations, fitted.reseeded, fitted.capacity)
-        )
+        facts.append(LevelFacts(fitted.inertia, energy, active, fitted.iterations, fitted.reseeded, fitted.capacity))
         books.append(fitted.centroids)
         codes.append(fitted.codes.int())
         _subtract(rest_ND, fitted.centroids, fitted.codes)

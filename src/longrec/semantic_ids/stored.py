@@ -104,8 +104,8 @@ class SemanticIds:
         """
         width = self.tokenizer.width
         if vectors.ndim != 2 or len(vectors) != len(items) or vectors.shape[1] != width:
-            found = f"{len(items):,} items with vectors of the shape {tuple(vectors.shape)}"
-            raise DataError("new items", found, f"one vector of width {width} per item")
+            what = f"{len(items):,} items with vectors of the shape {tuple(vectors.shape)}"
+            raise DataError("new items", what, f"one vector of width {width} per item")
         items = _cast(items, self.items.type)
         both = pa.concat_arrays([self.items, items])
         if len(both.unique()) < len(both):
@@ -185,7 +185,9 @@ class SemanticIds:
         levels, key = tokenizer.codebooks.shape[0], about["key"]
         names = [f"code_{level + 1}" for level in range(levels + 1)]
         if table.column_names != [key, *names, "version"]:
-            raise RunError(str(folder / ITEMS), f"the columns {table.column_names}", f"{key}, {', '.join(names)}", _AGAIN)
+            raise RunError(
+                str(folder / ITEMS), f"the columns {table.column_names}", f"{key}, {', '.join(names)}", _AGAIN
+            )
         numbers = [table[name].to_numpy().astype(np.int32) for name in [*names, "version"]]
         codes = np.stack(numbers[:levels], 1)
         size = tokenizer.codebooks.shape[1]
@@ -205,8 +207,8 @@ def _read_about(path: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise RunError(str(path), f"cannot be read ({reason})", "a folder of longrec tokenize", _AGAIN) from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
-        found = about.get("format") if isinstance(about, dict) else about
-        raise RunError(str(path), f"format {found!r}", f"format {FORMAT}", "open it with the version that wrote it")
+        own = about.get("format") if isinstance(about, dict) else about
+        raise RunError(str(path), f"format {own!r}", f"format {FORMAT}", "open it with the version that wrote it")
     missing = [key for key in _KEYS if key not in about]
     if missing:
         raise RunError(str(path), f"no {', '.join(missing)}", "the keys that longrec tokenize writes", _AGAIN)

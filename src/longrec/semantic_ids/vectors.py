@@ -134,8 +134,8 @@ def _stack_lists(lists: pa.Array, items: pa.Array, where: str) -> Tensor:
     odd = np.flatnonzero(width != usual)
     if len(odd):
         row = int(odd[0])
-        found = f"item {quote(items[row].as_py())} in row {row + 1} has {width[row]} numbers"
-        raise DataError(where, found, f"{usual}, as most items have", "vectors of one width come from one model")
+        what = f"item {quote(items[row].as_py())} in row {row + 1} has {width[row]} numbers"
+        raise DataError(where, what, f"{usual}, as most items have", "vectors of one width come from one model")
     if usual == 0:
         raise DataError(where, "empty vectors", "a list of numbers for each item")
     flat = lists.flatten()
@@ -159,8 +159,8 @@ def _read_weights(column: pa.ChunkedArray, items: pa.Array, where: str) -> Tenso
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(bad):
         row = int(bad[0])
-        found = f"the weight {weights[row]} of the item {quote(items[row].as_py())} in row {row + 1}"
-        raise DataError(where, found, "finite weights, 0 or more", "a missing weight counts as 0")
+        what = f"the weight {weights[row]} of the item {quote(items[row].as_py())} in row {row + 1}"
+        raise DataError(where, what, "finite weights, 0 or more", "a missing weight counts as 0")
     return torch.from_numpy(np.array(weights, np.float64))
 
 
