@@ -76,7 +76,7 @@ def _fit(settings: TokenizeConfig, tokenizer: Tokenizer, into: Path, quiet: bool
     size, distinct = tokenizer.settings.size, count_distinct(source.vectors)
     if distinct < size:
         raise DataError(
-            settings.vectors.run or str(settings.vectors.table),
+            settings.vectors.run or str(settings.vectors.items),
             f"{len(source.items):,} items with {distinct:,} different vectors, for {size:,} codes of a level",
             "more vectors than codes: a code that stands for one item alone says nothing about others",
             f"set method.size to {max(distinct // 10, 2)} or less",

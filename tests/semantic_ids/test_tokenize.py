@@ -50,7 +50,7 @@ def shop(tmp_path: Path) -> Path:
     }
     pq.write_table(pa.table(log), tmp_path / "log.parquet")
     (tmp_path / "tokens.yaml").write_text(
-        "vectors: {table: items.parquet, column: vector}\nmethod: {name: rq_kmeans, levels: 2, size: 8}\n"
+        "vectors: {items: items.parquet, column: vector}\nmethod: {name: rq_kmeans, levels: 2, size: 8}\n"
     )
     return tmp_path
 
@@ -67,7 +67,7 @@ def change_items(shop: Path, change: Callable[[dict[str, Any]], None]) -> None:
 def run(shop: Path, into: str = "ids", **sections: Any) -> SemanticIds:
     """Tokenize with the config of the shop and other sections."""
     base: Mapping[str, Any] = {
-        "vectors": {"table": str(shop / "items.parquet"), "column": "vector"},
+        "vectors": {"items": str(shop / "items.parquet"), "column": "vector"},
         "method": {"name": "rq_kmeans", "levels": 2, "size": 8},
     }
     return longrec.tokenize({**base, **sections}, into=shop / into, quiet=True)
@@ -168,11 +168,11 @@ def test_append_encodes_new_items_alone(shop: Path, capsys: pytest.CaptureFixtur
     assert SemanticIds.open(shop / "ids").version == 2
     query = f"SELECT row_number() OVER () AS item_id, vector FROM read_parquet('{shop / 'items.parquet'}')"
     with pytest.raises(DataError, match="keys of the type int64; expected string"):
-        longrec.tokenize({"vectors": {"table": {"query": query}, "column": "vector"}}, append=shop / "ids")
+        longrec.tokenize({"vectors": {"items": {"query": query}, "column": "vector"}}, append=shop / "ids")
 
 
 def test_text_becomes_vectors_and_new_items_are_encoded_alike(shop: Path) -> None:
-    vectors = {"table": str(shop / "items.parquet"), "text": ["title"], "width": 4}
+    vectors = {"items": str(shop / "items.parquet"), "text": ["title"], "width": 4}
     ids = run(shop, vectors=vectors)
     titles = pq.read_table(shop / "items.parquet")["title"].to_pylist()
     same = [row for row in range(1, 120) if sorted(titles[row].split()) == sorted(titles[0].split())]
@@ -196,14 +196,14 @@ def test_text_without_scikit_learn_says_what_to_install(shop: Path, monkeypatch:
 
     monkeypatch.setattr(text_encoder, "importlib", SimpleNamespace(import_module=fail))
     with pytest.raises(ResourceError, match=r"scikit-learn is not installed.*\n.*[Pp]ip install 'longrec\[text\]'"):
-        run(shop, vectors={"table": str(shop / "items.parquet"), "text": ["title"], "width": 4})
+        run(shop, vectors={"items": str(shop / "items.parquet"), "text": ["title"], "width": 4})
 
 
 def test_a_list_in_a_text_file_is_read(shop: Path) -> None:
     table = pq.read_table(shop / "items.parquet").to_pydict()
     lines = [f'{key}\t"{list(map(float, v))}"' for key, v in zip(table["item_id"], table["vector"])]
     (shop / "items.tsv").write_text("\n".join(["item_id\tvector", *lines]) + "\n")
-    own = run(shop, vectors={"table": str(shop / "items.tsv"), "column": "vector"})
+    own = run(shop, vectors={"items": str(shop / "items.tsv"), "column": "vector"})
     assert own.codes.tolist() == run(shop, "other").codes.tolist()
 
 
@@ -241,7 +241,7 @@ def test_all_faults_of_a_config_are_reported_together(shop: Path) -> None:
     with pytest.raises(ConfigError) as error:
         longrec.tokenize(
             {
-                "vectors": {"table": "a.parquet", "colum": "vector"},
+                "vectors": {"items": "a.parquet", "colum": "vector"},
                 "method": {"name": "drq", "size": 1, "contrst": 0.3},
                 "capacity": {"tau": 0.5},
                 "seed": -1,
@@ -252,12 +252,12 @@ def test_all_faults_of_a_config_are_reported_together(shop: Path) -> None:
     for fault in ("vectors.colum", "capacity.tau", "seed", "method.size", "method.contrst"):
         assert fault in text
     faults = {
-        "one of table and run": {"vectors": {}},
-        "column and text": {"vectors": {"table": "a.parquet"}},
+        "one of items and run": {"vectors": {}},
+        "column and text": {"vectors": {"items": "a.parquet"}},
         "section events, which is missing": {"capacity": {"weights": "events"}},
         "method.contrast: pairs": {"method": {"name": "drq", "contrast": 0.3}},
         "events: are not read": {"events": located(shop)},
-        "a column needs vectors.table": {"vectors": {"run": "runs/x"}, "capacity": {"weights": "clicks"}},
+        "a column needs vectors.items": {"vectors": {"run": "runs/x"}, "capacity": {"weights": "clicks"}},
         "until is required": {"events": located(shop, until=None)},
     }
     for message, sections in faults.items():

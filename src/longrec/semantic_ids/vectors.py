@@ -61,8 +61,8 @@ def read_vectors(
     """
     if config.run is not None:
         return _check(*_read_retriever(Path(config.run)), config.run)
-    assert config.table is not None
-    with open_relation(config.table, "items") as table:
+    assert config.items is not None
+    with open_relation(config.items, "items") as table:
         needed = {config.item: "vectors.item", **({weights: "capacity.weights"} if weights else {})}
         own = {config.column: "vectors.column"} if config.column else dict.fromkeys(config.text, "vectors.text")
         table.need({**needed, **own})
