@@ -67,6 +67,7 @@ def _fit(settings: TokenizeConfig, tokenizer: Tokenizer, into: Path, quiet: bool
     from longrec.semantic_ids.item_events import read_item_events
     from longrec.semantic_ids.stored import SemanticIds
     from longrec.semantic_ids.vectors import count_distinct, read_vectors
+    from longrec.training.folder import write_atomically
 
     if into.exists() and (not into.is_dir() or any(into.iterdir())):
         raise RunError(str(into), "it exists", "a new folder", "choose another one, or --append new items to it")
@@ -109,9 +110,10 @@ def _fit(settings: TokenizeConfig, tokenizer: Tokenizer, into: Path, quiet: bool
     if window is not None:
         facts["events"] = {"events": window.events, "unknown": window.unknown, "pairs": len(window.pairs)}
     ids = SemanticIds.build(source.items, codes, tokenizer, facts, settings.vectors.item)
-    ids.write(into)
-    if source.text_encoder is not None:
-        source.text_encoder.write(into)
+    with write_atomically(into) as folder:
+        ids.write(folder)
+        if source.text_encoder is not None:
+            source.text_encoder.write(Path(folder))
     return ids
 
 

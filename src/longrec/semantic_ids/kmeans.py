@@ -154,7 +154,7 @@ def _assign(
 def sum_squares(x_ND: Float[Tensor, "N D"]) -> tuple[float, Float[Tensor, " D"]]:
     """Return the sum of the squared lengths, and the sum of the vectors, in float64."""
     squares, sum_D = 0.0, torch.zeros(x_ND.shape[1], dtype=torch.float64, device=x_ND.device)
-    for chunk_BD in x_ND.split(_AT_ONCE):
+    for chunk_BD in torch.split(x_ND, _AT_ONCE):
         exact_BD = chunk_BD.double()
         squares += float(exact_BD.square().sum())
         sum_D += exact_BD.sum(0)

@@ -11,9 +11,10 @@ Shapes: N items, L levels, X width of an item vector.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from longrec.errors import DataError, RunError
+from longrec.reporting.tables import write_atomically
 from longrec.resources import resource_error
 from longrec.semantic_ids.collisions import describe_collisions, index_twins
 from longrec.semantic_ids.facts_text import format_facts
@@ -153,14 +155,11 @@ class SemanticIds:
             "facts": dict(self.facts),
         }
         text = json.dumps(about, indent=1) + "\n"
-        for name, write in (
-            (WEIGHTS, lambda path: save_file(tensors, path)),
-            (ABOUT, lambda path: path.write_text(text, encoding="utf-8")),
-            (ITEMS, lambda path: pq.write_table(self.to_table(), path)),
-        ):
-            partial = folder / f".{name}.{os.getpid()}"
-            write(partial)
-            os.replace(partial, folder / name)
+        with _replaced(folder / WEIGHTS) as path:
+            save_file(tensors, path)
+        write_atomically(folder / ABOUT, text)
+        with _replaced(folder / ITEMS) as path:
+            pq.write_table(self.to_table(), path)
         return folder
 
     @classmethod
@@ -198,6 +197,17 @@ class SemanticIds:
 
 _AGAIN = "write the semantic IDs again with longrec tokenize"
 _KEYS = ("tokenizer", "settings", "facts", "key")
+
+
+@contextlib.contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """Provide a path to write to, which replaces the file once it is complete."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _read_about(path: Path) -> dict[str, Any]:

@@ -87,7 +87,8 @@ def count_distinct(vectors: Float[Tensor, "N X"]) -> int:
     """Return the number of different vectors, by their products with one random vector."""
     random = torch.Generator().manual_seed(0)
     direction = torch.randn(vectors.shape[1], generator=random, dtype=torch.float64)
-    return len(torch.cat([chunk.double() @ direction for chunk in vectors.split(_AT_ONCE)]).unique())
+    products = [(chunk.double() @ direction).numpy() for chunk in torch.split(vectors, _AT_ONCE)]
+    return len(np.unique(np.concatenate(products)))
 
 
 @contextlib.contextmanager
