@@ -17,7 +17,7 @@ GUIDES = {
     "import": "[Coming from EasyRec](../guide/from-easyrec.md)",
     "compress": "[Instance tokens](../guide/instance-tokens.md), [all settings](tokens.md#compress)",
     "encode": "[Knowledge](../guide/instance-tokens.md#knowledge), [all settings](tokens.md#encode)",
-    "tokenize": "[Semantic IDs](../guide/semantic-ids.md)",
+    "tokenize": "[Semantic IDs](../guide/semantic-ids.md), [all settings](tokenize.md)",
     "evaluate": "[Evaluate and compare](../guide/evaluation.md)",
     "compare": "[Evaluate and compare](../guide/evaluation.md)",
     "bench": "[The length of histories](../guide/history-length.md)",

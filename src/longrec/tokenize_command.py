@@ -67,6 +67,7 @@ def _fit(settings: TokenizeConfig, tokenizer: Tokenizer, into: Path, quiet: bool
     from longrec.semantic_ids.item_events import read_item_events
     from longrec.semantic_ids.stored import SemanticIds
     from longrec.semantic_ids.vectors import count_distinct, read_vectors
+    from longrec.training.folder import write_atomically
 
     if into.exists() and (not into.is_dir() or any(into.iterdir())):
         raise RunError(str(into), "it exists", "a new folder", "choose another one, or --append new items to it")
@@ -76,7 +77,7 @@ def _fit(settings: TokenizeConfig, tokenizer: Tokenizer, into: Path, quiet: bool
     size, distinct = tokenizer.settings.size, count_distinct(source.vectors)
     if distinct < size:
         raise DataError(
-            settings.vectors.run or str(settings.vectors.table),
+            settings.vectors.run or str(settings.vectors.items),
             f"{len(source.items):,} items with {distinct:,} different vectors, for {size:,} codes of a level",
             "more vectors than codes: a code that stands for one item alone says nothing about others",
             f"set method.size to {max(distinct // 10, 2)} or less",
@@ -109,9 +110,10 @@ def _fit(settings: TokenizeConfig, tokenizer: Tokenizer, into: Path, quiet: bool
     if window is not None:
         facts["events"] = {"events": window.events, "unknown": window.unknown, "pairs": len(window.pairs)}
     ids = SemanticIds.build(source.items, codes, tokenizer, facts, settings.vectors.item)
-    ids.write(into)
-    if source.text_encoder is not None:
-        source.text_encoder.write(into)
+    with write_atomically(into) as folder:
+        ids.write(folder)
+        if source.text_encoder is not None:
+            source.text_encoder.write(Path(folder))
     return ids
 
 
@@ -128,8 +130,8 @@ def _append(settings: TokenizeConfig, folder: Path) -> SemanticIds:
     source = read_vectors(settings.vectors, text_encoder=TextEncoder.open(folder))
     same_kind = pc.is_in(source.items, ids.items) if source.items.type == ids.items.type else None
     if same_kind is None:
-        found = f"keys of the type {source.items.type}"
-        raise DataError("vectors.item", found, f"{ids.items.type}, as in {folder}")
+        what = f"keys of the type {source.items.type}"
+        raise DataError("vectors.item", what, f"{ids.items.type}, as in {folder}")
     new = pc.invert(same_kind)
     more = ids.append(source.items.filter(new), source.vectors[torch.from_numpy(new.to_numpy(zero_copy_only=False))])
     if more is not ids:

@@ -113,7 +113,7 @@ def test_two_giants_with_one_nearest_code_get_codes_of_their_own() -> None:
     assert code_N.tolist() == [2, 0, 1, 2, 2, 2]
 
 
-def test_the_move_with_the_least_regret_per_weight_is_made() -> None:
+def test_the_item_with_the_least_regret_per_weight_moves() -> None:
     """Code 0 has three items too many by one: the one that loses least per weight leaves, to the nearest with room."""
     centroid_KD = torch.tensor([[0.0], [10.0], [-100.0]])
     x_ND = torch.tensor([[0.0], [3.0], [4.0], [10.0]])

@@ -50,7 +50,7 @@ def shop(tmp_path: Path) -> Path:
     }
     pq.write_table(pa.table(log), tmp_path / "log.parquet")
     (tmp_path / "tokens.yaml").write_text(
-        "vectors: {table: items.parquet, column: vector}\nmethod: {name: rq_kmeans, levels: 2, size: 8}\n"
+        "vectors: {items: items.parquet, column: vector}\nmethod: {name: rq_kmeans, levels: 2, size: 8}\n"
     )
     return tmp_path
 
@@ -58,7 +58,7 @@ def shop(tmp_path: Path) -> Path:
 EVENTS = {"log": "log.parquet", "time": "time", "until": "2025-01-03"}
 
 
-def rewrite(shop: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def change_items(shop: Path, change: Callable[[dict[str, Any]], None]) -> None:
     columns = pq.read_table(shop / "items.parquet").to_pydict()
     change(columns)
     pq.write_table(pa.table(columns), shop / "items.parquet")
@@ -67,7 +67,7 @@ def rewrite(shop: Path, change: Callable[[dict[str, Any]], None]) -> None:
 def run(shop: Path, into: str = "ids", **sections: Any) -> SemanticIds:
     """Tokenize with the config of the shop and other sections."""
     base: Mapping[str, Any] = {
-        "vectors": {"table": str(shop / "items.parquet"), "column": "vector"},
+        "vectors": {"items": str(shop / "items.parquet"), "column": "vector"},
         "method": {"name": "rq_kmeans", "levels": 2, "size": 8},
     }
     return longrec.tokenize({**base, **sections}, into=shop / into, quiet=True)
@@ -156,7 +156,7 @@ def test_append_encodes_new_items_alone(shop: Path, capsys: pytest.CaptureFixtur
             columns[name].insert(2, value)
         columns["vector"][5] = [9.0] * 6  # of an item that has codes
 
-    rewrite(shop, add)
+    change_items(shop, add)
     assert main([*command, "--append", str(shop / "ids")]) == 0
     assert "121 items, 2 levels of 8 codes (rq_kmeans), version 2 with 1 new items" in capsys.readouterr().out
     after = SemanticIds.open(shop / "ids")
@@ -166,13 +166,13 @@ def test_append_encodes_new_items_alone(shop: Path, capsys: pytest.CaptureFixtur
     assert after.suffix[120] > before.suffix[3]
     assert main([*command, "--append", str(shop / "ids")]) == 0
     assert SemanticIds.open(shop / "ids").version == 2
+    query = f"SELECT row_number() OVER () AS item_id, vector FROM read_parquet('{shop / 'items.parquet'}')"
     with pytest.raises(DataError, match="keys of the type int64; expected string"):
-        query = "SELECT row_number() OVER () AS item_id, vector FROM read_parquet('" + str(shop / "items.parquet") + "')"
-        longrec.tokenize({"vectors": {"table": {"query": query}, "column": "vector"}}, append=shop / "ids")
+        longrec.tokenize({"vectors": {"items": {"query": query}, "column": "vector"}}, append=shop / "ids")
 
 
 def test_text_becomes_vectors_and_new_items_are_encoded_alike(shop: Path) -> None:
-    vectors = {"table": str(shop / "items.parquet"), "text": ["title"], "width": 4}
+    vectors = {"items": str(shop / "items.parquet"), "text": ["title"], "width": 4}
     ids = run(shop, vectors=vectors)
     titles = pq.read_table(shop / "items.parquet")["title"].to_pylist()
     same = [row for row in range(1, 120) if sorted(titles[row].split()) == sorted(titles[0].split())]
@@ -182,7 +182,7 @@ def test_text_becomes_vectors_and_new_items_are_encoded_alike(shop: Path) -> Non
         for name, value in {"item_id": "new", "vector": [0.0] * 6, "title": titles[0], "clicks": 0}.items():
             columns[name].append(value)
 
-    rewrite(shop, add)
+    change_items(shop, add)
     config = {"vectors": vectors, "method": {"name": "rq_kmeans", "levels": 2, "size": 8}}
     more = longrec.tokenize(config, append=shop / "ids", quiet=True)
     assert more.codes[120].tolist() == ids.codes[0].tolist()
@@ -196,14 +196,14 @@ def test_text_without_scikit_learn_says_what_to_install(shop: Path, monkeypatch:
 
     monkeypatch.setattr(text_encoder, "importlib", SimpleNamespace(import_module=fail))
     with pytest.raises(ResourceError, match=r"scikit-learn is not installed.*\n.*[Pp]ip install 'longrec\[text\]'"):
-        run(shop, vectors={"table": str(shop / "items.parquet"), "text": ["title"], "width": 4})
+        run(shop, vectors={"items": str(shop / "items.parquet"), "text": ["title"], "width": 4})
 
 
 def test_a_list_in_a_text_file_is_read(shop: Path) -> None:
     table = pq.read_table(shop / "items.parquet").to_pydict()
     lines = [f'{key}\t"{list(map(float, v))}"' for key, v in zip(table["item_id"], table["vector"])]
     (shop / "items.tsv").write_text("\n".join(["item_id\tvector", *lines]) + "\n")
-    own = run(shop, vectors={"table": str(shop / "items.tsv"), "column": "vector"})
+    own = run(shop, vectors={"items": str(shop / "items.tsv"), "column": "vector"})
     assert own.codes.tolist() == run(shop, "other").codes.tolist()
 
 
@@ -225,14 +225,14 @@ BAD: Mapping[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 @pytest.mark.parametrize("fault", BAD)
 def test_bad_vectors_are_refused_with_the_item(fault: str, shop: Path) -> None:
     change, message = BAD[fault]
-    rewrite(shop, change)
+    change_items(shop, change)
     with pytest.raises(DataError, match=message):
         run(shop, capacity={"weights": "clicks"})
     assert not (shop / "ids").exists()
 
 
 def test_more_codes_than_different_vectors_are_refused(shop: Path) -> None:
-    rewrite(shop, lambda columns: columns.update(vector=[columns["vector"][row % 5] for row in range(120)]))
+    change_items(shop, lambda columns: columns.update(vector=[columns["vector"][row % 5] for row in range(120)]))
     with pytest.raises(DataError, match=r"120 items with 5 different vectors, for 8 codes .*\n.*method.size to 2"):
         run(shop)
 
@@ -241,7 +241,7 @@ def test_all_faults_of_a_config_are_reported_together(shop: Path) -> None:
     with pytest.raises(ConfigError) as error:
         longrec.tokenize(
             {
-                "vectors": {"table": "a.parquet", "colum": "vector"},
+                "vectors": {"items": "a.parquet", "colum": "vector"},
                 "method": {"name": "drq", "size": 1, "contrst": 0.3},
                 "capacity": {"tau": 0.5},
                 "seed": -1,
@@ -252,12 +252,12 @@ def test_all_faults_of_a_config_are_reported_together(shop: Path) -> None:
     for fault in ("vectors.colum", "capacity.tau", "seed", "method.size", "method.contrst"):
         assert fault in text
     faults = {
-        "one of table and run": {"vectors": {}},
-        "column and text": {"vectors": {"table": "a.parquet"}},
+        "one of items and run": {"vectors": {}},
+        "column and text": {"vectors": {"items": "a.parquet"}},
         "section events, which is missing": {"capacity": {"weights": "events"}},
         "method.contrast: pairs": {"method": {"name": "drq", "contrast": 0.3}},
         "events: are not read": {"events": located(shop)},
-        "a column needs vectors.table": {"vectors": {"run": "runs/x"}, "capacity": {"weights": "clicks"}},
+        "a column needs vectors.items": {"vectors": {"run": "runs/x"}, "capacity": {"weights": "clicks"}},
         "until is required": {"events": located(shop, until=None)},
     }
     for message, sections in faults.items():

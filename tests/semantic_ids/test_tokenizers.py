@@ -24,6 +24,7 @@ from longrec.semantic_ids.residual import ResidualCodebooks, fit_residual_kmeans
 from longrec.semantic_ids.stored import SemanticIds
 from longrec.semantic_ids.tokenizer import Tokenizer
 
+
 def draw_tree(
     items: int = 1_200, levels: int = 3, size: int = 6, width: int = 24, noise: float = 0.01, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
@@ -227,13 +228,14 @@ def test_rq_vae_quantizes_as_residual_codebooks_do() -> None:
         rest_ND = rest_ND - book[own]
 
 
-def test_revived_codes_are_used_and_others_stay_dead() -> None:
+@pytest.mark.parametrize("ema", [True, False])
+def test_revived_codes_are_used_and_others_stay_dead(ema: bool) -> None:
     """Vectors in two groups leave most of 32 codes dead, unless they are revived."""
     random = torch.Generator().manual_seed(0)
     x_NX = torch.cat([torch.zeros(300, 4), torch.ones(300, 4) * 5]) + 0.5 * torch.randn(600, 4, generator=random)
     base = {"name": "rq_vae", "levels": 1, "size": 32, "width": 4, "hidden": (8,), "epochs": 20, "batch_size": 100}
     active = {
-        revive: len(fit({**base, "lr": 1e-2, "ema": True, "decay": 0.8, "revive": revive}, x_NX)[1].unique())
+        revive: len(fit({**base, "lr": 1e-2, "ema": ema, "decay": 0.8, "revive": revive}, x_NX)[1].unique())
         for revive in (False, True)
     }
     assert active[True] >= 30

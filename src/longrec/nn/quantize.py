@@ -4,8 +4,8 @@
 
 Each slot and level has its own codebook. Codebooks follow the vectors assigned to them by moving averages (van den
 Oord et al. 2017, appendix A.1) and get no gradient, or they are parameters and learn from a loss of their own,
-``|sg(r) - c|^2``. The gradient of e passes to x unchanged (straight-through), and the commitment term pulls x toward its
-code. A code without assigned vectors is dead and is restarted at a residual of the batch.
+``|sg(r) - c|^2``. The gradient of e passes to x unchanged (straight-through), and the commitment term pulls x toward
+its code. A code without assigned vectors is dead and is restarted at a residual of the batch.
 
 Shapes: B rows, S slots, M levels, V codes of a codebook, D width of a slot.
 """

@@ -29,8 +29,8 @@ def assign_exactly(gain: Float[NDArray[np.float64], "K K"]) -> Int64[NDArray[np.
         if row_of[column] < 0 and cost[row, column] == column_price[column]:
             row_of[column], column_of[row] = row, column
     row_price = (cost - column_price).min(1) if size else np.zeros(0)
-    for row in np.flatnonzero(column_of < 0):
-        _augment(int(row), cost, row_price, column_price, row_of, column_of)
+    for row in np.flatnonzero(column_of < 0).tolist():
+        _augment(row, cost, row_price, column_price, row_of, column_of)
     return column_of
 
 

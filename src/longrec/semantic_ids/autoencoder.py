@@ -69,12 +69,12 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def encode(self, x_NX: Float[Tensor, "N X"]) -> Float[Tensor, "N D"]:
         """Return the latent vectors of item vectors."""
-        return torch.cat([self.encoder(self.scaled(chunk)) for chunk in x_NX.split(_AT_ONCE)])
+        return torch.cat([self.encoder(self.scaled(chunk)) for chunk in torch.split(x_NX, _AT_ONCE)])
 
     @torch.no_grad()
     def decode(self, z_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N X"]:
         """Return the item vectors of latent vectors."""
-        return torch.cat([self.decoder(chunk) * self.scale + self.mean_X for chunk in z_ND.split(_AT_ONCE)])
+        return torch.cat([self.decoder(chunk) * self.scale + self.mean_X for chunk in torch.split(z_ND, _AT_ONCE)])
 
 
 @contextmanager
@@ -109,9 +109,9 @@ def train(
     optimizer = torch.optim.AdamW(module.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     module.train()
     for _ in range(settings.epochs):
-        for row_B in torch.randperm(items, generator=random).split(settings.batch_size):
+        for row_B in torch.split(torch.randperm(items, generator=random), settings.batch_size):
             optimizer.zero_grad(set_to_none=True)
-            compute_loss(row_B).backward()
+            compute_loss(row_B).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if advance is not None:
                 advance()

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 from torch import Tensor
 
 from longrec.config import Strict
@@ -40,7 +40,7 @@ _ROUNDS = 1_000
 class Capacity(Strict):
     """Bound on the load of each code."""
 
-    model_config = {**Strict.model_config, "allow_inf_nan": True}
+    model_config = ConfigDict(**{**Strict.model_config, "allow_inf_nan": True})
 
     tau: float = Field(1.05, description="largest load of a code, as a multiple of the mean load; .inf for no bound")
     floor: float = Field(1.0, ge=0, description="smallest weight of an item; smaller ones count as this")
@@ -217,7 +217,7 @@ def _move_some(x_ND: Tensor, centroid_KD: Tensor, code_N: Tensor, weight_N: Tens
     row_R = over_K[code_N].nonzero().squeeze(1)
     if not len(row_R):
         return 0
-    target_R, regret_R = _find_room(x_ND, centroid_KD, code_N, weight_N, loads, row_R, over_K)
+    target_R, regret_R = _find_open_code(x_ND, centroid_KD, code_N, weight_N, loads, row_R, over_K)
     can = torch.isfinite(regret_R)
     row_R, target_R, regret_R = row_R[can], target_R[can], regret_R[can]
     if not len(row_R):
@@ -241,20 +241,20 @@ def _move_some(x_ND: Tensor, centroid_KD: Tensor, code_N: Tensor, weight_N: Tens
     return int(fits_R.sum())
 
 
-def _find_room(
+def _find_open_code(
     x_ND: Tensor, centroid_KD: Tensor, code_N: Tensor, weight_N: Tensor, loads: _Loads, row_R: Tensor, over_K: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the nearest code with room for each item, and how much farther it is. Infinite if there is none."""
     target_R = torch.zeros_like(row_R)
     regret_R = torch.full(row_R.shape, torch.inf, dtype=torch.float64)
-    room_K = loads.load_limit + loads.slack - loads.load_K
+    free_K = loads.load_limit + loads.slack - loads.load_K
     open_k = (~over_K & (loads.count_K < loads.item_limit)).nonzero().squeeze(1)
     if not len(open_k):
         return target_R, regret_R
     for rows, score_BK in iterate_scores(x_ND[row_R], centroid_KD):
         own_B1 = code_N[row_R[rows]].unsqueeze(1)
         score_Bk = score_BK[:, open_k]
-        score_Bk.masked_fill_(weight_N[row_R[rows]].unsqueeze(1) > room_K[open_k], -torch.inf)
+        score_Bk.masked_fill_(weight_N[row_R[rows]].unsqueeze(1) > free_K[open_k], -torch.inf)
         best_B, at_B = score_Bk.max(1)
         target_R[rows] = open_k[at_B]
         regret_R[rows] = 2 * (score_BK.gather(1, own_B1).squeeze(1) - best_B).double()

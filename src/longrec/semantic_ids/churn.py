@@ -40,9 +40,7 @@ class Churn:
     permutations: Int64[NDArray[np.int64], "L K"]
 
 
-def align_codes(
-    before: Int32[Codes, "N L"], after: Int32[Codes, "N L"], size: int
-) -> Int64[NDArray[np.int64], "L K"]:
+def align_codes(before: Int32[Codes, "N L"], after: Int32[Codes, "N L"], size: int) -> Int64[NDArray[np.int64], "L K"]:
     """Return for each level the code of ``before`` that each code of ``after`` is renamed to, a permutation."""
     permutations = []
     for level in range(before.shape[1]):

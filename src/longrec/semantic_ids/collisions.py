@@ -41,7 +41,7 @@ class CollisionFacts:
 
 
 def group_codes(codes: Int32[Codes, "N L"]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the group of equal codes of each item, int64 ``[N]``, and the size of each group, in order of the codes."""
+    """Return the group of equal codes of each item, int64 ``[N]``, and the size of each group."""
     if not len(codes):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     _, group, count = np.unique(codes, axis=0, return_inverse=True, return_counts=True)

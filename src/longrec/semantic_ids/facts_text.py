@@ -64,5 +64,7 @@ def _format_capacity(levels: Sequence[Mapping[str, Any]]) -> list[str]:
     if first["floored"]:
         lines.append(f"  {first['floored']:,} items weigh less than the floor, and count as the floor")
     if violations:
-        lines.append(f"  {violations:,} codes are above it, because their items fit nowhere else: see semantic_ids.json")
+        lines.append(
+            f"  {violations:,} codes are above it, because their items fit nowhere else: see semantic_ids.json"
+        )
     return lines

@@ -58,8 +58,8 @@ def read_item_events(config: EventsConfig, items: pa.Array, *, with_pairs: bool)
         log.need({config.item: "events.item", config.time.column: "events.time", **users})
         kind = log.key_type(config.item)
         if pa.types.is_integer(items.type) != (kind == "BIGINT"):
-            found = f"{'whole numbers' if kind == 'BIGINT' else 'text'} as keys"
-            raise DataError(f"{log.where}: column {config.item!r}", found, f"keys as of the vectors: {items.type}")
+            what = f"{'whole numbers' if kind == 'BIGINT' else 'text'} as keys"
+            raise DataError(f"{log.where}: column {config.item!r}", what, f"keys as of the vectors: {items.type}")
         until = parse_cutoff(str(config.until), config.time, "events.until")
         time = read_timestamps(log, config.time.column, config.time).sql
         window = f"SELECT {name(config.item)}::{kind} AS item, {time} AS t"

@@ -3,9 +3,10 @@
     minimize  J = sum_i |x_i - c_(k_i)|^2     by turns over the codes k and the centroids c
 
 The first centroids are drawn by greedy k-means++ (Arthur and Vassilvitskii 2007): a few candidates with a probability
-proportional to the squared distance from those drawn before, of which the best one is taken. Each iteration assigns every vector to its nearest centroid (``nearest.py``)
-and moves every centroid to the mean of its vectors. An empty centroid moves to the vector that is farthest from its
-own. Iterations end early when J no longer falls. The same seed gives the same result.
+proportional to the squared distance from those drawn before, of which the best one is taken. Each iteration assigns
+every vector to its nearest centroid (``nearest.py``) and moves every centroid to the mean of its vectors. An empty
+centroid moves to the vector that is farthest from its own. Iterations end early when J no longer falls. The same seed
+gives the same result.
 
 With a capacity, each assignment is repaired (``capacity.py``) before the centroids move.
 
@@ -153,7 +154,7 @@ def _assign(
 def sum_squares(x_ND: Float[Tensor, "N D"]) -> tuple[float, Float[Tensor, " D"]]:
     """Return the sum of the squared lengths, and the sum of the vectors, in float64."""
     squares, sum_D = 0.0, torch.zeros(x_ND.shape[1], dtype=torch.float64, device=x_ND.device)
-    for chunk_BD in x_ND.split(_AT_ONCE):
+    for chunk_BD in torch.split(x_ND, _AT_ONCE):
         exact_BD = chunk_BD.double()
         squares += float(exact_BD.square().sum())
         sum_D += exact_BD.sum(0)
@@ -209,7 +210,9 @@ def draw_centroids(
             free_S[chosen] = False
             chosen += free_S.nonzero().squeeze(1)[: size - at].tolist()
             break
-        drawn_T = torch.searchsorted(total_S, uniform_KT[at].to(total_S.device) * total, right=True).clamp(max=count - 1)
+        drawn_T = torch.searchsorted(total_S, uniform_KT[at].to(total_S.device) * total, right=True).clamp(
+            max=count - 1
+        )
         new_TS = torch.addmm(square_S, sample_SD[drawn_T], sample_SD.t(), alpha=-2)
         new_TS += square_S[drawn_T].unsqueeze(1)
         new_TS = torch.minimum(new_TS.clamp_(min=0), distance_S, out=new_TS)

@@ -28,9 +28,7 @@ def find_nearest(x_ND: Float[Tensor, "N D"], c_KD: Float[Tensor, "K D"]) -> Int[
     return find_best(x_ND, c_KD)[0]
 
 
-def find_best(
-    x_ND: Float[Tensor, "N D"], c_KD: Float[Tensor, "K D"]
-) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
+def find_best(x_ND: Float[Tensor, "N D"], c_KD: Float[Tensor, "K D"]) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
     """Return the nearest centroid of each vector, int64 ``[N]``, and its score, float32 ``[N]``."""
     code_N = torch.empty(len(x_ND), dtype=torch.int64, device=x_ND.device)
     score_N = torch.empty(len(x_ND), device=x_ND.device)

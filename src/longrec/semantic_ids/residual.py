@@ -100,7 +100,10 @@ class ResidualCodebooks:
             code_N, report = find_nearest(rest_ND, book_KD), None
             if capacity is not None:
                 code_N, report = repair(rest_ND, book_KD, code_N, weights, capacity)
-            inertia, active = compute_inertia(rest_ND, book_KD, code_N), len(code_N.unique())
+            inertia, active = (
+                compute_inertia(rest_ND, book_KD, code_N),
+                int((torch.bincount(code_N, minlength=len(book_KD)) > 0).sum()),
+            )
             facts.append(LevelFacts(inertia, energy, active, capacity=report))
             codes.append(code_N.int())
             _subtract(rest_ND, book_KD, code_N)
@@ -157,9 +160,7 @@ def fit_residual_kmeans(
             advance=advance,
         )
         active = size - fitted.empty
-        facts.append(
-            LevelFacts(fitted.inertia, energy, active, fitted.iterations, fitted.reseeded, fitted.capacity)
-        )
+        facts.append(LevelFacts(fitted.inertia, energy, active, fitted.iterations, fitted.reseeded, fitted.capacity))
         books.append(fitted.centroids)
         codes.append(fitted.codes.int())
         _subtract(rest_ND, fitted.centroids, fitted.codes)

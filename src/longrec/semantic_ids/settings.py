@@ -29,7 +29,7 @@ TimeT = Annotated[TimeColumn, BeforeValidator(_time)]
 class VectorsConfig(Strict):
     """Where the vectors of items come from: a list column or the text of a table, or a trained retriever."""
 
-    table: OptionalSourceT = Setting(None, description="table with one row per item: a file, or {query: ...}")
+    items: OptionalSourceT = Setting(None, description="table with one row per item: a file, or {query: ...}")
     item: str = Setting("item_id", description="column of the item in the table, and in the folder that is written")
     column: str | None = Setting(None, description="list column with the vector of each item")
     text: tuple[str, ...] = Setting(
@@ -37,17 +37,17 @@ class VectorsConfig(Strict):
     )
     width: int = Setting(64, ge=1, description="of text: width of its vectors")
     run: str | None = Setting(
-        None, description="instead of table: run folder or bundle of a retriever with item vectors, such as sasrec"
+        None, description="instead of items: run folder or bundle of a retriever with item vectors, such as sasrec"
     )
 
     @model_validator(mode="after")
     def _check(self) -> VectorsConfig:
-        if (self.table is None) == (self.run is None):
-            raise ValueError("needs exactly one of table and run")
-        if self.table is not None and (self.column is None) == (not self.text):
-            raise ValueError("a table needs exactly one of column and text")
+        if (self.items is None) == (self.run is None):
+            raise ValueError("needs exactly one of items and run")
+        if self.items is not None and (self.column is None) == (not self.text):
+            raise ValueError("items needs exactly one of column and text")
         if self.run is not None and (self.column is not None or self.text):
-            raise ValueError("column and text belong to a table; the vectors of a run are those of its model")
+            raise ValueError("column and text belong to items; the vectors of a run are those of its model")
         return self
 
 
@@ -132,8 +132,8 @@ def _find_misfits(config: TokenizeConfig, tokenizer: Tokenizer | None) -> list[s
     weights = None if config.capacity is None else config.capacity.weights
     if weights == "events" and config.events is None:
         faults.append("capacity.weights: events are counted in the log of the section events, which is missing")
-    if weights not in (None, "events") and config.vectors.table is None:
-        faults.append("capacity.weights: a column needs vectors.table; with vectors.run set capacity.weights=events")
+    if weights not in (None, "events") and config.vectors.items is None:
+        faults.append("capacity.weights: a column needs vectors.items; with vectors.run set capacity.weights=events")
     contrast = getattr(tokenizer.settings, "contrast", 0) if tokenizer is not None else 0
     if contrast and config.events is None:
         faults.append("method.contrast: pairs of items are read from the section events, which is missing")
@@ -151,7 +151,7 @@ def _resolve_paths(config: TokenizeConfig, folder: Path) -> TokenizeConfig:
 
     own = config.vectors
     run = None if own.run is None else resolve(own.run)
-    vectors = own.model_copy(update={"table": resolve_source(own.table), "run": run})
+    vectors = own.model_copy(update={"items": resolve_source(own.items), "run": run})
     events = config.events
     if events is not None:
         events = events.model_copy(update={"log": resolve_source(events.log)})

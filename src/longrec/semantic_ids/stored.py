@@ -11,9 +11,10 @@ Shapes: N items, L levels, X width of an item vector.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from longrec.errors import DataError, RunError
+from longrec.reporting.tables import write_atomically
 from longrec.resources import resource_error
 from longrec.semantic_ids.collisions import describe_collisions, index_twins
 from longrec.semantic_ids.facts_text import format_facts
@@ -104,8 +106,8 @@ class SemanticIds:
         """
         width = self.tokenizer.width
         if vectors.ndim != 2 or len(vectors) != len(items) or vectors.shape[1] != width:
-            found = f"{len(items):,} items with vectors of the shape {tuple(vectors.shape)}"
-            raise DataError("new items", found, f"one vector of width {width} per item")
+            what = f"{len(items):,} items with vectors of the shape {tuple(vectors.shape)}"
+            raise DataError("new items", what, f"one vector of width {width} per item")
         items = _cast(items, self.items.type)
         both = pa.concat_arrays([self.items, items])
         if len(both.unique()) < len(both):
@@ -153,14 +155,11 @@ class SemanticIds:
             "facts": dict(self.facts),
         }
         text = json.dumps(about, indent=1) + "\n"
-        for name, write in (
-            (WEIGHTS, lambda path: save_file(tensors, path)),
-            (ABOUT, lambda path: path.write_text(text, encoding="utf-8")),
-            (ITEMS, lambda path: pq.write_table(self.to_table(), path)),
-        ):
-            partial = folder / f".{name}.{os.getpid()}"
-            write(partial)
-            os.replace(partial, folder / name)
+        with _replaced(folder / WEIGHTS) as path:
+            save_file(tensors, path)
+        write_atomically(folder / ABOUT, text)
+        with _replaced(folder / ITEMS) as path:
+            pq.write_table(self.to_table(), path)
         return folder
 
     @classmethod
@@ -185,7 +184,9 @@ class SemanticIds:
         levels, key = tokenizer.codebooks.shape[0], about["key"]
         names = [f"code_{level + 1}" for level in range(levels + 1)]
         if table.column_names != [key, *names, "version"]:
-            raise RunError(str(folder / ITEMS), f"the columns {table.column_names}", f"{key}, {', '.join(names)}", _AGAIN)
+            raise RunError(
+                str(folder / ITEMS), f"the columns {table.column_names}", f"{key}, {', '.join(names)}", _AGAIN
+            )
         numbers = [table[name].to_numpy().astype(np.int32) for name in [*names, "version"]]
         codes = np.stack(numbers[:levels], 1)
         size = tokenizer.codebooks.shape[1]
@@ -198,6 +199,17 @@ _AGAIN = "write the semantic IDs again with longrec tokenize"
 _KEYS = ("tokenizer", "settings", "facts", "key")
 
 
+@contextlib.contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """Provide a path to write to, which replaces the file once it is complete."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _read_about(path: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
@@ -205,8 +217,8 @@ def _read_about(path: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise RunError(str(path), f"cannot be read ({reason})", "a folder of longrec tokenize", _AGAIN) from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
-        found = about.get("format") if isinstance(about, dict) else about
-        raise RunError(str(path), f"format {found!r}", f"format {FORMAT}", "open it with the version that wrote it")
+        own = about.get("format") if isinstance(about, dict) else about
+        raise RunError(str(path), f"format {own!r}", f"format {FORMAT}", "open it with the version that wrote it")
     missing = [key for key in _KEYS if key not in about]
     if missing:
         raise RunError(str(path), f"no {', '.join(missing)}", "the keys that longrec tokenize writes", _AGAIN)

@@ -57,9 +57,9 @@ class TextEncoder:
         except ValueError as error:  # texts without a word
             raise DataError(where, f"texts without words ({error})", "a text of some words for each item") from None
         if counts.shape[1] <= width or counts.shape[0] <= width:
-            found = f"{counts.shape[1]:,} different words in {counts.shape[0]:,} texts"
+            what = f"{counts.shape[1]:,} different words in {counts.shape[0]:,} texts"
             do = "use a smaller vectors.width, or name more columns of text"
-            raise DataError(where, found, f"more of both than the width {width}", do)
+            raise DataError(where, what, f"more of both than the width {width}", do)
         svd = _import("sklearn.decomposition").TruncatedSVD(width, random_state=seed)
         svd.fit(counts)
         terms = tuple(map(str, vectorizer.get_feature_names_out()))

@@ -102,15 +102,15 @@ class Tokenizer(ABC):
 
     def codes(self, vectors: Float[Tensor, "N X"]) -> Int32[Tensor, "N L"]:
         """Return the nearest codes of item vectors, such as those of new items."""
-        return torch.cat([self.residual.encode(self.latent(chunk)) for chunk in vectors.split(_AT_ONCE)])
+        return torch.cat([self.residual.encode(self.latent(chunk)) for chunk in torch.split(vectors, _AT_ONCE)])
 
     def decode(self, codes: Int32[Tensor, "N l"]) -> Float[Tensor, "N X"]:
         """Return the item vectors of codes, or of the first levels of codes."""
-        return torch.cat([self.expand(self.residual.decode(chunk)) for chunk in codes.split(_AT_ONCE)])
+        return torch.cat([self.expand(self.residual.decode(chunk)) for chunk in torch.split(codes, _AT_ONCE)])
 
     def reconstruct(self, vectors: Float[Tensor, "N X"]) -> Float[Tensor, "N X"]:
         """Return the item vectors after encoder and decoder, without quantization."""
-        return torch.cat([self.expand(self.latent(chunk)) for chunk in vectors.split(_AT_ONCE)])
+        return torch.cat([self.expand(self.latent(chunk)) for chunk in torch.split(vectors, _AT_ONCE)])
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything that a file has to store, by name."""

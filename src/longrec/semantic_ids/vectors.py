@@ -61,8 +61,8 @@ def read_vectors(
     """
     if config.run is not None:
         return _check(*_read_retriever(Path(config.run)), config.run)
-    assert config.table is not None
-    with open_relation(config.table, "items") as table:
+    assert config.items is not None
+    with open_relation(config.items, "items") as table:
         needed = {config.item: "vectors.item", **({weights: "capacity.weights"} if weights else {})}
         own = {config.column: "vectors.column"} if config.column else dict.fromkeys(config.text, "vectors.text")
         table.need({**needed, **own})
@@ -87,7 +87,8 @@ def count_distinct(vectors: Float[Tensor, "N X"]) -> int:
     """Return the number of different vectors, by their products with one random vector."""
     random = torch.Generator().manual_seed(0)
     direction = torch.randn(vectors.shape[1], generator=random, dtype=torch.float64)
-    return len(torch.cat([chunk.double() @ direction for chunk in vectors.split(_AT_ONCE)]).unique())
+    products = [(chunk.double() @ direction).numpy() for chunk in torch.split(vectors, _AT_ONCE)]
+    return len(np.unique(np.concatenate(products)))
 
 
 @contextlib.contextmanager
@@ -134,8 +135,8 @@ def _stack_lists(lists: pa.Array, items: pa.Array, where: str) -> Tensor:
     odd = np.flatnonzero(width != usual)
     if len(odd):
         row = int(odd[0])
-        found = f"item {quote(items[row].as_py())} in row {row + 1} has {width[row]} numbers"
-        raise DataError(where, found, f"{usual}, as most items have", "vectors of one width come from one model")
+        what = f"item {quote(items[row].as_py())} in row {row + 1} has {width[row]} numbers"
+        raise DataError(where, what, f"{usual}, as most items have", "vectors of one width come from one model")
     if usual == 0:
         raise DataError(where, "empty vectors", "a list of numbers for each item")
     flat = lists.flatten()
@@ -159,8 +160,8 @@ def _read_weights(column: pa.ChunkedArray, items: pa.Array, where: str) -> Tenso
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(bad):
         row = int(bad[0])
-        found = f"the weight {weights[row]} of the item {quote(items[row].as_py())} in row {row + 1}"
-        raise DataError(where, found, "finite weights, 0 or more", "a missing weight counts as 0")
+        what = f"the weight {weights[row]} of the item {quote(items[row].as_py())} in row {row + 1}"
+        raise DataError(where, what, "finite weights, 0 or more", "a missing weight counts as 0")
     return torch.from_numpy(np.array(weights, np.float64))
 
 
