@@ -179,7 +179,7 @@ def test_the_file_of_tokenize_says_where_vectors_and_events_are(folder: Path) ->
     log = folder / "log.parquet"
     events = {"log": str(log), "time": {"column": "timestamp", "unit": "s"}, "until": "2023-11-15"}
     method = {"name": "rq_kmeans", "levels": 3, "size": SIZE}
-    vectors = {"table": str(folder / "vectors.parquet"), "column": "embedding"}
+    vectors = {"items": str(folder / "vectors.parquet"), "column": "embedding"}
     Path("tokens.yaml").write_text(
         json.dumps({"vectors": vectors, "method": method, "events": events, "capacity": {"weights": "events"}})
     )

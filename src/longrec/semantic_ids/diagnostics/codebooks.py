@@ -69,7 +69,8 @@ def measure_residuals(
     Returns:
         The root of the mean variance per dimension, and the share of the variance of z that is left, from 1.
     """
-    sigmas, energies = [], []
+    sigmas: list[float] = []
+    energies: list[float] = []
     for residual in iterate_residuals(latents, codes, codebooks):
         sigmas.append(measure_sigma(residual))
         # What is left counts with its mean, since no codeword explains it. The variance of z has no mean.

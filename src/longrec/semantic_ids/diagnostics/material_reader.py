@@ -161,7 +161,7 @@ def _compute_vectors(settings: TokenizeConfig, source: Codes) -> tuple[pa.Array,
 
     encoder = None if source.folder is None else TextEncoder.open(source.folder)
     own = read_vectors(settings.vectors, text_encoder=encoder, seed=settings.seed)
-    return own.items, own.vectors.numpy().astype(np.float64), settings.vectors.run or str(settings.vectors.table)
+    return own.items, own.vectors.numpy().astype(np.float64), settings.vectors.run or str(settings.vectors.items)
 
 
 def _add_events(material: Material, items: pa.Array, events: EventsConfig, notes: list[str]) -> Material:
