@@ -111,11 +111,13 @@ def _check_codewords(measured: Diagnosis) -> Iterator[Finding]:
     assert close.overlap is not None
     geometry, capacity = close.overlap.geometry, close.overlap.capacity
     origin = f" (codebooks: {measured.codebooks})" if measured.codebooks else ""
+    is_fine = BOUNDS["close codewords"].judge(geometry) == OK
+    why = "geometry is no problem at this sigma" if is_fine else "codewords are too close to each other"
     yield _build(
         "close codewords",
         geometry,
         f"Level {close.level} keeps {capacity:,.1f} effective codes of the {capacity * geometry:,.1f} that its usage "
-        f"allows, because codewords are close to each other{origin}",
+        f"allows: {why}{origin}",
         "Codewords are close to each other compared with the perturbation sigma: a small change of an item's vector "
         "can change its code. Below the bound, geometry is no problem, and the capacity is lost by uneven use alone.",
         "Use fewer codes in this level or more dimensions in the latent. First choose a sigma that fits: measure how "

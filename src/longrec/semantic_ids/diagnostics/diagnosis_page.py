@@ -27,6 +27,7 @@ _CSS = """
 .verdict.alarm { background: var(--bad-back); color: var(--bad); }
 .verdict.notice { background: var(--flat-back); color: var(--ink); }
 .verdict.ok { background: var(--good-back); color: var(--good); }
+.figure { white-space: nowrap; }
 section > p.lead { margin: 4px 0 14px; }
 """
 _NAMES = {ALARM: "alarm", NOTICE: "notice", OK: "no problem", SKIPPED: "not measured"}
@@ -109,7 +110,7 @@ def _format_checks(diagnosis: Diagnosis) -> str:
         [
             escape(one.name) if one.verdict != SKIPPED else f'{escape(one.name)} <span class="hint">'
             f"{format_code(one.figure)}</span>",
-            "" if one.verdict == SKIPPED else escape(one.figure),
+            "" if one.verdict == SKIPPED else f'<span class="figure">{escape(one.figure)}</span>',
             escape(one.bound),
             f'<span class="verdict {one.verdict}">{_NAMES[one.verdict]}</span>',
         ]
