@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from longrec.semantic_ids.stored import SemanticIds
     from longrec.semantic_ids.tokenizer import Tokenizer
 
+_LISTED = 100
+"""Number of items above a capacity that the facts name."""
+
 
 def tokenize(
     config: str | Path | Mapping[str, Any],
@@ -107,6 +110,9 @@ def _fit(settings: TokenizeConfig, tokenizer: Tokenizer, into: Path, quiet: bool
     }
     if capacity is not None:
         facts["capacity"] = capacity.model_dump(mode="json")
+        report = fitted.levels[0].capacity
+        clipped = [] if report is None else list(report.clipped[:_LISTED])
+        facts["clipped_items"] = source.items.take(clipped).to_pylist() if clipped else []
     if window is not None:
         facts["events"] = {"events": window.events, "unknown": window.unknown, "pairs": len(window.pairs)}
     ids = SemanticIds.build(source.items, codes, tokenizer, facts, settings.vectors.item)

@@ -105,6 +105,14 @@ def test_weights_are_a_column_of_the_table(shop: Path) -> None:
     assert "capacity: at most" in ids.to_text()
 
 
+def test_items_above_the_capacity_are_named(shop: Path) -> None:
+    change_items(shop, lambda columns: columns["clicks"].__setitem__(9, 10_000))
+    ids = run(shop, capacity={"weights": "clicks"})
+    assert ids.facts["clipped_items"] == ["i9"]
+    assert ids.facts["levels"][0]["capacity"]["clipped"] == 1
+    assert "1 items are heavier than that, and count as that" in ids.to_text()
+
+
 def test_unirec_4_weights_and_pairs_are_dated_before_the_evaluation(shop: Path) -> None:
     """UniRec 4: events at and after ``until`` count neither as weights nor as pairs (DRQ 10)."""
     items = pq.read_table(shop / "items.parquet")["item_id"].combine_chunks()

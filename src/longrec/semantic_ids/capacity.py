@@ -11,8 +11,9 @@ has room. No code ever rises above the bound, so that the number of overloaded c
 
 Choices that the paper leaves open:
     - A weight below ``floor`` counts as ``floor``. Items without exposure could else pile up on one code.
-    - A weight above the bound counts as the bound: one item alone would break it wherever it is. Such items are listed,
-      and each takes a code of its own before the rounds.
+    - A weight above the bound counts as the bound: one item alone would break it wherever it is. Such items are listed.
+    - Items with more than half the bound cannot share a code. Before the rounds each takes one that no other has, the
+      heaviest first.
     - No code has more than ``items_factor`` N / K items.
     - An item that no code has room for stays where it is, and its code is listed as a violation.
 
@@ -100,7 +101,7 @@ class CapacityReport:
     counts: Int[Tensor, " K"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report for a file: numbers, and the first 100 violations and clipped items."""
+        """Return the report for a file: numbers, and the codes of the first 100 violations."""
         return {
             "load_limit": self.load_limit,
             "item_limit": self.item_limit,
@@ -109,7 +110,6 @@ class CapacityReport:
             "violations": len(self.violations),
             "violating_codes": list(self.violations[:100]),
             "clipped": len(self.clipped),
-            "clipped_rows": list(self.clipped[:100]),
             "floored": self.floored,
             "largest_load": float(self.loads.max()),
             "largest_count": int(self.counts.max()),
@@ -167,9 +167,9 @@ def repair(
     loads = _Loads(weight_N, code_N, size, limit, item_limit)
     before, first_N = int(loads.find_overloaded().sum()), code_N
     if before:
-        spread_N = _spread(x_ND, centroid_KD, code_N, clipped_N.nonzero().squeeze(1))
+        spread_N = _spread(x_ND, centroid_KD, code_N, _list_heavy(weight_N, limit, size))
         code_N = _move_all(x_ND, centroid_KD, spread_N, weight_N, loads)
-        if int(loads.find_overloaded().sum()) > before:  # items of a code that a clipped one took fit nowhere else
+        if int(loads.find_overloaded().sum()) > before:  # items of a code that a heavy one took fit nowhere else
             code_N = _move_all(x_ND, centroid_KD, first_N, weight_N, loads)
     return code_N, CapacityReport(
         load_limit=limit,
@@ -184,11 +184,14 @@ def repair(
     )
 
 
-def _spread(x_ND: Tensor, centroid_KD: Tensor, code_N: Tensor, row_G: Tensor) -> Tensor:
-    """Return the codes with each clipped item in a code of its own: the nearest that no earlier one has.
+def _list_heavy(weight_N: Tensor, limit: float, size: int) -> Tensor:
+    """Return the items with more than half the bound, of which no two fit into one code: at most K, heaviest first."""
+    row_G = (weight_N > limit / 2 * (1 + 1e-9)).nonzero().squeeze(1)
+    return row_G[weight_N[row_G].argsort(descending=True, stable=True)][:size]
 
-    Each fills a code, and there are fewer of them than codes. No code has that much room while others are in it.
-    """
+
+def _spread(x_ND: Tensor, centroid_KD: Tensor, code_N: Tensor, row_G: Tensor) -> Tensor:
+    """Return the codes with each heavy item in another code: the nearest that no earlier one has."""
     if not len(row_G):
         return code_N
     code_N = code_N.clone()
