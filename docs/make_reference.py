@@ -14,7 +14,7 @@ from pathlib import Path
 import reference_commands
 import reference_errors
 import reference_python
-from reference_settings import CONFIG, PIPELINE, SCHEMA, TOKENS, format_page
+from reference_settings import CONFIG, PIPELINE, SCHEMA, TOKENIZE, TOKENS, format_page
 
 FOLDER = Path(__file__).resolve().parent / "reference"
 PIPELINE_INTRO = """All keys of a pipeline, the YAML file that joins bundles to one request. `NAME` stands for the name
@@ -34,6 +34,10 @@ A path is relative to the file that contains it. The output (`runs`, `prepared`)
 A word in capitals (`COLUMN`) stands for a name of yours."""
 TOKENS_INTRO = """Settings of `longrec compress` and `longrec encode`, written as `key=value` after the command."""
 
+TOKENIZE_INTRO = """All keys of the config of `longrec tokenize`. `method` is the name of a method, or a mapping of `name`
+and the settings that are listed here under that name: `method: {name: rq_kmeans, size: 512}`, or `method.size=512`
+after the command. Paths are relative to the file."""
+
 
 def build_pages() -> dict[str, str]:
     """Return the text of every reference page by its file name."""
@@ -42,6 +46,7 @@ def build_pages() -> dict[str, str]:
         "pipeline.md": format_page("Pipeline keys", PIPELINE_INTRO, PIPELINE),
         "config.md": format_page("Config keys", CONFIG_INTRO, CONFIG),
         "tokens.md": format_page("Keys of compress and encode", TOKENS_INTRO, TOKENS),
+        "tokenize.md": format_page("Keys of tokenize", TOKENIZE_INTRO, TOKENIZE),
         "commands.md": reference_commands.format_page(),
         "errors.md": reference_errors.format_page(),
         "python.md": reference_python.format_page(),

@@ -10,7 +10,7 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
-from reference_settings import CONFIG, SCHEMA, TOKENS, to_markdown
+from reference_settings import CONFIG, SCHEMA, TOKENIZE, TOKENS, to_markdown
 
 import longrec
 from longrec.config import Strict
@@ -23,6 +23,7 @@ FURTHER = (
     "longrec.training.evaluate.Evaluation",
     "longrec.auditing.finding.Audit",
     "longrec.auditing.finding.Finding",
+    "longrec.semantic_ids.diagnostics.diagnosis.Diagnosis",
     "longrec.metrics.Interval",
     "longrec.metrics.Comparison",
     "longrec.evaluation.results.PipelineEvaluation",
@@ -35,7 +36,7 @@ FURTHER = (
     "longrec.serve.interface.HistoryEvent",
 )
 """Classes that the names of the package return."""
-PAGES = {"schema.md": SCHEMA, "config.md": CONFIG, "tokens.md": TOKENS}
+PAGES = {"schema.md": SCHEMA, "config.md": CONFIG, "tokens.md": TOKENS, "tokenize.md": TOKENIZE}
 TITLES = ("Args", "Settings", "Returns", "Raises", "Attributes", "Yields")
 SECTION = re.compile(rf"^({'|'.join(TITLES)}):$", re.M)
 

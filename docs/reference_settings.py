@@ -27,6 +27,10 @@ from longrec.pipeline.config import (
     RerankConfig,
 )
 from longrec.pipeline.mix_config import Cap, MixConfig, Quota, Slot
+from longrec.semantic_ids.drq import DRQSettings
+from longrec.semantic_ids.rq_kmeans import RQKMeansSettings
+from longrec.semantic_ids.rq_vae import RQVAESettings
+from longrec.semantic_ids.settings import CapacityConfig, EventsConfig, TokenizeConfig, VectorsConfig
 from longrec.signatures import get_text
 from longrec.training.compress_settings import CompressConfig, ExtractConfig
 from longrec.training.objective_settings import NextItemSettings
@@ -147,6 +151,16 @@ TOKENS = (
     Section("Compress", "", CompressConfig, "[Instance tokens](../guide/instance-tokens.md)"),
     Section("Encode", "", ExtractConfig, "[Knowledge](../guide/instance-tokens.md#knowledge)"),
 )
+_METHODS = "[Methods](../guide/semantic-ids.md#methods)"
+TOKENIZE = (
+    Section("Tokenize", "", TokenizeConfig, "[Semantic IDs](../guide/semantic-ids.md)"),
+    Section("vectors", "vectors.", VectorsConfig, "[Vectors](../guide/semantic-ids.md#vectors)"),
+    Section("capacity", "capacity.", CapacityConfig, "[Capacity](../guide/semantic-ids.md#capacity)"),
+    Section("events", "events.", EventsConfig, "[Capacity](../guide/semantic-ids.md#capacity)"),
+    Section("rq_kmeans", "rq_kmeans.", RQKMeansSettings, _METHODS),
+    Section("rq_vae", "rq_vae.", RQVAESettings, _METHODS),
+    Section("drq", "drq.", DRQSettings, _METHODS),
+)
 _RULES = "[Rules of a page](../guide/pipeline.md#rules-of-a-page)"
 PIPELINE = (
     Section("Pipeline", "", PipelineConfig, "[Pipelines](../guide/pipeline.md)"),
@@ -162,7 +176,7 @@ PIPELINE = (
     Section("caps", "mix.caps.", Cap, _RULES),
     Section("log", "log.", LogConfig, "[The log](../guide/pipeline.md#the-log-of-what-was-shown)"),
 )
-SECTIONS = (*SCHEMA, *CONFIG, *TOKENS, *PIPELINE)
+SECTIONS = (*SCHEMA, *CONFIG, *TOKENS, *TOKENIZE, *PIPELINE)
 
 
 def list_keys(section: Section) -> dict[str, FieldInfo]:
@@ -181,7 +195,7 @@ def format_section(section: Section) -> list[str]:
 
 
 def _list_facts(section: Section, name: str, one: FieldInfo) -> Iterator[str]:
-    yield f"**Type** {_link_classes(format_type(one))}"
+    yield f"**Type** {_link_classes(format_type(one), section)}"
     if one.is_required():
         yield "**Required**"
     else:
@@ -192,10 +206,16 @@ def _list_facts(section: Section, name: str, one: FieldInfo) -> Iterator[str]:
         yield "**Kinds** " + ", ".join(f"`{kind}`" for kind in kinds)
 
 
-def _link_classes(text: str) -> str:
-    """Point the link of a settings class at its section on the same page."""
-    headings = {section.cls.__name__: section.heading for section in SECTIONS}
-    return re.sub(r"\[(\w+)\]\(#\w+\)", lambda m: f"mapping (see [{headings[m[1]]}](#{headings[m[1]].lower()}))", text)
+def _link_classes(text: str, own: Section) -> str:
+    """Point the link of a settings class at its section, on the same page or another."""
+    sections = {section.cls.__name__: section for section in SECTIONS}
+
+    def link(match: re.Match[str]) -> str:
+        section = sections[match[1]]
+        page = "schema.md" if section in SCHEMA and own not in SCHEMA else ""
+        return f"mapping (see [{section.heading}]({page}#{section.heading.lower()}))"
+
+    return re.sub(r"\[(\w+)\]\(#\w+\)", link, text)
 
 
 def format_meaning(one: FieldInfo) -> str:

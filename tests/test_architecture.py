@@ -24,8 +24,9 @@ BASE = {
 }  # fmt: skip
 TOP = {
     "__init__", "__main__", "audits", "catalog_command", "events_command", "stream_command", "warm_command", "cli",
-    "command_output", "commands", "demo", "entry", "exports", "fitting", "former_names", "help_pages", "imports",
-    "length_command", "listings", "new_row_options", "pipeline_commands", "prepared_log", "settings_text",
+    "command_output", "commands", "demo", "diagnose_command", "entry", "exports", "fitting", "former_names", "help_pages",
+    "imports", "length_command", "listings", "new_row_options", "pipeline_commands", "prepared_log", "settings_text",
+    "tokenize_command",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     "features": set(),
@@ -40,6 +41,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"features", "metrics", "nn", "store", "data", "models", "pipeline", "reporting"},
     "exporting": {"features", "store", "models", "pipeline", "index"},
     "serve": {"features", "store", "pipeline", "exporting", "index"},
+    "semantic_ids": {
+        "features", "metrics", "nn", "data", "models", "training", "exporting", "reporting", "auditing",
+    },
     "auditing": {"features", "metrics", "nn", "data", "models"},
     "reporting": {"metrics"},
     "evaluation": {

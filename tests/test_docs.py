@@ -19,6 +19,7 @@ from longrec import __version__
 from longrec.config import parse, read_yaml
 from longrec.features.schema import Schema
 from longrec.pipeline.config import is_pipeline_file, read_pipeline
+from longrec.semantic_ids.settings import read_settings
 from longrec.training.job import read_job
 
 JOBS = sorted((ROOT / "examples").rglob("*.yaml"))
@@ -32,9 +33,12 @@ BASE: dict[str, Any] = {
 
 
 def read_file(path: Path) -> None:
-    """Read a job or a pipeline."""
+    """Read a job, a pipeline, or the config of a tokenizer."""
+    content = read_yaml(path)
     if is_pipeline_file(path):
         read_pipeline(path)
+    elif "vectors" in content:
+        read_settings(content, str(path), path.parent)
     else:
         read_job(path)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from longrec.catalog_command import change_catalog
     from longrec.commands import check, compare, compress, encode, evaluate, export, predict, report, train
     from longrec.data.settings import Source, Split
+    from longrec.diagnose_command import diagnose
     from longrec.evaluation.candidate_log import write_candidates
     from longrec.evaluation.compare import compare_pipelines
     from longrec.evaluation.pipeline_evaluation import evaluate_pipeline
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from longrec.serve.client import client
     from longrec.serve.local_pipeline import Pipeline, open_pipeline
     from longrec.stream_command import stream
+    from longrec.tokenize_command import tokenize
     from longrec.training.finished_run import Run, open_run
     from longrec.training.saved_model import load_model, save_model
     from longrec.training.settings import EvaluateConfig, FitConfig
@@ -42,6 +44,7 @@ _MODULES = {
     "longrec.catalog_command": ("change_catalog",),
     "longrec.commands": ("check", "compare", "compress", "encode", "evaluate", "export", "predict", "report", "train"),
     "longrec.data.settings": ("Source", "Split"),
+    "longrec.diagnose_command": ("diagnose",),
     "longrec.evaluation.candidate_log": ("write_candidates",),
     "longrec.evaluation.compare": ("compare_pipelines",),
     "longrec.evaluation.pipeline_evaluation": ("evaluate_pipeline",),
@@ -53,6 +56,7 @@ _MODULES = {
     "longrec.serve.client": ("client",),
     "longrec.serve.local_pipeline": ("Pipeline", "open_pipeline"),
     "longrec.stream_command": ("stream",),
+    "longrec.tokenize_command": ("tokenize",),
     "longrec.training.finished_run": ("Run", "open_run"),
     "longrec.training.saved_model": ("load_model", "save_model"),
     "longrec.training.settings": ("EvaluateConfig", "FitConfig"),
@@ -82,6 +86,7 @@ __all__ = [
     "compare",
     "compare_pipelines",
     "compress",
+    "diagnose",
     "encode",
     "errors",
     "evaluate",
@@ -99,6 +104,7 @@ __all__ = [
     "report",
     "save_model",
     "stream",
+    "tokenize",
     "train",
     "warm",
     "write_candidates",

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from longrec import __version__, audits, command_output, help_pages, length_command
+from longrec import __version__, audits, command_output, diagnose_command, help_pages, length_command, tokenize_command
 from longrec.errors import LongRecError, StoppedRun, UnknownName
 from longrec.evaluation.command import add_options as add_pipeline_options
 from longrec.former_names import refuse_former_names
@@ -170,6 +170,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--into", required=True, metavar="FOLDER", help="new folder, such as knowledge/v1")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings: every, learn, codec, ...")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
+    about = "learn semantic IDs of items from their vectors: a tuple of codes for each, which joins the item table"
+    tokenize_command.add_options(add("tokenize", tokenize_command.run_tokenize, about))
     run_help = "run folder, such as runs/shop-din"
     about = "compute all metrics of a run, or of every stage of a pipeline, with confidence intervals"
     parser = add("evaluate", command_output.evaluate, about)
@@ -202,6 +204,8 @@ def build_parser() -> argparse.ArgumentParser:
     length_command.add_options(
         add("bench", length_command.run_bench, "train models with histories cut at several lengths: quality and cost")
     )
+    about = "write a page about semantic IDs: what is wrong with the codes of a tokenizer, and what to change"
+    diagnose_command.add_options(add("diagnose", diagnose_command.run_diagnose, about))
     parser = add(
         "export",
         command_output.export,

@@ -24,6 +24,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "data": ("check", "audit", "prepare", "import", "synthetic"),
     "models": ("train", "evaluate", "predict", "compare", "report", "bench", "models", "cite"),
     "two stages": ("compress", "encode"),
+    "semantic IDs": ("tokenize", "diagnose"),
     "serving": ("export", "serve", "trace", "candidates", "catalog", "events", "stream", "warm"),
     "learning": ("help", "demo"),
 }
@@ -45,7 +46,7 @@ def format_overview() -> str:
     ]
     width = max(map(len, _FIRST))
     lines += ["Begin with", *(f"  {command:<{width}}  {meaning}" for command, meaning in _FIRST.items())]
-    lines += ["", "Commands", *(f"  {group:<10}  {'  '.join(commands)}" for group, commands in GROUPS.items()), ""]
+    lines += ["", "Commands", *(f"  {group:<12}  {'  '.join(commands)}" for group, commands in GROUPS.items()), ""]
     return "\n".join([*lines, "longrec help TOPIC explains a command, a key (fit.lr) or a model (din).", _MORE])
 
 

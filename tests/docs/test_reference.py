@@ -21,11 +21,24 @@ from longrec.data.frames import FrameRecord
 from longrec.data.settings import DataConfig, Split
 from longrec.features.schema import Feature, Schema
 from longrec.pipeline.config import PipelineConfig
+from longrec.semantic_ids.methods import METHODS as TOKENIZERS
+from longrec.semantic_ids.settings import TokenizeConfig
 from longrec.training.compress_settings import CompressConfig, ExtractConfig
 from longrec.training.settings import EvaluateConfig, FitConfig
 
 REFERENCE = ROOT / "docs" / "reference"
-ROOTS = (Schema, DataConfig, FitConfig, EvaluateConfig, CompressConfig, ExtractConfig, PipelineConfig)
+METHODS = [cls.Settings for cls in TOKENIZERS.values()]
+ROOTS = (
+    Schema,
+    DataConfig,
+    FitConfig,
+    EvaluateConfig,
+    CompressConfig,
+    ExtractConfig,
+    PipelineConfig,
+    TokenizeConfig,
+    *METHODS,
+)
 
 
 RECORDS = {FrameRecord}
@@ -55,7 +68,9 @@ def test_every_settings_class_of_a_config_has_a_section() -> None:
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.heading)
 def test_every_key_is_in_the_reference(section: Section) -> None:
     headings = {
-        heading for name in ("schema.md", "config.md", "tokens.md", "pipeline.md") for heading in read_headings(name)
+        heading
+        for name in ("schema.md", "config.md", "tokens.md", "tokenize.md", "pipeline.md")
+        for heading in read_headings(name)
     }
     assert {f"{section.prefix}{key}" for key in list_keys(section)} <= headings
 

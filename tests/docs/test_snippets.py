@@ -35,6 +35,7 @@ NOT_RUN = {
     ("docs/guide/training.md", "$ longrec train --resume"): "needs an interrupted run; tests/training interrupt one",
     ("docs/guide/choosing-a-model.md", "$ longrec train"): "the commands of the quickstart",
     ("docs/guide/history-length.md", "$ longrec synthetic"): "trains for a minute; tests/lengths run the command",
+    ("docs/guide/diagnosis.md", "$ longrec diagnose"): "needs a tokenizer and a log; tests/semantic_ids run all three",
     ("docs/guide/python.md", "lr.export(run"): "an export costs seconds; the page on serving runs one",
     ("docs/guide/adding-a-model.md", "# mine/liking.py"): "a file; the conformance suite runs it below",
     ("docs/guide/adding-a-model.md", "from longrec.testing"): "run below",

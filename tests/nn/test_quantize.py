@@ -147,6 +147,29 @@ def test_narrow_floats_choose_the_codes_of_wide_ones() -> None:
         assert quantizer(x_BSD)[0].dtype == torch.float32
 
 
-def test_a_codebook_that_no_byte_can_name_is_refused() -> None:
-    with pytest.raises(ValueError, match="2 to 256 codes, got 300"):
-        ResidualQuantizer(1, 1, 300, 2)
+def test_codes_that_no_byte_can_name_are_wider() -> None:
+    x_BSD = torch.randn(500, 1, 2, generator=torch.Generator().manual_seed(0))
+    for size, kind in ((256, torch.uint8), (300, torch.int32)):
+        quantizer = ResidualQuantizer(1, 1, size, 2).eval()
+        codes = quantizer.codes(x_BSD)
+        assert codes.dtype == kind
+        nearest = torch.cdist(x_BSD[:, 0], quantizer.codebooks[0, 0]).argmin(1)
+        assert torch.equal(codes.flatten().long(), nearest)
+    with pytest.raises(ValueError, match="2 to 65,536 codes, got 65,537"):
+        ResidualQuantizer(1, 1, 65_537, 2)
+
+
+def test_codebooks_that_learn_by_gradient() -> None:
+    """A codeword is pulled to its vectors by ``|sg(r) - c|^2``, and x to its codeword by the commitment alone."""
+    quantizer = ResidualQuantizer(1, 1, 2, 1, commitment=0.25, learn="gradient", revive=False)
+    quantizer.start(torch.tensor([[[[0.0], [4.0]]]]), rows=2)
+    x_BSD = torch.tensor([[[5.0]], [[1.0]]], requires_grad=True)
+    e_BSD, loss = quantizer(x_BSD)
+    loss.backward()
+    assert loss.item() == pytest.approx(1.25)
+    assert quantizer.codebooks.grad.flatten().tolist() == [-1.0, -1.0]
+    assert x_BSD.grad.flatten().tolist() == [0.25, 0.25]
+    assert quantizer.codebooks.flatten().tolist() == [0.0, 4.0]
+    x_BSD.grad = None
+    e_BSD.sum().backward()
+    assert x_BSD.grad.flatten().tolist() == [1.0, 1.0]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 import pytest
 import retrievers
+import torch
 
-from longrec.errors import BundleError, ConfigError, RequestError
+import longrec
+from longrec.errors import BundleError, ConfigError, RequestError, RunError
+from longrec.exporting.bundle import INDEX, Bundle
 from longrec.exporting.write import export
 from longrec.pipeline.candidates import Candidates
 from longrec.serve.client import Client, client
@@ -106,3 +110,14 @@ def test_an_export_with_other_items_fails(tmp_path: Any) -> None:
     with pytest.raises(BundleError, match="golden request 0: the exported program differs from the model"):
         export(retrieval.model, retrieval.shop.log, tmp_path / "out", [wrong], replay, name="count")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_semantic_ids_of_a_bundle_quantize_the_vectors_of_its_index(full: Any, tmp_path: Path) -> None:
+    bundle = retrievers.vectors().bundle
+    method = {"name": "rq_kmeans", "levels": 2, "size": 4}
+    config = {"vectors": {"run": str(bundle), "item": "film"}, "method": method}
+    ids = longrec.tokenize(config, into=tmp_path / "ids", quiet=True)
+    assert ids.items.to_pylist() == Bundle.open(bundle).items.keys.values.to_pylist()
+    assert ids.codes.tolist() == ids.tokenizer.codes(torch.from_numpy(np.load(bundle / INDEX))).tolist()
+    with pytest.raises(RunError, match="ranker, which has no vectors of items"):
+        longrec.tokenize({"vectors": {"run": str(full.bundle)}}, into=tmp_path / "no")

@@ -3,23 +3,24 @@
     r^1 = x;   q^m = argmin_v |r^m - c^m_v|;   r^(m+1) = r^m - c^m_(q^m);   e = sum_m c^m_(q^m)
 
 Each slot and level has its own codebook. Codebooks follow the vectors assigned to them by moving averages (van den
-Oord et al. 2017, appendix A.1) and get no gradient. The gradient of e passes to x unchanged (straight-through), and the
-commitment term pulls x toward its code. A code without assigned vectors is dead and is restarted at a residual of the
-batch.
+Oord et al. 2017, appendix A.1) and get no gradient, or they are parameters and learn from a loss of their own,
+``|sg(r) - c|^2``. The gradient of e passes to x unchanged (straight-through), and the commitment term pulls x toward
+its code. A code without assigned vectors is dead and is restarted at a residual of the batch.
 
 Shapes: B rows, S slots, M levels, V codes of a codebook, D width of a slot.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from longrec.nn import kernels
 
+_MOST_CODES = 65_536
 _DEAD_SHARE = 0.1
 """A code chosen less often than this share of the mean usage is restarted."""
 
@@ -28,11 +29,13 @@ class ResidualQuantizer(nn.Module):
     """Codebooks of S slots and M levels, with the statistics they learn from.
 
     Args:
-        size: V, at most 256.
+        size: V, at most 65,536.
         width: D.
         decay: of the moving averages, per batch.
         commitment: weight of ``|x - sg(c)|^2``, a mean over rows and numbers, summed over levels.
         entropy: weight of the regularizer ``1 - H(mean_b p(v | r_b)) / log V``, where p is a softmax of the distances.
+        learn: how codebooks learn: by moving averages, or by the gradient of their loss as parameters.
+        revive: restart dead codes.
     """
 
     codebooks: Tensor
@@ -52,13 +55,19 @@ class ResidualQuantizer(nn.Module):
         decay: float = 0.99,
         commitment: float = 0.25,
         entropy: float = 0.0,
+        learn: Literal["average", "gradient"] = "average",
+        revive: bool = True,
     ) -> None:
         super().__init__()
-        if not 2 <= size <= 256:
-            raise ValueError(f"a codebook has 2 to 256 codes, got {size}")
+        if not 2 <= size <= _MOST_CODES:
+            raise ValueError(f"a codebook has 2 to {_MOST_CODES:,} codes, got {size:,}")
         self.decay, self.commitment, self.entropy = decay, commitment, entropy
+        self.averages, self.revive = learn == "average", revive
         codebooks = torch.randn(slots, levels, size, width) * 0.1
-        self.register_buffer("codebooks", codebooks)
+        if self.averages:
+            self.register_buffer("codebooks", codebooks)
+        else:
+            self.codebooks = nn.Parameter(codebooks)
         self.register_buffer("usage", torch.zeros(slots, levels, size))
         self.register_buffer("sums", torch.zeros_like(codebooks))
         self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
@@ -76,24 +85,42 @@ class ResidualQuantizer(nn.Module):
             rest_BSD, e_BSD, loss = x_BSD, torch.zeros_like(x_BSD), x_BSD.new_zeros(())
             for level in range(self.codebooks.shape[1]):
                 book_SVD = self.codebooks[:, level]
-                c_BSD = _gather_codewords(book_SVD, _find_nearest(rest_BSD.detach(), book_SVD))
+                with torch.no_grad():
+                    code_BS = _find_nearest(rest_BSD, book_SVD)
+                learned_BSD = _gather_codewords(book_SVD, code_BS)
+                c_BSD = learned_BSD.detach()
                 if self.training and len(x_BSD):
                     loss = loss + self.commitment * (rest_BSD - c_BSD).square().mean()
+                    if not self.averages:
+                        loss = loss + (rest_BSD.detach() - learned_BSD).square().mean()
                     if self.entropy:
                         loss = loss + self.entropy * _compute_unevenness(rest_BSD, book_SVD)
                 e_BSD, rest_BSD = e_BSD + c_BSD, rest_BSD - c_BSD
             return x_BSD + (e_BSD - x_BSD).detach(), loss
 
-    def codes(self, x_BSD: Float[Tensor, "B S D"]) -> UInt8[Tensor, "B S M"]:
-        """Return the codes of vectors."""
+    @torch.no_grad()
+    def start(self, codebooks_SMVD: Float[Tensor, "S M V D"], rows: int) -> None:
+        """Begin with these codebooks, all codes in equal use, and not with vectors of the first batch.
+
+        Args:
+            rows: number of rows of a batch.
+        """
+        self.codebooks.copy_(codebooks_SMVD)
+        self.usage.fill_(rows / self.codebooks.shape[2])
+        self.sums.copy_(codebooks_SMVD * self.usage.unsqueeze(3))
+        self.begun.fill_(True)
+        self._has_begun = True
+
+    def codes(self, x_BSD: Float[Tensor, "B S D"]) -> Integer[Tensor, "B S M"]:
+        """Return the codes of vectors: uint8, or int32 of codebooks with more than 256 codes."""
         with torch.autocast(x_BSD.device.type, enabled=False):
             rest_BSD, codes = x_BSD.detach().float(), []
             for book_SVD in self.codebooks.unbind(1):
                 codes.append(_find_nearest(rest_BSD, book_SVD))
                 rest_BSD = rest_BSD - _gather_codewords(book_SVD, codes[-1])
-            return torch.stack(codes, 2).to(torch.uint8)
+            return torch.stack(codes, 2).to(torch.uint8 if self.codebooks.shape[2] <= 256 else torch.int32)
 
-    def decode(self, codes_BSM: UInt8[Tensor, "B S M"]) -> Float[Tensor, "B S D"]:
+    def decode(self, codes_BSM: Integer[Tensor, "B S M"]) -> Float[Tensor, "B S D"]:
         """Return the vectors of codes."""
         codewords = [
             _gather_codewords(book, code) for book, code in zip(self.codebooks.unbind(1), codes_BSM.long().unbind(2))
@@ -117,13 +144,15 @@ class ResidualQuantizer(nn.Module):
             chosen = code_BS.t() + size * torch.arange(len(book_SVD), device=code_BS.device).unsqueeze(1)
             count = torch.zeros_like(usage_SV, dtype=torch.int64).flatten()
             count = count.index_add_(0, chosen.flatten(), torch.ones_like(chosen).flatten()).view_as(usage_SV)
-            total = torch.zeros_like(book_SVD).flatten(0, 1)
-            total.index_add_(0, chosen.flatten(), rest_BSD.transpose(0, 1).flatten(0, 1))
             usage_SV.lerp_(count.to(usage_SV.dtype), 1 - self.decay)
-            sums_SVD.lerp_(total.view_as(sums_SVD), 1 - self.decay)
-            book_SVD.copy_(torch.where(usage_SV.unsqueeze(2) > 0, sums_SVD / usage_SV.unsqueeze(2), book_SVD))
-            dead_SV = usage_SV < _DEAD_SHARE * usage_SV.mean(1, keepdim=True)
-            self._restart(dead_SV, rest_BSD, book_SVD, usage_SV, sums_SVD, even)
+            if self.averages:
+                total = torch.zeros_like(book_SVD).flatten(0, 1)
+                total.index_add_(0, chosen.flatten(), rest_BSD.transpose(0, 1).flatten(0, 1))
+                sums_SVD.lerp_(total.view_as(sums_SVD), 1 - self.decay)
+                book_SVD.copy_(torch.where(usage_SV.unsqueeze(2) > 0, sums_SVD / usage_SV.unsqueeze(2), book_SVD))
+            if self.revive:
+                dead_SV = usage_SV < _DEAD_SHARE * usage_SV.mean(1, keepdim=True)
+                self._restart(dead_SV, rest_BSD, book_SVD, usage_SV, sums_SVD, even)
             rest_BSD = rest_BSD - _gather_codewords(book_SVD, _find_nearest(rest_BSD, book_SVD))
         self.begun.fill_(True)
         self._has_begun = True

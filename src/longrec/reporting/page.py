@@ -73,12 +73,25 @@ def write_page(out: str | Path, page: Page) -> Path:
         _format_next_steps(page.next_steps),
         _format_footer(comparison),
     ]
+    return write_sections(out, page.title, sections)
+
+
+def write_sections(out: str | Path, title: str, sections: Sequence[str], css: str = "") -> Path:
+    """Write a page of sections (HTML) and return its path. Empty sections are left out.
+
+    Args:
+        title: title of the window.
+        css: rules beside those of every page.
+
+    Raises:
+        LongRecError: if the file cannot be written.
+    """
     html = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "style-src 'unsafe-inline'; img-src data:\">"
-        f'<link rel="icon" href="data:,"><title>{escape(page.title)}</title><style>{CSS}</style></head>\n<body><main>\n'
+        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{CSS}{css}</style></head>\n<body><main>\n'
         + "\n".join(section for section in sections if section)
         + "\n</main></body></html>\n"
     )

@@ -90,18 +90,18 @@ def draw_line_chart(series: Sequence[Series], x_label: str, y_label: str, best: 
         slot = one.slot
         path = " ".join(f"{x_axis.at(x):.1f},{y_axis.at(y):.1f}" for x, y in points)
         elements.append(
-            f'<polyline class="line s{slot % SLOTS}" stroke-dasharray="{_choose_dash(slot)}" points="{path}"/>'
+            f'<polyline class="line s{slot % SLOTS}" stroke-dasharray="{choose_dash(slot)}" points="{path}"/>'
         )
         for x, y in points:
             hover = f"{one.name}: {y:.4f} at {x_label} {x:.4g}"
-            elements.append(_draw_marker(slot, x_axis.at(x), y_axis.at(y), 3.5 if len(points) <= 25 else 0, hover))
+            elements.append(draw_marker(slot, x_axis.at(x), y_axis.at(y), 3.5 if len(points) <= 25 else 0, hover))
         if best:
             x, y = (max if best == "highest" else min)(points, key=lambda point: point[1])
             elements.append(
                 f'<circle class="ring s{slot % SLOTS}" cx="{x_axis.at(x):.1f}" cy="{y_axis.at(y):.1f}" r="8">'
-                f"{_format_title(f'{one.name}: {best} {y_label}, {y:.4f} at {x_label} {x:.4g}')}</circle>"
+                f"{format_title(f'{one.name}: {best} {y_label}, {y:.4f} at {x_label} {x:.4g}')}</circle>"
             )
-    return _format_svg(width, height, f"{y_label} over {x_label}", elements)
+    return format_svg(width, height, f"{y_label} over {x_label}", elements)
 
 
 def draw_interval_chart(
@@ -143,14 +143,14 @@ def draw_interval_chart(
         hover = f"{name}: {one.value:{plus}.4f} [{one.low:{plus}.4f}, {one.high:{plus}.4f}]"
         anchor = "start" if dot < width * 0.25 else "end" if dot > width * 0.75 else "middle"
         elements.append(
-            f'<g class="s{slot % SLOTS}">{_format_title(hover)}'
+            f'<g class="s{slot % SLOTS}">{format_title(hover)}'
             f'<line class="whisker" x1="{low:.1f}" x2="{high:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<line class="whisker" x1="{low:.1f}" x2="{low:.1f}" y1="{y - 5:.1f}" y2="{y + 5:.1f}"/>'
             f'<line class="whisker" x1="{high:.1f}" x2="{high:.1f}" y1="{y - 5:.1f}" y2="{y + 5:.1f}"/>'
-            f"{_draw_marker(slot, dot, y, 5, hover)}"
+            f"{draw_marker(slot, dot, y, 5, hover)}"
             f'<text class="name" x="{dot:.1f}" y="{y - 9:.1f}" text-anchor="{anchor}">{escape(name)}</text></g>'
         )
-    return _format_svg(width, height, label, elements)
+    return format_svg(width, height, label, elements)
 
 
 def draw_calibration_chart(curve: CalibrationCurve, name: str, slot: int) -> str:
@@ -162,15 +162,15 @@ def draw_calibration_chart(curve: CalibrationCurve, name: str, slot: int) -> str
     elements = [*_draw_frame(across, up, width, height, "mean score", "share of positives")]
     elements.append(
         f'<line class="reference" x1="{across.start}" y1="{up.start}" x2="{across.stop}" y2="{up.stop}">'
-        f"{_format_title('calibrated: the score equals the share of positives')}</line>"
+        f"{format_title('calibrated: the score equals the share of positives')}</line>"
     )
     path = " ".join(f"{across.at(p):.1f},{up.at(q):.1f}" for p, q in zip(curve.score, curve.rate))
     elements.append(f'<polyline class="line thin s{slot % SLOTS}" points="{path}"/>')
     most = max(curve.count, default=1)
     for p, q, n in zip(curve.score, curve.rate, curve.count):
         hover = f"{name}: {n:,} rows, mean score {p:.3f}, {q:.3f} positive"
-        elements.append(_draw_marker(slot, across.at(p), up.at(q), 2 + 3.5 * math.sqrt(n / most), hover))
-    return _format_svg(width, height, f"calibration of {name}", elements)
+        elements.append(draw_marker(slot, across.at(p), up.at(q), 2 + 3.5 * math.sqrt(n / most), hover))
+    return format_svg(width, height, f"calibration of {name}", elements)
 
 
 def bar(weight: float, low: float, high: float, hover: str = "") -> str:
@@ -180,7 +180,7 @@ def bar(weight: float, low: float, high: float, hover: str = "") -> str:
     zero, end = -low / span * 100, (weight - low) / span * 100
     kind = "down" if weight < 0 else "up"
     return (
-        f'<svg class="bar" width="100%" height="14" role="img" aria-label="{escape(hover)}">{_format_title(hover)}'
+        f'<svg class="bar" width="100%" height="14" role="img" aria-label="{escape(hover)}">{format_title(hover)}'
         f'<rect class="track" x="0" y="2" width="100%" height="10" rx="3"/>'
         f'<rect class="{kind}" x="{min(zero, end):.2f}%" y="2" width="{abs(end - zero):.2f}%" height="10" rx="3"/>'
         "</svg>"
@@ -191,19 +191,20 @@ def draw_swatch(slot: int) -> str:
     """Return the line and the marker of a run, for legends and table heads."""
     return (
         f'<svg class="swatch" width="34" height="14" aria-hidden="true"><line class="line s{slot % SLOTS}" '
-        f'stroke-dasharray="{_choose_dash(slot)}" x1="1" x2="33" y1="7" y2="7"/>'
-        f"{_draw_marker(slot, 17, 7, 4.5, '')}</svg>"
+        f'stroke-dasharray="{choose_dash(slot)}" x1="1" x2="33" y1="7" y2="7"/>'
+        f"{draw_marker(slot, 17, 7, 4.5, '')}</svg>"
     )
 
 
-def _choose_dash(slot: int) -> str:
+def choose_dash(slot: int) -> str:
+    """Return the dash pattern of a run."""
     # The seventh run has the first one's color, so it takes another dash (and, below, another marker).
     return _DASHES[(slot + slot // SLOTS) % len(_DASHES)]
 
 
-def _draw_marker(slot: int, x: float, y: float, r: float, hover: str) -> str:
+def draw_marker(slot: int, x: float, y: float, r: float, hover: str) -> str:
     """Return a run's marker: circle, square, diamond or triangle. It is invisible, for hovering only, if ``r`` is 0."""
-    title = _format_title(hover)
+    title = format_title(hover)
     if not r:
         return f'<circle class="touch" cx="{x:.1f}" cy="{y:.1f}" r="6">{title}</circle>'
     shape = (slot + slot // SLOTS) % 4
@@ -252,11 +253,13 @@ def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(sum(x for x, _ in b) / len(b), sum(y for _, y in b) / len(b)) for b in blocks]
 
 
-def _format_title(text: str) -> str:
+def format_title(text: str) -> str:
+    """Return the text that an element shows for hovering."""
     return f"<title>{escape(text)}</title>" if text else ""
 
 
-def _format_svg(width: int, height: int, label: str, elements: Sequence[str]) -> str:
+def format_svg(width: int, height: int, label: str, elements: Sequence[str]) -> str:
+    """Return a chart of its elements."""
     return (
         f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
         f'style="max-width:{width * 1.15:.0f}px" '
