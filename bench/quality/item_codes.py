@@ -43,6 +43,7 @@ def write_items(codes: str, log: str, data: Path, work: Path) -> tuple[Path, lis
         shuffled = np.random.default_rng(0).permutation(len(items))
         items = items.append_column("random_category", items[ATTRIBUTE].take(pa.array(shuffled)))
         own = _read_published(codes, source) if codes in PUBLISHED else _tokenize(codes, log, source, work)
+        own = own.set_column(0, "item_id", own["item_id"].cast(items.schema.field("item_id").type))
         pq.write_table(items.join(own, "item_id").sort_by("item_id"), path)
     return path, [name for name in pq.read_schema(path).names if name.startswith("code_")]
 
