@@ -11,7 +11,7 @@ from longrec.data.gather import gather
 from longrec.data.log import Log
 from longrec.features.batch import Batch
 
-SCORED_EVENTS = 1_000_000
+SCORED_EVENTS = 250_000
 """Events in the histories of a batch that is not shuffled, at most, unless one row alone has more."""
 
 

@@ -174,7 +174,7 @@ class EvaluateConfig(Strict):
     renamed_keys: ClassVar[Mapping[str, str]] = {"unit": "resample", "replicates": "n_resamples"}
 
     batch_size: int = Setting(
-        4096, ge=1, description="rows scored at once, or fewer with histories of over a million events together"
+        4096, ge=1, description="rows scored at once, or fewer with histories of over 250,000 events together"
     )
     resample: Literal["user", "row"] = Setting("user", description="unit of the bootstrap: whole users, or rows")
     n_resamples: int = Setting(300, ge=2, description="bootstrap draws per interval")
