@@ -132,8 +132,15 @@ def _append(settings: TokenizeConfig, folder: Path) -> SemanticIds:
     from longrec.semantic_ids.text_encoder import TextEncoder
     from longrec.semantic_ids.vectors import read_vectors
 
-    ids = SemanticIds.open(folder)
-    source = read_vectors(settings.vectors, text_encoder=TextEncoder.open(folder))
+    ids, encoder = SemanticIds.open(folder), TextEncoder.open(folder)
+    if bool(settings.vectors.text) != (encoder is not None):
+        raise DataError(
+            "vectors",
+            "text" if settings.vectors.text else "no text",
+            f"vectors from where those of {folder} came: {'text' if encoder else 'no text'}",
+            "codes of other vectors mean something else: write a new folder, or use the config of this one",
+        )
+    source = read_vectors(settings.vectors, text_encoder=encoder)
     same_kind = pc.is_in(source.items, ids.items) if source.items.type == ids.items.type else None
     if same_kind is None:
         what = f"keys of the type {source.items.type}"
