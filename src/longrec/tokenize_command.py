@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,15 +91,15 @@ def _fit(settings: TokenizeConfig, tokenizer: Tokenizer, into: Path, quiet: bool
         window = read_item_events(settings.events, source.items, with_pairs=tokenizer.reads_pairs)
         pairs = window.pairs
         weights = window.counts if weighting == "events" else weights
-    steps = None if quiet else tokenizer.count_steps(len(source.items))
-    with Progress(steps, f"tokenize with {tokenizer.name}", "steps") as progress:
+    progress = Progress(tokenizer.count_steps(len(source.items)), f"tokenize with {tokenizer.name}", "steps")
+    with contextlib.nullcontext() if quiet else progress:
         fitted = tokenizer.fit(
             source.vectors,
             seed=settings.seed,
             weights=weights,
             capacity=None if capacity is None else capacity.bound(),
             pairs=pairs,
-            advance=(lambda: None) if quiet else progress.advance,
+            advance=None if quiet else progress.advance,
         )
     codes = fitted.codes.numpy()
     facts: dict[str, Any] = {
