@@ -34,9 +34,9 @@ A path is relative to the file that contains it. The output (`runs`, `prepared`)
 A word in capitals (`COLUMN`) stands for a name of yours."""
 TOKENS_INTRO = """Settings of `longrec compress` and `longrec encode`, written as `key=value` after the command."""
 
-TOKENIZE_INTRO = """All keys of the config of `longrec tokenize`. `method` is the name of a method, or a mapping of `name`
-and the settings that are listed here under that name: `method: {name: rq_kmeans, size: 512}`, or `method.size=512`
-after the command. Paths are relative to the file."""
+TOKENIZE_INTRO = """All keys of the config of `longrec tokenize`. `method` is the name of a method, or a mapping of
+`name` and the settings that are listed here under that name: `method: {name: rq_kmeans, size: 512}`, or
+`method.size=512` after the command. Paths are relative to the file."""
 
 
 def build_pages() -> dict[str, str]:

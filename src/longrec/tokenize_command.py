@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import io
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,15 +91,15 @@ def _fit(settings: TokenizeConfig, tokenizer: Tokenizer, into: Path, quiet: bool
         window = read_item_events(settings.events, source.items, with_pairs=tokenizer.reads_pairs)
         pairs = window.pairs
         weights = window.counts if weighting == "events" else weights
-    steps, stream = tokenizer.count_steps(len(source.items)), io.StringIO() if quiet else None
-    with Progress(steps, f"tokenize with {tokenizer.name}", "steps", stream=stream) as progress:
+    progress = Progress(tokenizer.count_steps(len(source.items)), f"tokenize with {tokenizer.name}", "steps")
+    with contextlib.nullcontext() if quiet else progress:
         fitted = tokenizer.fit(
             source.vectors,
             seed=settings.seed,
             weights=weights,
             capacity=None if capacity is None else capacity.bound(),
             pairs=pairs,
-            advance=progress.advance,
+            advance=None if quiet else progress.advance,
         )
     codes = fitted.codes.numpy()
     facts: dict[str, Any] = {
@@ -133,8 +133,15 @@ def _append(settings: TokenizeConfig, folder: Path) -> SemanticIds:
     from longrec.semantic_ids.text_encoder import TextEncoder
     from longrec.semantic_ids.vectors import read_vectors
 
-    ids = SemanticIds.open(folder)
-    source = read_vectors(settings.vectors, text_encoder=TextEncoder.open(folder))
+    ids, encoder = SemanticIds.open(folder), TextEncoder.open(folder)
+    if bool(settings.vectors.text) != (encoder is not None):
+        raise DataError(
+            "vectors",
+            "text" if settings.vectors.text else "no text",
+            f"vectors from where those of {folder} came: {'text' if encoder else 'no text'}",
+            "codes of other vectors mean something else: write a new folder, or use the config of this one",
+        )
+    source = read_vectors(settings.vectors, text_encoder=encoder)
     same_kind = pc.is_in(source.items, ids.items) if source.items.type == ids.items.type else None
     if same_kind is None:
         what = f"keys of the type {source.items.type}"

@@ -194,6 +194,11 @@ def test_text_becomes_vectors_and_new_items_are_encoded_alike(shop: Path) -> Non
     config = {"vectors": vectors, "method": {"name": "rq_kmeans", "levels": 2, "size": 8}}
     more = longrec.tokenize(config, append=shop / "ids", quiet=True)
     assert more.codes[120].tolist() == ids.codes[0].tolist()
+    with pytest.raises(DataError, match="no text; expected vectors from where those of"):
+        longrec.tokenize(shop / "tokens.yaml", append=shop / "ids")
+    run(shop, "vectors")
+    with pytest.raises(DataError, match="text; expected vectors from where .*: no text"):
+        longrec.tokenize(config, append=shop / "vectors")
     with pytest.raises(DataError, match="more of both than the width 64"):
         run(shop, "other", vectors={**vectors, "width": 64})
 

@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from longrec.errors import DataError
 from longrec.semantic_ids.autoencoder import Autoencoder, AutoencoderSettings, count_batches, fixed_seed, train
 from longrec.semantic_ids.capacity import Capacity
+from longrec.semantic_ids.kmeans import require_vectors
 from longrec.semantic_ids.residual import FittedCodes, ResidualCodebooks, fit_residual_kmeans
 from longrec.semantic_ids.tokenizer import Tokenizer
 
@@ -89,13 +90,7 @@ class DRQ(Tokenizer):
                 "pairs of items that belong together, such as those of an event log",
                 "set events, or contrast: 0",
             )
-        if len(vectors) < settings.size:
-            raise DataError(
-                "drq",
-                f"{len(vectors):,} vectors for {settings.size:,} codes",
-                "at least as many vectors as codes",
-                "use a smaller size: each code should stand for 10 vectors or more",
-            )
+        require_vectors(len(vectors), settings.size, "drq")
         with fixed_seed(seed):
             self.autoencoder = autoencoder = Autoencoder(vectors.shape[1], settings)
         autoencoder.measure(vectors)

@@ -87,7 +87,7 @@ def fit_kmeans(
         iterations: largest number of iterations.
         weights: weight of each vector in the loads that ``capacity`` bounds, such as its exposure. Default: 1 each.
             Weights do not change the means.
-        capacity: bound on the load of each centroid.
+        capacity: bound on the load of each centroid. With ``vectors_per_code`` it holds for the last assignment alone.
         tolerance: iterations end when the inertia falls by less than this share. 0 runs all of them.
         vectors_per_code: fit on a random sample of this many vectors per centroid. Default: all vectors. All vectors
             are assigned at the end in both cases.
@@ -96,13 +96,7 @@ def fit_kmeans(
     Raises:
         DataError: if there are fewer vectors than centroids.
     """
-    if len(x_ND) < size:
-        raise DataError(
-            "k-means",
-            f"{len(x_ND):,} vectors for {size:,} codes",
-            "at least as many vectors as codes",
-            "use a smaller size: each code should stand for 10 vectors or more",
-        )
+    require_vectors(len(x_ND), size, "k-means")
     random = torch.Generator().manual_seed(seed)
     wanted = size * (vectors_per_code or 0)
     is_sampled = vectors_per_code is not None and wanted < len(x_ND)
@@ -135,6 +129,21 @@ def fit_kmeans(
     empty = int((torch.bincount(code_N, minlength=size) == 0).sum())
     inertia = compute_inertia(x_ND, centroid_KD, code_N)
     return KMeans(centroid_KD, code_N, inertia, tuple(history), reseeded, empty, report)
+
+
+def require_vectors(vectors: int, size: int, where: str) -> None:
+    """Refuse fewer vectors than codes.
+
+    Raises:
+        DataError: if there are fewer.
+    """
+    if vectors < size:
+        raise DataError(
+            where,
+            f"{vectors:,} vectors for {size:,} codes",
+            "at least as many vectors as codes",
+            "use a smaller size: each code should stand for 10 vectors or more",
+        )
 
 
 def _assign(

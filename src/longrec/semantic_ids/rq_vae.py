@@ -30,10 +30,10 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from longrec.errors import DataError
 from longrec.nn.quantize import ResidualQuantizer
 from longrec.semantic_ids.autoencoder import Autoencoder, AutoencoderSettings, count_batches, fixed_seed, train
 from longrec.semantic_ids.capacity import Capacity
+from longrec.semantic_ids.kmeans import require_vectors
 from longrec.semantic_ids.residual import FittedCodes, ResidualCodebooks, fit_residual_kmeans
 from longrec.semantic_ids.tokenizer import Tokenizer
 
@@ -71,13 +71,7 @@ class RQVAE(Tokenizer):
     ) -> FittedCodes:
         """Train, then assign all items, within the capacity. Codebooks do not move after the training."""
         settings = self.settings
-        if len(vectors) < settings.size:
-            raise DataError(
-                "rq_vae",
-                f"{len(vectors):,} vectors for {settings.size:,} codes",
-                "at least as many vectors as codes",
-                "use a smaller size: each code should stand for 10 vectors or more",
-            )
+        require_vectors(len(vectors), settings.size, "rq_vae")
         with fixed_seed(seed):
             self.autoencoder = autoencoder = Autoencoder(vectors.shape[1], settings)
             autoencoder.measure(vectors)
