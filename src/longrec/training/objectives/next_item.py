@@ -22,6 +22,7 @@ from longrec.metrics import Comparison
 from longrec.metrics.next_item import compare_ranks, next_item_metrics, summarize_ranks
 from longrec.metrics.own import Metric
 from longrec.models.core.base import Model
+from longrec.models.core.generator import Generator
 from longrec.models.core.kinds import Retriever, VectorRetriever
 from longrec.progress import Progress
 from longrec.training.full_ranking import rank_targets
@@ -74,7 +75,7 @@ class NextItem(Objective):
 
     def build_loader(self, model: Model, log: Log, fit: FitConfig) -> Loader:
         """Return batches of sequences if the model and the log allow, else of requests."""
-        assert isinstance(model, VectorRetriever)
+        assert isinstance(model, VectorRetriever | Generator)
         return NextItemLoader(
             log,
             self.rows_of(log, "train"),
@@ -172,7 +173,7 @@ class NextItem(Objective):
     def collect_warnings(self, model: Model, log: Log, fit: FitConfig) -> list[str]:
         """Return the reason why a model of sequences was trained on one request per target."""
         history = next(iter(log.schema.histories))
-        if not isinstance(model, VectorRetriever) or not model.reads_sequences:
+        if not isinstance(model, VectorRetriever | Generator) or not model.reads_sequences:
             return []
         reason = find_sequence_fault(log, history, model.sampling)
         if not reason:
