@@ -27,13 +27,13 @@ class HistoryKeys:
 
     Attributes:
         attention: the requests and their rectangles.
-        blocks: ``[2 L, r, H, T, d]`` per rectangle: keys, then values, of every layer. One with r = 1 of a shared
-            history.
+        blocks: ``[r, H, T, d]`` per rectangle: keys and values of every layer, alternating. One with r = 1 of a
+            shared history.
         masks: bool ``[r, 1, 1, T]`` per rectangle, True for positions. None if none is padded.
     """
 
     attention: BucketedAttention
-    blocks: Sequence[Tensor]
+    blocks: Sequence[Sequence[Tensor]]
     masks: Sequence[Tensor | None]
 
     @classmethod
@@ -74,12 +74,13 @@ class HistoryKeys:
         return torch.matmul(s.softmax(3), block[2 * layer + 1]).transpose(1, 2).flatten(2)
 
     @staticmethod
-    def _split_heads(q_rUX: Tensor, block: Tensor) -> Tensor:
+    def _split_heads(q_rUX: Tensor, block: Sequence[Tensor]) -> Tensor:
         """``[r, H, U, d]``."""
-        return q_rUX.view(q_rUX.shape[0], q_rUX.shape[1], block.shape[2], block.shape[4]).transpose(1, 2)
+        return q_rUX.view(q_rUX.shape[0], q_rUX.shape[1], block[0].shape[1], block[0].shape[3]).transpose(1, 2)
 
 
-def _split(x_rTX: Tensor, layers: int, heads: int) -> Tensor:
-    """``[2 L, r, H, T, d]``."""
+def _split(x_rTX: Tensor, layers: int, heads: int) -> Sequence[Tensor]:
+    """``[r, H, T, d]`` for keys and values of every layer."""
     rows, length, width = x_rTX.shape
-    return x_rTX.view(rows, length, 2 * layers, heads, width // (2 * layers * heads)).permute(2, 0, 3, 1, 4)
+    every = x_rTX.view(rows, length, 2 * layers, heads, width // (2 * layers * heads))
+    return [x_rTHd.transpose(1, 2) for x_rTHd in every.unbind(2)]

@@ -55,10 +55,13 @@ TOKENS = Fields(
 )
 """Instance tokens, which share no column with the candidate, and knowledge of the user and the item."""
 
-CATEGORY, CODES = Field("category", "id", 7, side="item"), (
-    Field("code_1", "id", 6, side="item"),
-    Field("code_2", "id", 9, side="item"),
-    Field("code_3", "id", 5, side="item"),
+CATEGORY, CODES = (
+    Field("category", "id", 7, side="item"),
+    (
+        Field("code_1", "id", 6, side="item"),
+        Field("code_2", "id", 9, side="item"),
+        Field("code_3", "id", 5, side="item"),
+    ),
 )
 PATHS = Fields(
     features=(Field("user", "id", 40, side="user"), TASTE, ITEM, CATEGORY, *CODES),
