@@ -29,6 +29,7 @@ from longrec.training.full_ranking import rank_targets
 from longrec.training.objective_settings import NextItemSettings
 from longrec.training.objectives.objective import Evaluation, Loader, Objective
 from longrec.training.settings import EvaluateConfig, FitConfig
+from longrec.training.token_hits import measure_token_hits
 
 
 class NextItem(Objective):
@@ -100,12 +101,15 @@ class NextItem(Objective):
         evaluate: EvaluateConfig,
         own: Sequence[Metric] = (),
     ) -> dict[str, float]:
-        """Return HR, NDCG, MRR and recall of the rows, or of ``evaluate.valid_rows`` of them."""
+        """Return HR, NDCG, MRR and recall of the rows, or of ``evaluate.valid_rows`` of them, and hits of tokens."""
         assert isinstance(model, Retriever)
         if evaluate.valid_rows is not None and evaluate.valid_rows < len(rows):
             rows = np.sort(np.random.default_rng(evaluate.seed).choice(rows, evaluate.valid_rows, replace=False))
         ranks = rank_targets(model, log, rows, evaluate, bf16=fit.bf16)
-        return next_item_metrics(ranks, evaluate.k, evaluate.recall_k)
+        metrics = next_item_metrics(ranks, evaluate.k, evaluate.recall_k)
+        return (
+            metrics | measure_token_hits(model, log, rows, bf16=fit.bf16) if isinstance(model, Generator) else metrics
+        )
 
     def predict(
         self,
