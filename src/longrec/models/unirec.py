@@ -35,8 +35,8 @@ Departures from the paper
     - ``code_events: join`` puts codes and other columns of an event into one vector, which halves the positions;
     - a pair with a token that is not decoded yet has no summary, where a learned constant would be a bias of the head;
     - the sum of the prefix and the summaries are normalized, so that small initial embeddings count in the head;
-    - tokens of the path, of events and of summaries are separate tables except that events and paths share those of a
-      feature. Tasks have tables of their own, one per feature, whose vectors are summed. An unseen task is zero;
+    - events and paths share the table of a feature. A task is the sum of vectors of its features, which have tables of
+      their own. An unseen one is zero, so that it falls back to no task;
     - no joint training with RFT and DPO here.
 
 Shapes: R requests, N positions of their histories, U columns (steps) of a decoder, W prefixes, T targets, S steps, D
@@ -184,11 +184,8 @@ class UniRec(Generator):
             dropout=config.dropout,
             std=std,
         )
-        self.decoder = PathDecoder(
-            Shape(width, config.heads, config.hidden, config.experts, steps, config.gate, config.dropout),
-            config.layers,
-            config.self_attention,
-        )
+        shape = Shape(width, config.heads, config.hidden, config.experts, steps, config.gate, config.dropout)
+        self.decoder = PathDecoder(shape, config.layers, config.self_attention)
         self.dropout, self.task_dropout = Dropout(config.dropout), Dropout(config.task_dropout)
         self.heads = nn.ModuleList()
         masks = config.head == "mask"
