@@ -353,7 +353,7 @@ class UniRec(Generator):
             return self.decoder(x, memory.keys, 0).squeeze(2).expand(-1, prefixes, -1)
         last, index = prefix[..., -1], None
         if not kernels.is_traced():
-            distinct, inverse = last.unique(return_inverse=True)
+            distinct, inverse = torch.unique(last, return_inverse=True)
             if last.dim() == 1 or len(distinct) < prefixes:
                 last, index = distinct, inverse
         e = self._embed_tokens(last, step - 1).expand(requests, -1, -1).unsqueeze(2)

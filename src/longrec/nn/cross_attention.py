@@ -46,7 +46,7 @@ class HistoryKeys:
         attention = BucketedAttention(segments)
         if attention.shared:
             return cls(attention, [_split(x_NX.unsqueeze(0), layers, heads)], [None])
-        chunks = attention.gather_positions(x_NX).split(attention.sizes)
+        chunks = torch.split(attention.gather_positions(x_NX), attention.sizes)
         blocks = [_split(bucket.pad(chunk), layers, heads) for bucket, chunk in zip(attention.buckets, chunks)]
         masks = [None if bucket.real is None else bucket.real[:, None, None, :] for bucket in attention.buckets]
         return cls(attention, blocks, masks)

@@ -50,8 +50,10 @@ class PathHistory(nn.Module):
         super().__init__()
         self.columns, self.layers, self.heads, self.width = columns, layers, heads, width
         events, codes = (len(names) * width for names in columns)
-        self.event_norm, self.event_map = (RMSNorm(events), Linear(events, width)) if events else (None, None)
-        self.code_map, self.code_norm = (Linear(codes, width), RMSNorm(width)) if codes else (None, None)
+        self.event_norm = RMSNorm(events) if events else None
+        self.event_map = Linear(events, width) if events else None
+        self.code_map = Linear(codes, width) if codes else None
+        self.code_norm = RMSNorm(width) if codes else None
         self.positions = nn.Parameter(torch.randn(positions, width) * std) if positions else None
         self.encoder = nn.ModuleList(
             EncoderLayer(width, heads, 4 * width, dropout=dropout) for _ in range(encoder_layers)

@@ -329,7 +329,7 @@ def split_requests(batch: Batch, most: int) -> Sequence[Batch]:
         layout = Layout.shared(1) if shared else Layout.catalog(requests, 0)
         return [Batch(layout, columns, {}, batch.histories)]
     device = next(iter(batch.histories.values())).offsets.device
-    every = torch.arange(requests, device=device).split(most)
+    every = torch.split(torch.arange(requests, device=device), most)
     return [
         Batch(
             Layout.catalog(len(rows), 0),
