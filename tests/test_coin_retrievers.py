@@ -16,16 +16,20 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "coins"))  # for the log and the runs
 
-from coin_retrievers import SETTINGS, Hits, count_hits, tail, write_log
+from coin_retrievers import GENERATORS, SETTINGS, Hits, count_hits, tail, write_log
 
 from longrec.data.log import Log
 from longrec.models.core.catalog import names
+from longrec.models.core.generator import Generator
 from longrec.models.core.item_history import ItemHistoryRetriever
 from longrec.models.core.pooled_history import PooledHistoryRetriever
 from longrec.models.core.registry import find
 
 UNLIKELY = 1e-6
-CASES = [{"name": name, "draw": draw} for name in SETTINGS for draw in ("in_batch", "mixed")]
+CASES = [
+    *({"name": name, "draw": draw} for name in SETTINGS for draw in ("in_batch", "mixed") if name not in GENERATORS),
+    *({"name": name} for name in GENERATORS),
+]
 READERS = [name for name in SETTINGS if issubclass(find(name), PooledHistoryRetriever)]
 """Models whose tower of users reads the context beside the history. Others learn to use it much later."""
 
@@ -43,7 +47,8 @@ def check_chance(seen: Hits) -> None:
 
 
 def test_all_retrievers_that_learn_are_tested() -> None:
-    assert {name for name in names() if issubclass(find(name), ItemHistoryRetriever)} == set(SETTINGS)
+    assert {name for name in names() if issubclass(find(name), ItemHistoryRetriever | Generator)} == set(SETTINGS)
+    assert {name for name in names() if issubclass(find(name), Generator)} == set(GENERATORS)
 
 
 def test_the_tail_of_a_binomial_variable() -> None:
@@ -78,7 +83,8 @@ def test_a_target_in_its_own_history_is_detected(
     data: Mapping[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     plant_own_event(monkeypatch)
-    seen = count_hits(data, {"name": name, "draw": "in_batch"}, tmp_path)
+    draw = {} if name in GENERATORS else {"draw": "in_batch"}
+    seen = count_hits(data, {"name": name, **draw}, tmp_path)
     assert seen.more < UNLIKELY, seen
 
 

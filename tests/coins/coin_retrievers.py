@@ -7,6 +7,7 @@ hits of all targets are a binomial variable.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp, fsum, lgamma, log, log1p
@@ -43,8 +44,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "comirec": {"dropout": 0.0},
     "sdm": {"dropout": 0.0},
     "hstu_next_item": {"layers": 1, "layer_dropout": 0.0},
+    "unirec": {"layers": 1, "hidden": 16, "dropout": 0.0},
 }
 """Settings of each model that learns, besides those of its size."""
+GENERATORS = ("unirec",)
+"""Models that have no negatives. They generate the codes of items, which are digits of a random number."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ def write_log(folder: Path) -> Mapping[str, Any]:
         "users": {"user": np.arange(USERS), "group": random.integers(0, 5, USERS)},
         "items": {"item": np.arange(ITEMS), "genre": random.integers(0, 8, ITEMS)},
     }
+    number = random.permutation(ITEMS)
+    tables["items"] |= {"code_1": number // 10, "code_2": number % 10}
     paths = {name: str(folder / f"{name}.parquet") for name in tables}
     for name, columns in tables.items():
         pq.write_table(pa.table(columns), paths[name])
@@ -104,12 +110,22 @@ def write_log(folder: Path) -> Mapping[str, Any]:
     return {**paths, "schema": SCHEMA, "split": split, "folder": str(folder / "prepared"), "threads": 1}
 
 
+def add_codes(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the section ``data`` with the codes of items, for generators."""
+    schema, codes = copy.deepcopy(data["schema"]), ["code_1", "code_2"]
+    schema["features"] |= {name: {"kind": "id", "side": "item"} for name in codes}
+    schema["histories"]["seen"]["features"] += codes
+    return {**data, "schema": schema, "folder": f"{data['folder']}_codes"}
+
+
 def count_hits(data: Mapping[str, Any], model: Mapping[str, Any], folder: Path, epochs: int = 4) -> Hits:
     """Train a retriever and count the targets of test that are among its first items."""
+    generates = model["name"] in GENERATORS
+    negatives = {} if generates else {"negatives": 50}
     config = {
         "name": "coin",
-        "data": data,
-        "model": {"embedding_dim": 16, "negatives": 50, **SETTINGS[model["name"]], **model},
+        "data": add_codes(data) if generates else data,
+        "model": {"embedding_dim": 16, **negatives, **SETTINGS[model["name"]], **model},
         "fit": {
             **{"runs": str(folder), "epochs": epochs, "batch_size": 256, "lr": 0.02, "l2": 0.0, "patience": 0},
             **{"val_checks_per_epoch": 1, "checkpoint_seconds": None, "tensorboard": "off", "mlflow": "off"},

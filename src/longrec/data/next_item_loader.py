@@ -193,7 +193,9 @@ class NextItemLoader:
             candidates, index, columns, negatives = self.catalog, np.searchsorted(self.catalog, items), self._all, 0
         else:
             distinct, index, times = np.unique(items, return_inverse=True, return_counts=True)
-            if sampling.scope == "own":
+            if sampling.scope == "none":
+                drawn, negatives = distinct[:0], 0
+            elif sampling.scope == "own":
                 of_target = self._sampler.draw_own(log.user(rows), sampling.negatives, random)
                 drawn, own = number_distinct(of_target, len(log.items))
                 own += len(distinct)

@@ -232,6 +232,7 @@ class Targets:
         age: float32 ``[T]``, time from each target to the last, as a share of that from the first to the last, or None.
         gap: int32 ``[T]`` ids, as of ``time_gap``, of the time from a state's last event to its target, or None.
         per_position: True if ``state`` counts positions, False if it counts requests.
+        host: ``state`` on the host, of targets on another device. None: copied when first needed.
     """
 
     state: Tensor
@@ -248,12 +249,18 @@ class Targets:
     requests: Mapping[str, Column] | None = None
     age: Tensor | None = None
     gap: Tensor | None = None
+    host: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def host_state(self) -> NDArray[np.int64]:
+        """``state`` on the host, int64 ``[T]``."""
+        return self.state.detach().cpu().numpy() if self.host is None else self.host
 
     def copy(self, tensor: Copy) -> Targets:
         """Return a copy made of copies of the tensors."""
         moved: dict[str, Any] = {name: tensor(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
         requests = self.requests and {name: _copy_column(column, tensor) for name, column in self.requests.items()}
-        return replace(self, **moved, requests=requests)
+        return replace(self, **moved, requests=requests, host=self.host_state)
 
 
 def _describe_columns(columns: Mapping[str, Column]) -> str:

@@ -27,7 +27,7 @@ class Sampling:
 
     Attributes:
         scope: ``shared``: all targets of a batch have the same negatives; ``own``: each target has its own; ``all``:
-            all of these items.
+            all of these items; ``none``: there are no negatives, for a model that compares tokens.
         negatives: number of negatives, of each target with ``own``. Those in the batch do not count.
         draw: distribution of the negatives. In-batch and mixed ones are ``shared`` only.
         unseen: draw no item of the user's own history in the training window. ``own`` only.
@@ -39,7 +39,7 @@ class Sampling:
             events from ``time_since_previous`` and no other column of time, so that these columns allow sequences.
     """
 
-    scope: Literal["shared", "own", "all"] = "shared"
+    scope: Literal["shared", "own", "all", "none"] = "shared"
     negatives: int = 512
     draw: Draw = "uniform"
     unseen: bool = False

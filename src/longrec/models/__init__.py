@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from longrec.models.can import CAN
     from longrec.models.comirec import ComiRec
     from longrec.models.core.base import Model
+    from longrec.models.core.generator import Generator, GeneratorConfig
     from longrec.models.core.item_history import ItemHistoryConfig, ItemHistoryRetriever
     from longrec.models.core.kinds import (
         Encoder,
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from longrec.models.surge import SURGE
     from longrec.models.tissa import TiSSA
     from longrec.models.twin import TWIN
+    from longrec.models.unirec import UniRec
     from longrec.models.wide_deep import WideDeep
     from longrec.models.youtube_dnn import YoutubeDNN
 
@@ -107,6 +109,8 @@ _MODULES = {
     "FittedRetriever": "core.kinds",
     "FM": "fm",
     "FNN": "fnn",
+    "Generator": "core.generator",
+    "GeneratorConfig": "core.generator",
     "GRU4Rec": "gru4rec",
     "HPMN": "hpmn",
     "HSTU": "hstu",
@@ -148,6 +152,7 @@ _MODULES = {
     "TopConfig": "core.top",
     "TopRanker": "core.top",
     "TWIN": "twin",
+    "UniRec": "unirec",
     "VectorRetriever": "core.kinds",
     "WideDeep": "wide_deep",
     "YoutubeDNN": "youtube_dnn",
@@ -198,6 +203,8 @@ __all__ = [
     "Extractor",
     "FittedRetriever",
     "GRU4Rec",
+    "Generator",
+    "GeneratorConfig",
     "HSTUNextItem",
     "IATReader",
     "ItemHistoryConfig",
@@ -221,6 +228,7 @@ __all__ = [
     "TiSSA",
     "TopConfig",
     "TopRanker",
+    "UniRec",
     "VectorRetriever",
     "WideDeep",
     "YoutubeDNN",

@@ -55,6 +55,20 @@ TOKENS = Fields(
 )
 """Instance tokens, which share no column with the candidate, and knowledge of the user and the item."""
 
+CATEGORY, CODES = (
+    Field("category", "id", 7, side="item"),
+    (
+        Field("code_1", "id", 6, side="item"),
+        Field("code_2", "id", 9, side="item"),
+        Field("code_3", "id", 5, side="item"),
+    ),
+)
+PATHS = Fields(
+    features=(Field("user", "id", 40, side="user"), TASTE, ITEM, CATEGORY, *CODES),
+    histories={"seen": (RATING, ITEM, CATEGORY, *CODES), "liked": (ITEM, GAP)},
+)
+"""Items with a category and the codes of a semantic ID, for generators."""
+
 TARGETS = ("bought", "kept")
 """Further labels of a batch, a third of them not known, for models of several tasks."""
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Model
+from longrec.models.core.generator import Generator
 from longrec.models.core.kinds import Encoder, Ranker
 from longrec.models.core.registry import build, find
-from longrec.testing.batches import FEW, FIELDS, TOKENS, ragged
+from longrec.testing.batches import FEW, FIELDS, PATHS, TOKENS, ragged
 from longrec.testing.expect import ConformanceError
 
 
@@ -24,7 +25,8 @@ class Case:
     Args:
         name: name of the model, as in a config.
         settings: its settings, without the name. Empty for the defaults.
-        fields: inputs of all checks. None for those of the suite: fields of every kind, a few fields, token histories.
+        fields: inputs of all checks. None for those of the suite: fields of every kind, a few fields, token histories,
+            and for generators items with codes.
         variant: True for settings beside the defaults. What no setting can change is then not checked again.
 
     Attributes:
@@ -40,6 +42,7 @@ class Case:
         variant: bool = False,
     ) -> None:
         self.name, self.settings, self.variant = name, dict(settings or {}), variant
+        fields = fields or (PATHS if issubclass(self.model_class, Generator) else None)
         self.fields, self.few, self.tokens = fields or FIELDS, fields or FEW, fields or TOKENS
         self._models: dict[int, Ranker | Encoder] = {}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.models.core import artifact
+from longrec.models.core.generator import Generator
 from longrec.models.core.kinds import FittedRetriever, Retriever, VectorRetriever
 from longrec.testing.batches import ITEM, grouped, pick, ragged, repeated, shared, take, with_history
 from longrec.testing.case import Case, backpropagate
@@ -21,6 +22,9 @@ from longrec.testing.devices import compare_gradients, step_far, stop_dropout
 from longrec.testing.expect import ConformanceError, expect, expect_close
 from longrec.testing.target_batches import catalog, requests_of, with_targets, with_weights
 from longrec.training.sparse_optimizers import LazyAdam
+
+Trained = VectorRetriever | Generator
+"""Retrievers that are trained on targets."""
 
 
 def lively(case: Case) -> Retriever:
@@ -56,6 +60,13 @@ def lively_vectors(case: Case) -> VectorRetriever:
     return model
 
 
+def lively_trained(case: Case) -> Trained:
+    """Return the model of ``lively``, which is trained on targets."""
+    model = lively(case)
+    assert isinstance(model, Trained)
+    return model
+
+
 def score(model: Retriever, batch: Batch, case: Case) -> Tensor:
     """Return the score of all items for every request, without a graph of gradients."""
     with torch.no_grad():
@@ -65,7 +76,11 @@ def score(model: Retriever, batch: Batch, case: Case) -> Tensor:
 def check_one_finite_score_an_item(case: Case) -> None:
     """R requests have ``[R, I]`` finite scores, also without any event, and those of requests differ as declared."""
     model = lively(case)
-    for batch in (ragged(1, fields=case.fields), ragged(9, fields=case.fields), ragged(3, lengths=[0] * 3)):
+    for batch in (
+        ragged(1, fields=case.fields),
+        ragged(9, fields=case.fields),
+        ragged(3, lengths=[0] * 3, fields=case.fields),
+    ):
         actual = score(model, batch, case)
         shape = (batch.size, ITEM.rows)
         expect(actual.shape == shape, f"the scores have shape {tuple(actual.shape)}, expected {shape}")
@@ -151,14 +166,14 @@ def check_a_state_reads_no_later_event(case: Case) -> None:
     expect(moved[last].min() > 1e-4, "the last event does not change the state after it")
 
 
-def _each_kind_of_targets(model: VectorRetriever, case: Case, rows: int) -> list[Batch]:
+def _each_kind_of_targets(model: Trained, case: Case, rows: int) -> list[Batch]:
     kinds = [True, False] if model.reads_sequences else [False]
     return [with_targets(model.sampling, rows, fields=case.fields, per_position=kind) for kind in kinds]
 
 
 def check_targets_reach_every_parameter(case: Case) -> None:
     """The loss of targets reaches every parameter. Gradients of embedding tables, and of nothing else, are sparse."""
-    model = lively_vectors(case).train()
+    model = lively_trained(case).train()
     tables = {id(table) for table in model.embedding_parameters()}
     for batch in _each_kind_of_targets(model, case, 300):
         model.zero_grad()
@@ -174,7 +189,7 @@ def check_targets_reach_every_parameter(case: Case) -> None:
 
 def check_a_loss_is_the_weighted_mean_over_targets(case: Case) -> None:
     """The loss of any weights is that of single targets, averaged by them."""
-    model = lively_vectors(case)
+    model = lively_trained(case)
     for batch in _each_kind_of_targets(model, case, 5):
         assert batch.targets is not None
         weights = torch.eye(len(batch.targets.state))
@@ -191,7 +206,7 @@ def check_a_loss_is_the_weighted_mean_over_targets(case: Case) -> None:
 def check_targets_are_learned(case: Case) -> None:
     """A new model lowers the loss of one batch by 30 percent within 60 steps."""
     model = case.build()
-    assert isinstance(model, VectorRetriever)
+    assert isinstance(model, Trained)
     batch = with_targets(model.sampling, 64, fields=case.fields, per_position=model.reads_sequences)
     tables = model.embedding_parameters()
     dense = [one for one in model.parameters() if all(one is not table for table in tables)]
@@ -211,7 +226,7 @@ def check_targets_are_learned(case: Case) -> None:
 
 def check_a_step_of_targets_on_another_device(case: Case) -> None:
     """A training step on another device has the loss and gradients of the CPU, and never waits for the device."""
-    model = lively_vectors(case).train()
+    model = lively_trained(case).train()
     stop_dropout(model)
     for batch in _each_kind_of_targets(model, case, 64):
         here, there = copy.deepcopy(model), copy.deepcopy(model)
@@ -249,8 +264,9 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     check_a_retriever_is_saved_and_loaded,
 )
 """Checks of all retrievers."""
-OF_VECTORS: tuple[Callable[[Case], None], ...] = (
-    check_a_state_reads_no_later_event,
+OF_VECTORS: tuple[Callable[[Case], None], ...] = (check_a_state_reads_no_later_event,)
+"""Checks of retrievers that have vectors."""
+OF_TARGETS: tuple[Callable[[Case], None], ...] = (
     check_targets_reach_every_parameter,
     check_a_loss_is_the_weighted_mean_over_targets,
     check_targets_are_learned,

@@ -10,12 +10,14 @@ import torch
 from longrec.errors import ConfigError, UnknownName
 from longrec.features.fields import Fields
 from longrec.models.core.base import Model
+from longrec.models.core.generator import Generator
 from longrec.models.core.kinds import Encoder, FittedRetriever, Ranker, Reranker, Retriever, VectorRetriever
 from longrec.models.core.registry import find, name_of_class
 from longrec.testing import (
     core,
     devices,
     encoders,
+    generators,
     inputs,
     programs,
     rankers,
@@ -53,7 +55,8 @@ BY_KIND: dict[type, tuple[Check, ...]] = {
     Encoder: (*SCORERS, *encoders.CHECKS),
     Reranker: RERANKERS,
     Retriever: RETRIEVERS,
-    VectorRetriever: retrievers.OF_VECTORS,
+    VectorRetriever: (*retrievers.OF_VECTORS, *retrievers.OF_TARGETS),
+    Generator: (*retrievers.OF_TARGETS, *generators.CHECKS),
     FittedRetriever: retrievers.OF_COUNTS,
 }
 """Checks of each kind of model, besides those of the kinds that it derives from."""

@@ -46,6 +46,9 @@ def with_targets(
     target_T, own_Tk = _draw(count, generator), None
     if sampling.scope == "all":
         candidates, item_T, negatives = torch.arange(2, ITEM.rows), target_T - 2, 0
+    elif sampling.scope == "none":
+        candidates, item_T = torch.unique(target_T, return_inverse=True)
+        negatives = 0
     else:
         distinct, item_T = torch.unique(target_T, return_inverse=True)
         drawn = _draw(count * sampling.negatives if sampling.scope == "own" else NEGATIVES, generator)

@@ -72,3 +72,10 @@ def find_draw_faults(config: Any) -> list[str]:
     if config.draw in ("in_batch", "mixed") and config.loss not in ("softmax", "bpr_max"):
         return [f"draw: {config.draw} needs loss: softmax or bpr_max, whose targets share their negatives"]
     return []
+
+
+def find_path_faults(config: Any) -> list[str]:
+    """Return the faults of the path of a generator."""
+    names = [*config.attributes, *config.codes]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    return [f"attributes, codes: {name} is in the path twice; name it once" for name in twice]

@@ -129,6 +129,7 @@ RULES: Mapping[str, Callable[[Any], list[str]]] = {
     "width": rules.find_width_faults,
     "dropout": rules.find_dropout_faults,
     "draw": rules.find_draw_faults,
+    "path": rules.find_path_faults,
 }
 """Rules of whole sections."""
 

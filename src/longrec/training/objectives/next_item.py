@@ -22,12 +22,14 @@ from longrec.metrics import Comparison
 from longrec.metrics.next_item import compare_ranks, next_item_metrics, summarize_ranks
 from longrec.metrics.own import Metric
 from longrec.models.core.base import Model
+from longrec.models.core.generator import Generator
 from longrec.models.core.kinds import Retriever, VectorRetriever
 from longrec.progress import Progress
 from longrec.training.full_ranking import rank_targets
 from longrec.training.objective_settings import NextItemSettings
 from longrec.training.objectives.objective import Evaluation, Loader, Objective
 from longrec.training.settings import EvaluateConfig, FitConfig
+from longrec.training.token_hits import measure_token_hits
 
 
 class NextItem(Objective):
@@ -74,7 +76,7 @@ class NextItem(Objective):
 
     def build_loader(self, model: Model, log: Log, fit: FitConfig) -> Loader:
         """Return batches of sequences if the model and the log allow, else of requests."""
-        assert isinstance(model, VectorRetriever)
+        assert isinstance(model, VectorRetriever | Generator)
         return NextItemLoader(
             log,
             self.rows_of(log, "train"),
@@ -99,12 +101,15 @@ class NextItem(Objective):
         evaluate: EvaluateConfig,
         own: Sequence[Metric] = (),
     ) -> dict[str, float]:
-        """Return HR, NDCG, MRR and recall of the rows, or of ``evaluate.valid_rows`` of them."""
+        """Return HR, NDCG, MRR and recall of the rows, or of ``evaluate.valid_rows`` of them, and hits of tokens."""
         assert isinstance(model, Retriever)
         if evaluate.valid_rows is not None and evaluate.valid_rows < len(rows):
             rows = np.sort(np.random.default_rng(evaluate.seed).choice(rows, evaluate.valid_rows, replace=False))
         ranks = rank_targets(model, log, rows, evaluate, bf16=fit.bf16)
-        return next_item_metrics(ranks, evaluate.k, evaluate.recall_k)
+        metrics = next_item_metrics(ranks, evaluate.k, evaluate.recall_k)
+        return (
+            metrics | measure_token_hits(model, log, rows, bf16=fit.bf16) if isinstance(model, Generator) else metrics
+        )
 
     def predict(
         self,
@@ -172,7 +177,7 @@ class NextItem(Objective):
     def collect_warnings(self, model: Model, log: Log, fit: FitConfig) -> list[str]:
         """Return the reason why a model of sequences was trained on one request per target."""
         history = next(iter(log.schema.histories))
-        if not isinstance(model, VectorRetriever) or not model.reads_sequences:
+        if not isinstance(model, VectorRetriever | Generator) or not model.reads_sequences:
             return []
         reason = find_sequence_fault(log, history, model.sampling)
         if not reason:
