@@ -23,10 +23,10 @@ BASE = {
     "errors", "config", "onnx_import", "progress", "resources", "signatures", "tabular", "terminal_text", "yaml_reader",
 }  # fmt: skip
 TOP = {
-    "__init__", "__main__", "audits", "catalog_command", "events_command", "stream_command", "warm_command", "cli",
-    "command_output", "commands", "demo", "diagnose_command", "entry", "exports", "fitting", "former_names", "help_pages",
-    "imports", "length_command", "listings", "new_row_options", "pipeline_commands", "prepared_log", "settings_text",
-    "tokenize_command",
+    "__init__", "__main__", "audits", "catalog_command", "cli", "command_output", "commands", "demo",
+    "diagnose_command", "entry", "events_command", "exports", "fitting", "former_names", "help_pages", "imports",
+    "length_command", "listings", "new_row_options", "pipeline_commands", "prepared_log", "settings_text",
+    "stream_command", "tokenize_command", "warm_command",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     "features": set(),
