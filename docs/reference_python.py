@@ -32,8 +32,8 @@ FURTHER = (
     "longrec.serve.interface.Ranking",
     "longrec.serve.interface.RankedItem",
     "longrec.serve.interface.RecordedEvent",
-    "longrec.serve.interface.UserHistory",
-    "longrec.serve.interface.HistoryEvent",
+    "longrec.serve.user_history.UserHistory",
+    "longrec.serve.user_history.HistoryEvent",
 )
 """Classes that the names of the package return."""
 PAGES = {"schema.md": SCHEMA, "config.md": CONFIG, "tokens.md": TOKENS, "tokenize.md": TOKENIZE}

@@ -14,17 +14,10 @@ import orjson
 from longrec.errors import RequestError
 from longrec.serve.api_keys import LONGEST, SHORTEST, is_key
 from longrec.serve.history_request import HISTORY
-from longrec.serve.interface import (
-    Client,
-    HistoryEvent,
-    RankedItem,
-    Ranking,
-    RecordedEvent,
-    UserHistory,
-    parse_response,
-)
+from longrec.serve.interface import Client, RankedItem, Ranking, RecordedEvent, parse_response
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings, build_settings
+from longrec.serve.user_history import HistoryEvent, UserHistory
 
 __all__ = [
     "Client",

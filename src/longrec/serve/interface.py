@@ -19,6 +19,7 @@ import orjson
 from numpy.typing import NDArray
 
 from longrec.errors import RequestError
+from longrec.serve.user_history import HistoryEvent, UserHistory
 
 _DATATYPES = {np.dtype(np.int32): "INT32", np.dtype(np.int64): "INT64", np.dtype(np.float32): "FP32"}
 
@@ -94,41 +95,6 @@ class RecordedEvent:
     new_item: bool
     recorded_at: str | int | None = None
     ignored: tuple[str, ...] = ()
-
-
-class HistoryEvent(NamedTuple):
-    """One event that a score reads.
-
-    Attributes:
-        at: timestamp.
-        item: key of its item. None for none.
-        title: title of the item, if the item table has one.
-        values: values of the history's columns.
-    """
-
-    at: str | int | None
-    item: int | str | None
-    title: str | None
-    values: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class UserHistory:
-    """What one model reads in one history of a user.
-
-    Attributes:
-        model: name of the model.
-        name: name of the history.
-        events: number of events that a score reads.
-        folded: number of them that are in the state of the user. None for a bundle without states.
-        newest: the newest events, newest first.
-    """
-
-    model: str
-    name: str
-    events: int
-    folded: int | None
-    newest: tuple[HistoryEvent, ...]
 
 
 class Client(ABC):
