@@ -111,7 +111,7 @@ class SIM(TopRanker):
     def __init__(self, config: SIMConfig, fields: Fields) -> None:
         super().__init__(config, fields)
         self.order_matters = config.short > 0
-        self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
+        self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std, joined=True)
         width = self.embeddings.widths
         self.queries = Queries(fields, width, "sim")
         self.columns = _choose_keys(config, fields)

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from longrec.nn import kernels
+from longrec.nn import kernels, lookup
 from longrec.nn.segments import Segments
 from longrec.nn.selection import Selection
 
@@ -56,7 +56,7 @@ def take_each(x_UD: Float[Tensor, "U D"], selections: Sequence[Selection]) -> li
     every = [selection.stored for selection in selections if selection.stored is not None]
     if kernels.is_traced() or len(every) < len(selections):
         return [selection.take(x_UD) for selection in selections]
-    return list(torch.split(x_UD.index_select(0, torch.cat(every)), [len(stored) for stored in every]))
+    return list(torch.split(lookup.take(x_UD, torch.cat(every)), [len(stored) for stored in every]))
 
 
 def _has_blocks(k_ND: Tensor, segments: Segments) -> bool:
