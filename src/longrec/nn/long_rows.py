@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from longrec.nn import kernels, lookup
+from longrec.nn import gemm, kernels, lookup
 from longrec.nn.segments import Segments
 from longrec.nn.selection import Selection
 
@@ -89,7 +89,7 @@ class _WeighByDot(torch.autograd.Function):
     def backward(ctx: Any, g_BD: Tensor) -> tuple[Tensor, Tensor, None]:
         x_BD, k_ND, s_N = ctx.saved_tensors
         segments = ctx.segments
-        t_N, g_ND = _dot(g_BD, k_ND, segments), torch.empty_like(k_ND, memory_format=torch.contiguous_format)
+        t_N, g_ND = _dot(g_BD, k_ND, segments), gemm.allocate_rows(k_ND, *k_ND.shape)
         for at in _blocks(len(k_ND)):
             row = segments.row[at]
             torch.mul(x_BD.index_select(0, row), t_N[at].unsqueeze(1), out=g_ND[at])

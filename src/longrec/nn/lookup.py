@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from longrec.nn.gemm import allocate_rows
 from longrec.nn.row_sums import group
 
 
@@ -51,7 +52,7 @@ def allocate_columns(like: Tensor, rows: int, widths: Sequence[int]) -> list[Ten
 
     They are tensors of their own and no views, since for autograd a write to one view changes the others.
     """
-    whole = like.new_empty(rows, sum(widths)).untyped_storage()
+    whole = allocate_rows(like, rows, sum(widths)).untyped_storage()
     starts = [sum(widths[:number]) for number in range(len(widths))]
     return [like.new_empty(0).set_(whole, at, (rows, D), (sum(widths), 1)) for at, D in zip(starts, widths)]
 

@@ -111,6 +111,7 @@ class Loop:
             # Batch statistics need two rows, so a last batch of one row is skipped for all models.
             if batch.size > 1 or config.batch_size == 1:
                 update(self.model, self.optimizers, config, state.step, batch, self.losses)
+            del batch  # before the next one is gathered
             state.step += 1
             state.position += 1
             checking = state.position in check_positions or state.step == self.steps
