@@ -146,7 +146,8 @@ def test_reading_a_file_of_keys_imports_no_pandas(tmp_path: Path) -> None:
         assert keys.values.equals(values)
     code = (
         "import sys, pathlib; from longrec.features.vocabulary import Keys; "
-        "print(len(Keys.read(pathlib.Path('keys.parquet'), 'key')), *sys.modules.keys() & {'pandas', 'pyarrow.dataset'})"
+        "print(len(Keys.read(pathlib.Path('keys.parquet'), 'key'))); "
+        "print(*sys.modules.keys() & {'pandas', 'pyarrow.dataset'})"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["3"], done.stderr

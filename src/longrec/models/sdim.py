@@ -266,7 +266,7 @@ def normalize(x: Tensor) -> Tensor:
 def _sum_matches(match_GN: Tensor, k_NK: Tensor, segments: Segments) -> Tensor:
     """Return the sum of the positions of each row that match in each group, ``[G, B, K]``."""
     if kernels.choose(k_NK, casts=False) == "cpu":
-        sparse = lookup.is_joined(k_NK)
+        sparse = lookup.takes_sparse(k_NK)
         out: Tensor = _SumMatches.apply(match_GN, k_NK, segments, sparse)  # type: ignore[no-untyped-call]
         return out
     return torch.stack([segments.weighted_sum(match_N.to(k_NK.dtype), k_NK) for match_N in match_GN.unbind()])

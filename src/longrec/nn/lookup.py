@@ -66,14 +66,14 @@ def join(columns: Sequence[Tensor]) -> Tensor:
     return out
 
 
-def is_joined(x_NK: Tensor) -> bool:
-    """Return True for a result of ``join`` that has a gradient, which may be sparse."""
-    return x_NK.grad_fn is not None and x_NK.grad_fn.name() == f"{_Join.__name__}Backward"
+def takes_sparse(x_NK: Tensor) -> bool:
+    """Return True if the gradient of a tensor may be sparse: that of ``join``, or of a function that says so."""
+    return getattr(x_NK.grad_fn, "takes_sparse", False)
 
 
 def take(x_NK: Tensor, index_S: Tensor) -> Tensor:
-    """Return rows of a tensor, ``[S, K]``. The gradient of a result of ``join`` is sparse then."""
-    return F.embedding(index_S, x_NK, sparse=True) if is_joined(x_NK) else x_NK.index_select(0, index_S)
+    """Return rows of a tensor, ``[S, K]``. Its gradient is sparse where it may be."""
+    return F.embedding(index_S, x_NK, sparse=True) if takes_sparse(x_NK) else x_NK.index_select(0, index_S)
 
 
 class _Join(torch.autograd.Function):
@@ -81,6 +81,7 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *columns: Tensor) -> Tensor:
+        ctx.takes_sparse = True
         ctx.widths, first = [e_ND.shape[1] for e_ND in columns], columns[0]
         shape = len(first), sum(ctx.widths)
         return first.new_empty(0).set_(first.untyped_storage(), 0, shape, (shape[1], 1))
