@@ -215,12 +215,14 @@ class Embeddings(nn.Module):
         tables = [self.table(field.name) for field in fields]
         if kernels.is_traced() or any(table.device.type != "cpu" for table in tables):
             return {}
-        if any(isinstance(batch.histories[history].columns[field.name], Jagged) for field in fields):
+        values = [batch.histories[history].columns[field.name] for field in fields]
+        ids = [column for column in values if isinstance(column, Tensor)]
+        plain = len(ids) == len(fields) and all(self._is_plain(field) for field in fields)
+        if not plain or len({table.dtype for table in tables}) > 1:
             return {}
-        if not all(self._is_plain(field) for field in fields) or len({table.dtype for table in tables}) > 1:
-            return {}
-        rows = len(batch.histories[history].columns[fields[0].name])
-        columns = lookup.allocate_columns(tables[0].detach(), rows, [self.widths[field.name] for field in fields])
+        columns = lookup.allocate_columns(
+            tables[0].detach(), len(ids[0]), [self.widths[field.name] for field in fields]
+        )
         return {field.name: column for field, column in zip(fields, columns)}
 
     def _is_plain(self, field: Field) -> bool:
