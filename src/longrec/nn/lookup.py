@@ -151,19 +151,30 @@ def _sum_each(uses: list[tuple[Use, Tensor]]) -> tuple[Tensor, Tensor]:
     (largest, g_ND), *others = uses
     rows_m, order_n, starts_m = group(torch.cat([use.ids for use, _ in uses]))
     if g_ND.is_sparse or 2 * len(largest.ids) < len(order_n):
-        sums_mD, others = torch.zeros(len(rows_m), g_ND.shape[1], dtype=g_ND.dtype), uses
-    else:
-        if others:
-            own_n = order_n < len(largest.ids)
-            order_n = order_n.masked_select(own_n)
-            starts_m = (own_n.cumsum(0) - own_n.long()).index_select(0, starts_m)
-        sums_mD = _sum_rows(g_ND, order_n, starts_m)
+        place_n = _number_groups(order_n, starts_m)
+        sums_mD = torch.zeros(len(rows_m), g_ND.shape[1], dtype=g_ND.dtype)
+        for (_, own_ND), at in zip(uses, torch.split(place_n, [len(use.ids) for use, _ in uses])):
+            if own_ND.is_sparse:
+                sums_mD.index_add_(0, at.index_select(0, own_ND._indices()[0]), own_ND._values())
+            else:
+                sums_mD.index_add_(0, at, own_ND)
+        return rows_m, sums_mD
+    if others:
+        own_n = order_n < len(largest.ids)
+        order_n = order_n.masked_select(own_n)
+        starts_m = (own_n.cumsum(0) - own_n.long()).index_select(0, starts_m)
+    sums_mD = _sum_rows(g_ND, order_n, starts_m)
     for use, own_ND in others:
-        ids_S, values_SD = use.ids, own_ND
-        if own_ND.is_sparse:
-            ids_S, values_SD = ids_S.index_select(0, own_ND._indices()[0]), own_ND._values()
-        sums_mD.index_add_(0, torch.searchsorted(rows_m, ids_S.long()), values_SD)
+        own_ND = own_ND.to_dense() if own_ND.is_sparse else own_ND
+        sums_mD.index_add_(0, torch.searchsorted(rows_m, use.ids.long()), own_ND)
     return rows_m, sums_mD
+
+
+def _number_groups(order_n: Tensor, starts_m: Tensor) -> Tensor:
+    """Return the number of the group of each id, int64 ``[n]``, from what ``group`` returns."""
+    lengths_m = torch.diff(starts_m, append=starts_m.new_tensor([len(order_n)]))
+    number_n = torch.arange(len(starts_m)).repeat_interleave(lengths_m, output_size=len(order_n))
+    return torch.empty_like(order_n).index_copy_(0, order_n, number_n)
 
 
 def _sum_rows(g_ND: Tensor, index_n: Tensor, starts_m: Tensor) -> Tensor:
