@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import gc
 import os
@@ -23,7 +24,7 @@ from safetensors.torch import save_file
 
 from longrec import cli, resources
 from longrec.errors import ResourceError
-from longrec.resources import available_memory, format_bytes, resource_error
+from longrec.resources import available_memory, format_bytes, resource_error, return_memory
 
 
 @contextmanager
@@ -272,3 +273,26 @@ def test_the_collector_is_paused_and_left_as_it_was() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def read_resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_freed_memory_is_returned_to_the_system() -> None:
+    pool, size = pa.default_memory_pool(), 64_000
+    blocks = [np.ones(size, np.uint8) for _ in range(1_000)]
+    arrow = [pa.array(np.arange(8_000)).take(pa.array(np.arange(8_000))) for _ in range(1_000)]
+    used = read_resident()
+    last = blocks.pop()  # a heap with a block at its end cannot shrink from there
+    blocks.clear()
+    arrow.clear()
+    assert pool.bytes_allocated() < 1_000 * size
+    return_memory()
+    assert read_resident() < used - 1.5 * 1_000 * size
+    assert last[0] == 1
+
+
+def test_memory_stays_where_it_is_with_another_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    return_memory()

@@ -2,17 +2,20 @@
 
 ``resource_error`` converts the errors of Python, DuckDB, Arrow, torch and safetensors to one kind of message.
 ``available_memory`` returns the bytes this process may still allocate, by the limits of machine, container and process.
+``return_memory`` gives freed memory back to the system.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import gc
 import os
 import re
 import resource
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -151,6 +154,14 @@ def available_memory() -> int | None:
     """Return the bytes this process may still allocate: the least of machine, cgroup and process. None when unknown."""
     limits = [free for free in (_machine_free(), _container_free(), _process_free()) if free is not None]
     return max(min(limits), 0) if limits else None
+
+
+def return_memory() -> None:
+    """Return freed memory to the system, which the C library (glibc) and Arrow keep otherwise."""
+    if (arrow := sys.modules.get("pyarrow")) is not None:
+        arrow.default_memory_pool().release_unused()
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def require_memory(files: Iterable[Path], what: str) -> None:

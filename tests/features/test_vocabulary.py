@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -133,3 +137,17 @@ def test_python_values_become_a_column() -> None:
     for mixed in ([1, "a"], ["a", 1], [1, [2]]):
         with pytest.raises(DataError, match=r"^x: values of the types .*; expected one type: whole numbers or text"):
             build_array(mixed, "x")
+
+
+def test_reading_a_file_of_keys_imports_no_pandas(tmp_path: Path) -> None:
+    for values in (pa.array([7, 2**62, -1]), pa.array(["b", "a", ""])):
+        pq.write_table(pa.table({"other": [1, 2, 3], "key": values}), tmp_path / "keys.parquet")
+        keys = Keys.read(tmp_path / "keys.parquet", "key")
+        assert keys.values.equals(values)
+    code = (
+        "import sys, pathlib; from longrec.features.vocabulary import Keys; "
+        "print(len(Keys.read(pathlib.Path('keys.parquet'), 'key'))); "
+        "print(*sys.modules.keys() & {'pandas', 'pyarrow.dataset'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["3"], done.stderr

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from longrec.features.batch import Batch, HistoryBatch, Jagged, Layout
 from longrec.features.fields import Field, Fields
+from longrec.nn import lookup
 from longrec.nn.embedding import Embeddings
 from longrec.nn.segments import Segments
 from longrec.testing.batches import FIELDS, grouped, ragged, repeated, shared
@@ -243,3 +244,28 @@ def test_further_vectors_and_states_belong_to_one_batch() -> None:
     assert other.states == {}
     assert replace(one, further={embeddings: other}).further[embeddings] is other
     assert one.further == {}
+
+
+@pytest.mark.parametrize("layout", ["single", "grouped", "shared"])
+def test_joined_columns_have_the_same_vectors_and_gradients(layout: str) -> None:
+    batch = {"single": ragged(9), "grouped": grouped([2, 0, 0, 1, 2, 2]), "shared": shared(3, 6)}[layout]
+    results = []
+    for joined in (True, False):
+        torch.manual_seed(2)
+        embeddings = lively(FIELDS, dim=4, joined=joined)
+        embedded = embeddings(batch)
+        # One history has a column with weights, and cannot be joined.
+        assert set(embedded.joined) == ({"liked"} if joined else set())
+        own = {name: embedded.join(name, order) for name, order in ORDERS.items()}
+        other_order = embedded.join("liked", ORDERS["liked"][::-1])
+        taken = lookup.take(own["liked"], torch.arange(len(own["liked"]) // 2))
+        total = sum(e.pow(2).sum() for e in (*own.values(), *embedded.features.values(), other_order)) + taken.sum()
+        total.backward()  # type: ignore[union-attr]
+        grads = {name: p.grad.to_dense() for name, p in embeddings.named_parameters() if p.grad is not None}
+        detached = embedded.detach().join("liked", ORDERS["liked"])
+        results.append({**own, **grads, "other": other_order, "detached": detached})
+    for name, one in results[0].items():
+        torch.testing.assert_close(one, results[1][name])
+
+
+ORDERS = {"seen": ("item", "genres", "rating"), "liked": tuple(field.name for field in FIELDS.histories["liked"])}

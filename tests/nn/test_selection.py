@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -174,8 +176,18 @@ def test_a_layer_runs_on_the_entries_or_once_per_event_that_several_rows_read() 
 
 def test_the_plan_of_a_batch_is_computed_once() -> None:
     segments = ragged([7, 0, 5])
-    assert select_newest(segments, 2) is select_newest(segments, 2)
+    assert select_newest(segments, 2).stored is select_newest(segments, 2).stored
     select_top(torch.randn(12), segments, 2)
     plan = segments.memo["top", 2]
     select_top(torch.randn(12), segments, 2)
     assert segments.memo["top", 2] is plan
+
+
+def test_segments_are_freed_with_their_batch() -> None:
+    segments = Segments.of_offsets(np.array([0, 4, 9]), torch.device("cpu"))
+    select_newest(segments, 2)
+    select_older(segments, 2)
+    select_top(torch.rand(9), segments, 2)
+    reference = weakref.ref(segments)
+    del segments
+    assert reference() is None, "the plans refer to the segments, which are kept until a collection of cycles"

@@ -77,7 +77,7 @@ class EntityTable:
     def load(cls, folder: Path) -> EntityTable:
         """Load a saved table. Its columns are memory-mapped."""
         content = json.loads((folder / "table.json").read_text())
-        keys = pq.read_table(folder / "keys.parquet")["key"].combine_chunks()
+        keys = Keys.read(folder / "keys.parquet", "key")
         columns, dated = (
             {name: load_column(folder, name, kind) for name, kind in content.get(section, {}).items()}
             for section in ("columns", "dated")
@@ -87,7 +87,7 @@ class EntityTable:
             versions = Versions(
                 *(open_array(folder / _VERSIONS / f"{section}.npy") for section in ("offsets", "times"))
             )
-        return cls(Keys(keys), columns, versions, dated)
+        return cls(keys, columns, versions, dated)
 
 
 class AsOf:

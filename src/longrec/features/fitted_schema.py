@@ -157,7 +157,7 @@ class FittedSchema:
         encoders = {}
         for name, state in content["encoders"].items():
             path = folder / f"vocab.{name}.parquet"
-            keys = Keys(pq.read_table(path)["value"].combine_chunks()) if state["kind"] == "id" else None
+            keys = Keys.read(path, "value") if state["kind"] == "id" else None
             encoders[name] = feature_encoders.load_encoder(state, keys)
         tokens = {name: TokenSpec(**spec) for name, spec in content.get("tokens", {}).items()}
         schema = Schema.model_validate(upgrade(Schema, content["schema"]))

@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec.errors import DataError, quote
@@ -84,6 +86,13 @@ class Keys:
     def __init__(self, values: pa.Array) -> None:
         self.values = values
         self.numeric = pa.types.is_integer(values.type)
+
+    @classmethod
+    def read(cls, path: Path, column: str) -> Keys:
+        """Read the keys of one column of a Parquet file."""
+        # read_table imports Arrow's dataset module, which imports pandas: 33 MB that a training does not use.
+        with pq.ParquetFile(path) as file:
+            return cls(file.read([column])[column].combine_chunks())
 
     def __len__(self) -> int:
         return len(self.values)

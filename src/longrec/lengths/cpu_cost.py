@@ -5,7 +5,6 @@ Rows are random (``testing/batches.py``), so that any length can be timed, also 
 
 from __future__ import annotations
 
-import ctypes
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from longrec.exporting.inputs import Input, list_inputs, make_random_tensors
 from longrec.exporting.program import SharedModel, run_torch, trace
 from longrec.exporting.runtime import Program
 from longrec.models.core.kinds import Ranker
+from longrec.resources import return_memory
 from longrec.testing.batches import ragged
 from longrec.training.optimizers import build_optimizers
 from longrec.training.settings import FitConfig
@@ -144,9 +144,7 @@ def _reset_peak_memory() -> int | None:
     path = Path("/proc/self/clear_refs")
     if not path.exists():
         return None
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc: else a step reuses what an earlier one freed
-    if trim is not None:
-        trim(0)
+    return_memory()  # else a step reuses what an earlier one freed
     path.write_text("5")
     return _read_memory("VmRSS")
 

@@ -85,7 +85,7 @@ class ETA(TopRanker):
     def __init__(self, config: ETAConfig, fields: Fields) -> None:
         super().__init__(config, fields)
         self.order_matters = min(config.selected, config.recent or config.selected) < _LONGEST_CHECKED
-        self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
+        self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std, joined=True)
         width = self.embeddings.widths
         self.queries = Queries(fields, width, "eta")
         self.paths = nn.ModuleDict()

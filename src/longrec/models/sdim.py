@@ -48,8 +48,8 @@ from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Fields
 from longrec.models.core.stateful import StatefulRanker
 from longrec.models.core.top import TopConfig, Width
-from longrec.nn import kernels
-from longrec.nn.chosen import Chosen, choose_newest
+from longrec.nn import kernels, lookup
+from longrec.nn.chosen import Chosen, choose_newest, gather_each
 from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.long_rows import map_blocks
 from longrec.nn.queries import Queries
@@ -87,7 +87,7 @@ class SDIM(StatefulRanker):
     def __init__(self, config: SDIMConfig, fields: Fields) -> None:
         super().__init__(config, fields)
         self.order_matters = config.recent < _LONGEST_CHECKED
-        self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
+        self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std, joined=True)
         width = self.embeddings.widths
         self.queries = Queries(fields, width, "sdim")
         self.paths = nn.ModuleDict()
@@ -160,7 +160,8 @@ class _Path(nn.Module):
     def forward(self, q_BQ: Tensor, k_UK: Tensor, segments: Segments) -> list[Tensor]:
         """Return u and u'."""
         newest = choose_newest(segments, self.recent)
-        return [self.long(q_BQ, k_UK, segments), self.short(q_BQ, newest.gather(k_UK), newest)]
+        (newest_MK,) = gather_each(k_UK, [newest])
+        return [self.long(q_BQ, k_UK, segments), self.short(q_BQ, newest_MK, newest)]
 
     def go_on(self, q_BQ: Tensor, k_TK: Tensor, segments: Segments, start_1W: Float[Tensor, "1 W"]) -> list[Tensor]:
         """Return the same for a shared history that follows a state."""
@@ -265,7 +266,8 @@ def normalize(x: Tensor) -> Tensor:
 def _sum_matches(match_GN: Tensor, k_NK: Tensor, segments: Segments) -> Tensor:
     """Return the sum of the positions of each row that match in each group, ``[G, B, K]``."""
     if kernels.choose(k_NK, casts=False) == "cpu":
-        out: Tensor = _SumMatches.apply(match_GN, k_NK, segments)  # type: ignore[no-untyped-call]
+        sparse = lookup.takes_sparse(k_NK)
+        out: Tensor = _SumMatches.apply(match_GN, k_NK, segments, sparse)  # type: ignore[no-untyped-call]
         return out
     return torch.stack([segments.weighted_sum(match_N.to(k_NK.dtype), k_NK) for match_N in match_GN.unbind()])
 
@@ -277,21 +279,25 @@ class _SumMatches(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, match_GN: Tensor, k_NK: Tensor, segments: Segments) -> Tensor:
+    def forward(ctx: Any, match_GN: Tensor, k_NK: Tensor, segments: Segments, sparse: bool) -> Tensor:
         (groups, positions), rows = match_GN.shape, segments.rows
         group_P, position_P = match_GN.nonzero().unbind(1)
         bag_P = group_P * rows + segments.row.index_select(0, position_P)
-        ctx.segments, ctx.positions = segments, positions
+        ctx.segments, ctx.positions, ctx.sparse = segments, positions, sparse
         ctx.save_for_backward(match_GN)
         return _sum_bags(k_NK, position_P, bag_P, groups * rows).view(groups, rows, -1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_GBK: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: Any, g_GBK: Tensor) -> tuple[None, Tensor, None, None]:
         (match_GN,) = ctx.saved_tensors
         position_P, group_P = match_GN.t().contiguous().nonzero().unbind(1)
         bag_P = group_P * ctx.segments.rows + ctx.segments.row.index_select(0, position_P)
-        return None, _sum_bags(g_GBK.flatten(0, 1).contiguous(), bag_P, position_P, ctx.positions), None
+        g_XK = g_GBK.flatten(0, 1).contiguous()
+        if not ctx.sparse:
+            return None, _sum_bags(g_XK, bag_P, position_P, ctx.positions), None, None
+        shape, g_PK = (ctx.positions, g_XK.shape[1]), g_XK.index_select(0, bag_P)
+        return None, torch.sparse_coo_tensor(position_P.unsqueeze(0), g_PK, shape, check_invariants=False), None, None
 
 
 def _sum_bags(x_XK: Tensor, index_P: Tensor, bag_P: Tensor, bags: int) -> Tensor:

@@ -111,7 +111,7 @@ class SIM(TopRanker):
     def __init__(self, config: SIMConfig, fields: Fields) -> None:
         super().__init__(config, fields)
         self.order_matters = config.short > 0
-        self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
+        self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std, joined=True)
         width = self.embeddings.widths
         self.queries = Queries(fields, width, "sim")
         self.columns = _choose_keys(config, fields)
@@ -127,12 +127,16 @@ class SIM(TopRanker):
     def read(self, batch: Batch, embedded: Embedded) -> list[Tensor]:
         """Return all fields of the impression, and U_lt and U_short of each history."""
         inputs = list(embedded.features.values())
-        searched = {}
+        searched, relevance = {}, dict[str, Tensor]()
         keys = self._keys(batch)
         for history, path in zip(self.fields.histories, self.paths.values()):
-            searched[history] = arguments = self.queries(batch, embedded, history)
-            inputs.append(path(*arguments, keys.get(history)))
-        embedded.states["searched"] = searched
+            q_BQ, e_UK, segments = self.queries(batch, embedded, history)
+            if self.training and self.config.search == "soft":
+                # First, so that what the path reads adds its gradient to that of all events.
+                relevance[history], e_UK = cast(_Path, path).relevance(q_BQ, e_UK, segments)
+            searched[history] = q_BQ, e_UK, segments
+            inputs.append(path(q_BQ, e_UK, segments, keys.get(history)))
+        embedded.states.update(searched=searched, relevance=relevance)
         return inputs
 
     def aux_loss(self, batch: Batch, embedded: Embedded) -> Float[Tensor, ""] | float:
@@ -140,10 +144,11 @@ class SIM(TopRanker):
         if self.config.search == "hard":
             return 0.0
         searched: dict[str, tuple[Tensor, Tensor, Segments]] = embedded.states["searched"]
-        losses = [
-            bce_loss(cast(_Path, self.paths[f"path_{history}"]).relevance(*arguments), batch)
-            for history, arguments in searched.items()
-        ]
+        relevance: dict[str, Tensor] = embedded.states["relevance"]
+        for history, arguments in searched.items():
+            if history not in relevance:
+                relevance[history], _ = cast(_Path, self.paths[f"path_{history}"]).relevance(*arguments)
+        losses = [bce_loss(logit_B, batch) for logit_B in relevance.values()]
         return self.config.aux_weight * torch.stack(losses).mean()
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
@@ -297,13 +302,15 @@ class _Path(nn.Module):
         x_BE: Tensor = self.search_query(q_BQ) @ self.search_key.weight
         return x_BE
 
-    def relevance(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> Float[Tensor, " B"]:
-        """Return the logit of the auxiliary task, from U_r and the candidate."""
+    def relevance(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> tuple[Float[Tensor, " B"], Tensor]:
+        """Return the logit of the auxiliary task, from U_r and the candidate, and the events for further reading."""
         assert self.aux is not None
         region = self.region(segments)
-        u_BE = weigh_by_dot(self.search_vector(q_BQ), region.take(e_UK)[:, : self.searched], region.rows)
+        e_RK = region.take(e_UK)
+        whole = e_RK is e_UK and self.searched == e_UK.shape[1]
+        u_BE, read_RE = weigh_by_dot(self.search_vector(q_BQ), e_RK if whole else e_RK[:, : self.searched], region.rows)
         logit_B1: Tensor = self.aux(torch.cat([u_BE, q_BQ], 1))
-        return logit_B1.squeeze(1)
+        return logit_B1.squeeze(1), read_RE if whole else e_UK
 
 
 class _ShortTerm(nn.Module):

@@ -79,7 +79,7 @@ class TWIN(TopRanker):
 
     def __init__(self, config: TWINConfig, fields: Fields) -> None:
         super().__init__(config, fields)
-        self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
+        self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std, joined=True)
         width = self.embeddings.widths
         self.queries = Queries(fields, width, "twin")
         self.inherent, self.cross = _divide_columns(fields)
@@ -113,8 +113,7 @@ class TWIN(TopRanker):
 
     def _gather(self, batch: Batch, embedded: Embedded, history: str) -> tuple[Tensor, Tensor, Segments]:
         """Return query, events with their inherent columns first, and segments of one history."""
-        vectors = embedded.histories[history]
-        e_UK = torch.cat([vectors[name] for name in (*self.inherent[history], *self.cross[history])], 1)
+        e_UK = embedded.join(history, (*self.inherent[history], *self.cross[history]))
         return self.queries.compute_query(embedded, history), e_UK, Segments.of(batch, history)
 
 

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from longrec.nn import kernels
+from longrec.nn import kernels, lookup
 from longrec.nn.host_plans import expand_rows, put
 from longrec.nn.segments import GroupedSegments, Segments
 from longrec.nn.selection import limit_slots
@@ -64,7 +64,7 @@ def gather_each(k_UK: Float[Tensor, "U K"], choices: Sequence[Chosen]) -> list[T
     every = [chosen.stored_M for chosen in choices if chosen.stored_M is not None]
     if kernels.is_traced() or len(every) < len(choices):
         return [chosen.gather(k_UK) for chosen in choices]
-    return list(torch.split(k_UK.index_select(0, torch.cat(every)), [len(stored_M) for stored_M in every]))
+    return list(torch.split(lookup.take(k_UK, torch.cat(every)), [len(stored_M) for stored_M in every]))
 
 
 def choose_newest(segments: Segments, count: int) -> Chosen:

@@ -10,7 +10,7 @@ Shapes: R requests, C candidates, U stored positions of a history, N values of a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -39,6 +39,8 @@ class Embedded:
         request: ``[R, D]`` per user or context feature.
         candidate: ``[C, D]`` per feature of the item or candidate.
         histories: ``[U, D]`` per column, by history.
+        joined: names of the columns of a history and their vectors as one tensor ``[U, K]``, of ``Embeddings`` that
+            join them.
         further: vectors of the further tables of a model, such as first-order weights, by the module that holds them.
         states: what ``embed`` computed that ``interact`` reads, and ``interact`` that ``aux_loss`` reads.
     """
@@ -48,6 +50,7 @@ class Embedded:
     request: Mapping[str, Tensor]
     candidate: Mapping[str, Tensor]
     histories: Mapping[str, Mapping[str, Tensor]]
+    joined: Mapping[str, tuple[tuple[str, ...], Tensor]] = dataclasses.field(default_factory=dict)
     further: Mapping[nn.Module, Embedded] = dataclasses.field(default_factory=dict)
     states: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
@@ -58,9 +61,16 @@ class Embedded:
             return {name: x.detach() for name, x in vectors.items()}
 
         histories = {name: detach(columns) for name, columns in self.histories.items()}
+        joined = {name: (columns, e_UK.detach()) for name, (columns, e_UK) in self.joined.items()}
         return dataclasses.replace(
-            self, request=detach(self.request), candidate=detach(self.candidate), histories=histories
+            self, request=detach(self.request), candidate=detach(self.candidate), histories=histories, joined=joined
         )
+
+    def join(self, history: str, columns: Sequence[str]) -> Tensor:
+        """Return the vectors of the columns of a history as one tensor, ``[U, K]``."""
+        if history in self.joined and self.joined[history][0] == tuple(columns):
+            return self.joined[history][1]
+        return torch.cat([self.histories[history][name] for name in columns], 1)
 
     @cached_property
     def features(self) -> dict[str, Tensor]:
@@ -103,15 +113,25 @@ class Embeddings(nn.Module):
         width: width of all fields, overriding their own.
         histories: embed histories too.
         std: standard deviation of the normal distribution that initializes the tables.
+        joined: write the columns of a history next to each other, those of the candidate first, for a model that reads
+            them by ``Embedded.join``. It saves a copy of the history and of its gradient.
 
     Attributes:
         tables: the lookup of each table of ids, by the name of the field that owns it.
     """
 
     def __init__(
-        self, fields: Fields, dim: int = 16, *, width: int | None = None, histories: bool = False, std: float = 0.01
+        self,
+        fields: Fields,
+        dim: int = 16,
+        *,
+        width: int | None = None,
+        histories: bool = False,
+        std: float = 0.01,
+        joined: bool = False,
     ) -> None:
         super().__init__()
+        self.joined = joined
         self.fields = fields if histories else Fields(fields.features, {})
         self.widths = {field.name: width or field.dim or dim for field in self.fields.distinct_fields()}
         self._sharing: dict[str, list[Field]] = {}
@@ -165,58 +185,95 @@ class Embeddings(nn.Module):
         request: dict[str, Tensor] = {}
         candidate: dict[str, Tensor] = {}
         histories: dict[str, dict[str, Tensor]] = {name: {} for name in self.fields.histories}
+        memory = {name: self._allocate(batch, name) for name in histories} if self.joined else {}
         for sharing in self._sharing.values():
-            uses: list[tuple[Field, dict[str, Tensor], Column]] = []
+            uses: list[tuple[dict[str, Tensor], _Use]] = []
             for field in sharing:
                 if field in self.fields.features:
-                    uses.append((field, candidate if field.side == "item" else request, _column(batch, field)))
+                    uses.append((candidate if field.side == "item" else request, (field, _column(batch, field), None)))
                 for name, columns in self.fields.histories.items():
                     if any(column.name == field.name for column in columns):
-                        uses.append((field, histories[name], batch.histories[name].columns[field.name]))
-            vectors = self._look_up([(field, values) for field, _, values in uses])
-            for (field, target, _), e_ND in zip(uses, vectors):
+                        values, into = batch.histories[name].columns[field.name], memory.get(name, {}).get(field.name)
+                        uses.append((histories[name], (field, values, into)))
+            for (target, (field, _, _)), e_ND in zip(uses, self._look_up([use for _, use in uses])):
                 target[field.name] = e_ND
         order = tuple(field.name for field in self.fields.features)
-        return Embedded(batch.layout, order, request, candidate, histories)
+        joined = {
+            name: (tuple(own), lookup.join([histories[name][column] for column in own]))
+            for name, own in memory.items()
+            if own
+        }
+        return Embedded(batch.layout, order, request, candidate, histories, joined)
+
+    def _allocate(self, batch: Batch, history: str) -> dict[str, Tensor]:
+        """Return memory for the vectors of each column of a history. Empty if they cannot be joined.
+
+        That is where a program is traced, on a device, and where a column is no plain lookup of one id per event.
+        """
+        shared = [field.name for field in self.fields.target_columns(history)]
+        fields = sorted(self.fields.histories[history], key=lambda field: field.name not in shared)
+        tables = [self.table(field.name) for field in fields]
+        if kernels.is_traced() or any(table.device.type != "cpu" for table in tables):
+            return {}
+        values = [batch.histories[history].columns[field.name] for field in fields]
+        ids = [column for column in values if isinstance(column, Tensor)]
+        plain = len(ids) == len(fields) and all(self._is_plain(field) for field in fields)
+        if not plain or len({table.dtype for table in tables}) > 1:
+            return {}
+        columns = lookup.allocate_columns(
+            tables[0].detach(), len(ids[0]), [self.widths[field.name] for field in fields]
+        )
+        return {field.name: column for field, column in zip(fields, columns)}
+
+    def _is_plain(self, field: Field) -> bool:
+        """Return True if every use of the table of a field reads one id per entry, or a list that is pooled as read."""
+        sharing = self._sharing[field.owner]
+        pools = field.owner in self.tables and self.tables[field.owner].pools
+        return pools and all(not one.weighted and one.pool != "max" for one in sharing)
 
     def look_up_events(self, history: str, events: HistoryBatch) -> dict[str, Tensor]:
         """Look up the columns of events of one history alone, ``[N, D]`` each, by name."""
         vectors = {}
         for field in self.fields.histories[history]:
-            (vectors[field.name],) = self._look_up([(field, events.columns[field.name])])
+            (vectors[field.name],) = self._look_up([(field, events.columns[field.name], None)])
         return vectors
 
-    def _look_up(self, uses: list[tuple[Field, Column]]) -> list[Tensor]:
+    def _look_up(self, uses: list[_Use]) -> list[Tensor]:
         """Return the vectors of the entries of each use of one table."""
         if not uses:
             return []
-        flat = [values.values if isinstance(values, Jagged) else values for _, values in uses]
+        flat = [values.values if isinstance(values, Jagged) else values for _, values, _ in uses]
         field, table = uses[0][0], self.table(uses[0][0].name)
         if field.owner in self.tables:
-            own, lists = self.tables[field.owner], any(isinstance(values, Jagged) for _, values in uses)
-            if lists and own.pools and _pools_while_reading(table, uses):
-                return lookup.look_up(table, [_make_use(field, values) for field, values in uses])
+            own = self.tables[field.owner]
+            direct = any(isinstance(values, Jagged) or into is not None for _, values, into in uses)
+            if direct and own.pools and _pools_while_reading(table, uses):
+                return lookup.look_up(table, [_make_use(*use) for use in uses])
             vectors = own.look_up(table, flat)
         elif field.kind == "numeric":
             vectors = [values.to(table.dtype).unsqueeze(1) * table for values in flat]
         else:
             vectors = [linear(values.to(table.dtype), table.t().contiguous()) for values in flat]
-        return [_pool(*use, e_ND) for use, e_ND in zip(uses, vectors)]
+        return [_pool(field, values, e_ND) for (field, values, _), e_ND in zip(uses, vectors)]
 
 
-def _pools_while_reading(table: Tensor, uses: list[tuple[Field, Column]]) -> bool:
+_Use = tuple[Field, Column, Tensor | None]
+"""Field and values of a lookup, and memory for its vectors."""
+
+
+def _pools_while_reading(table: Tensor, uses: list[_Use]) -> bool:
     """Return True if all lists are pooled by a plain sum or mean, on the CPU, and no program is traced."""
     if kernels.is_traced() or table.device.type != "cpu":
         return False
     return all(
-        not isinstance(values, Jagged) or (values.weights is None and field.pool != "max") for field, values in uses
+        not isinstance(values, Jagged) or (values.weights is None and field.pool != "max") for field, values, _ in uses
     )
 
 
-def _make_use(field: Field, values: Column) -> lookup.Use:
+def _make_use(field: Field, values: Column, into: Tensor | None) -> lookup.Use:
     if isinstance(values, Jagged):
         return lookup.Use(values.values, values.offsets, field.pool == "mean")
-    return lookup.Use(values)
+    return lookup.Use(values, into=into)
 
 
 def _column(batch: Batch, field: Field) -> Column:

@@ -24,6 +24,8 @@ from torch import Tensor
 
 GRAIN = 256
 """Rows of a product are rounded up to a multiple of this."""
+_CLASSES = 8
+"""Sizes of memory per power of two, of many rows."""
 _MIN_ROWS = 512
 """Below this number of rows the plain product is as fast."""
 _IMAGES = 16
@@ -56,10 +58,15 @@ def _fits_onednn(x: Tensor) -> bool:
 
 
 def allocate_rows(like: Tensor, rows: int, width: int) -> Tensor:
-    """Return an uninitialized ``[rows, width]``. On the CPU its memory has room for whole grains of rows."""
+    """Return an uninitialized ``[rows, width]``. On the CPU its memory has room for whole grains of rows.
+
+    Many rows are rounded up to one of ``_CLASSES`` sizes per power of two. So a batch of a few more positions fits into
+    the memory of one before it, where it would take new memory beside it.
+    """
     if like.device.type != "cpu":
         return like.new_empty(rows, width)
-    whole = -(-rows // GRAIN) * GRAIN
+    grain = max(GRAIN, (1 << rows.bit_length() - 1) // _CLASSES if rows else 0)
+    whole = -(-rows // grain) * grain
     return like.new_empty(whole, width).resize_(rows, width)
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from longrec.nn import kernels
+from longrec.nn import gemm, kernels, lookup
 from longrec.nn.segments import Segments
 from longrec.nn.selection import Selection
 
@@ -40,12 +40,19 @@ def dot(x_BD: Float[Tensor, "B D"], k_UD: Float[Tensor, "U D"], segments: Segmen
     return segments.dot(x_BD, k_UD) if wanted or not _has_blocks(k_UD, segments) else _dot(x_BD, k_UD, segments)
 
 
-def weigh_by_dot(x_BD: Float[Tensor, "B D"], k_UD: Float[Tensor, "U D"], segments: Segments) -> Float[Tensor, "B D"]:
-    """Return the sum over each row's positions of ``<x, k> k``, with gradients."""
+def weigh_by_dot(
+    x_BD: Float[Tensor, "B D"], k_UD: Float[Tensor, "U D"], segments: Segments
+) -> tuple[Float[Tensor, "B D"], Float[Tensor, "U D"]]:
+    """Return the sum over each row's positions of ``<x, k> k``, with gradients, and the history.
+
+    What else is read of the returned history adds its gradient, which may be sparse, to the one made here. So there is
+    one gradient as large as the history.
+    """
     if not _has_blocks(k_UD, segments):
-        return segments.weighted_sum(segments.dot(x_BD, k_UD), k_UD)
-    out: Tensor = _WeighByDot.apply(x_BD, k_UD, segments)  # type: ignore[no-untyped-call]
-    return out
+        return segments.weighted_sum(segments.dot(x_BD, k_UD), k_UD), k_UD
+    sparse = lookup.takes_sparse(k_UD)
+    u_BD, k_UD = _WeighByDot.apply(x_BD, k_UD, segments, sparse)  # type: ignore[no-untyped-call]
+    return u_BD, k_UD
 
 
 def take_each(x_UD: Float[Tensor, "U D"], selections: Sequence[Selection]) -> list[Tensor]:
@@ -56,7 +63,7 @@ def take_each(x_UD: Float[Tensor, "U D"], selections: Sequence[Selection]) -> li
     every = [selection.stored for selection in selections if selection.stored is not None]
     if kernels.is_traced() or len(every) < len(selections):
         return [selection.take(x_UD) for selection in selections]
-    return list(torch.split(x_UD.index_select(0, torch.cat(every)), [len(stored) for stored in every]))
+    return list(torch.split(lookup.take(x_UD, torch.cat(every)), [len(stored) for stored in every]))
 
 
 def _has_blocks(k_ND: Tensor, segments: Segments) -> bool:
@@ -75,23 +82,30 @@ def _dot(x_BD: Tensor, k_ND: Tensor, segments: Segments) -> Tensor:
 
 
 class _WeighByDot(torch.autograd.Function):
-    """``u = sum_i <x, k_i> k_i``, with ``g_x = sum_i <g, k_i> k_i`` and ``g_ki = <x, k_i> g + <g, k_i> x``."""
+    """``u = sum_i <x, k_i> k_i``, with ``g_x = sum_i <g, k_i> k_i`` and ``g_ki = <x, k_i> g + <g, k_i> x``, and k."""
 
     @staticmethod
-    def forward(ctx: Any, x_BD: Tensor, k_ND: Tensor, segments: Segments) -> Tensor:
+    def forward(ctx: Any, x_BD: Tensor, k_ND: Tensor, segments: Segments, sparse: bool) -> tuple[Tensor, Tensor]:
         s_N = _dot(x_BD, k_ND, segments)
-        ctx.segments = segments
+        ctx.segments, ctx.takes_sparse = segments, sparse
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x_BD, k_ND, s_N)
-        return segments.add_up(k_ND.contiguous(), s_N)
+        return segments.add_up(k_ND.contiguous(), s_N), k_ND
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_BD: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, g_BD: Tensor | None, own_ND: Tensor | None) -> tuple[Tensor | None, ...]:
+        if g_BD is None:
+            return None, own_ND, None, None
         x_BD, k_ND, s_N = ctx.saved_tensors
         segments = ctx.segments
-        t_N, g_ND = _dot(g_BD, k_ND, segments), torch.empty_like(k_ND, memory_format=torch.contiguous_format)
+        t_N, g_ND = _dot(g_BD, k_ND, segments), gemm.allocate_rows(k_ND, *k_ND.shape)
         for at in _blocks(len(k_ND)):
             row = segments.row[at]
             torch.mul(x_BD.index_select(0, row), t_N[at].unsqueeze(1), out=g_ND[at])
             g_ND[at].addcmul_(g_BD.index_select(0, row), s_N[at].unsqueeze(1))
-        return segments.add_up(k_ND.contiguous(), t_N), g_ND, None
+        if own_ND is not None and own_ND.is_sparse:
+            g_ND.index_add_(0, own_ND._indices()[0], own_ND._values())
+        elif own_ND is not None:
+            g_ND.add_(own_ND)
+        return segments.add_up(k_ND.contiguous(), t_N), g_ND, None, None

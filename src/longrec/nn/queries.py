@@ -69,8 +69,7 @@ class Queries(nn.Module):
 
     def gather_keys(self, batch: Batch, embedded: Embedded, history: str) -> tuple[Tensor, Segments]:
         """Return keys ``[U, K]``, their columns in common with the query first, and segments of one history."""
-        k_UK = self.join_keys(embedded.histories[history], history)
-        return k_UK, Segments.of(batch, history)
+        return embedded.join(history, self.key_columns[history]), Segments.of(batch, history)
 
     def join_keys(self, vectors: Mapping[str, Tensor], history: str) -> Tensor:
         """Return the keys ``[N, K]`` of events, from the vectors of their columns, ``[N, D]`` each."""

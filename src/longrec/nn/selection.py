@@ -179,9 +179,10 @@ def select_older(segments: Segments, k: int) -> Selection:
 def _split(segments: Segments, k: int, newest: bool) -> Selection:
     plan = ("newest" if newest else "older", k)
     if plan not in segments.memo:
-        segments.memo[plan] = _split_shared(segments, k, newest) if segments.shared else _cut(segments, k, newest)
-    selection: Selection = segments.memo[plan]
-    return selection
+        chosen = _split_shared(segments, k, newest) if segments.shared else _cut(segments, k, newest)
+        # Without the selection, whose source is these segments: a cycle would keep the batch until the next collection.
+        segments.memo[plan] = chosen.rows, chosen.stored, chosen.host
+    return Selection(segments, *segments.memo[plan])
 
 
 def _split_shared(segments: Segments, k: int, newest: bool) -> Selection:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 from typing import Protocol
 
+from longrec.resources import return_memory
 from longrec.serve.admission import BODIES, CONNECTIONS, QUEUE, Admission, Meter, Shed
 from longrec.serve.limits import Limits
 
@@ -82,12 +82,10 @@ class Gate:
         self.meter.count_shed(_QUEUED.get(url, _INFER), QUEUE)
 
     def _return_memory(self) -> None:
-        """Return the memory of many bodies to the system, which the C library keeps otherwise."""
+        """Return the memory of many bodies to the system."""
         if self._most_bytes >= _MANY_BYTES and not self.open_bytes:
             self._most_bytes = 0
-            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
-            if trim is not None:
-                trim(0)
+            return_memory()
 
     def add_body(self, size: int) -> None:
         """Count bytes of a body that is being received.

@@ -16,6 +16,7 @@ from longrec.features.batch import Batch
 from longrec.features.transfer import transfer
 from longrec.models.core.base import Model
 from longrec.progress import Progress
+from longrec.resources import return_memory
 from longrec.training import checkpoint
 from longrec.training.device import CPU, find_device, precision
 from longrec.training.hooks import Hooks
@@ -88,6 +89,7 @@ class Loop:
         self.began = time.perf_counter() - state.seconds
         self.saved, self.save_cost = time.perf_counter(), 0.0
         label = self.label if not state.step else f"{self.label} from step {state.step:,}"
+        return_memory()  # of preparing and loading the log
         try:
             with Progress(
                 self.steps - state.step, label, "steps", stream=io.StringIO() if self.quiet else None
@@ -109,6 +111,7 @@ class Loop:
             # Batch statistics need two rows, so a last batch of one row is skipped for all models.
             if batch.size > 1 or config.batch_size == 1:
                 update(self.model, self.optimizers, config, state.step, batch, self.losses)
+            del batch  # before the next one is gathered
             state.step += 1
             state.position += 1
             checking = state.position in check_positions or state.step == self.steps
