@@ -151,9 +151,9 @@ def _sum_each(uses: list[tuple[Use, Tensor]]) -> tuple[Tensor, Tensor]:
     (largest, g_ND), *others = uses
     rows_m, order_n, starts_m = group(torch.cat([use.ids for use, _ in uses]))
     if g_ND.is_sparse or 2 * len(largest.ids) < len(order_n):
-        place_n = _number_groups(order_n, starts_m)
+        number_n = _number_groups(order_n, starts_m)
         sums_mD = torch.zeros(len(rows_m), g_ND.shape[1], dtype=g_ND.dtype)
-        for (_, own_ND), at in zip(uses, torch.split(place_n, [len(use.ids) for use, _ in uses])):
+        for (_, own_ND), at in zip(uses, torch.split(number_n, [len(use.ids) for use, _ in uses])):
             if own_ND.is_sparse:
                 sums_mD.index_add_(0, at.index_select(0, own_ND._indices()[0]), own_ND._values())
             else:
