@@ -19,7 +19,6 @@ from longrec.features.fields import Field, Fields
 from longrec.models.core.generator import FLOOR, split_requests
 from longrec.models.core.registry import build
 from longrec.models.unirec import UniRec
-from longrec.nn.content_summary import ContentSummary
 from longrec.testing.batches import CATEGORY, CODES, ITEM, PATHS, pick, ragged, take
 from longrec.testing.target_batches import catalog, with_targets
 
@@ -59,7 +58,8 @@ def by_hand(model: UniRec, batch: Batch, row: int, path: list[int]) -> list[Tens
     aggregate = rms(torch.cat([static, torch.cat([h, g]).mean(0, keepdim=True)], 1), model.aggregate_norm)
     positions = torch.stack([of.positions[min(n - 1 - j, 2)] for j in range(n)])  # type: ignore[index]
     k, v = of.keys(torch.cat([h + positions, g + positions])).chunk(2, 1)
-    names, logits = [field.name for field in model.path], []
+    names, logits, heads = [field.name for field in model.path], [], model.heads
+    assert heads is not None
     for step in range(len(path)):
         if step:
             x = table(names[step - 1])[path[step - 1]]
@@ -78,14 +78,14 @@ def by_hand(model: UniRec, batch: Batch, row: int, path: list[int]) -> list[Tens
         q_t = rms(x + gates[0] * each[0] + gates[1] * each[1], model.decoder.norm)
         groups = [q_t]
         if step:
-            groups.append(rms(sum(table(names[s])[path[s]] for s in range(step)), model.prefix_norm))  # type: ignore[arg-type]
+            groups.append(rms(sum(table(names[s])[path[s]] for s in range(step)), heads.prefix_norm))  # type: ignore[arg-type]
         for pair, (first, second) in enumerate([(0, 1), (0, 2), (1, 2)]):
             if second < step:
-                assert isinstance(model.summary, ContentSummary)
-                rows = model.summary.hash(pair, torch.tensor([path[first]]), torch.tensor([path[second]]))
-                groups.append(rms(model.summary.embeddings.table("summary")[rows[0]].flatten(), model.summary_norm))
+                assert heads.summary is not None
+                rows = heads.summary.hash(pair, torch.tensor([path[first]]), torch.tensor([path[second]]))
+                groups.append(rms(heads.summary.embeddings.table("summary")[rows[0]].flatten(), heads.summary_norm))
         groups.append(aggregate[0])
-        logits.append(model.heads[step]([x.unsqueeze(0) for x in groups])[0])
+        logits.append(heads.steps[step]([x.unsqueeze(0) for x in groups])[0])
     return logits
 
 

@@ -70,8 +70,8 @@ from longrec.nn.dropout import Dropout
 from longrec.nn.embedding import Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.path_decoder import Cache, PathDecoder, Shape
+from longrec.nn.path_heads import PathHeads
 from longrec.nn.path_history import PathHistory
-from longrec.nn.rank_head import RankHead
 from longrec.nn.rms_norm import RMSNorm
 from longrec.nn.segments import Segments
 from longrec.nn.target_histories import TargetHistories
@@ -161,9 +161,10 @@ class UniRec(Generator):
         self.pairs = [(names.index(x), names.index(y)) for x, y in _choose_pairs(config, names)]
         codes = names[self.attributes :]
         columns = [field for field in fields.histories[self.history] if field.kind in _IDS]
-        events, own = [f.name for f in columns if f.name not in codes], [f.name for f in columns if f.name in codes]
+        events = [f.name for f in columns if f.name not in codes]
+        event_codes = [f.name for f in columns if f.name in codes]
         if config.code_events == "join":
-            events, own = events + own, []
+            events, event_codes = events + event_codes, []
         static = tuple(field for field in fields.features if field.side != "item" and config.static)
         self.static = [field.name for field in static]
         if static or config.tasks:
@@ -177,7 +178,7 @@ class UniRec(Generator):
         self.start = nn.Parameter(torch.randn(width) * std)
         self.step_embedding = nn.Parameter(torch.randn(steps, width) * std)
         self.events = PathHistory(
-            (events, own),
+            (events, event_codes),
             width,
             config.layers,
             config.heads,
@@ -189,22 +190,18 @@ class UniRec(Generator):
         shape = Shape(width, config.heads, config.hidden, config.experts, steps, config.gate, config.dropout)
         self.decoder = PathDecoder(shape, config.layers, config.self_attention)
         self.dropout, self.task_dropout = Dropout(config.dropout), Dropout(config.task_dropout)
-        self.heads = nn.ModuleList()
-        masks = config.head == "mask"
-        self.summary = None
-        if masks and self.pairs:
-            sizes = [(self.path[x].rows, self.path[y].rows) for x, y in self.pairs]
-            shared, rows = config.share_summaries, config.summary_rows
-            self.summary = ContentSummary(sizes, config.summary_width, shared=shared, rows=rows, std=std)
-        self.static_norm = RMSNorm(len(static) * width) if static and masks else None
-        self.aggregate_norm = RMSNorm((len(static) + 1) * width) if masks else None
-        self.prefix_norm = RMSNorm(width) if masks and steps > 1 else None
-        self.summary_norm = RMSNorm(self.summary.width) if self.summary is not None else None
-        for step, field in enumerate(self.path):
-            groups = [width] + [width] * (step > 0) + [self.summary.width for _ in self._ready(step) if self.summary]
-            groups.append((len(static) + 1) * width)
-            sizes_of_head = (config.head_mask, config.head_hidden, field.rows, config.dropout)
-            self.heads.append(RankHead(groups, *sizes_of_head) if masks else Linear(width, field.rows))
+        masks, aggregate = config.head == "mask", (len(static) + 1) * width
+        self.static_norm = RMSNorm(aggregate - width) if static and masks else None
+        self.aggregate_norm = RMSNorm(aggregate) if masks else None
+        self.heads: PathHeads | None = None
+        self.plain_heads = nn.ModuleList(() if masks else (Linear(width, size) for size in self.sizes))
+        if masks:
+            summary, sizes = None, [(self.sizes[x], self.sizes[y]) for x, y in self.pairs]
+            if sizes:
+                shared, rows = config.share_summaries, config.summary_rows
+                summary = ContentSummary(sizes, config.summary_width, shared=shared, rows=rows, std=std)
+            own = config.head_mask, config.head_hidden, config.dropout
+            self.heads = PathHeads(self.sizes, width, aggregate, self.pairs, summary, *own)
 
     def find_faults(self, config: Any, fields: Fields) -> list[str]:
         """Return one message per setting that does not go with the fields."""
@@ -260,19 +257,19 @@ class UniRec(Generator):
         """
         step, requests, prefixes = prefix.shape[-1], memory.start.shape[0], prefix.shape[-2]
         q_ND = self._read_states(memory, prefix, cache).reshape(-1, self.width)
-        if self.aggregate_norm is None:
-            return self.heads[step](q_ND).view(requests, prefixes, -1)
+        if self.heads is None:
+            return self.plain_heads[step](q_ND).view(requests, prefixes, -1)
 
         def repeat(x: Tensor) -> Tensor:
             """``[R W, .]``, from one entry per prefix, for all requests or for each."""
             x = x.view(*prefix.shape[:-1], x.shape[-1])
             return x.expand(requests, -1, -1).reshape(requests * prefixes, -1)
 
-        sums = [repeat(self._add_tokens(prefix))] if step else []
-        tokens = prefix.flatten(0, -2).unbind(1)
-        pairs = self._summarize([(pair, tokens) for pair in self._ready(step)])
+        e = [self._embed_tokens(prefix[..., s], s) for s in range(step)]
+        total = repeat(self.heads.add(e)) if step else None
+        pairs = {pair: repeat(c) for pair, c in self.heads.summarize(prefix.flatten(0, -2).unbind(1)).items()}
         aggregate = memory.aggregate.unsqueeze(1).expand(-1, prefixes, -1).reshape(requests * prefixes, -1)
-        return self.heads[step]([q_ND, *sums, *map(repeat, pairs), aggregate]).view(requests, prefixes, -1)
+        return self.heads(step, q_ND, total, pairs, aggregate).view(requests, prefixes, -1)
 
     def score_tokens(
         self, memory: Memory, prefix: Tensor, caches: Sequence[Cache] | None = None
@@ -305,7 +302,7 @@ class UniRec(Generator):
         tokens = [embedded.candidate[field.name].index_select(0, item_T) for field in self.path[:-1]]
         x_TSD = torch.stack([memory.start, *tokens], 1) + self.step_embedding
         q_TSD = self.decoder(self.dropout(x_TSD).unsqueeze(1), memory.keys, None).squeeze(1)
-        logits = self._score_targets(q_TSD, tokens, token_TS.unbind(1), memory.aggregate)
+        logits = self._score_steps(q_TSD, tokens, token_TS.unbind(1), memory.aggregate)
         return [x.index_select(0, plan.back) for x in logits]
 
     def open_search(self, memory: Any) -> Steps:
@@ -314,24 +311,27 @@ class UniRec(Generator):
             return super().open_search(memory)
         return CachedSteps(partial(self.score_tokens, memory), 2)
 
-    def _score_targets(
+    def score_paths(self, memory: Memory, token_IS: Tensor) -> Float[Tensor, " I"]:
+        """Return the score of each path for one request, all steps in one pass of the decoder."""
+        if memory.unconditioned is not None:
+            return super().score_paths(memory, token_IS)
+        tokens, paths = token_IS.unbind(1), token_IS.shape[0]
+        e = [self._embed_tokens(token_I, step) for step, token_I in enumerate(tokens[:-1])]
+        x_ISD = torch.stack([memory.start.expand(paths, -1), *e], 1) + self.step_embedding
+        q_ISD = self.decoder(x_ISD.unsqueeze(0), memory.keys, None)[0]
+        logits = self._score_steps(q_ISD, e, tokens, memory.aggregate.expand(paths, -1))
+        logs = [x.float().log_softmax(1).gather(1, y.unsqueeze(1)) for x, y in zip(logits, tokens)]
+        return torch.cat(logs, 1).sum(1)
+
+    def _score_steps(
         self, q_TSD: Tensor, e: Sequence[Tensor], tokens: Sequence[Tensor], aggregate_TA: Tensor
     ) -> list[Tensor]:
         """Return the logits ``[T, V]`` of every step from the states, the embeddings of tokens, and the tokens."""
-        states = q_TSD.unbind(1)
-        if self.aggregate_norm is None:
-            return [head(q_TD) for head, q_TD in zip(self.heads, states)]
-        used = sorted({pair for step in range(len(self.path)) for pair in self._ready(step)})
-        summaries = dict(zip(used, self._summarize([(pair, tokens) for pair in used])))
-        logits, total = [], None
-        for step, (head, q_TD) in enumerate(zip(self.heads, states)):
-            groups = [q_TD]
-            if step:
-                total = e[0] if total is None else total + e[step - 1]
-                assert self.prefix_norm is not None
-                groups.append(self.prefix_norm(total))
-            logits.append(head([*groups, *(summaries[pair] for pair in self._ready(step)), aggregate_TA]))
-        return logits
+        states, heads = q_TSD.unbind(1), self.heads
+        if heads is None:
+            return [head(q_TD) for head, q_TD in zip(self.plain_heads, states)]
+        pairs, totals = heads.summarize(tokens[:-1]), [None, *(heads.add(e[: step + 1]) for step in range(len(e)))]
+        return [heads(step, q_TD, totals[step], pairs, aggregate_TA) for step, q_TD in enumerate(states)]
 
     def _encode(self, batch: Batch) -> Memory:
         columns = make_empty(self.path, batch.histories[self.history].columns)
@@ -381,26 +381,6 @@ class UniRec(Generator):
 
     def _embed_tokens(self, token: Tensor, step: int) -> Tensor:
         return F.embedding(token, self.embeddings.table(self.path[step].name))
-
-    def _add_tokens(self, prefix: Tensor) -> Tensor:
-        """Return the normalized sum of the embeddings of the tokens of each prefix, ``[..., D]``."""
-        assert self.prefix_norm is not None
-        total = self._embed_tokens(prefix[..., 0], 0)
-        for step in range(1, prefix.shape[-1]):
-            total = total + self._embed_tokens(prefix[..., step], step)
-        out: Tensor = self.prefix_norm(total)
-        return out
-
-    def _summarize(self, pairs: Sequence[tuple[int, Sequence[Tensor]]]) -> list[Tensor]:
-        """Return the normalized summary of each pair, from the tokens of the path."""
-        if self.summary is None or self.summary_norm is None:
-            return []
-        ends = [(pair, tokens[self.pairs[pair][0]], tokens[self.pairs[pair][1]]) for pair, tokens in pairs]
-        return [self.summary_norm(c) for c in self.summary(ends)]
-
-    def _ready(self, step: int) -> list[int]:
-        """Return the pairs whose tokens are both generated before a step."""
-        return [pair for pair, ends in enumerate(self.pairs) if max(ends) < step]
 
 
 def _choose_pairs(config: UniRecConfig, path: Sequence[str]) -> Sequence[tuple[str, str]]:

@@ -146,6 +146,14 @@ class Generator(Retriever):
         """Return what each next token adds to a score, float32. By default its log-probability."""
         return self.step(memory, prefix).float().log_softmax(2)
 
+    def score_paths(self, memory: Any, token_IS: Int[Tensor, "I S"]) -> Float[Tensor, " I"]:
+        """Return the score of each path for one request, without a search. By default by ``score_tokens``."""
+        total_I = torch.zeros(1)
+        for step in range(len(self.path)):
+            log_IV = self.score_tokens(memory, token_IS[:, :step])[0]
+            total_I = total_I + log_IV.gather(1, token_IS[:, step : step + 1]).squeeze(1)
+        return total_I
+
     def open_search(self, memory: Any) -> Steps:
         """Return the steps of a beam search. By default ``score_tokens`` of each prefix."""
         return _PlainSteps(self, memory)
@@ -209,7 +217,10 @@ class Generator(Retriever):
         return Trie.build(token_IS.index_select(0, servable).cpu().numpy(), servable.cpu().numpy(), self.sizes)
 
     def score_catalog(self, batch: Batch, catalog: Mapping[str, Column]) -> Float[Tensor, "R I"]:
-        """Return the score of every item for every request. ``FLOOR`` for items that the search did not reach."""
+        """Return the score of every item for every request. ``FLOOR`` for items that the search did not reach.
+
+        An exported program scores all items, and never renormalizes.
+        """
         if kernels.is_traced():
             return self._score_traced(batch, self.stack_tokens(catalog))
         trie = self._get_trie(catalog)
@@ -267,11 +278,8 @@ class Generator(Retriever):
 
     def _score_traced(self, batch: Batch, token_IS: Tensor) -> Tensor:
         """``[1, I]`` in operators that every runtime supports: every path by itself."""
-        memory, total = self.encode(batch), torch.zeros(1)
-        for step in range(len(self.path)):
-            log_1IV = self.score_tokens(memory, token_IS[:, :step])
-            total = total + log_1IV.gather(2, token_IS[:, step].view(1, -1, 1)).squeeze(2)
-        return torch.where(self._is_servable(token_IS), total, FLOOR)
+        total_I = self.score_paths(self.encode(batch), token_IS)
+        return torch.where(self._is_servable(token_IS), total_I, FLOOR).unsqueeze(0)
 
     def _is_servable(self, token_IS: Tensor) -> Tensor:
         """Return bool ``[I]``: True for paths without a missing code."""
