@@ -129,6 +129,8 @@ def make() -> GeneratorShop:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
     config = SimpleNamespace(to_yaml=lambda: "", model=MODEL, data=job.data)
-    run: Any = SimpleNamespace(log=lambda: log, model=lambda: model, name="r1", folder=folder / "runs/r1", config=config)
+    run: Any = SimpleNamespace(
+        log=lambda: log, model=lambda: model, name="r1", folder=folder / "runs/r1", config=config
+    )
     export_run(run, folder / "unirec.bundle", False)
     return GeneratorShop(log, model, folder / "unirec.bundle")

@@ -198,7 +198,8 @@ def make_random_tensors(
     inputs = list(inputs)
     histories = list(dict.fromkeys(i.group for i in inputs if i.group.startswith("h.")))
     lengths = [events] * len(histories) if isinstance(events, int) else list(events)
-    sizes = {"user": 1, "item": candidates, **dict(zip(histories, lengths))}
+    sizes = {"user": 1, "item": candidates, "prefix": candidates, **dict(zip(histories, lengths))}
+    sizes["memory"] = events if isinstance(events, int) else sum(events)
     offsets: dict[str, NDArray[np.int64]] = {}
     for entry in inputs:
         if entry.component != "value" and entry.field not in offsets:
