@@ -227,4 +227,5 @@ def run_torch(module: ProgramModule, tensors: Mapping[str, NDArray[Any]]) -> lis
         output: Tensor | tuple[Tensor, ...] = module(
             *(torch.from_numpy(tensors[entry.name]) for entry in module.inputs)
         )
-    return [one.numpy() for one in ((output,) if isinstance(output, Tensor) else output)]
+    # An output may be a parameter itself, which requires a gradient even here.
+    return [one.detach().numpy() for one in ((output,) if isinstance(output, Tensor) else output)]
