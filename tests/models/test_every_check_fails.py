@@ -22,6 +22,7 @@ from longrec.models.din import DIN, DINConfig
 from longrec.models.iat import IAT
 from longrec.models.prm import PRM
 from longrec.models.sasrec import SASRec
+from longrec.models.unirec import UniRec
 from longrec.nn import self_attention
 from longrec.testing import texts
 from longrec.testing.case import Case
@@ -55,6 +56,16 @@ def other_scores_in_a_program(model: DIN, batch: Batch, logit_B: Tensor) -> Tens
 
 def other_scores_in_bfloat16(model: DIN, batch: Batch, logit_B: Tensor) -> Tensor:
     return 2 * logit_B if torch.is_autocast_enabled("cpu") else logit_B
+
+
+def a_packed_start_is_another(patch: Patch) -> None:
+    """The first input of a decoder is twice itself after it was packed."""
+    around(
+        patch,
+        UniRec,
+        "unpack_memory",
+        lambda right: lambda self, tensors: right(self, {**tensors, "start": 2 * tensors["start"]}),
+    )
 
 
 def a_bias_counts_twice(model: DIN, batch: Batch, logit_B: Tensor) -> Tensor:
@@ -322,6 +333,7 @@ PLANTED: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "bfloat16_keeps_the_initial_order": ("prm", the_base_in_bfloat16),
     "a_step_of_lists_on_another_device": ("prm", the_host_reads_values_of_a_list),
     "a_reranker_is_saved_and_loaded": ("prm", another_scale_of_lists_each_time),
+    "a_packed_memory_is_the_memory": ("unirec", a_packed_start_is_another),
     "every_alternative_can_be_selected": (
         "covisit",
         lambda patch: patch.setattr(CoVisit, "select", lambda self, settings: None),
@@ -334,6 +346,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sasrec": {},
     "prm": {"base": {"name": "deepfm", "mlp": [8]}, "width": 16, "blocks": 1},
     "covisit": {},
+    "unirec": {"attributes": ["category"]},
 }
 
 
