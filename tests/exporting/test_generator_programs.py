@@ -52,7 +52,7 @@ def test_the_steps_score_as_the_model(name: str) -> None:
     assert (facts.path, facts.beam_width) == (path, None if name == "self-attention" else 256)
 
 
-def test_a_memory_tells_what_grows_with_the_history() -> None:
+def test_what_grows_with_the_history_is_of_the_memory() -> None:
     model = UniRec(UniRec.Config(embedding_dim=8, layers=2, code_events="append"), PATHS).eval()
     program = build_programs(model, list_inputs(PATHS, histories=True))["step.2"]
     groups = {entry.name: (entry.group, entry.shape) for entry in program.inputs}
