@@ -29,6 +29,7 @@ from longrec.features.batch import Targets
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.deadline import Deadline, Late
 from longrec.pipeline.stage import Query
+from longrec.serve.open_api import build_infer_example
 from longrec.serve.open_model import OpenModel
 from longrec.serve.retrieve_stage import RetrieveStage
 from longrec.serve.service import Service, replay
@@ -92,6 +93,16 @@ def test_a_served_list_is_that_of_the_model(shop: GeneratorShop) -> None:
             answer = client.recommend(**shop.request(row, 7, exclude_seen=True))
             assert [item.id for item in answer] == keys
             assert all(unseen[shop.log.items.keys.find(key, "item")] for key in keys)
+
+
+def test_programs_answer_tensors(shop: GeneratorShop) -> None:
+    with contextlib.closing(Service(shop.bundle)) as service:
+        assert service.programs.names == [f"unirec.{name}" for name in ("encode", "step.1", "step.2", "step.3")]
+        for name in service.programs.names:
+            example = orjson.dumps(build_infer_example(service.programs.inputs(name)))
+            outputs = orjson.loads(service.programs.infer(name, example).content)["outputs"]
+            assert np.isfinite([value for output in outputs for value in output["data"]]).all()
+        assert outputs[0]["shape"] == [2, shop.model.sizes[2]]
 
 
 def test_a_long_list_has_every_item_with_codes_once(shop: GeneratorShop) -> None:
