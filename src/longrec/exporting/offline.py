@@ -99,8 +99,9 @@ def build_golden_retrieval(
     columns, allowed = {name: _to_tensor(rows[name]) for name in own}, np.ones(len(items) - 1, np.bool_)
     if seen is not None:
         allowed[seen[seen > 0] - 1] = False
+    model.eval()
     with torch.no_grad():
-        if isinstance(model.eval(), Generator):
+        if isinstance(model, Generator):
             best, scores = generate_items(model, batch, columns, k, allowed)
         else:
             every = np.where(allowed, model.score_catalog(batch, columns)[0].numpy(), -np.inf)

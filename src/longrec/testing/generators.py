@@ -77,7 +77,7 @@ def check_scores_are_those_of_teacher_forcing(case: Case) -> None:
 def check_a_packed_memory_is_the_memory(case: Case) -> None:
     """The tensors that go from one exported program to the others give every step the scores of the memory itself.
 
-    Each has one row, or as many as the history has positions, whatever the request.
+    Each has one row, or the same number of rows for each event, whatever the request.
     """
     model, rows = _lively_generator(case), dict[str, list[int]]()
     generator = torch.Generator().manual_seed(3)

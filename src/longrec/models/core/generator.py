@@ -131,7 +131,8 @@ class Generator(Retriever):
     def pack_memory(self, memory: Any) -> dict[str, Tensor]:
         """Return the result of ``encode`` for a shared batch as float32 tensors ``[n, width]``, by name.
 
-        Each has one row, or as many as the history has positions. They go from one exported program to the others.
+        Each has one row, or the same number of rows for each event of the history. They go from one exported program to
+        the others.
         """
 
     @abstractmethod
