@@ -60,6 +60,16 @@ def other_scores_in_bfloat16(model: DIN, batch: Batch, logit_B: Tensor) -> Tenso
     return 2 * logit_B if torch.is_autocast_enabled("cpu") else logit_B
 
 
+def a_packed_start_is_another(patch: Patch) -> None:
+    """The first input of a decoder is twice itself after it was packed."""
+    around(
+        patch,
+        UniRec,
+        "unpack_memory",
+        lambda right: lambda self, tensors: right(self, {**tensors, "start": 2 * tensors["start"]}),
+    )
+
+
 def a_bias_counts_twice(model: DIN, batch: Batch, logit_B: Tensor) -> Tensor:
     return logit_B + model.output_biases()[0]
 
@@ -350,6 +360,7 @@ PLANTED: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "bfloat16_keeps_the_initial_order": ("prm", the_base_in_bfloat16),
     "a_step_of_lists_on_another_device": ("prm", the_host_reads_values_of_a_list),
     "a_reranker_is_saved_and_loaded": ("prm", another_scale_of_lists_each_time),
+    "a_packed_memory_is_the_memory": ("unirec", a_packed_start_is_another),
     "a_step_reads_earlier_tokens_alone": ("unirec", logits_that_read_their_own_token),
     "scores_are_those_of_teacher_forcing": ("unirec", steps_of(lambda logits: 1.1 * logits)),
     "a_wide_beam_is_exact": ("unirec", searched(lambda beams: replace(beams, score=beams.score - 0.1))),

@@ -5,7 +5,7 @@ Format ``longrec-bundle-3``. The formats 1 and 2, with one program and its input
     manifest.json     model, programs, counts, size and SHA-256 of every other file, parity figures
     manifest.sha256   the digest of manifest.json, in the format of ``sha256sum``
     program.onnx      the only program (with program.onnx.data beside it above 1.5 GB of weights)
-    NAME.onnx         one of several programs (``users.onnx``, ``items.onnx``, ``update.HISTORY.onnx``)
+    NAME.onnx         one of several programs (``users.onnx``, ``items.onnx``, ``update.HISTORY.onnx``, ``step.1.onnx``)
     weights.bin       the weights of several programs, each weight once
     index.npy         vectors of all items, of a vector retriever
     index.lists       inverted lists of these vectors, if they are searched approximately
@@ -75,6 +75,24 @@ class EncoderFacts(msgspec.Struct, frozen=True):
     slots: int
 
 
+class GeneratorFacts(msgspec.Struct, frozen=True):
+    """Description of the paths and the search of a generator.
+
+    Attributes:
+        path: the features whose tokens are generated, in this order.
+        sizes: number of tokens of each.
+        attributes: how many of them are attributes. Others are codes, and an item without one is not generated.
+        beam_width: beams of a search, or k if that is more. None: all paths, so that it is exact.
+        renormalize: the probabilities of the children of each beam add up to 1.
+    """
+
+    path: list[str]
+    sizes: list[int]
+    attributes: int
+    beam_width: int | None
+    renormalize: bool
+
+
 class StateFacts(msgspec.Struct, frozen=True):
     """Description of the states of one history, see ``exporting/states.py``.
 
@@ -109,6 +127,7 @@ class Manifest(msgspec.Struct, frozen=True):
         knowledge: folder of the bundle with the vectors of each feature of kind ``embedding``.
         encoder: description of an encoder. None for another kind.
         index: description of the index of a vector retriever. None for another kind, and of earlier versions.
+        generator: description of a generator. None for another kind.
         states: description of the states of users, by history. Empty for a bundle without them.
         events_per_candidate: False if a candidate costs the same however many events its history has, as with a state.
     """
@@ -127,6 +146,7 @@ class Manifest(msgspec.Struct, frozen=True):
     knowledge: dict[str, str] = {}
     encoder: EncoderFacts | None = None
     index: IndexFacts | None = None
+    generator: GeneratorFacts | None = None
     states: dict[str, StateFacts] = {}
     events_per_candidate: bool = True
 

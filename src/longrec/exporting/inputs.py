@@ -1,7 +1,8 @@
 """Inputs of an ONNX model: flat, named tensors, the same for tracing, for the parity check and for serving.
 
 Names are ``f.<feature>``, ``h.<history>.<column>``, ``s.<history>``, the state before a history, and ``p.<history>``,
-the positions of the events of each user in a program that updates states. A multi-value field has three inputs, or two
+the positions of the events of each user in a program that updates states. Of a generator they are also ``m.NAME``, what
+its steps read of a request, and ``t.<feature>``, the tokens of prefixes. A multi-value field has three inputs, or two
 without weights: ``.values``, ``.offsets``, ``.weights``. A field of several numbers has two dimensions. One user, C
 candidates, T events per history.
 """
@@ -22,6 +23,10 @@ SCORE, ENCODE, USERS_PROGRAM, ITEMS_PROGRAM = "score", "encode", "users", "items
 """Names of programs, see ``exporting/programs.py``."""
 START, POSITIONS = "s.", "p."
 """Prefixes of the names of inputs: the states before a history, and the positions of the events that update them."""
+MEMORY, TOKEN, STEP = "m.", "t.", "step."
+"""Prefixes of what the steps of a generator read of a request and of prefixes, and of the names of these programs."""
+LOGS_OUTPUT = "log_probability"
+"""Output of a step of a generator: float32 ``[W, V]``, what each next token adds to the score of each prefix."""
 UPDATE, STATE = "update.", "state"
 """Prefix of the names of the programs that update states, see ``exporting/states.py``, and their output."""
 OUTPUT = "score"
@@ -48,8 +53,8 @@ class Input(msgspec.Struct, frozen=True):
     """One input tensor, of one dimension, or of two if each entry is a vector.
 
     Attributes:
-        group: unit of the entries: ``user`` (one), ``item`` (C candidates), ``h.HISTORY`` (T events), or ``s.HISTORY``
-            (B users whose states are updated).
+        group: unit of the entries: ``user`` (one), ``item`` (C candidates), ``h.HISTORY`` (T events), ``s.HISTORY`` (B
+            users whose states are updated), ``memory`` (positions of a generator's memory) or ``prefix`` (W prefixes).
         component: ``value`` for one plain value per entry, or the flat values, offsets (entries + 1) or weights of a
             multi-value field, or ``positions``: int64 ``[B, P]`` in the events of a history, -1 after the last one of
             a user. Stored as ``part``.
@@ -193,7 +198,8 @@ def make_random_tensors(
     inputs = list(inputs)
     histories = list(dict.fromkeys(i.group for i in inputs if i.group.startswith("h.")))
     lengths = [events] * len(histories) if isinstance(events, int) else list(events)
-    sizes = {"user": 1, "item": candidates, **dict(zip(histories, lengths))}
+    sizes = {"user": 1, "item": candidates, "prefix": candidates, **dict(zip(histories, lengths))}
+    sizes["memory"] = events if isinstance(events, int) else sum(events)
     offsets: dict[str, NDArray[np.int64]] = {}
     for entry in inputs:
         if entry.component != "value" and entry.field not in offsets:

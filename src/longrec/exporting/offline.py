@@ -6,6 +6,7 @@ online path.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +30,9 @@ from longrec.features.entity_table import EntityTable
 from longrec.features.feature_encoders import Lists, NumericListEncoder
 from longrec.features.fitted_schema import FittedSchema, concat_lists, gather_lists
 from longrec.features.raw_columns import Column, encode_calendar, encode_candidates, encode_context, list_row_features
+from longrec.generation.item_search import plan_search
 from longrec.index.top import select_top
+from longrec.models.core.generator import Generator
 from longrec.models.core.kinds import Encoder, Reranker, Retriever
 
 
@@ -93,15 +96,41 @@ def build_golden_retrieval(
     """
     rows, own = read_catalog(items), [field.name for field in fitted.fields().features if field.side == "item"]
     batch = build_request_batch(fitted, users, items, sample)
-    with torch.no_grad():
-        scored = model.eval().score_catalog(batch, {name: _to_tensor(rows[name]) for name in own})
-    scores = scored[0].numpy().copy()
+    columns, allowed = {name: _to_tensor(rows[name]) for name in own}, np.ones(len(items) - 1, np.bool_)
     if seen is not None:
-        scores[seen[seen > 0] - 1] = -np.inf
-    best = select_top(scores, k)
-    best = best[scores[best] > -np.inf]
+        allowed[seen[seen > 0] - 1] = False
+    model.eval()
+    with torch.no_grad():
+        if isinstance(model, Generator):
+            best, scores = generate_items(model, batch, columns, k, allowed)
+        else:
+            every = np.where(allowed, model.score_catalog(batch, columns)[0].numpy(), -np.inf)
+            best = select_top(every, min(k, int(allowed.sum())))
+            scores = every[best]
     request = build_recommend_request(fitted, users, items, sample, k, seen is not None)
-    return GoldenRequest(request, scores[best].tolist(), items=[items.key(row + 1) for row in best.tolist()])
+    return GoldenRequest(request, scores.tolist(), items=[items.key(row + 1) for row in best.tolist()])
+
+
+def generate_items(
+    model: Generator,
+    batch: Batch,
+    catalog: Mapping[str, Tensor | Jagged],
+    k: int,
+    allowed: NDArray[np.bool_] | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the k best allowed items that a generator generates for one request, from 0, and their scores.
+
+    Args:
+        catalog: features of all items.
+        allowed: mask of all items. None: all.
+    """
+    config = model.config
+    width = None if config.search == "exact" else config.beam_width
+    search = plan_search(model.build_trie(catalog), k, width, allowed)
+    generated = model.generate(batch, search.trie, search.width, search.width)
+    item, score = generated.items[0], generated.scores[0]
+    own = (item >= 0) & (True if search.dropped is None else ~search.dropped[item])
+    return item[own][:k], score[own][:k]
 
 
 def build_request_batch(fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample) -> Batch:

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,15 @@ def build_shared_batch(inputs: Sequence[Input], tensors: Sequence[Tensor]) -> Ba
     return Batch(Layout.shared(sizes.get("item", 0)), columns["user"], columns["item"], histories)
 
 
+def build_retrieval_batch(inputs: Sequence[Input], tensors: Sequence[Tensor]) -> tuple[Batch, Mapping[str, Column]]:
+    """Build the shared batch of one request, and the columns of items, from flat tensors.
+
+    The batch has no columns of candidates, because items belong to no request.
+    """
+    shared = build_shared_batch(inputs, tensors)
+    return replace(shared, layout=Layout.shared(1), candidates={}), shared.candidates
+
+
 def build_columns(
     inputs: Sequence[Input], by_name: Mapping[str, Tensor]
 ) -> tuple[dict[str, dict[str, Column]], dict[str, int]]:
@@ -153,6 +163,7 @@ def trace_module(module: ProgramModule) -> ONNXProgram:
     arguments = tuple(torch.from_numpy(example[entry.name]) for entry in inputs)
     dims = {"item": Dim("C"), **{group: Dim(f"T{number}") for number, group in enumerate(groups)}}
     dims |= {entry.group: Dim("B") for entry in inputs if entry.group.startswith("s.")}
+    dims |= {"memory": Dim("M"), "prefix": Dim("W")}
     shapes = tuple(_list_dynamic_dims(entry, dims, number) for number, entry in enumerate(inputs))
     try:
         with _silence_exporter(), torch.no_grad():
@@ -216,4 +227,5 @@ def run_torch(module: ProgramModule, tensors: Mapping[str, NDArray[Any]]) -> lis
         output: Tensor | tuple[Tensor, ...] = module(
             *(torch.from_numpy(tensors[entry.name]) for entry in module.inputs)
         )
-    return [one.numpy() for one in ((output,) if isinstance(output, Tensor) else output)]
+    # An output may be a parameter itself, which requires a gradient even here.
+    return [one.detach().numpy() for one in ((output,) if isinstance(output, Tensor) else output)]

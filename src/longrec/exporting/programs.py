@@ -5,6 +5,8 @@ Reranker           score     one request and its list of C candidates -> probabi
 Encoder            encode    one request and its C candidates -> vectors [C, W], and codes
 VectorRetriever    users     one request -> vectors [K, D]
                    items     I items -> vectors [I, D]
+Generator          encode    one request -> its memory
+                   step.T    the memory and W prefixes -> log-probabilities of the next token [W, V]
 other retrievers   score     one request and the I items of the catalog -> scores [I]
 
 Of a ranker with states, ``score`` also reads the state before the events, and ``update.HISTORY`` maps the states of B
@@ -13,18 +15,18 @@ users and events of each to the next states.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from longrec.errors import BundleError
+from longrec.exporting.generator_programs import build_generator_programs
 from longrec.exporting.inputs import ENCODE, ITEMS_PROGRAM, OUTPUT, SCORE, USERS_PROGRAM, VECTORS_OUTPUT, Input
 from longrec.exporting.list_program import ListProgram
-from longrec.exporting.program import ProgramModule, SharedModel, build_shared_batch
+from longrec.exporting.program import ProgramModule, SharedModel, build_retrieval_batch
 from longrec.exporting.states import build_update_programs, list_state_inputs
-from longrec.features.batch import Batch, Column, Layout
 from longrec.models.core.base import Model
+from longrec.models.core.generator import Generator
 from longrec.models.core.kinds import Encoder, Reranker, Retriever, VectorRetriever
 from longrec.models.core.stateful import StatefulRanker
 
@@ -65,15 +67,6 @@ class CatalogScores(ProgramModule):
         return self.model.score_catalog(batch, items)[0].float()
 
 
-def build_retrieval_batch(inputs: Sequence[Input], tensors: Sequence[Tensor]) -> tuple[Batch, Mapping[str, Column]]:
-    """Build the shared batch of one request, and the columns of items, from flat tensors.
-
-    The batch has no columns of candidates, because items belong to no request.
-    """
-    shared = build_shared_batch(inputs, tensors)
-    return replace(shared, layout=Layout.shared(1), candidates={}), shared.candidates
-
-
 def build_programs(model: Model, inputs: Sequence[Input], states: bool = False) -> dict[str, ProgramModule]:
     """Return the programs of a model by name, ready to be traced.
 
@@ -92,11 +85,13 @@ def build_programs(model: Model, inputs: Sequence[Input], states: bool = False) 
         assert isinstance(model, StatefulRanker)
         score = SharedModel(model, [*inputs, *list_state_inputs(model)])
         programs = {SCORE: score, **build_update_programs(model)}
+    elif isinstance(model, VectorRetriever | Generator) and not request:
+        raise BundleError(
+            "schema", "no history and no feature of the user", "inputs of a request", "add a history to the schema"
+        )
+    elif isinstance(model, Generator):
+        programs = build_generator_programs(model, request)
     elif isinstance(model, VectorRetriever):
-        if not request:
-            raise BundleError(
-                "schema", "no history and no feature of the user", "inputs of a request", "add a history to the schema"
-            )
         programs = {USERS_PROGRAM: UserTower(model, request), ITEMS_PROGRAM: ItemTower(model, items)}
     elif isinstance(model, Retriever):
         programs = {SCORE: CatalogScores(model, inputs)}

@@ -22,6 +22,7 @@ from longrec.errors import BundleError
 from longrec.exporting import bundle
 from longrec.exporting.bundle import EncoderFacts, Manifest
 from longrec.exporting.catalog import check_catalog
+from longrec.exporting.generator_programs import describe_generator
 from longrec.exporting.golden import GoldenRequest
 from longrec.exporting.inputs import ITEMS_PROGRAM, ProgramFacts, list_inputs
 from longrec.exporting.item_columns import write_item_columns
@@ -40,6 +41,7 @@ from longrec.features.history_columns import NEVER, list_event_columns
 from longrec.features.vocabulary import Keys
 from longrec.index.build import IndexFacts, IndexSettings, Queries
 from longrec.models.core.base import Model
+from longrec.models.core.generator import Generator
 from longrec.models.core.kinds import Encoder, Ranker, Reranker, Retriever
 from longrec.models.core.registry import name_of
 from longrec.models.core.stateful import StatefulRanker
@@ -287,6 +289,7 @@ class _BundleWriter:
             parity=parity,
             encoder=self.encoder,
             index=index,
+            generator=describe_generator(self.model) if isinstance(self.model, Generator) else None,
             states=self._describe_states(),
             events_per_candidate=not self.states
             and (not isinstance(self.model, Ranker) or self.model.events_per_candidate),

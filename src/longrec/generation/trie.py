@@ -129,6 +129,15 @@ class Trie:
         kept = ~np.isin(self.items, np.asarray(items, np.int64))
         return self if kept.all() else Trie._of_sorted(self.paths[kept], self.items[kept], self.sizes)
 
+    def select(self, allowed: NDArray[np.bool_]) -> Trie:
+        """Return the trie of the allowed items.
+
+        Args:
+            allowed: mask of all items by their numbers.
+        """
+        kept = allowed[self.items]
+        return self if kept.all() else Trie._of_sorted(self.paths[kept], self.items[kept], self.sizes)
+
 
 def _check(paths: NDArray[np.int32], items: NDArray[np.int64], sizes: Sequence[int]) -> None:
     if paths.ndim != 2 or not sizes or paths.shape[1] != len(sizes) or len(paths) != len(items):

@@ -45,7 +45,7 @@ width, V tokens of a step, A width of h_agg.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -77,6 +77,8 @@ from longrec.nn.segments import Segments
 from longrec.nn.target_histories import TargetHistories
 
 _IDS = ("id", "multi_id")
+_UNCONDITIONED = "unconditioned."
+"""Prefix of the tensors of a memory without a task."""
 
 
 class UniRecConfig(GeneratorConfig):
@@ -234,6 +236,18 @@ class UniRec(Generator):
         if not self.config.correction:
             return memory
         return replace(memory, unconditioned=self._encode(leave_out(batch, self.config.tasks)))
+
+    def pack_memory(self, memory: Memory) -> dict[str, Tensor]:
+        """Return keys and values, the first input and h_agg, and those without a task if a score needs them."""
+        own = {"keys": memory.keys.pack(), "start": memory.start, "aggregate": memory.aggregate}
+        other = {} if memory.unconditioned is None else self.pack_memory(memory.unconditioned)
+        return own | {f"{_UNCONDITIONED}{name}": x for name, x in other.items()}
+
+    def unpack_memory(self, tensors: Mapping[str, Tensor]) -> Memory:
+        """Return the memory of one request."""
+        other = {n.removeprefix(_UNCONDITIONED): x for n, x in tensors.items() if n.startswith(_UNCONDITIONED)}
+        keys = HistoryKeys.unpack(tensors["keys"], self.config.layers, self.config.heads)
+        return Memory(keys, tensors["start"], tensors["aggregate"], self.unpack_memory(other) if other else None)
 
     def step(self, memory: Memory, prefix: Tensor, cache: Cache | None = None) -> Float[Tensor, "R W V"]:
         """Return the logits of the next token after each prefix.

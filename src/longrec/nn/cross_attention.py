@@ -51,6 +51,17 @@ class HistoryKeys:
         masks = [None if bucket.real is None else bucket.real[:, None, None, :] for bucket in attention.buckets]
         return cls(attention, blocks, masks)
 
+    @classmethod
+    def unpack(cls, x_TX: Tensor, layers: int, heads: int) -> HistoryKeys:
+        """Return the keys and values of one shared history from the result of ``pack``."""
+        length = x_TX.shape[0]
+        return cls.build(x_TX, Segments(torch.arange(2) * length, 1, length, shared=True), layers, heads)
+
+    def pack(self) -> Tensor:
+        """Return the keys and values of a shared history, ``[T, 2 L X]``, as ``build`` reads them."""
+        (block,) = self.blocks
+        return torch.stack([x_1HTd[0].transpose(0, 1) for x_1HTd in block], 1).flatten(1)
+
     def attend(self, q_RUX: Tensor, layer: int) -> Tensor:
         """Return ``[R, U, X]``: what each query takes from its history."""
         if self.attention.shared:

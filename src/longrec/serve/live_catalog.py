@@ -29,6 +29,7 @@ from longrec.exporting.catalog_table import (
 from longrec.exporting.inputs import ITEMS_PROGRAM
 from longrec.exporting.item_columns import read_item_columns
 from longrec.exporting.item_index import compute_vectors, open_index
+from longrec.exporting.item_paths import build_item_trie, update_item_trie
 from longrec.exporting.runtime import Program
 from longrec.exporting.tuned_lists import tune_lists
 from longrec.features.entity_table import EntityTable
@@ -36,6 +37,7 @@ from longrec.features.vocabulary import build_array
 from longrec.serve.item_conditions import ItemConditions
 
 if TYPE_CHECKING:
+    from longrec.generation.trie import Trie
     from longrec.index.build import IndexFacts
     from longrec.index.item_index import ItemIndex
 
@@ -58,6 +60,7 @@ class LiveCatalog:
         table: the items with all changes. Its raw columns are read if there are changes.
         index: index of their vectors. None for a bundle without vectors.
         index_facts: its description. That of inverted lists is measured again after many changes.
+        trie: paths of the items that have codes, numbered from 0. None for a bundle of another kind than a generator.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class LiveCatalog:
         self.table = CatalogTable(bundle.items, None, None, np.zeros(0, np.int64))
         self.index: ItemIndex | None = None
         self.index_facts: IndexFacts | None = None
+        self.trie: Trie | None = None
         self._reset()
         self._is_opened = False
         self.refresh()
@@ -80,6 +84,8 @@ class LiveCatalog:
         if INDEX in self.bundle.manifest.files:
             self.index = open_index(self.bundle, exact=self._pristine)
             self.index_facts = self.bundle.manifest.index
+        if (generator := self.bundle.manifest.generator) is not None:
+            self.trie = build_item_trie(generator, self.bundle.items)
         self._use(self.changes, self.table)
 
     def _use(self, changes: CatalogChanges, table: CatalogTable) -> None:
@@ -213,15 +219,22 @@ class LiveCatalog:
             self.changes, self.table = before, self._build_table(before)
             self._reset()
         table = self._build_table(changes)
-        if self.index is not None:
+        if self.index is not None or self.trie is not None:
             rows = find_changed_rows(before, changes, table.items)
             if len(rows):
-                vectors = compute_vectors(self._programs[ITEMS_PROGRAM], self.bundle.fitted, table.items, rows)
-                if self.index.replace(rows - 1, vectors):
-                    tuned = tune_lists(self.index, self.bundle, self.folder, changes.revision)
-                    self.index_facts = tuned or self.index_facts
+                self._replace(rows, table.items, changes.revision)
         self._use(changes, table)
         self._listener(table.items)
+
+    def _replace(self, rows: NDArray[np.int64], items: EntityTable, revision: int) -> None:
+        """Replace the vectors or the paths of changed rows of the item table."""
+        if (generator := self.bundle.manifest.generator) is not None and self.trie is not None:
+            self.trie = update_item_trie(self.trie, generator, items, rows)
+        if self.index is not None:
+            vectors = compute_vectors(self._programs[ITEMS_PROGRAM], self.bundle.fitted, items, rows)
+            if self.index.replace(rows - 1, vectors):
+                tuned = tune_lists(self.index, self.bundle, self.folder, revision)
+                self.index_facts = tuned or self.index_facts
 
 
 def change_items(

@@ -147,8 +147,9 @@ class OpenedPipeline:
         config = self.config
         for name, source in config.recall.items():
             model, where = self.models[f"recall.{name}.bundle"], config.filter.where
+            deadline = None if source.deadline_ms is None else source.deadline_ms / 1_000
             retrieve, unfiltered = (
-                RetrieveStage(model, source.count, f"{SOURCE}{name}", where=condition, source=name)
+                RetrieveStage(model, source.count, f"{SOURCE}{name}", where=condition, source=name, deadline=deadline)
                 for condition in (where, None)
             )
             yield _with_deadline(SourceStage(name, retrieve, unfiltered if where else None), source.deadline_ms)

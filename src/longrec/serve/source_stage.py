@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 
@@ -40,7 +41,8 @@ class SourceStage:
     def _trace_dropped(self, own: Candidates, candidates: Candidates, query: Query) -> None:
         """Trace the items that would have been retrieved without a filter, and those that are candidates already."""
         assert query.trace is not None
-        stage, plain = self._unfiltered or self._retrieve, replace(query, trace=None)
+        stage = self._unfiltered or self._retrieve
+        plain = replace(query, trace=None, began=math.inf)  # a trace is never late
         unseen = own if self._unfiltered is None else self._run(stage, plain)
         if query.exclude_seen:
             every = self._run(stage, replace(plain, exclude_seen=False))

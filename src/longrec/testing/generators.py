@@ -74,6 +74,32 @@ def check_scores_are_those_of_teacher_forcing(case: Case) -> None:
             )
 
 
+def check_a_packed_memory_is_the_memory(case: Case) -> None:
+    """The tensors that go from one exported program to the others give every step the scores of the memory itself.
+
+    Each has one row, or the same number of rows for each event, whatever the request.
+    """
+    model, rows = _lively_generator(case), dict[str, list[int]]()
+    generator = torch.Generator().manual_seed(3)
+    for events in (6, 3, 0):
+        request = replace(shared(4, events, fields=case.fields), layout=Layout.shared(1), candidates={})
+        with torch.no_grad():
+            memory = model.encode(request)
+            packed = model.pack_memory(memory)
+            unpacked = model.unpack_memory({name: x.clone() for name, x in packed.items()})
+            for name, x in packed.items():
+                expect(x.dim() == 2 and x.dtype == torch.float32, f"{name} of a memory is {x.dtype} {tuple(x.shape)}")
+                rows.setdefault(name, []).append(len(x))
+            for step in range(len(model.path)):
+                tokens = [torch.randint(0, field.rows, (5,), generator=generator) for field in model.path[:step]]
+                prefix = torch.stack(tokens, 1) if tokens else torch.zeros(1, 0, dtype=torch.int64)
+                actual, expected = (model.score_tokens(one, prefix) for one in (unpacked, memory))
+                expect_close(actual, expected, f"step {step} scores otherwise with an unpacked memory")
+    for name, counts in rows.items():
+        grows = counts == [6 * counts[1] // 3, counts[1], 0] and counts[1] > 0
+        expect(counts == [1, 1, 1] or grows, f"{name} of a memory has {counts} rows for 6, 3 and 0 events")
+
+
 def check_a_wide_beam_is_exact(case: Case) -> None:
     """A beam as wide as the catalog returns each servable item once, with its exact score, the best first."""
     model, items = _lively_generator(case), catalog(case.fields)
@@ -184,6 +210,7 @@ def _open_program(graph: torch.export.ExportedProgram, names: Sequence[str]) -> 
 CHECKS: tuple[Callable[[Case], None], ...] = (
     check_a_step_reads_earlier_tokens_alone,
     check_scores_are_those_of_teacher_forcing,
+    check_a_packed_memory_is_the_memory,
     check_a_wide_beam_is_exact,
     check_a_narrow_beam_is_a_list_of_the_catalog,
     check_programs_of_steps_agree,

@@ -128,6 +128,18 @@ class Generator(Retriever):
         """
 
     @abstractmethod
+    def pack_memory(self, memory: Any) -> dict[str, Tensor]:
+        """Return the result of ``encode`` for a shared batch as float32 tensors ``[n, width]``, by name.
+
+        Each has one row, or the same number of rows for each event of the history. They go from one exported program to
+        the others.
+        """
+
+    @abstractmethod
+    def unpack_memory(self, tensors: Mapping[str, Tensor]) -> Any:
+        """Return what ``step`` reads of one request from the result of ``pack_memory``."""
+
+    @abstractmethod
     def target_logits(self, batch: Batch) -> list[Float[Tensor, "T V"]]:
         """Return the logits of each step for the targets of a batch, given the tokens of the target before it."""
 
