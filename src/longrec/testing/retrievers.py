@@ -179,6 +179,8 @@ def check_targets_reach_every_parameter(case: Case) -> None:
         model.zero_grad()
         expect(backpropagate(model, batch).isfinite(), "the loss of targets is NaN or infinite")
         for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
             if parameter.grad is None:
                 raise ConformanceError(f"{name} gets no gradient")
             expect(parameter.grad.is_sparse == (id(parameter) in tables), f"{name}: tables alone take sparse gradients")
