@@ -44,7 +44,7 @@ def build_table() -> pa.Table:
     delay = random.integers(1, 4, len(user)) * 100_000  # some come after the end of training
     return pa.table(
         {
-            **{"user": user, "item": 10 * place + random.integers(0, 3, len(user)), "t": t, "click": click},
+            **{"user": user, "item": 10 * (place // 2) + random.integers(0, 3, len(user)), "t": t, "click": click},
             **{"like": like, "buy": buy, "buy_at": t + delay, "play": random.random(len(user)).astype(np.float32)},
         }
     )
@@ -77,26 +77,23 @@ def test_pairs_are_of_one_request_with_a_strictly_higher_level(log: Log) -> None
     winner = rows[entry]
     actual = set(zip(winner.tolist(), loser.tolist()))
     assert len(actual) == len(entry)
-    expected, bought_later = set(), 0
+    least, most, bought_later = {}, {}, 0  # of each item of a request, by the largest of its rows
+    for row in rows:
+        shown = tuple(int(columns[name][row]) for name in ("user", "t", "item"))
+        own = 2 if columns["like"][row] else int(columns["click"][row])
+        settled = columns["buy_at"][row] < START + END
+        bought_later += int(columns["buy"][row] and not settled)
+        least[shown] = max(least.get(shown, 0), 3 if columns["buy"][row] and settled else own)
+        most[shown] = max(most.get(shown, 0), 3 if columns["buy"][row] or not settled else own)
+    expected = set()
     for i in rows:
         for j in rows:
-            if (columns["user"][i], columns["t"][i]) != (columns["user"][j], columns["t"][j]):
-                continue
-            if columns["item"][i] == columns["item"][j]:
-                continue
-            bought, settled = (columns["buy_at"][x] < START + END for x in (i, j))
-            own = 3 if columns["buy"][i] and bought else 2 if columns["like"][i] else int(columns["click"][i])
-            other = 2 if columns["like"][j] else int(columns["click"][j])
-            if not settled:
-                other = 3  # whether it is bought, is not available yet
-                bought_later += int(columns["buy"][j])
-            elif columns["buy"][j]:
-                other = 3
-            if own > other:
+            one, other = (tuple(int(columns[name][row]) for name in ("user", "t", "item")) for row in (i, j))
+            if one[:2] == other[:2] and least[one] > most[other]:
                 expected.add((int(i), int(j)))
     assert actual == expected
     assert bought_later > 10
-    assert {int(x) for x in preferences.preferred} >= {i for i, _ in expected}
+    assert set(preferences.preferred.tolist()) == {i for i, _ in expected}
 
 
 def test_a_row_has_at_most_so_many_pairs(log: Log) -> None:

@@ -2,8 +2,9 @@
 
 Levels are names of feedback, the weakest first: with ``(click, like)`` a row has level 2 if it was liked, 1 if it was
 clicked, else 0. Feedback that was not available when the window of the rows ended may still come. So each row has the
-level that it has reached, and the one that it may reach. One row is preferred to another if the level that it has
-reached is above the one that the other may reach: an item that is bought later is not compared as one that was not.
+level that it has reached, and the one that it may reach: the largest of the rows of its item in the request. One row is
+preferred to another if the level that it has reached is above the one that the other may reach: an item that is bought
+later is not compared as one that was not.
 
 Shapes: N rows of a split, B rows of a batch, P pairs.
 """
@@ -57,6 +58,9 @@ class Preferences:
             total = sum(weight * _read(log, name, self.rows, end) for name, weight in rewards.items())
             self.reward = np.asarray(total, np.float32)
         request = number_requests(log, self.rows)
+        items = log.events.columns["item"].take(self.rows).astype(np.int64)
+        _, same = np.unique(request * (len(log.items) + 1) + items, return_inverse=True)
+        self.reached, self.possible = (_spread_largest(level, same) for level in (self.reached, self.possible))
         starts = np.searchsorted(request, np.arange(request.max(initial=-1) + 2))
         self._first, self._stop = starts[request], starts[request + 1]
         least = np.minimum.reduceat(self.possible, starts[:-1]) if len(self.rows) else self.possible
@@ -72,16 +76,14 @@ class Preferences:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return pairs for rows of the log: int64 ``[P]``, entries of ``rows``, and the rows that are preferred less.
 
-        Each entry has all its pairs, or ``losers`` of them, drawn at random. The items of a pair differ.
+        Each entry has all its pairs, or ``losers`` of them, drawn at random.
         """
         at = np.searchsorted(self.rows, rows)
         entry = np.flatnonzero(self._is_preferred[at])
         first, lengths = self._first[at[entry]], (self._stop - self._first)[at[entry]]
         other, _ = expand_ranges(first, lengths)
         entry = np.repeat(entry, lengths)
-        item, own = self.log.events.columns["item"], rows[entry]
         is_pair = self.reached[at[entry]] > self.possible[other]
-        is_pair &= item.take(own) != item.take(self.rows[other])
         entry, other = entry[is_pair], other[is_pair]
         order = np.lexsort((random.random(len(entry)), entry))
         entry, other = entry[order], other[order]
@@ -143,3 +145,10 @@ def _read(log: Log, name: str, rows: NDArray[np.int64], end: NDArray[np.int64] |
     if name == LABEL and name not in log.schema.features:
         return log.labels.take(rows)  # they are the rows whose label was available
     return compute_target(log, name, rows, end)
+
+
+def _spread_largest(values: NDArray[np.int64], group: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the largest value of the group of each entry."""
+    largest = np.zeros(group.max(initial=-1) + 1, np.int64)
+    np.maximum.at(largest, group, values)
+    return largest[group]
