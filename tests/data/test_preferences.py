@@ -36,7 +36,7 @@ SCHEMA: dict[str, Any] = {
 
 def build_table() -> pa.Table:
     random = np.random.default_rng(0)
-    user, request, place = (x.ravel() for x in np.indices((USERS, REQUESTS, SHOWN)))
+    user, request, rank = (x.ravel() for x in np.indices((USERS, REQUESTS, SHOWN)))
     t = START + 100_000 * request + user
     click = (random.random(len(user)) < 0.5).astype(int)
     like = click * (random.random(len(user)) < 0.5)
@@ -44,7 +44,7 @@ def build_table() -> pa.Table:
     delay = random.integers(1, 4, len(user)) * 100_000  # some come after the end of training
     return pa.table(
         {
-            **{"user": user, "item": 10 * (place // 2) + random.integers(0, 3, len(user)), "t": t, "click": click},
+            **{"user": user, "item": 10 * (rank // 2) + random.integers(0, 3, len(user)), "t": t, "click": click},
             **{"like": like, "buy": buy, "buy_at": t + delay, "play": random.random(len(user)).astype(np.float32)},
         }
     )

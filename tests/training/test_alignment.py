@@ -43,8 +43,8 @@ def write_log(folder: Path) -> dict[str, Any]:
             both = random.random() < 0.5
             last = [0, 1, 1] if both else [1]
             items = [8 * (user % GROUPS) + 4 * code + random.integers(0, 4) for code in last]
-            for place, item in enumerate(items):
-                click = place == 0
+            for rank, item in enumerate(items):
+                click = rank == 0
                 values = (user, item, DAY * request + 60 * user, int(click), int(click and both))
                 for name, value in zip(columns, values):
                     columns[name].append(value)

@@ -20,7 +20,7 @@ stage, frozen. With ``dpo_scope: head`` the input of the last head is detached t
 
 The scores, the search and the export are the generator's.
 
-Departures from the papers
+Departures from the paper
     - lambda and c are 0.5 and 2, which UniRec leaves open. lambda c is at most 1, so that no likelihood is minimized;
     - equal rewards in a batch have the advantage 0, and a target without a reward the weight 1;
     - each preferred item has ``losers`` pairs in a batch, drawn at random, all with one weight;
@@ -98,7 +98,14 @@ class Alignment(Generator):
     starts_from_best = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {
-            "base": {"name": "unirec", "attributes": ["category"], "embedding_dim": 16, "head": "linear", "pairs": []},
+            "base": {
+                "name": "unirec",
+                "attributes": ["category"],
+                "embedding_dim": 16,
+                "head": "linear",
+                "pairs": [],
+                "static": False,
+            },
             "dpo_scope": "backbone",
         },
     )
