@@ -172,7 +172,7 @@ def _each_kind_of_targets(model: Trained, case: Case, rows: int) -> list[Batch]:
 
 
 def check_targets_reach_every_parameter(case: Case) -> None:
-    """The loss of targets reaches every parameter that is served. Gradients of embedding tables, and of nothing else, are sparse."""
+    """The loss of targets reaches every parameter that is served. Tables, and nothing else, have sparse gradients."""
     model = lively_trained(case).train()
     tables = {id(table) for table in model.embedding_parameters()}
     for batch in _each_kind_of_targets(model, case, 300):
