@@ -39,6 +39,8 @@ SHOP = Fields(
     ),
     histories={"clicks": (ITEM, CATEGORY, ACTION, GAP)},
 )
+CODES = tuple(Field(f"code_{level}", "id", 66, side="item") for level in (1, 2, 3))
+"""Codes of the semantic IDs of items, for generators."""
 KNOWLEDGE = (
     Field("about_user", "embedding", 0, side="user", width=33),
     Field("about_item", "embedding", 0, side="item", width=33),
@@ -47,14 +49,16 @@ KNOWLEDGE = (
 
 def schemas(name: str) -> list[Fields]:
     """Return schemas for a model, the plainest first: with sessions, with knowledge of users and items, with two
-    histories.
+    histories, with codes of items.
 
     A model that reads tokens (its file imports ``TokenInput``) gets a history of them too.
     """
     sessions = replace(SHOP, histories={"clicks": (*SHOP.histories["clicks"], SINCE, SESSION)})
     with_knowledge = replace(SHOP, features=(*SHOP.features, *KNOWLEDGE))
     several = replace(with_knowledge, histories={**sessions.histories, "carted": SHOP.histories["clicks"]})
-    choices = [SHOP, sessions, with_knowledge, several]
+    clicks = (*SHOP.histories["clicks"], *CODES)
+    with_codes = replace(SHOP, features=(*SHOP.features, *CODES), histories={"clicks": clicks})
+    choices = [SHOP, sessions, with_knowledge, several, with_codes]
     if _reads_tokens(name):
         return [replace(fields, histories={**fields.histories, "tokens": TOKENS}) for fields in choices]
     return choices

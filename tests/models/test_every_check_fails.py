@@ -16,12 +16,15 @@ from test_planted_faults import FAULTS
 from torch import Tensor, nn
 
 from longrec.features.batch import Batch
+from longrec.generation.beam import Beams
+from longrec.models.core import generator
 from longrec.models.core.kinds import ListScores, Ranker, Reranker, VectorRetriever
 from longrec.models.covisit import CoVisit
 from longrec.models.din import DIN, DINConfig
 from longrec.models.iat import IAT
 from longrec.models.prm import PRM
 from longrec.models.sasrec import SASRec
+from longrec.models.unirec import UniRec
 from longrec.nn import self_attention
 from longrec.testing import texts
 from longrec.testing.case import Case
@@ -257,6 +260,31 @@ def the_host_reads_values_of_a_list(patch: Patch) -> None:
     around(patch, Reranker, "loss", wrong)
 
 
+def logits_that_read_their_own_token(patch: Patch) -> None:
+    def wrong(right: Wrong) -> Wrong:
+        def read(self: UniRec, batch: Batch) -> list[Tensor]:
+            tokens = self.target_tokens(batch)
+            return [logits * (1 + tokens[:, step : step + 1]) for step, logits in enumerate(right(self, batch))]
+
+        return read
+
+    around(patch, UniRec, "target_logits", wrong)
+
+
+def steps_of(change: Callable[[Tensor], Tensor]) -> Callable[[Patch], None]:
+    """A fault in the logits of the steps of UniRec."""
+    return lambda patch: around(
+        patch, UniRec, "step", lambda right: lambda self, *inputs, **more: change(right(self, *inputs, **more))
+    )
+
+
+def searched(change: Callable[[Beams], Beams]) -> Callable[[Patch], None]:
+    """A fault in what a beam search returns."""
+    return lambda patch: around(
+        patch, generator, "search_beams", lambda right: lambda *inputs, **more: change(right(*inputs, **more))
+    )
+
+
 class Loose(DINConfig, extra="ignore"):
     """Settings that take any key."""
 
@@ -322,6 +350,17 @@ PLANTED: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "bfloat16_keeps_the_initial_order": ("prm", the_base_in_bfloat16),
     "a_step_of_lists_on_another_device": ("prm", the_host_reads_values_of_a_list),
     "a_reranker_is_saved_and_loaded": ("prm", another_scale_of_lists_each_time),
+    "a_step_reads_earlier_tokens_alone": ("unirec", logits_that_read_their_own_token),
+    "scores_are_those_of_teacher_forcing": ("unirec", steps_of(lambda logits: 1.1 * logits)),
+    "a_wide_beam_is_exact": ("unirec", searched(lambda beams: replace(beams, score=beams.score - 0.1))),
+    "a_narrow_beam_is_a_list_of_the_catalog": (
+        "unirec",
+        searched(lambda beams: replace(beams, leaf=beams.leaf[:, :1].expand_as(beams.leaf))),
+    ),
+    "programs_of_steps_agree": (
+        "unirec",
+        steps_of(lambda logits: logits + 1 if torch.compiler.is_compiling() else logits),
+    ),
     "every_alternative_can_be_selected": (
         "covisit",
         lambda patch: patch.setattr(CoVisit, "select", lambda self, settings: None),
@@ -334,6 +373,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sasrec": {},
     "prm": {"base": {"name": "deepfm", "mlp": [8]}, "width": 16, "blocks": 1},
     "covisit": {},
+    "unirec": {},
 }
 
 

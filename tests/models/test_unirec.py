@@ -20,6 +20,7 @@ from longrec.models.core.generator import FLOOR, split_requests
 from longrec.models.core.registry import build
 from longrec.models.unirec import UniRec
 from longrec.testing.batches import CATEGORY, CODES, ITEM, PATHS, pick, ragged, take
+from longrec.testing.pretend_device import DEVICE, PretendDevice, move_model
 from longrec.testing.target_batches import catalog, with_targets
 
 SMALL: dict[str, Any] = {"name": "unirec", "embedding_dim": 8, "heads": 2, "layers": 1, "hidden": 6, "experts": 2}
@@ -104,10 +105,10 @@ def test_the_equations() -> None:
 def test_rows_are_as_one_by_one() -> None:
     """Histories of any lengths, also without events: no padding reaches a score, and no other request."""
     for settings in (FULL, TIGER):
-        model, batch, items = make(settings), ragged(40, longest=30, fields=PATHS), catalog(PATHS)
+        model, batch, items = make(settings), ragged(15, longest=30, fields=PATHS), catalog(PATHS)
         with torch.no_grad():
             together = model.score_catalog(batch, items)
-            alone = torch.cat([model.score_catalog(take(batch, [row]), items) for row in range(40)])
+            alone = torch.cat([model.score_catalog(take(batch, [row]), items) for row in range(15)])
             split = torch.cat([model.score_catalog(some, items) for some in split_requests(batch, 7)])
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(together, split, rtol=1e-4, atol=1e-4)
@@ -149,7 +150,7 @@ def test_a_summary_reads_earlier_tokens_alone_and_is_reordered_with_its_beam() -
             for rank in range(3):
                 paths = model.stack_tokens(items)[torch.from_numpy(generated.items[:, rank])]
                 expected = model.log_probabilities(_with_paths(batch, model, paths)).sum(1)
-                torch.testing.assert_close(torch.from_numpy(generated.scores[:, rank]), expected, rtol=0, atol=2e-5)
+                torch.testing.assert_close(torch.from_numpy(generated.scores[:, rank]), expected, rtol=0, atol=1e-5)
 
 
 def test_probabilities_of_all_servable_paths_add_up_to_one_if_renormalized() -> None:
@@ -239,6 +240,19 @@ def test_a_narrow_beam_ranks_the_same_items_as_exact_scoring() -> None:
     assert bool((reached.sum(1) < 20).all())
     torch.testing.assert_close(other[reached], one[reached], rtol=1e-4, atol=1e-4)
     assert bool(other[~reached].eq(FLOOR).all())
+
+
+@pytest.mark.parametrize("settings", [FULL, TIGER])
+@pytest.mark.parametrize("search", ["exact", "beam"])
+def test_a_search_on_another_device(settings: dict[str, Any], search: str) -> None:
+    model, batch, items = make(settings, search=search, beam_width=4), ragged(8, fields=PATHS), catalog(PATHS)
+    with torch.no_grad():
+        expected = model.score_catalog(batch, items)
+        with PretendDevice():
+            move_model(model)
+            columns = {name: column.to(DEVICE) for name, column in items.items()}  # type: ignore[union-attr]
+            actual = model.score_catalog(batch.to(DEVICE), columns).cpu()
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 # ---- settings ------------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ class UniRecConfig(GeneratorConfig):
     )
     head_hidden: Width = Field(128, description="Hidden units of the head.")
     head_mask: Width = Field(64, description="Hidden units of the mask of the head.")
-    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout rate of inputs, branches and heads.")
+    dropout: float = Field(0.2, ge=0, lt=1, description="Dropout rate of inputs, branches and heads.")
 
 
 @dataclass(frozen=True)

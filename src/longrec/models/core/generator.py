@@ -141,7 +141,7 @@ class Generator(Retriever):
 
     def score_paths(self, memory: Any, token_IS: Int[Tensor, "I S"]) -> Float[Tensor, " I"]:
         """Return the score of each path for one request, without a search. By default by ``score_tokens``."""
-        total_I = torch.zeros(1)
+        total_I = torch.zeros(1, device=token_IS.device)
         for step in range(len(self.path)):
             log_IV = self.score_tokens(memory, token_IS[:, :step])[0]
             total_I = total_I + log_IV.gather(1, token_IS[:, step : step + 1]).squeeze(1)
