@@ -178,6 +178,10 @@ def test_a_log_without_feedback_or_pairs_is_refused(log: Log, prepared: Callable
     alone = prepared(table.set_column(table.schema.get_field_index("t"), "t", t), SCHEMA)
     with pytest.raises(DataError, match="requests of 1 rows on average, none with rows of two levels"):
         check_pairs(Preferences(alone, ("label",), {}))
+    timeless = {name: value for name, value in SCHEMA.items() if name not in ("time", "histories")}
+    timeless["features"] = {name: one for name, one in SCHEMA["features"].items() if name != "buy"}
+    with pytest.raises(ConfigError, match="data.schema.time: is required; preferences are among"):
+        check_feedback(prepared(table, timeless, split={"by": "user"}), ("label",), [])
     ones = prepared(
         table.set_column(table.schema.get_field_index("click"), "click", pa.array([1] * len(table))), SCHEMA
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,8 @@ from longrec.features.batch import Batch
 from longrec.models.alignment import Alignment, compute_reward_weights
 from longrec.models.core.registry import build
 from longrec.testing.batches import PATHS
+from longrec.testing.case import backpropagate
+from longrec.testing.devices import compare_gradients, step_far
 from longrec.testing.target_batches import with_targets, with_weights
 
 BASE: dict[str, Any] = {
@@ -145,6 +148,19 @@ def test_a_pair_with_an_item_without_codes_is_left_out() -> None:
     with torch.no_grad():
         difference = [model.loss(x) - model.base.loss(x) for x in (one, rest)]
     assert float(difference[0]) == pytest.approx(float(difference[1]), rel=1e-4)
+
+
+def test_a_step_with_pairs_on_another_device() -> None:
+    """It has the loss and gradients of the CPU, and never waits for the device."""
+    for scope in ("head", "backbone"):
+        model = make(dpo_scope=scope, rewards={"label": 1.0}).train()
+        batch = pairs_of(model, torch.arange(9.0))
+        there = copy.deepcopy(model)
+        expected = backpropagate(model, batch)
+        loss, waits = step_far(there, batch)
+        torch.testing.assert_close(loss, expected)
+        compare_gradients(model, there, "pairs")
+        assert not waits
 
 
 def test_the_reference_stays() -> None:

@@ -100,17 +100,20 @@ def check_feedback(log: Log, levels: Sequence[str], rewards: Sequence[str]) -> N
     """Raise an error if a log does not have the feedback of levels and rewards.
 
     Raises:
-        ConfigError: a name that is neither feedback nor ``label``, nor a column of ``data.weights`` among rewards; or
-            one value in all training rows.
+        ConfigError: a name that is neither feedback nor ``label``, nor a column of ``data.weights`` among rewards; one
+            value in all training rows; or levels in a log without time.
     """
-    names = [*levels, *(name for name in rewards if name not in log.weights)]
-    features = [name for name in dict.fromkeys(names) if name != LABEL]
+    names = [*levels, *(name for name in rewards if not _is_weight(log, name))]
+    features = [name for name in dict.fromkeys(names) if not _is_label(log, name)]
     faults: list[str] = []
     try:
         check_targets(log, features)
     except ConfigError as error:
         faults += [fault.replace("model: the target", "model: the feedback") for fault in error.faults]
-    if LABEL in levels and log.labels.take(log.rows_of("train")).min(initial=1) > 0:
+    if levels and log.schema.time is None:
+        faults.append("data.schema.time: is required; preferences are among the items of one user and timestamp")
+    shown = log.labels.take(log.rows_of("train"))
+    if any(_is_label(log, name) for name in levels) and shown.min(initial=1) > 0:
         faults.append(
             "model.levels: 'label' is 1 in every training row; give the log of impressions, with label 0 for items "
             "that were shown and not taken"
@@ -140,11 +143,19 @@ def check_pairs(preferences: Preferences) -> None:
 
 def _read(log: Log, name: str, rows: NDArray[np.int64], end: NDArray[np.int64] | None) -> NDArray[np.float32]:
     """Return one feedback of labeled rows: NaN if it was not available before the end of their window."""
-    if name in log.weights and name not in log.schema.features:
+    if _is_weight(log, name):
         return log.weights[name].take(rows)
-    if name == LABEL and name not in log.schema.features:
+    if _is_label(log, name):
         return log.labels.take(rows)  # they are the rows whose label was available
     return compute_target(log, name, rows, end)
+
+
+def _is_weight(log: Log, name: str) -> bool:
+    return name in log.weights and name not in log.schema.features
+
+
+def _is_label(log: Log, name: str) -> bool:
+    return name == LABEL and name not in log.schema.features
 
 
 def _spread_largest(values: NDArray[np.int64], group: NDArray[np.int64]) -> NDArray[np.int64]:
