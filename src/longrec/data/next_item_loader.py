@@ -183,10 +183,16 @@ class NextItemLoader:
         random: np.random.Generator,
         per_position: bool,
         gap: NDArray[np.int32] | None = None,
+        shown: NDArray[np.int64] | None = None,
     ) -> Batch:
-        """Return a batch with the targets and negatives as its candidates."""
+        """Return a batch with the targets and negatives as its candidates.
+
+        Args:
+            rows: rows of the log whose user, context and time the targets have.
+            shown: rows whose items they are. None: the same rows.
+        """
         log, sampling = self.log, self.sampling
-        items = log.events.columns["item"].take(rows).astype(np.int64)
+        items = log.events.columns["item"].take(rows if shown is None else shown).astype(np.int64)
         own = shared = hits = None
         if sampling.scope == "all":
             assert self._all is not None

@@ -217,8 +217,7 @@ class Targets:
     in-batch negatives they are all candidates. Of the whole catalog, candidates are all items, ``negatives`` is 0.
 
     Attributes:
-        state: int64 ``[T]``, what predicts each target: a stored position of the history, whose event is the last one
-            that the target may read, or a request (``per_position`` False).
+        state: int64 ``[T]``, what predicts each target: stored position of the last event that it reads, or a request.
         item: int64 ``[T]``, the candidate that each target is.
         rows: int64 ``[C]``, row of each candidate in the item table.
         negatives: number of candidates at the end that are negatives.
@@ -231,6 +230,8 @@ class Targets:
         requests: features of user and context, T entries each, as of the timestamp of each target. None: not gathered.
         age: float32 ``[T]``, time from each target to the last, as a share of that from the first to the last, or None.
         gap: int32 ``[T]`` ids, as of ``time_gap``, of the time from a state's last event to its target, or None.
+        reward: float32 ``[T]``, NaN if it is not available. None: no rewards.
+        pairs: int64 ``[2, P]``, a target and one of its request that the user preferred less. None: no pairs.
         per_position: True if ``state`` counts positions, False if it counts requests.
         host: ``state`` on the host, of targets on another device. None: copied when first needed.
     """
@@ -249,6 +250,8 @@ class Targets:
     requests: Mapping[str, Column] | None = None
     age: Tensor | None = None
     gap: Tensor | None = None
+    reward: Tensor | None = None
+    pairs: Tensor | None = None
     host: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -332,8 +335,7 @@ class Batch:
         """Return a batch of requests with one candidate each.
 
         Args:
-            features: all features, ``rows`` entries each.
-            own: further attributes, such as ``label``.
+            features, own: all features, ``rows`` entries each, and further attributes, such as ``label``.
         """
         return cls(Layout.single(rows), {}, features, histories or {}, **own)
 

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from longrec.models.alignment import Alignment
     from longrec.models.atrank import ATRank
     from longrec.models.bst import BST
     from longrec.models.can import CAN
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "ATRank": "atrank",
+    "Alignment": "alignment",
     "BST": "bst",
     "CAN": "can",
     "ComiRec": "comirec",
@@ -194,6 +196,7 @@ __all__ = [
     "SURGE",
     "TWIN",
     "ATRank",
+    "Alignment",
     "CoVisit",
     "ComiRec",
     "DeepFM",

@@ -37,7 +37,7 @@ Departures from the paper
     - the sum of the prefix and the summaries are normalized, so that small initial embeddings count in the head;
     - events and paths share the table of a feature. A task is the sum of vectors of its features, which have tables of
       their own. An unseen one is zero, so that it falls back to no task;
-    - no joint training with RFT and DPO here.
+    - the joint training with RFT and DPO is a model over this one (models/alignment.py).
 
 Shapes: R requests, N positions of their histories, U columns (steps) of a decoder, W prefixes, T targets, S steps, D
 width, V tokens of a step, A width of h_agg.
@@ -282,7 +282,7 @@ class UniRec(Generator):
         other = self.step(memory.unconditioned, prefix, second).float().log_softmax(2)
         return log_RWV - self.config.correction * other
 
-    def target_logits(self, batch: Batch) -> list[Float[Tensor, "T V"]]:
+    def target_logits(self, batch: Batch, detach_last: bool = False) -> list[Float[Tensor, "T V"]]:
         """Return the logits of each step for the targets of a batch, given the tokens of the target before it."""
         targets = batch.targets
         assert targets is not None
@@ -302,7 +302,7 @@ class UniRec(Generator):
         tokens = [embedded.candidate[field.name].index_select(0, item_T) for field in self.path[:-1]]
         x_TSD = torch.stack([memory.start, *tokens], 1) + self.step_embedding
         q_TSD = self.decoder(self.dropout(x_TSD).unsqueeze(1), memory.keys, None).squeeze(1)
-        logits = self._score_steps(q_TSD, tokens, token_TS.unbind(1), memory.aggregate)
+        logits = self._score_steps(q_TSD, tokens, token_TS.unbind(1), memory.aggregate, detach_last)
         return [x.index_select(0, plan.back) for x in logits]
 
     def open_search(self, memory: Any) -> Steps:
@@ -324,14 +324,26 @@ class UniRec(Generator):
         return torch.cat(logs, 1).sum(1)
 
     def _score_steps(
-        self, q_TSD: Tensor, e: Sequence[Tensor], tokens: Sequence[Tensor], aggregate_TA: Tensor
+        self,
+        q_TSD: Tensor,
+        e: Sequence[Tensor],
+        tokens: Sequence[Tensor],
+        aggregate_TA: Tensor,
+        detach_last: bool = False,
     ) -> list[Tensor]:
         """Return the logits ``[T, V]`` of every step from the states, the embeddings of tokens, and the tokens."""
-        states, heads = q_TSD.unbind(1), self.heads
+        states, heads, last = q_TSD.unbind(1), self.heads, len(self.path) - 1
         if heads is None:
-            return [head(q_TD) for head, q_TD in zip(self.plain_heads, states)]
+            logits = [head(q_TD) for head, q_TD in zip(self.plain_heads, states)]
+            return [*logits, self.plain_heads[last](states[last].detach())] if detach_last else logits
         pairs, totals = heads.summarize(tokens[:-1]), [None, *(heads.add(e[: step + 1]) for step in range(len(e)))]
-        return [heads(step, q_TD, totals[step], pairs, aggregate_TA) for step, q_TD in enumerate(states)]
+        logits = [heads(step, q_TD, totals[step], pairs, aggregate_TA) for step, q_TD in enumerate(states)]
+        if not detach_last:
+            return logits
+        total = totals[last]
+        detached = {pair: c_TK.detach() for pair, c_TK in pairs.items()}
+        before = None if total is None else total.detach()
+        return [*logits, heads(last, states[last].detach(), before, detached, aggregate_TA.detach())]
 
     def _encode(self, batch: Batch) -> Memory:
         columns = make_empty(self.path, batch.histories[self.history].columns)

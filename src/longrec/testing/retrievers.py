@@ -172,13 +172,13 @@ def _each_kind_of_targets(model: Trained, case: Case, rows: int) -> list[Batch]:
 
 
 def check_targets_reach_every_parameter(case: Case) -> None:
-    """The loss of targets reaches every parameter. Gradients of embedding tables, and of nothing else, are sparse."""
+    """The loss of targets reaches every parameter that is served. Tables, and nothing else, have sparse gradients."""
     model = lively_trained(case).train()
     tables = {id(table) for table in model.embedding_parameters()}
     for batch in _each_kind_of_targets(model, case, 300):
         model.zero_grad()
         expect(backpropagate(model, batch).isfinite(), "the loss of targets is NaN or infinite")
-        for name, parameter in model.named_parameters():
+        for name, parameter in model.served().named_parameters():
             if parameter.grad is None:
                 raise ConformanceError(f"{name} gets no gradient")
             expect(parameter.grad.is_sparse == (id(parameter) in tables), f"{name}: tables alone take sparse gradients")

@@ -116,7 +116,7 @@ class FitConfig(Strict):
         None,
         min_length=1,
         description="folder of a finished run whose last weights and optimizer state training begins with; rows of "
-        "embedding tables are matched by value; keep_plug may start from a run of its base, and prm starts from one",
+        "embedding tables are matched by value; keep_plug may start from a run of its base, prm and alignment do",
     )
     reset_optimizer: bool = Setting(
         False, description="let init_from load the weights only, and start with a new optimizer state"

@@ -93,6 +93,7 @@ def _load_best(run: Run, model: Model, fitted: FittedSchema) -> CarryReport:
     faults, notes = _compare_encodings(old, run.fitted, fitted)
     matches = {} if faults else _match_tables(model, old, run.fitted, fitted)
     inherit(model, old, where, {name: match.fill_unseen() for name, match in matches.items()}, faults)
+    model.receive_base()
     tables = [
         TableReport(name.removeprefix("embeddings.table_"), len(match.target), match.new, match.dropped)
         for name, match in matches.items()

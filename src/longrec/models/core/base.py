@@ -155,6 +155,9 @@ class Model(nn.Module, metaclass=ModelType):
         """Return the prefix of another model's parameters here for a warm start. Empty for the same model."""
         return ""
 
+    def receive_base(self) -> None:
+        """Do what follows when the best weights of another model were loaded into this one. By default nothing."""
+
     def fit_statistics(self, chunks: Iterable[Mapping[str, HistoryBatch]]) -> None:
         """Compute statistics of the training window before the first step. They are saved in the ``state_dict``.
 

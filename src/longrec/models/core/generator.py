@@ -93,7 +93,7 @@ class Generator(Retriever):
         reads_sequences: True if batches of sequences serve training. Each target still reads a history of its own.
     """
 
-    Config: ClassVar[type[GeneratorConfig]] = GeneratorConfig
+    Config: ClassVar[type[Strict]] = GeneratorConfig
     reads_history = True
     reads_groups = True
     path: tuple[FieldOf, ...]
@@ -140,8 +140,12 @@ class Generator(Retriever):
         """Return what ``step`` reads of one request from the result of ``pack_memory``."""
 
     @abstractmethod
-    def target_logits(self, batch: Batch) -> list[Float[Tensor, "T V"]]:
-        """Return the logits of each step for the targets of a batch, given the tokens of the target before it."""
+    def target_logits(self, batch: Batch, detach_last: bool = False) -> list[Float[Tensor, "T V"]]:
+        """Return the logits of each step for the targets of a batch, given the tokens of the target before it.
+
+        Args:
+            detach_last: append those of the last step again, by its head alone: its inputs get no gradient.
+        """
 
     def score_tokens(self, memory: Any, prefix: Int[Tensor, "... t"]) -> Float[Tensor, "R W V"]:
         """Return what each next token adds to a score, float32. By default its log-probability."""

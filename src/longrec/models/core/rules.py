@@ -74,6 +74,23 @@ def find_draw_faults(config: Any) -> list[str]:
     return []
 
 
+def find_alignment_faults(config: Any) -> list[str]:
+    """Return the faults of the joint training by rewards and pairs."""
+    faults = []
+    if config.reward_weight * config.clip > 1:
+        fault = f"reward_weight, clip: {config.reward_weight:g} x {config.clip:g} is more than 1"
+        faults.append(f"{fault}, and a negative weight minimizes a likelihood; lower one of them")
+    if config.dpo_weight and not config.levels:
+        faults.append("levels: is required, the feedback that orders the items of a request; or set dpo_weight: 0")
+    if len(set(config.levels)) < len(config.levels):
+        faults.append("levels: names a feedback twice")
+    if not config.dpo_weight and not (config.rewards and config.reward_weight):
+        faults.append(
+            "dpo_weight: is 0, and there are no rewards with a weight, so that nothing is learned; set either"
+        )
+    return faults
+
+
 def find_path_faults(config: Any) -> list[str]:
     """Return the faults of the path of a generator."""
     names = [*config.attributes, *config.codes]

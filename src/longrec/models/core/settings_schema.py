@@ -130,6 +130,7 @@ RULES: Mapping[str, Callable[[Any], list[str]]] = {
     "dropout": rules.find_dropout_faults,
     "draw": rules.find_draw_faults,
     "path": rules.find_path_faults,
+    "alignment": rules.find_alignment_faults,
 }
 """Rules of whole sections."""
 

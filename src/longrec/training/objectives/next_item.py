@@ -6,21 +6,25 @@ A target is a row with a positive label. A log of positives only is a valid log.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from longrec.data.alignment_loader import AlignmentLoader
 from longrec.data.catalog import check_catalog
 from longrec.data.label_checks import ONLY_POSITIVES, check_window
 from longrec.data.log import Log
 from longrec.data.next_item_loader import NextItemLoader, find_sequence_fault
+from longrec.data.preferences import Preferences, check_feedback, check_pairs
 from longrec.errors import ConfigError, DataError
 from longrec.metrics import Comparison
 from longrec.metrics.next_item import compare_ranks, next_item_metrics, summarize_ranks
 from longrec.metrics.own import Metric
+from longrec.models.alignment import Alignment
 from longrec.models.core.base import Model
 from longrec.models.core.generator import Generator
 from longrec.models.core.kinds import Retriever, VectorRetriever
@@ -28,6 +32,7 @@ from longrec.progress import Progress
 from longrec.training.full_ranking import rank_targets
 from longrec.training.objective_settings import NextItemSettings
 from longrec.training.objectives.objective import Evaluation, Loader, Objective
+from longrec.training.pair_accuracy import measure_pairs
 from longrec.training.settings import EvaluateConfig, FitConfig
 from longrec.training.token_hits import measure_token_hits
 
@@ -72,12 +77,20 @@ class NextItem(Objective):
                 raise DataError(f"the {split} split", "positives of one user", "two users or more", do)
 
     def check_model(self, model: Model, log: Log, fit: FitConfig) -> None:
-        """Do nothing: ``check_log`` has checked all."""
+        """Refuse feedback that an alignment reads and the log does not have, and a log without pairs for it."""
+        if isinstance(model, Alignment):
+            check_feedback(log, model.levels, list(model.config.rewards))
+            if model.levels:
+                check_pairs(Preferences(log, model.levels, {}))
 
     def build_loader(self, model: Model, log: Log, fit: FitConfig) -> Loader:
         """Return batches of sequences if the model and the log allow, else of requests."""
         assert isinstance(model, VectorRetriever | Generator)
-        return NextItemLoader(
+        loader: Callable[..., NextItemLoader] = NextItemLoader
+        if isinstance(model, Alignment):
+            own = Preferences(log, model.levels, model.config.rewards, model.config.losers)
+            loader = partial(AlignmentLoader, preferences=own)
+        return loader(
             log,
             self.rows_of(log, "train"),
             fit.batch_size,
@@ -101,15 +114,20 @@ class NextItem(Objective):
         evaluate: EvaluateConfig,
         own: Sequence[Metric] = (),
     ) -> dict[str, float]:
-        """Return HR, NDCG, MRR and recall of the rows, or of ``evaluate.valid_rows`` of them, and hits of tokens."""
+        """Return HR, NDCG, MRR and recall of the rows, or of ``evaluate.valid_rows`` of them.
+
+        Generators have hits of tokens too, and an alignment the accuracy on the pairs of valid.
+        """
         assert isinstance(model, Retriever)
         if evaluate.valid_rows is not None and evaluate.valid_rows < len(rows):
             rows = np.sort(np.random.default_rng(evaluate.seed).choice(rows, evaluate.valid_rows, replace=False))
         ranks = rank_targets(model, log, rows, evaluate, bf16=fit.bf16)
         metrics = next_item_metrics(ranks, evaluate.k, evaluate.recall_k)
-        return (
-            metrics | measure_token_hits(model, log, rows, bf16=fit.bf16) if isinstance(model, Generator) else metrics
-        )
+        if isinstance(model, Generator):
+            metrics |= measure_token_hits(model, log, rows, bf16=fit.bf16)
+        if isinstance(model, Alignment) and model.levels:
+            metrics |= measure_pairs(model, log, "valid", bf16=fit.bf16)
+        return metrics
 
     def predict(
         self,
