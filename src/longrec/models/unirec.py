@@ -324,12 +324,7 @@ class UniRec(Generator):
         return torch.cat(logs, 1).sum(1)
 
     def _score_steps(
-        self,
-        q_TSD: Tensor,
-        e: Sequence[Tensor],
-        tokens: Sequence[Tensor],
-        aggregate_TA: Tensor,
-        detach_last: bool = False,
+        self, q_TSD: Tensor, e: Sequence[Tensor], tokens: Sequence[Tensor], aggregate_TA: Tensor, detach_last: bool
     ) -> list[Tensor]:
         """Return the logits ``[T, V]`` of every step from the states, the embeddings of tokens, and the tokens."""
         states, heads, last = q_TSD.unbind(1), self.heads, len(self.path) - 1
