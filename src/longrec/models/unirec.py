@@ -319,7 +319,7 @@ class UniRec(Generator):
         e = [self._embed_tokens(token_I, step) for step, token_I in enumerate(tokens[:-1])]
         x_ISD = torch.stack([memory.start.expand(paths, -1), *e], 1) + self.step_embedding
         q_ISD = self.decoder(x_ISD.unsqueeze(0), memory.keys, None)[0]
-        logits = self._score_steps(q_ISD, e, tokens, memory.aggregate.expand(paths, -1))
+        logits = self._score_steps(q_ISD, e, tokens, memory.aggregate.expand(paths, -1), False)
         logs = [x.float().log_softmax(1).gather(1, y.unsqueeze(1)) for x, y in zip(logits, tokens)]
         return torch.cat(logs, 1).sum(1)
 
