@@ -188,7 +188,8 @@ def run(arm: str, seed: int, arguments: argparse.Namespace, work: Path) -> Run:
     spent = time.process_time() - began
     trained, figures = finished.model().eval(), {"cpu": spent}
     if isinstance(trained, Alignment) and trained.levels:
-        figures |= measure_pairs(trained, read_log(finished.config), "test")
+        log = read_log(finished.config)
+        figures |= measure_pairs(trained, log, finished.predictions()["row"].to_numpy(), "test")
     (folder / "figures.json").write_text(json.dumps(figures))
     print(f"{folder.name}: {finished.metrics}, {figures}", flush=True)
     return finished

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from torch import Tensor
 
 from longrec.data.alignment_loader import AlignmentLoader
 from longrec.data.log import Log
@@ -77,7 +78,10 @@ def test_pairs_are_of_one_request_with_a_strictly_higher_level(log: Log) -> None
     winner = rows[entry]
     actual = set(zip(winner.tolist(), loser.tolist()))
     assert len(actual) == len(entry)
-    least, most, bought_later = {}, {}, 0  # of each item of a request, by the largest of its rows
+    # Levels of each item of a request: the largest of its rows.
+    least: dict[tuple[int, ...], int] = {}
+    most: dict[tuple[int, ...], int] = {}
+    bought_later = 0
     for row in rows:
         shown = tuple(int(columns[name][row]) for name in ("user", "t", "item"))
         own = 2 if columns["like"][row] else int(columns["click"][row])
@@ -158,11 +162,13 @@ def test_a_batch_has_the_items_of_a_pair_for_one_state(log: Log, sequences: bool
         if sequences:
             assert targets.requests is not None
             user = targets.requests["user"]
-            assert user[winner].equal(user[loser])  # type: ignore[union-attr]
+            assert isinstance(user, Tensor)
+            assert user[winner].equal(user[loser])
         pairs += len(loser)
         weights += float(targets.weight.sum())
     at = loader.loss_rows
     assert weights == np.isin(at, own).sum()
+    assert set(at.tolist()) <= set(own.tolist())
     assert pairs == np.isin(at, preferences.preferred).sum() > 20
 
 
@@ -176,8 +182,8 @@ def test_a_log_without_feedback_or_pairs_is_refused(log: Log, prepared: Callable
     table = build_table()
     t = pa.array(START + np.random.default_rng(1).permutation(len(table)) * 1_000)
     alone = prepared(table.set_column(table.schema.get_field_index("t"), "t", t), SCHEMA)
-    with pytest.raises(DataError, match="requests of 1 rows on average, none with rows of two levels"):
-        check_pairs(Preferences(alone, ("label",), {}))
+    with pytest.raises(DataError, match="requests of 1 rows on average, none with a target above another row"):
+        check_pairs(Preferences(alone, ("label",), {}), alone.rows_of("train"))
     timeless = {name: value for name, value in SCHEMA.items() if name not in ("time", "histories")}
     timeless["features"] = {name: one for name, one in SCHEMA["features"].items() if name != "buy"}
     with pytest.raises(ConfigError, match="data.schema.time: is required; preferences are among"):

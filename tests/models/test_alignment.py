@@ -47,8 +47,9 @@ def pairs_of(model: Alignment, rewards: Tensor | None = None) -> Batch:
     batch = with_targets(model.sampling, 9, fields=PATHS, per_position=False)
     assert batch.targets is not None
     columns = {
-        name: column.clamp(min=1) if name.startswith("code") else column for name, column in batch.candidates.items()
-    }  # type: ignore[union-attr]
+        name: column.clamp(min=1) if name.startswith("code") and isinstance(column, Tensor) else column
+        for name, column in batch.candidates.items()
+    }
     weight = torch.tensor([1.0, 2, 1, 1, 0.5, 0, 0, 0, 0])
     return replace(
         batch, candidates=columns, targets=replace(batch.targets, weight=weight, pairs=PAIRS, reward=rewards)

@@ -19,8 +19,8 @@ from longrec.features.sampling import Sampling
 class AlignmentLoader(NextItemLoader):
     """Loader of targets as those of ``NextItemLoader``, followed by the less preferred items of their pairs.
 
-    Both items of a pair are targets of one state, one user and one context: those of the preferred row. A row that is
-    preferred without being a target, and every less preferred item, has the weight 0.
+    The preferred row of a pair is a target. The other item is a target of the same state, user and context, with the
+    weight 0. So a log with one row per impression and task has the pairs of a task where its label is positive.
 
     Args:
         rows: targets, int64 rows of the log.
@@ -39,8 +39,8 @@ class AlignmentLoader(NextItemLoader):
         preferences: Preferences,
         **settings: Any,
     ) -> None:
-        self.preferences, self._own = preferences, np.unique(rows)
-        super().__init__(log, np.union1d(rows, preferences.preferred), batch_size, history, sampling, **settings)
+        self.preferences = preferences
+        super().__init__(log, rows, batch_size, history, sampling, **settings)
 
     def _add_candidates(
         self,
@@ -65,8 +65,7 @@ class AlignmentLoader(NextItemLoader):
         )
         assert batch.targets is not None
         weight = np.zeros(len(every), np.float32)
-        is_own = np.isin(rows, self._own, assume_unique=False)
-        weight[:count] = is_own if self.log.sample_weight is None else is_own * self.log.sample_weight.take(rows)
+        weight[:count] = 1 if self.log.sample_weight is None else self.log.sample_weight.take(rows)
         reward = None
         if self.preferences.reward is not None:
             reward = np.full(len(every), np.nan, np.float32)

@@ -122,21 +122,24 @@ def check_feedback(log: Log, levels: Sequence[str], rewards: Sequence[str]) -> N
         raise ConfigError("config", faults)
 
 
-def check_pairs(preferences: Preferences) -> None:
-    """Raise an error if no two training rows of one request differ in their levels.
+def check_pairs(preferences: Preferences, targets: NDArray[np.int64]) -> None:
+    """Raise an error if no target is preferred to another row of its request.
+
+    Args:
+        targets: rows of the log.
 
     Raises:
         DataError: says how many rows the requests have.
     """
-    if len(preferences.preferred):
+    if np.isin(targets, preferences.preferred).any():
         return
     rows, log = preferences.rows, preferences.log
     requests = int(number_requests(log, rows)[-1]) + 1
     do = "name the column of a request (request in the schema), give rows of one request one timestamp, or set"
     raise DataError(
         "the train split",
-        f"{requests:,} requests of {len(rows) / requests:.3g} rows on average, none with rows of two levels",
-        "requests in which one item was preferred to another, for pairs",
+        f"{requests:,} requests of {len(rows) / requests:.3g} rows on average, none with a target above another row",
+        "requests in which a target was preferred to another item, for pairs",
         f"{do} model.dpo_weight: 0",
     )
 

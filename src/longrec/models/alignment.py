@@ -13,7 +13,7 @@ the next item (``fit.init_from``) learns from rewards, and from what a user pref
     L_DPO = - log sigmoid(beta [log pi(x_i) - log pi_ref(x_i) - log pi(x_j) + log pi_ref(x_j)])   (mean over pairs)
     log pi(x) = sum_{t<S} sg[log p(y_t | y_<t, u)] + log p(y_S | y_<S, u)              (sg: no gradient)
 
-R_i is a weighted sum of feedback (``rewards``). x_i and x_j were shown in one request, and the user preferred x_i:
+R_i is a weighted sum of feedback (``rewards``). x_i is a target, x_j was shown in its request, and x_i was preferred:
 ``levels`` names feedback, the weakest first. A feedback that was not available at the end of the training window makes
 no item the less preferred one, and its reward no advantage (data/preferences.py). pi_ref is the generator before this
 stage, frozen. With ``dpo_scope: head`` the input of the last head is detached too, so that L_DPO trains only this head.
@@ -23,7 +23,7 @@ The scores, the search and the export are the generator's.
 Departures from the paper
     - lambda and c are 0.5 and 2, which UniRec leaves open. lambda c is at most 1, so that no likelihood is minimized;
     - equal rewards in a batch have the advantage 0, and a target without a reward the weight 1;
-    - each preferred item has ``losers`` pairs in a batch, drawn at random, all with one weight;
+    - each target that is preferred has ``losers`` pairs in a batch, drawn at random, all with one weight;
     - pi has the dropout of training, pi_ref has none;
     - pairs with an item without codes are left out.
 
@@ -81,7 +81,7 @@ class AlignmentConfig(Strict):
     dpo_scope: Literal["head", "backbone"] = Field(
         "head", description="what the loss of pairs trains: the head of the last step, or all that it reads"
     )
-    losers: Width = Field(1, description="Pairs of a preferred item in a batch.")
+    losers: Width = Field(1, description="Pairs of a preferred target in a batch.")
 
 
 class Alignment(Generator):

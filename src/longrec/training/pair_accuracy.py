@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from longrec.data.alignment_loader import AlignmentLoader
 from longrec.data.log import Log
@@ -19,13 +20,18 @@ _TARGETS = 2_048
 """Number of preferred items that are encoded together."""
 
 
-def measure_pairs(model: Alignment, log: Log, split: str, *, bf16: bool = False) -> dict[str, float]:
+def measure_pairs(
+    model: Alignment, log: Log, targets: NDArray[np.int64], split: str, *, bf16: bool = False
+) -> dict[str, float]:
     """Return ``pair_accuracy`` on a split, and ``pair_accuracy_reference``, that of the run that training started from.
 
-    Each preferred row has ``losers`` pairs. Without pairs there is no accuracy.
+    Each preferred target has ``losers`` pairs. Without pairs there is no accuracy.
+
+    Args:
+        targets: rows of the log, of the split.
     """
     preferences = Preferences(log, model.levels, {}, model.config.losers, split)
-    rows, history = preferences.preferred, next(iter(log.schema.histories))
+    rows, history = targets[np.isin(targets, preferences.preferred)], next(iter(log.schema.histories))
     if not len(rows):
         return {}
     device, was_training = find_device(model), model.training

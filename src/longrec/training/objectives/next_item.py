@@ -81,7 +81,7 @@ class NextItem(Objective):
         if isinstance(model, Alignment):
             check_feedback(log, model.levels, list(model.config.rewards))
             if model.levels:
-                check_pairs(Preferences(log, model.levels, {}))
+                check_pairs(Preferences(log, model.levels, {}), self.rows_of(log, "train"))
 
     def build_loader(self, model: Model, log: Log, fit: FitConfig) -> Loader:
         """Return batches of sequences if the model and the log allow, else of requests."""
@@ -126,7 +126,7 @@ class NextItem(Objective):
         if isinstance(model, Generator):
             metrics |= measure_token_hits(model, log, rows, bf16=fit.bf16)
         if isinstance(model, Alignment) and model.levels:
-            metrics |= measure_pairs(model, log, "valid", bf16=fit.bf16)
+            metrics |= measure_pairs(model, log, self.rows_of(log, "valid"), "valid", bf16=fit.bf16)
         return metrics
 
     def predict(
