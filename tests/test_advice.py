@@ -58,6 +58,7 @@ def test_every_command_and_option_that_is_named_exists() -> None:
         where = path.relative_to(PACKAGE).as_posix()
         if where in (
             "reporting/style.py",
+            "semantic_ids/diagnostics/diagnosis_style.py",
             "data/public_datasets.py",
             "training/machine.py",
         ):  # style sheets, options of pip and git

@@ -26,6 +26,7 @@ SCHEMA = Schema.model_validate(
             "town": {"kind": "id", "share": "city"},
             "p": {"kind": "numeric"},
             "tags": {"kind": "multi_id", "side": "item", "hash": 9},
+            "code_1": {"kind": "id", "side": "item", "hash": 9},
             "done": {"kind": "id", "column": "y", "feedback": True},
             "hour": {"kind": "calendar"},
             "size": {"kind": "bucketized", "quantiles": 5},
@@ -37,7 +38,7 @@ SCHEMA = Schema.model_validate(
 
 def test_row_counts_that_a_schema_fixes() -> None:
     rows = {field.name: field.rows for field in estimate_fields(SCHEMA).features}
-    assert rows == {"u": 2, "i": 1002, "city": 5, "town": 5, "p": 0, "tags": 11, "hour": 2, "size": 7}
+    assert rows == {"u": 2, "i": 1002, "city": 5, "town": 5, "p": 0, "tags": 11, "code_1": 11, "hour": 2, "size": 7}
     assert [field.name for field in estimate_fields(SCHEMA).histories["seen"]] == ["i", "time_gap", "done"]
 
 

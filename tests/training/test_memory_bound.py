@@ -25,6 +25,7 @@ def make_schema(further: int, rows: int) -> Schema:
         "tags": {"kind": "multi_id", "side": "item", "hash": rows},
         "done": {"kind": "id", "column": "y", "feedback": True},
         "size": {"kind": "bucketized", "quantiles": 5},
+        **{name: {"kind": "id", "side": "item", "hash": rows} for name in ("category", "code_1", "code_2", "code_3")},
     }
     features |= {f"more{n}": {"kind": "id", "hash": rows} for n in range(further)}
     histories = {"seen": {"features": ["i", "time_gap", "done"]}, "other": {"features": ["i", "tags"]}}
@@ -45,6 +46,12 @@ LARGE: dict[str, list[dict[str, Any]]] = {
     "wide_deep": [{"crosses": [["u", "i"], ["u", "city"]], "cross_buckets": 2_000_000}],
     "can": [{"micro": [60, 50, 40], "orders": 5, "independent_orders": True, "bias": True}],
     "rocket_launching": [{"share": False}],
+    "unirec": [
+        {"attributes": ["category"], "share_summaries": False, "embedding_dim": 96, "head_hidden": 700},
+        {"attributes": ["category"], "head": "linear", "embedding_dim": 700, "heads": 2},
+        {"summary_rows": 3_000_000, "share_summaries": False, "attributes": ["category", "i"]},
+    ],
+    "alignment": [{"base": {"name": "unirec", "attributes": ["category", "u"], "head_hidden": 300}}],
     "iat_reader": [{"base": {"name": "iat_reader", "base": {"name": "can"}}}],
 }
 

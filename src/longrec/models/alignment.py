@@ -150,6 +150,14 @@ class Alignment(Generator):
         """Return the logits of the base."""
         return self.base.step(memory, prefix)
 
+    def pack_memory(self, memory: Any) -> dict[str, Tensor]:
+        """Return the tensors of the base."""
+        return self.base.pack_memory(memory)
+
+    def unpack_memory(self, tensors: Mapping[str, Tensor]) -> Any:
+        """Return what the steps of the base read of one request."""
+        return self.base.unpack_memory(tensors)
+
     def score_tokens(self, memory: Any, prefix: Tensor) -> Float[Tensor, "R W V"]:
         """Return what each next token adds to a score of the base."""
         return self.base.score_tokens(memory, prefix)

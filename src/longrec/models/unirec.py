@@ -46,7 +46,7 @@ width, V tokens of a step, A width of h_agg.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -65,26 +65,26 @@ from longrec.models.core.path_steps import CachedSteps, leave_out
 from longrec.models.core.top import Width
 from longrec.nn import kernels
 from longrec.nn.content_summary import ContentSummary
-from longrec.nn.cross_attention import HistoryKeys
 from longrec.nn.dropout import Dropout
 from longrec.nn.embedding import Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.path_decoder import Cache, PathDecoder, Shape
 from longrec.nn.path_heads import PathHeads
 from longrec.nn.path_history import PathHistory
+from longrec.nn.path_memory import Memory
 from longrec.nn.rms_norm import RMSNorm
 from longrec.nn.segments import Segments
 from longrec.nn.target_histories import TargetHistories
 
 _IDS = ("id", "multi_id")
-_UNCONDITIONED = "unconditioned."
-"""Prefix of the tensors of a memory without a task."""
 
 
 class UniRecConfig(GeneratorConfig):
     """Settings of UniRec."""
 
-    embedding_dim: Width = Field(64, description="Width of all embeddings and states.")
+    embedding_dim: Width = Field(
+        64, json_schema_extra={"x-row-width": True}, description="Width of all embeddings and states."
+    )
     init_std: float = Field(0.02, gt=0, description="Standard deviation of the initial embeddings.")
     layers: Width = Field(2, description="Layers of the decoder.")
     heads: Width = Field(4, description="Heads of all attention, a divisor of the width.")
@@ -108,33 +108,25 @@ class UniRecConfig(GeneratorConfig):
         description="pairs of features of the path with a content summary; default: each attribute with the first two "
         "codes, and these codes",
     )
-    summary_width: Width = Field(16, description="Width of one of the three hashes of a content summary.")
-    summary_rows: int | None = Field(None, ge=1, description="rows of a table of hashes; default: the paper's formula")
+    summary_width: Width = Field(
+        16,
+        json_schema_extra={"x-hash-width": True},
+        description="Width of one of the three hashes of a content summary.",
+    )
+    summary_rows: int | None = Field(
+        None,
+        ge=1,
+        json_schema_extra={"x-rows": True},
+        description="rows of a table of hashes; default: the paper's formula",
+    )
     share_summaries: bool = Field(True, description="One table of hashes for all pairs.")
     head: Literal["mask", "linear"] = Field(
         "mask",
         description="head of a step: SENet and MaskNet over decoder, prefix, summaries and user, or a linear layer",
     )
-    head_hidden: Width = Field(128, description="Hidden units of the head.")
+    head_hidden: Width = Field(128, json_schema_extra={"x-row-width": True}, description="Hidden units of the head.")
     head_mask: Width = Field(64, description="Hidden units of the mask of the head.")
     dropout: float = Field(0.2, ge=0, lt=1, description="Dropout rate of inputs, branches and heads.")
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What the steps read of each request.
-
-    Attributes:
-        keys: keys and values of the history.
-        start: ``[R, D]``, the input of the first step.
-        aggregate: ``[R, A]``, h_agg.
-        unconditioned: the same without a task. None if no score needs it.
-    """
-
-    keys: HistoryKeys
-    start: Tensor
-    aggregate: Tensor
-    unconditioned: Memory | None = None
 
 
 class UniRec(Generator):
@@ -239,15 +231,11 @@ class UniRec(Generator):
 
     def pack_memory(self, memory: Memory) -> dict[str, Tensor]:
         """Return keys and values, the first input and h_agg, and those without a task if a score needs them."""
-        own = {"keys": memory.keys.pack(), "start": memory.start, "aggregate": memory.aggregate}
-        other = {} if memory.unconditioned is None else self.pack_memory(memory.unconditioned)
-        return own | {f"{_UNCONDITIONED}{name}": x for name, x in other.items()}
+        return memory.pack()
 
     def unpack_memory(self, tensors: Mapping[str, Tensor]) -> Memory:
         """Return the memory of one request."""
-        other = {n.removeprefix(_UNCONDITIONED): x for n, x in tensors.items() if n.startswith(_UNCONDITIONED)}
-        keys = HistoryKeys.unpack(tensors["keys"], self.config.layers, self.config.heads)
-        return Memory(keys, tensors["start"], tensors["aggregate"], self.unpack_memory(other) if other else None)
+        return Memory.unpack(tensors, self.config.layers, self.config.heads)
 
     def step(self, memory: Memory, prefix: Tensor, cache: Cache | None = None) -> Float[Tensor, "R W V"]:
         """Return the logits of the next token after each prefix.

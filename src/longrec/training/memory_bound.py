@@ -7,6 +7,7 @@ every model.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -61,7 +62,9 @@ def bound_numbers(model: Mapping[str, Any], schema: Schema) -> int | None:
     width = max([_USUAL_WIDTH, *sizes.dims, *(feature.dim or 0 for feature in schema.features.values())])
     inputs = sum(max(width, (schema.features[c.name].width or 0) if c.name in schema.features else 0) for c in columns)
     rows = sum(_estimate_rows(feature) for feature in schema.features.values())
-    tables = rows * ((width + 1) * len(sections) + sizes.row_numbers) + sizes.further_rows * (width + 1)
+    row_numbers = (width + 1 + sizes.row_widths) * len(sections) + sizes.row_numbers
+    tables = rows * row_numbers + sizes.further_rows * (width + 1)
+    tables += math.ceil(rows ** (4 / 3)) * sizes.hash_widths * len(sections)
     return tables + _LAYERS * (inputs + sizes.units) ** 2
 
 
@@ -73,12 +76,17 @@ class _Sizes:
         units: sum of all whole numbers that are neither of the other two.
         further_rows: rows of tables whose size is a setting.
         row_numbers: numbers in a row of a table that a setting gives in another way than as a width.
+        row_widths: further widths of a row, such as that of the output of each token.
+        hash_widths: widths of a row of tables of pairs, of all of them. A pair of vocabularies of V and W tokens has
+            (V W)^(2/3) rows at most, which is below the number of all rows to the power of 4/3.
         dims: widths of embeddings.
     """
 
     units: int = 0
     further_rows: int = 0
     row_numbers: int = 0
+    row_widths: int = 0
+    hash_widths: int = 0
     dims: tuple[int, ...] = ()
 
     def add(self, section: Mapping[str, Any]) -> None:
@@ -94,6 +102,10 @@ class _Sizes:
                 self.further_rows += sum(numbers) * names
             elif marks.get("x-row-numbers"):
                 self.row_numbers += 2 * sum(numbers) ** 2 * names
+            elif marks.get("x-row-width"):
+                self.row_widths += sum(numbers) + 1
+            elif marks.get("x-hash-width"):
+                self.hash_widths += 2 * names * (sum(numbers) + 1)
             else:
                 self.units += sum(numbers)
             if key.endswith("dim"):

@@ -3,8 +3,8 @@
 Run it after a change of a model's settings: ``make schemas``, or ``python -m longrec.models.core.schema_writer``.
 
 Beside the keys of JSON Schema, the file has ``x-before`` and ``x-after`` (functions that validate a value),
-``x-rules``, ``x-renamed-keys``, ``x-renamed-values``, ``x-rows`` (the setting counts rows of a table) and
-``x-row-numbers`` (the setting sizes what a row holds).
+``x-rules``, ``x-renamed-keys``, ``x-renamed-values``, ``x-rows`` (the setting counts rows of a table),
+``x-row-numbers`` and ``x-row-width`` (it sizes what a row holds) and ``x-hash-width`` (it sizes a row of hashed pairs).
 """
 
 from __future__ import annotations

@@ -121,6 +121,8 @@ BEFORE: Mapping[str, Callable[[Any], Any]] = {
 """Functions that settings apply to a value before its type is checked, by their name in the schema."""
 AFTER: Mapping[str, Callable[[Any], Any]] = {"model": validate_base_section}
 """Functions that settings apply to a value of the right type."""
+_SIZES = ("x-rows", "x-row-numbers", "x-row-width", "x-hash-width")
+"""Marks of settings that size tables."""
 RULES: Mapping[str, Callable[[Any], list[str]]] = {
     "iat": rules.find_iat_faults,
     "reader": rules.find_reader_faults,
@@ -150,7 +152,7 @@ def build_config(name: str, schema: Mapping[str, Any]) -> type[Strict]:
         fields: dict[str, Any] = {}
         for key, one in content.get("properties", {}).items():
             default = one.get("default", ...)
-            sizes: Any = {mark: True for mark in ("x-rows", "x-row-numbers") if one.get(mark)}
+            sizes: Any = {mark: True for mark in _SIZES if one.get(mark)}
             setting = Setting(default, description=one.get("description"), json_schema_extra=sizes or None)
             fields[key] = (build_type(one, resolve), setting)
         cls: type[Strict] = create_model(title, __base__=Strict, **fields)

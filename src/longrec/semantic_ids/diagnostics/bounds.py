@@ -36,7 +36,7 @@ class Bound:
     def format(self, value: float) -> str:
         """Format a value in the unit of the figure.
 
-        >>> BOUNDS["twins"].format(0.0812), BOUNDS["geometry"].format(1.5), BOUNDS["weighted match"].format(0.61)
+        >>> BOUNDS["twins"].format(0.0812), BOUNDS["close codewords"].format(1.5), BOUNDS["weighted match"].format(0.61)
         ('8.1 %', '1.50', '0.610')
         """
         if self.unit == "share":
@@ -47,7 +47,7 @@ class Bound:
     def describe(self) -> str:
         """Return the bounds as text.
 
-        >>> BOUNDS["twins"].describe(), BOUNDS["geometry"].describe()
+        >>> BOUNDS["twins"].describe(), BOUNDS["close codewords"].describe()
         ('notice above 1 %, alarm above 5 %', 'notice above 2')
         """
         side = "above" if self.above else "below"

@@ -91,7 +91,7 @@ def read_codes(
             rows = table.table(f"SELECT {', '.join(map(name, [key, *columns]))} FROM {table.view}")
             code_NL = np.stack([_read_whole(rows[column], table.where, column) for column in columns], 1)
         else:
-            column = codes or choose_list(table, WHOLE, "codes", "--codes")
+            column = codes or choose_list(table, WHOLE, "codes", "--column")
             rows = table.table(f"SELECT {name(key)}, {name(column)} FROM {table.view}")
             code_NL = flatten_lists(rows[column], table.where, column).astype(np.int64)
     return _build_codes(rows[key].combine_chunks(), code_NL, table.where, levels, size)

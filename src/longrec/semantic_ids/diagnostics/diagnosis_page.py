@@ -17,19 +17,8 @@ from longrec.semantic_ids.diagnostics.behavior_sections import (
 )
 from longrec.semantic_ids.diagnostics.code_sections import format_exposure, format_ids, format_levels
 from longrec.semantic_ids.diagnostics.diagnosis import Diagnosis
+from longrec.semantic_ids.diagnostics.diagnosis_style import CSS
 
-_CSS = """
-.fill { fill: currentColor; }
-.finding { border: 1px solid var(--rule); border-left: 5px solid var(--s4); border-radius: 0 10px 10px 0;
-  background: var(--card); padding: 14px 18px; margin: 14px 0; }
-.finding.alarm { border-left-color: var(--bad); }
-.finding h3 { font-size: 17px; margin: 2px 0 6px; } .finding p { margin: 4px 0; }
-.verdict.alarm { background: var(--bad-back); color: var(--bad); }
-.verdict.notice { background: var(--flat-back); color: var(--ink); }
-.verdict.ok { background: var(--good-back); color: var(--good); }
-.figure { white-space: nowrap; }
-section > p.lead { margin: 4px 0 14px; }
-"""
 _NAMES = {ALARM: "alarm", NOTICE: "notice", OK: "no problem", SKIPPED: "not measured"}
 
 
@@ -54,7 +43,7 @@ def write_diagnosis(out: str | Path, diagnosis: Diagnosis) -> Path:
         "<footer>A notice is worth a look, an alarm costs quality in most cases. The bounds are rules of thumb: a "
         "change is good if the model that reads the codes gets better. Written by LongRec.</footer>",
     ]
-    return write_sections(out, f"Semantic IDs: {diagnosis.name}", sections, _CSS)
+    return write_sections(out, f"Semantic IDs: {diagnosis.name}", sections, CSS)
 
 
 def _format_header(diagnosis: Diagnosis) -> str:

@@ -105,7 +105,7 @@ def compute_overlap(shares: ArrayLike, codebook: ArrayLike, sigma: float, *, blo
 def measure_sigma(vectors: ArrayLike) -> float:
     """Return the root of the mean variance per dimension of vectors ``[N, D]``: the default sigma of a level.
 
-    >>> measure_sigma([[0.0, 0.0], [2.0, 4.0]]) ** 2  # variances 1 and 4
+    >>> round(measure_sigma([[0.0, 0.0], [2.0, 4.0]]) ** 2, 6)  # variances 1 and 4
     2.5
     """
     return float(np.sqrt(np.asarray(vectors).var(0, dtype=np.float64).mean()))
