@@ -41,7 +41,7 @@ _FREE = {
     "scatter_", "constant_pad_nd", "where", "masked_fill", "masked_fill_", "fill", "fill_", "zero_", "repeat",
     "repeat_interleave", "flip", "roll", "tril", "triu", "diag_embed", "slice_scatter", "select_scatter",
     "native_dropout", "contiguous", "_unsafe_view", "_reshape_alias", "split_with_sizes", "split", "masked_select",
-    "new_empty_strided", "kthvalue",
+    "new_empty_strided", "kthvalue", "set_",
 }  # fmt: skip
 _ENTRIES = {"addcmul_", "addcdiv_", "celu_", "glu", "prelu", "_prelu_kernel"}
 _CREATED = ("empty", "zeros", "ones", "full", "new_", "arange", "scalar_tensor", "rand", "eye", "linspace")

@@ -57,6 +57,7 @@ NOT_RUN = {
     ("docs/guide/events.md", "$ longrec serve"): "a bundle with tokens; tests/serve record events",
     ("docs/guide/events.md", "$ redis-cli"): "a stream at a server; tests/serve read streams",
     ("docs/guide/events.md", "$ longrec events"): "a state with events; tests/serve export them",
+    ("docs/guide/events.md", "$ longrec warm"): "a bundle with states and a log; tests/serve record logs",
     ("docs/guide/events.md", "$ longrec export"): "a bundle of a source model; tests/serve record events",
     ("docs/guide/instance-tokens.md", "$ longrec compress"): "two trainings; tests/training compress and read",
     ("docs/guide/instance-tokens.md", "from longrec.store"): "reads the store of the commands above",
