@@ -43,8 +43,9 @@ ARMS: dict[str, tuple[str, int | None]] = {
     "din_200": ("din", 200),
     "din_whole": ("din", None),
     **{name: (name, None) for name in LONG},
+    "surge": ("surge", 200),
 }
-"""Model and maximum length of the history. None: the whole one."""
+"""Model and maximum length of the history. None: the whole one. SURGE compares all pairs of events."""
 TITLES = {"movielens": "MovieLens-1M with whole histories", "kuairand": "KuaiRand-Pure with 128 events"}
 RESAMPLES, Z = 300, 1.96
 
