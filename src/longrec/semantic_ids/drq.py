@@ -9,8 +9,8 @@ Idea: geometry and codes are learned apart, so that no code starves because the 
     stage 2   Z = E(X);   for l = 1 .. L:  C^l, k^l = k-means(R^l, K);   R^(l+1) = R^l - C^l[k^l]
               z^ = sum_l C^l[k^l],    x^ = D(z^),    Z = z^ + R^(L+1)
 
-i+ is an item that belongs to item i, such as one that the same user took next (``pairs.py``). lambda = 0 is the plain
-autoencoder, bit for bit.
+i+ is an item that belongs to item i, such as one that the same user took next (``item_events.py``). lambda = 0 is the
+plain autoencoder, bit for bit.
 
 Departures, or choices where the paper is silent:
     - vectors are centered and scaled first (``autoencoder.py``);
@@ -37,10 +37,11 @@ from longrec.semantic_ids.autoencoder import Autoencoder, AutoencoderSettings, c
 from longrec.semantic_ids.capacity import Capacity
 from longrec.semantic_ids.kmeans import require_vectors
 from longrec.semantic_ids.residual import FittedCodes, ResidualCodebooks, fit_residual_kmeans
+from longrec.semantic_ids.rq_kmeans import RQKMeansSettings
 from longrec.semantic_ids.tokenizer import Tokenizer
 
 
-class DRQSettings(AutoencoderSettings):
+class DRQSettings(AutoencoderSettings, RQKMeansSettings):
     """Settings of ``drq``."""
 
     contrast: float = Field(
@@ -49,11 +50,6 @@ class DRQSettings(AutoencoderSettings):
     temperature: float = Field(0.07, gt=0, description="temperature of the contrastive term")
     pair_batch: int = Field(512, ge=2, description="pairs of a training step")
     whiten: bool = Field(False, description="scale latent vectors to unit covariance before the k-means")
-    iterations: int = Field(25, ge=1, description="largest number of iterations of k-means, of each level")
-    tolerance: float = Field(1e-4, ge=0, description="k-means ends when its inertia falls by less than this share")
-    vectors_per_code: int | None = Field(
-        None, ge=1, description="fit k-means on a sample of this many vectors per code; default: all vectors"
-    )
 
 
 class DRQ(Tokenizer):

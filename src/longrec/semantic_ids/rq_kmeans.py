@@ -29,12 +29,12 @@ from longrec.semantic_ids.tokenizer import Tokenizer, TokenizerSettings
 
 
 class RQKMeansSettings(TokenizerSettings):
-    """Settings of ``rq_kmeans``."""
+    """Settings of residual k-means: those of ``rq_kmeans``, and of the second stage of ``drq``."""
 
     iterations: int = Field(25, ge=1, description="largest number of iterations of k-means, of each level")
     tolerance: float = Field(1e-4, ge=0, description="k-means ends when its inertia falls by less than this share")
     vectors_per_code: int | None = Field(
-        None, ge=1, description="fit on a sample of this many vectors per code; default: all vectors"
+        None, ge=1, description="fit k-means on a sample of this many vectors per code; default: all vectors"
     )
 
 
