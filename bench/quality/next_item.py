@@ -64,12 +64,13 @@ ARMS: dict[str, dict[str, Any]] = {
 GENERATOR = {"name": "unirec", "attributes": [item_codes.ATTRIBUTE], "dropout": 0.2}
 GENERATED: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"unirec_{codes}": (codes, {}) for codes in item_codes.CODES},
-    "unirec_no_attribute": ("rq_kmeans", {"attributes": []}),
-    "unirec_two_attributes": ("rq_kmeans", {"attributes": ["category_l1", item_codes.ATTRIBUTE]}),
-    "unirec_random_attribute": ("rq_kmeans", {"attributes": ["random_category"]}),
-    "unirec_no_summary": ("rq_kmeans", {"pairs": []}),
+    "unirec_no_attribute": (item_codes.ABLATED, {"attributes": []}),
+    "unirec_level_1": (item_codes.ABLATED, {"attributes": [item_codes.LEVEL_1]}),
+    "unirec_two_attributes": (item_codes.ABLATED, {"attributes": [item_codes.LEVEL_1, item_codes.ATTRIBUTE]}),
+    "unirec_random_attribute": (item_codes.ABLATED, {"attributes": [item_codes.RANDOM]}),
+    "unirec_no_summary": (item_codes.ABLATED, {"pairs": []}),
     "tiger_like": (
-        "rq_kmeans",
+        item_codes.ABLATED,
         {"attributes": [], "pairs": [], "head": "linear", "self_attention": True, "encoder_layers": 2},
     ),
 }
@@ -170,7 +171,7 @@ def build_data(name: str, arm: str, data: Path) -> dict[str, Any]:
     if arm not in GENERATED:
         return {**own, "folder": str(WORK / "prepared")}
     codes, attributes = GENERATED[arm][0], ARMS[arm]["attributes"]
-    items, levels = item_codes.write_items(codes, name.split("_")[0], data, WORK)
+    items, levels = item_codes.write_items(codes, name, data, WORK)
     names = [*attributes, *levels]
     features = {**schema["features"], **{one: {"kind": "id", "side": "item"} for one in names}}
     histories = {"seen": {**seen, "features": ["item_id", *names]}}
@@ -181,6 +182,12 @@ def build_data(name: str, arm: str, data: Path) -> dict[str, Any]:
         "schema": {**schema, "features": features, "histories": histories},
         "folder": str(folder),
     }
+
+
+def list_arms(name: str) -> list[str]:
+    """Return the arms that a task can have: a generator needs codes of its items."""
+    codes = item_codes.list_codes(name)
+    return [arm for arm in ARMS if arm not in GENERATED or GENERATED[arm][0] in codes]
 
 
 def measure_elsewhere(trained: Run, name: str, arm: str, data: Path) -> NDArray[np.float32]:
@@ -302,7 +309,7 @@ def main() -> None:
     """Run the arms of the tasks, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*")
-    parser.add_argument("--arms", nargs="*", default=list(ARMS))
+    parser.add_argument("--arms", nargs="*", help="default: all that the task can have")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--blend", action="store_true")
     parser.add_argument("--table", action="store_true")
@@ -318,7 +325,7 @@ def main() -> None:
             if arguments.blend:
                 blend(name, seed, arguments.data)
                 continue
-            for arm in arguments.arms:
+            for arm in arguments.arms or list_arms(name):
                 if arm not in FLOORS or not seed:
                     run(name, arm, seed, arguments.data)
                 if trained and (WORK / "runs" / f"{trained}-{arm}-{seed}" / "results.json").exists():

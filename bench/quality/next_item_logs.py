@@ -4,8 +4,14 @@
     N2  strict: the same targets; a request holds events of strictly earlier timestamps only
     N3  shuffled: N1 with the order of equal timestamps drawn at random
     N4  one line through time: valid and test begin at one timestamp for all users; items that existed then
+    held  N1 with 5 % of the items held out of training
 
 MovieLens-1M has N1 with ties in the order of the file, and N4.
+
+Held-out items are drawn by a seed, all alike. Their events are dropped, in training, in validation and in all
+histories, except where one is the last event of its user: the target of test. The last two events that are left of a
+user are those of test and validation, and users with fewer than three are dropped. All items are in the catalog of
+every model, which is what serving has when new items arrive. Validation ranks them too, and they are never its targets.
 """
 
 from __future__ import annotations
@@ -18,11 +24,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from longrec.data.public_datasets import fetch_movielens_1m
 from longrec.interop import atomic
 
 PUBLISHED = {"catalog": "all", "seen": "mask_same_time"}
+HELD = "held"
+"""Protocol with held-out items."""
+HELD_SHARE, HELD_SEED = 0.05, 0
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ class Task:
 
 
 def build_task(name: str, data: Path, work: Path) -> Task:
-    """Return a task such as ``beauty_n1``, ``beauty_n3_0``, ``toys_n1`` or ``movielens_n4``.
+    """Return a task such as ``beauty_n1``, ``beauty_n3_0``, ``beauty_held``, ``toys_n1`` or ``movielens_n4``.
 
     Args:
         data: folder of the Amazon data sets.
@@ -51,11 +61,11 @@ def build_task(name: str, data: Path, work: Path) -> Task:
     path = work / f"{name}.parquet"
     if not path.exists():
         work.mkdir(parents=True, exist_ok=True)
-        table = _read(log, data)
+        table = read_events(name, data)
         if protocol == "n3":
             table = _shuffle(table, int(draw[0]))
         pq.write_table(table, path)
-    steps = protocol in ("n1", "n3") and log != "movielens"
+    steps = protocol in ("n1", "n3", HELD) and log != "movielens"
     time: dict[str, Any] = {"column": "position", "unit": "step"} if steps else {"column": "timestamp", "unit": "s"}
     if log == "movielens" and protocol == "n1":
         time["order"] = "position"
@@ -68,7 +78,38 @@ def build_task(name: str, data: Path, work: Path) -> Task:
     }
     split = {"by": "time"} if protocol == "n4" else {"by": "leave_one_out"}
     evaluate = {} if protocol == "n4" else PUBLISHED
-    return Task({"log": str(path), "schema": schema, "split": split}, evaluate, f"{log}_n1" if protocol == "n2" else "")
+    own: dict[str, Any] = {"log": str(path), "schema": schema, "split": split}
+    if protocol == HELD:  # most held-out items are no target of test, and so only in this table
+        own["items"] = {"query": f"SELECT item_id FROM '{find_source(log, data) / 'items.parquet'}'"}
+    return Task(own, evaluate, f"{log}_n1" if protocol == "n2" else "")
+
+
+def find_source(log: str, data: Path) -> Path:
+    """Return the folder of an Amazon data set."""
+    return data / f"amazon_{log}"
+
+
+def list_held_out(name: str, data: Path) -> NDArray[np.int64]:
+    """Return the ids of the held-out items of a task, ascending. None of most tasks."""
+    log, _, protocol = name.partition("_")
+    if protocol != HELD:
+        return np.zeros(0, np.int64)
+    items = pq.read_table(find_source(log, data) / "items.parquet", columns=["item_id"])["item_id"].to_numpy()
+    count = round(HELD_SHARE * len(items))
+    return np.sort(np.random.default_rng(HELD_SEED).choice(np.sort(items), count, replace=False)).astype(np.int64)
+
+
+def read_events(name: str, data: Path) -> pa.Table:
+    """Return the events of a task: user_id, item_id, position and, if there is one, timestamp."""
+    table = _read(name.split("_")[0], data)
+    held_out = list_held_out(name, data)
+    if not len(held_out):
+        return table
+    table = table.sort_by([("user_id", "ascending"), ("position", "ascending")])
+    user = table["user_id"].to_numpy()
+    last = np.append(user[1:] != user[:-1], True)
+    kept = last | ~np.isin(table["item_id"].to_numpy(), held_out)
+    return table.filter(pa.array(kept & (np.bincount(user, kept)[user] >= 3)))
 
 
 def _read(log: str, data: Path) -> pa.Table:
@@ -85,7 +126,7 @@ def _read(log: str, data: Path) -> pa.Table:
             "timestamp": ratings["timestamp"].to_numpy()[order],
         }
         return pa.table(columns)
-    table = pq.read_table(data / f"amazon_{log}" / "interactions.parquet")
+    table = pq.read_table(find_source(log, data) / "interactions.parquet")
     wanted = ["user_id", "item_id", "position", "timestamp"]
     table = table.select([name for name in wanted if name in table.column_names])
     return _fill_timestamps(table) if "timestamp" in table.column_names else table
