@@ -124,7 +124,7 @@ def describe(codes: str, name: str, data: Path, work: Path) -> dict[str, Any]:
     config = {"vectors": vectors, **TOKENIZERS[codes]}
     if codes in ("capacity", "drq_contrast"):
         config["events"] = {
-            "log": str(_write_training(name, data, work)),
+            "log": str(write_training(name, data, work)),
             "time": {"column": "position", "unit": "step"},
             "until": 1_000_000,
         }
@@ -158,7 +158,7 @@ def _join_vectors(source: Path, run: Path, path: Path) -> Path:
     return path
 
 
-def _write_training(name: str, data: Path, work: Path) -> Path:
+def write_training(name: str, data: Path, work: Path) -> Path:
     """Write the events of training: all but the last two of each user."""
     log, held = _read_name(name)
     path = work / f"training-{log}{held}.parquet"
