@@ -5,7 +5,8 @@ Vectors are those of ``item_embedding.parquet``, TF-IDF and SVD of the text of a
     rq_kmeans_behavior  item vectors of the finished run of SASRec on the same log
     rq_kmeans_both      both, each of length 1, one after the other
 
-Tokenizers that read events read those of training alone: all but the last two of each user. So does SASRec. Of a task
+Tokenizers that read events read those of training alone: all but the last two of each user, or the newest event and
+the target of each published row of training. SASRec reads those of training alone too. Of a task
 with held-out items (``next_item_logs.py``), a tokenizer is fitted without them, and encodes them afterwards.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import next_item_logs
 import numpy as np
 import pyarrow as pa
@@ -159,9 +161,17 @@ def _join_vectors(source: Path, run: Path, path: Path) -> Path:
 
 
 def write_training(name: str, data: Path, work: Path) -> Path:
-    """Write the events of training: all but the last two of each user."""
+    """Write the events of training: all but the last two of each user, or the last two of each published row."""
     log, held = _read_name(name)
-    path = work / f"training-{log}{held}.parquet"
+    path, rows = work / f"training-{log}{held}.parquet", next_item_logs.find_source(log, data) / "sequences.parquet"
+    if rows.exists():
+        query = f"""
+            SELECT row_number() OVER () AS user_id, [hist_item_id[-1], item_id] AS items, [0, 1] AS positions
+            FROM '{rows}' WHERE split = 'train'
+        """
+        events = f"SELECT user_id, unnest(items) AS item_id, unnest(positions) AS position FROM ({query})"
+        duckdb.sql(events).write_parquet(str(path))
+        return path
     table = next_item_logs.read_events(name, data).select(["user_id", "item_id", "position"])
     table = table.sort_by([("user_id", "ascending"), ("position", "ascending")])
     user = table["user_id"].to_numpy()

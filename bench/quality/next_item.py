@@ -123,7 +123,7 @@ def run(name: str, arm: str, seed: int, data: Path) -> Run:
         return open_run(folder)
     task = next_item_logs.build_task(name, data, WORK)
     fit: dict[str, Any] = {"runs": str(WORK / "runs"), "seed": seed, "tensorboard": "off", "mlflow": "off"}
-    model, evaluate = dict(ARMS[arm]), {**task.evaluate, "n_resamples": 100}
+    model, evaluate = choose_model(name, arm), {**task.evaluate, "n_resamples": 100}
     if arm not in FLOORS:
         fit |= FIT | ARM_FIT.get(arm, {})
         if arm == "past_baskets":
@@ -160,6 +160,12 @@ def run(name: str, arm: str, seed: int, data: Path) -> Run:
     return finished
 
 
+def choose_model(name: str, arm: str) -> dict[str, Any]:
+    """Return the ``model`` section of an arm. Items of Office have no attributes."""
+    model = dict(ARMS[arm])
+    return {**model, "attributes": []} if name.startswith("office") and arm in GENERATED else model
+
+
 def build_data(name: str, arm: str, data: Path) -> dict[str, Any]:
     """Return the ``data`` section of an arm."""
     own = next_item_logs.build_task(name, data, WORK).data
@@ -170,14 +176,18 @@ def build_data(name: str, arm: str, data: Path) -> dict[str, Any]:
         return {**own, "schema": {**schema, "histories": {"seen": seen}}, "folder": str(WORK / "prepared-times")}
     if arm not in GENERATED:
         return {**own, "folder": str(WORK / "prepared")}
-    codes, attributes = GENERATED[arm][0], ARMS[arm]["attributes"]
+    codes, attributes = GENERATED[arm][0], choose_model(name, arm)["attributes"]
     items, levels = item_codes.write_items(codes, name, data, WORK)
     names = [*attributes, *levels]
     features = {**schema["features"], **{one: {"kind": "id", "side": "item"} for one in names}}
     histories = {"seen": {**seen, "features": ["item_id", *names]}}
-    folder = WORK / f"prepared-{codes}-{'-'.join(attributes) or 'codes'}"
+    folder, log = WORK / f"prepared-{codes}-{'-'.join(attributes) or 'codes'}", own["log"]
+    if "columns" in seen:  # rows that bring their histories
+        histories["seen"]["columns"] = {one: f"hist_{one}" for one in histories["seen"]["features"]}
+        log = str(next_item_logs.join_histories(Path(log), items, names, WORK / f"{name}-{codes}.parquet"))
     return {
         **own,
+        "log": log,
         "items": str(items),
         "schema": {**schema, "features": features, "histories": histories},
         "folder": str(folder),
@@ -185,9 +195,10 @@ def build_data(name: str, arm: str, data: Path) -> dict[str, Any]:
 
 
 def list_arms(name: str) -> list[str]:
-    """Return the arms that a task can have: a generator needs codes of its items."""
-    codes = item_codes.list_codes(name)
-    return [arm for arm in ARMS if arm not in GENERATED or GENERATED[arm][0] in codes]
+    """Return the arms that a task can have: a generator needs codes of its items, and an arm of times a log of them."""
+    codes, has_times = item_codes.list_codes(name), not name.endswith(f"_{next_item_logs.ROWS}")
+    arms = [arm for arm in ARMS if arm not in EVENT_TIMES or has_times]
+    return [arm for arm in arms if arm not in GENERATED or GENERATED[arm][0] in codes]
 
 
 def measure_elsewhere(trained: Run, name: str, arm: str, data: Path) -> NDArray[np.float32]:

@@ -6,7 +6,9 @@
     N4  one line through time: valid and test begin at one timestamp for all users; items that existed then
     held  N1 with 5 % of the items held out of training
 
-MovieLens-1M has N1 with ties in the order of the file, and N4.
+    rows  published rows of train, valid and test, each with its own history; the whole catalog; no item masked
+
+MovieLens-1M has N1 with ties in the order of the file, and N4. Office has rows, since it has no times.
 
 Held-out items are drawn by a seed, all alike. Their events are dropped, in training, in validation and in all
 histories, except where one is the last event of its user: the target of test. The last two events that are left of a
@@ -16,6 +18,7 @@ every model, which is what serving has when new items arrive. Validation ranks t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,12 @@ from longrec.data.public_datasets import fetch_movielens_1m
 from longrec.interop import atomic
 
 PUBLISHED = {"catalog": "all", "seen": "mask_same_time"}
+FOLDERS = {"office": "amazon_office_text"}
+"""Folders of the Amazon data sets that are not named as the others."""
+ROWS = "rows"
+"""Protocol of published rows, whose histories are list columns such as ``hist_item_id``."""
+ROWS_EVENTS = 10
+"""Events of such a history."""
 HELD = "held"
 """Protocol with held-out items."""
 HELD_SHARE, HELD_SEED = 0.05, 0
@@ -58,6 +67,8 @@ def build_task(name: str, data: Path, work: Path) -> Task:
         work: folder for the logs that are written.
     """
     log, protocol, *draw = name.split("_")
+    if protocol == ROWS:
+        return _build_rows_task(log, data)
     path = work / f"{name}.parquet"
     if not path.exists():
         work.mkdir(parents=True, exist_ok=True)
@@ -86,7 +97,41 @@ def build_task(name: str, data: Path, work: Path) -> Task:
 
 def find_source(log: str, data: Path) -> Path:
     """Return the folder of an Amazon data set."""
-    return data / f"amazon_{log}"
+    return data / FOLDERS.get(log, f"amazon_{log}")
+
+
+def _build_rows_task(log: str, data: Path) -> Task:
+    """Return the task of published rows. The path of its log is that of the data set."""
+    source = find_source(log, data)
+    schema = {
+        "user": "user_id",
+        "item": "item_id",
+        "features": {"item_id": {"kind": "id"}},
+        "histories": {
+            "seen": {"features": ["item_id"], "columns": {"item_id": "hist_item_id"}, "max_length": ROWS_EVENTS}
+        },
+    }
+    own = {
+        "log": str(source / "sequences.parquet"),
+        "items": {"query": f"SELECT item_id FROM '{source / 'items.parquet'}'"},
+        "schema": schema,
+        "split": {"by": "column", "column": "split"},
+    }
+    return Task(own, {"catalog": "all", "seen": "keep"})
+
+
+def join_histories(log: Path, items: Path, names: Sequence[str], out: Path) -> Path:
+    """Write rows with one more list column per column of the item table, such as ``hist_code_1``, once."""
+    if not out.exists():
+        rows, table = pq.read_table(log), pq.read_table(items)
+        lists = rows["hist_item_id"].combine_chunks()
+        at = pc.index_in(lists.flatten(), value_set=table["item_id"].combine_chunks().cast(lists.type.value_type))
+        for name in names:
+            values = table[name].combine_chunks().take(at)
+            own = pa.LargeListArray.from_arrays(lists.offsets, values)
+            rows = rows.append_column(f"hist_{name}", own)
+        pq.write_table(rows, out)
+    return out
 
 
 def list_held_out(name: str, data: Path) -> NDArray[np.int64]:
