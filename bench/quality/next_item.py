@@ -64,12 +64,13 @@ ARMS: dict[str, dict[str, Any]] = {
 GENERATOR = {"name": "unirec", "attributes": [item_codes.ATTRIBUTE], "dropout": 0.2}
 GENERATED: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"unirec_{codes}": (codes, {}) for codes in item_codes.CODES},
-    "unirec_no_attribute": ("rq_kmeans", {"attributes": []}),
-    "unirec_two_attributes": ("rq_kmeans", {"attributes": ["category_l1", item_codes.ATTRIBUTE]}),
-    "unirec_random_attribute": ("rq_kmeans", {"attributes": ["random_category"]}),
-    "unirec_no_summary": ("rq_kmeans", {"pairs": []}),
+    "unirec_no_attribute": (item_codes.ABLATED, {"attributes": []}),
+    "unirec_level_1": (item_codes.ABLATED, {"attributes": [item_codes.LEVEL_1]}),
+    "unirec_two_attributes": (item_codes.ABLATED, {"attributes": [item_codes.LEVEL_1, item_codes.ATTRIBUTE]}),
+    "unirec_random_attribute": (item_codes.ABLATED, {"attributes": [item_codes.RANDOM]}),
+    "unirec_no_summary": (item_codes.ABLATED, {"pairs": []}),
     "tiger_like": (
-        "rq_kmeans",
+        item_codes.ABLATED,
         {"attributes": [], "pairs": [], "head": "linear", "self_attention": True, "encoder_layers": 2},
     ),
 }
@@ -122,7 +123,7 @@ def run(name: str, arm: str, seed: int, data: Path) -> Run:
         return open_run(folder)
     task = next_item_logs.build_task(name, data, WORK)
     fit: dict[str, Any] = {"runs": str(WORK / "runs"), "seed": seed, "tensorboard": "off", "mlflow": "off"}
-    model, evaluate = dict(ARMS[arm]), {**task.evaluate, "n_resamples": 100}
+    model, evaluate = choose_model(name, arm), {**task.evaluate, "n_resamples": 100}
     if arm not in FLOORS:
         fit |= FIT | ARM_FIT.get(arm, {})
         if arm == "past_baskets":
@@ -159,6 +160,12 @@ def run(name: str, arm: str, seed: int, data: Path) -> Run:
     return finished
 
 
+def choose_model(name: str, arm: str) -> dict[str, Any]:
+    """Return the ``model`` section of an arm. Items of Office have no attributes."""
+    model = dict(ARMS[arm])
+    return {**model, "attributes": []} if name.startswith("office") and arm in GENERATED else model
+
+
 def build_data(name: str, arm: str, data: Path) -> dict[str, Any]:
     """Return the ``data`` section of an arm."""
     own = next_item_logs.build_task(name, data, WORK).data
@@ -169,18 +176,29 @@ def build_data(name: str, arm: str, data: Path) -> dict[str, Any]:
         return {**own, "schema": {**schema, "histories": {"seen": seen}}, "folder": str(WORK / "prepared-times")}
     if arm not in GENERATED:
         return {**own, "folder": str(WORK / "prepared")}
-    codes, attributes = GENERATED[arm][0], ARMS[arm]["attributes"]
-    items, levels = item_codes.write_items(codes, name.split("_")[0], data, WORK)
+    codes, attributes = GENERATED[arm][0], choose_model(name, arm)["attributes"]
+    items, levels = item_codes.write_items(codes, name, data, WORK)
     names = [*attributes, *levels]
     features = {**schema["features"], **{one: {"kind": "id", "side": "item"} for one in names}}
     histories = {"seen": {**seen, "features": ["item_id", *names]}}
-    folder = WORK / f"prepared-{codes}-{'-'.join(attributes) or 'codes'}"
+    folder, log = WORK / f"prepared-{codes}-{'-'.join(attributes) or 'codes'}", own["log"]
+    if "columns" in seen:  # rows that bring their histories
+        histories["seen"]["columns"] = {one: f"hist_{one}" for one in histories["seen"]["features"]}
+        log = str(next_item_logs.join_histories(Path(log), items, names, WORK / f"{name}-{codes}.parquet"))
     return {
         **own,
+        "log": log,
         "items": str(items),
         "schema": {**schema, "features": features, "histories": histories},
         "folder": str(folder),
     }
+
+
+def list_arms(name: str) -> list[str]:
+    """Return the arms that a task can have: a generator needs codes of its items, and an arm of times a log of them."""
+    codes, has_times = item_codes.list_codes(name), not name.endswith(f"_{next_item_logs.ROWS}")
+    arms = [arm for arm in ARMS if arm not in EVENT_TIMES or has_times]
+    return [arm for arm in arms if arm not in GENERATED or GENERATED[arm][0] in codes]
 
 
 def measure_elsewhere(trained: Run, name: str, arm: str, data: Path) -> NDArray[np.float32]:
@@ -302,7 +320,7 @@ def main() -> None:
     """Run the arms of the tasks, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*")
-    parser.add_argument("--arms", nargs="*", default=list(ARMS))
+    parser.add_argument("--arms", nargs="*", help="default: all that the task can have")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--blend", action="store_true")
     parser.add_argument("--table", action="store_true")
@@ -318,7 +336,7 @@ def main() -> None:
             if arguments.blend:
                 blend(name, seed, arguments.data)
                 continue
-            for arm in arguments.arms:
+            for arm in arguments.arms or list_arms(name):
                 if arm not in FLOORS or not seed:
                     run(name, arm, seed, arguments.data)
                 if trained and (WORK / "runs" / f"{trained}-{arm}-{seed}" / "results.json").exists():

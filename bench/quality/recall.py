@@ -32,7 +32,11 @@ from longrec.training.finished_run import open_run
 from longrec.training.full_ranking import list_top
 
 COUNT = 200
-UNIONS = (("covisit", "softmax"), ("item_knn", "softmax"), ("covisit", "youtube_dnn"), ("covisit", "comirec_sa"))
+UNIONS = (
+    *(("covisit", "softmax"), ("item_knn", "softmax"), ("covisit", "youtube_dnn"), ("covisit", "comirec_sa")),
+    *((other, arm) for arm in next_item.GENERATED for other in ("covisit", "softmax")),
+)
+UNION_HEAD = ("union of", "HR@50", "HR@200", "first alone", "second alone", "HR@200 less the better alone")
 ORDER = (
     *("popularity", "item_knn", "covisit", "gru4rec", "youtube_dnn", "dssm"),
     *("mind", "mind_1", "comirec_sa", "comirec_sa_1", "comirec_dr", "sdm", "softmax", "cross_entropy"),
@@ -135,17 +139,20 @@ def write_table(task: Task) -> str:
             *_differences(ranks, one_vector, task.user, (50,)),
         ]
         lines.append(_row([arm, str(len(seeds)), *mean, *differences]))
-    head = ["union of", "HR@50", "HR@200", "first alone", "second alone", "HR@200 less the better alone"]
-    lines += ["", _row(head), _row(["---"] * len(head))]
-    for first, second in UNIONS:
-        if task.find_seeds(first) and task.find_seeds(second):
-            lists = [task.list_items(first, 0), task.list_items(second, 0)]
-            union, *alone = (find_targets(one, task.item) for one in [merge_lists(*lists), *lists])
-            hits = [float((rank < COUNT).mean()) for rank in alone]
-            better = alone[int(np.argmax(hits))][None]
-            own = [f"{(union < 50).mean():.4f}", f"{(union < COUNT).mean():.4f}", *(f"{hit:.4f}" for hit in hits)]
-            lines.append(_row([f"{first} and {second}", *own, *_differences(union[None], better, task.user, (COUNT,))]))
+    lines += ["", _row(UNION_HEAD), _row(["---"] * len(UNION_HEAD))]
+    for pair in UNIONS:
+        if all(0 in task.find_seeds(arm) for arm in pair):
+            lines.append(_row(write_union(task, pair, (task.list_items(pair[0], 0), task.list_items(pair[1], 0)))))
     return "\n".join([*lines, "", *_write_lengths(task)])
+
+
+def write_union(task: Task, pair: tuple[str, str], lists: tuple[NDArray[np.int32], NDArray[np.int32]]) -> list[str]:
+    """Return the cells of the union of two lists, under ``UNION_HEAD``."""
+    union, *alone = (find_targets(one, task.item) for one in [merge_lists(*lists), *lists])
+    hits = [float((rank < COUNT).mean()) for rank in alone]
+    better = alone[int(np.argmax(hits))][None]
+    own = [f"{(union < 50).mean():.4f}", f"{(union < COUNT).mean():.4f}", *(f"{hit:.4f}" for hit in hits)]
+    return [" and ".join(pair), *own, *_differences(union[None], better, task.user, (COUNT,))]
 
 
 def _write_lengths(task: Task) -> list[str]:

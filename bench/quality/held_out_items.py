@@ -1,0 +1,152 @@
+"""Held-out items: whether models recommend items that training has never seen.
+
+    python bench/quality/held_out_items.py beauty_held --data FOLDER [--arms ARM ...] [--write FILE]
+
+It reads the finished runs of ``next_item.py`` on a task with held-out items and trains nothing. All items are in the
+catalog, also those that are held out. Every arm lists the 200 best items for each target of test.
+
+    HR@k, held-out      share of the targets that are held-out items which are in the first k of their list
+    HR@k, others        the same of all other targets
+    share of lists      share of the held-out items among the first k of the lists; their share of the catalog is 5 %
+    coverage@10         share of the catalog, and of the held-out items, that is in the first 10 of any list
+
+Items with equal scores are in a random order, which differs between requests. A model that has never seen an item
+gives all such items one score, so that their order in the table would decide. ``random`` is the expectation of a random
+order of all items that a request may get.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import next_item
+import next_item_logs
+import numpy as np
+import recall
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from longrec.config import Strict
+from longrec.models.core.kinds import Retriever
+from longrec.training.finished_run import open_run
+from longrec.training.full_ranking import Exclusions, list_top
+
+CUTS = (10, 50, 200)
+NEAR = 1e-5
+"""Scores that differ by less, relative to their size, count as equal."""
+
+
+class RandomTies(Retriever):
+    """A retriever whose items with equal scores are in a random order for each request."""
+
+    Config = Strict
+
+    def __init__(self, trained: Any) -> None:
+        super().__init__(Strict(), trained.fields)
+        self.trained, self.random = trained, torch.Generator().manual_seed(0)
+
+    def loss(self, batch: Any) -> Tensor:
+        """Not defined: it is trained."""
+        raise NotImplementedError
+
+    def score_catalog(self, batch: Any, catalog: Mapping[str, Any]) -> Tensor:
+        """Return the scores plus noise far below their differences."""
+        score_RI = self.trained.score_catalog(batch, catalog).float()
+        noise_RI = torch.rand(score_RI.shape, generator=self.random)
+        return score_RI + noise_RI * (score_RI.abs() * NEAR).clamp(min=1e-12)
+
+
+class HeldOutTask(recall.Task):
+    """The targets of test of a task with held-out items, and the lists of its runs."""
+
+    def __init__(self, name: str, data: Path) -> None:
+        super().__init__(name, data)
+        held_out = next_item_logs.list_held_out(name, data)
+        keys = np.array(self.log.items.keys.values.to_pylist())
+        self.catalog = len(keys)
+        self.is_held_out = np.append(False, np.isin(keys, held_out))
+        """Of each row of the item table. Row 0 is no item."""
+        self.target_held_out = self.is_held_out[self.item]
+        learned = np.concatenate([self.log.rows_of("train"), self.log.rows_of("valid")])
+        if self.is_held_out[self.log.events.columns["item"].take(learned)].any():
+            raise SystemExit(f"{name}: a held-out item is in training or validation")
+
+    def list_items(self, arm: str, seed: int) -> NDArray[np.int32]:
+        """Return the lists of a run, int32 ``[N, 200]``, with equal scores in a random order."""
+        path = next_item.WORK / "lists" / f"{self.name}-{arm}-{seed}-random_ties.npy"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _, log, _ = next_item._open_task(self.name, self.data, arm)
+            model = RandomTies(open_run(next_item.WORK / "runs" / f"{self.name}-{arm}-{seed}").model())
+            np.save(path, list_top(model, log, self.rows, self.job.evaluate, recall.COUNT))
+        lists: NDArray[np.int32] = np.load(path)
+        return lists
+
+    def count_choices(self) -> NDArray[np.int64]:
+        """Return the number of items that the list of each row may have."""
+        owner, item = Exclusions(self.log, self.job.evaluate).find_seen(self.rows)
+        pairs = np.unique(np.stack([owner, item], 1), axis=0)
+        counts: NDArray[np.int64] = self.catalog - np.bincount(pairs[:, 0], minlength=len(self.rows))
+        return counts
+
+
+def write_table(task: HeldOutTask, arms: Sequence[str] | None = None) -> str:
+    """Return the table of a task in Markdown."""
+    held, others = task.target_held_out, ~task.target_held_out
+    share = task.is_held_out.sum() / task.catalog
+    head = [
+        *("arm", *(f"HR@{k}, held-out" for k in CUTS), "HR@10, held-out, 95 %", *(f"HR@{k}, others" for k in CUTS)),
+        *("share of lists @10", "share of lists @200", "coverage@10", "coverage@10, held-out", "HR@10, all"),
+    ]
+    lines = [
+        f"## {task.name}: {int(held.sum()):,} targets are held-out items, {int(others.sum()):,} are others",
+        "",
+        f"{int(task.is_held_out.sum()):,} of {task.catalog:,} items are held out ({100 * share:.1f} %).",
+        "",
+        recall._row(head),
+        recall._row(["---"] * len(head)),
+    ]
+    chance = [float((k / task.count_choices()).mean()) for k in CUTS]
+    blank = [*[f"{one:.4f}" for one in chance], "", *[f"{one:.4f}" for one in chance]]
+    lines.append(recall._row(["random", *blank, f"{share:.4f}", f"{share:.4f}", "", "", f"{chance[0]:.4f}"]))
+    order = [arm for arm in next_item.ARMS if task.find_seeds(arm)]
+    for arm in order if arms is None else [arm for arm in order if arm in arms]:
+        lists = task.list_items(arm, task.find_seeds(arm)[0])
+        rank = recall.find_targets(lists, task.item)
+        low, high = next_item._interval((rank[held] < 10).astype(float), task.user[held])
+        shares = [float(task.is_held_out[lists[:, :k]].mean()) for k in (10, recall.COUNT)]
+        listed = np.bincount(lists[:, :10].ravel(), minlength=task.catalog + 1)[1:] > 0
+        figures = [
+            *[f"{(rank[held] < k).mean():.4f}" for k in CUTS],
+            f"[{low:.4f}, {high:.4f}]",
+            *[f"{(rank[others] < k).mean():.4f}" for k in CUTS],
+            *[f"{one:.4f}" for one in shares],
+            f"{listed.mean():.4f}",
+            f"{listed[task.is_held_out[1:]].mean():.4f}",
+            f"{(rank < 10).mean():.4f}",
+        ]
+        lines.append(recall._row([arm, *figures]))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the tables of the tasks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="+")
+    parser.add_argument("--arms", nargs="*")
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--write", type=Path, help="file for the tables")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    tables = [write_table(HeldOutTask(name, arguments.data), arguments.arms) for name in arguments.tasks]
+    print("\n\n".join(tables), flush=True)
+    if arguments.write:
+        arguments.write.write_text("\n\n".join(tables) + "\n")
+
+
+if __name__ == "__main__":
+    main()
