@@ -61,7 +61,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "hstu": {"name": "hstu_next_item"},
     "hstu_cross_entropy": {"name": "hstu_next_item", "loss": "cross_entropy"},
 }
-GENERATOR = {"name": "unirec", "attributes": [item_codes.ATTRIBUTE], "dropout": 0.2}
+GENERATOR = {"name": "unirec", "attributes": [item_codes.ATTRIBUTE], "dropout": 0.3, "code_events": "join"}
 GENERATED: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"unirec_{codes}": (codes, {}) for codes in item_codes.CODES},
     "unirec_no_attribute": (item_codes.ABLATED, {"attributes": []}),
@@ -89,7 +89,13 @@ ARM_FIT: dict[str, dict[str, Any]] = {
     "comirec_sa_1": {"lr": 2e-3},
     "comirec_dr": {"lr": 2e-3},
     "sdm": {"lr": 2e-3},
-    **dict.fromkeys(GENERATED, {"batch_size": 512, "epochs": 16, "patience": 2}),
+    **dict.fromkeys(
+        GENERATED,
+        {
+            **{"batch_size": 512, "epochs": 12, "patience": 3, "lr": 2e-3, "warmup_steps": 100},
+            **{"schedule": {"name": "cosine", "steps": 3100}},
+        },
+    ),
 }
 """Settings of training that differ for an arm. They were chosen on valid of Beauty N1."""
 MOVIELENS: dict[str, Any] = {"epochs": 60, "batch_size": 8192}
