@@ -221,7 +221,8 @@ class _Log:
     def _estimate(self, numerator: Floats, denominator: Floats) -> tuple[Interval, Floats]:
         """Return a ratio of sums with its interval, and the contribution ``[U]`` of each unit to its error."""
         sums = UserSums(np.arange(self.units), self._sum(numerator), self._sum(denominator))
-        return skewed_interval(sums.ratio, sums.influence), sums.influence
+        error_U = sums.influence
+        return skewed_interval(sums.ratio, error_U), error_U
 
     def _sum(self, column: Floats) -> Floats:
         """Return the sums ``[U]`` of a column over the rows of each unit."""

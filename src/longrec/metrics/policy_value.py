@@ -90,25 +90,33 @@ class PolicyValue(Tabular):
     def shown(self) -> tuple[str, Columns]:
         """Return the counts with assumptions and warnings, and one line per estimate."""
         lines = [
-            f"{self.rows:,} rows of {self.units:,} {self.unit}s" if self.unit != "row" else f"{self.rows:,} rows",
-            f"logged policy {format_interval(self.logged)}, mean weight {format_interval(self.mean_weight)}",
+            self._count_rows(),
+            f"logging policy {format_interval(self.logged)}; mean weight {format_interval(self.mean_weight)}",
+            f"weights of clipped IPS end at {self.clip:.4g}, {self.clipped_rows:,} are larger",
         ]
         lines += [f"assumed: {one}" for one in self.assumptions]
         lines += [f"warning: {one}" for one in self.warnings]
-        columns: dict[str, list[str]] = {} if not self.positions else {"position": []}
-        columns |= {"estimate": [], "value": [], "gain over the log": [], "effective rows": [], "largest weight": []}
-        columns |= {"rows": []}
+        columns: dict[str, list[str]] = {"position": []} if self.positions else {}
+        columns |= {name: [] for name in ("estimate", "value", "gain over the log", "ESS", "max weight", "rows")}
         for at, own in (("all", self), *self.positions.items()):
             for name, one in own.estimates.items():
-                label = f"{LABELS[name]} at {own.clip:.4g}" if name == "clipped_ips" else LABELS[name]
-                cells = {"position": at, "estimate": label, "value": format_interval(one.value)}
-                cells |= {"gain over the log": format_interval(one.gain), "rows": f"{own.rows:,}"}
-                weights = one.effective_rows, one.largest_weight
-                cells["effective rows"] = "-" if weights[0] is None else f"{weights[0]:,.0f}"
-                cells["largest weight"] = "-" if weights[1] is None else f"{weights[1]:.4g}"
+                cells = {
+                    "position": at,
+                    "estimate": LABELS[name],
+                    "value": format_interval(one.value),
+                    "gain over the log": format_interval(one.gain),
+                    "ESS": "-" if one.effective_rows is None else f"{one.effective_rows:,.0f}",
+                    "max weight": "-" if one.largest_weight is None else f"{one.largest_weight:.4g}",
+                    "rows": f"{own.rows:,}",
+                }
                 for column, shown in columns.items():
                     shown.append(cells[column])
         return "\n".join(lines), columns
+
+    def _count_rows(self) -> str:
+        """Return the numbers of rows and units with their effective sample size (ESS)."""
+        text = f"{self.rows:,} rows, ESS {self.effective_rows:,.0f}"
+        return text if self.unit == "row" else f"{text}; {self.units:,} {self.unit}s, ESS {self.effective_units:,.0f}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts and numbers, ready for JSON."""

@@ -46,11 +46,12 @@ def skewed_interval(value: float, error_U: Floats) -> Interval:
     units = len(error_U)
     if units < 2:
         raise DataError("rows", f"{units} unit", "two units or more", "measure more rows")
-    square = float(error_U @ error_U)
+    square_U = error_U * error_U
+    square = float(square_U.sum())
     if square == 0:
         return Interval(value, value, value)
     error = np.sqrt(units / (units - 1) * square)
-    skewness = float(np.sum(error_U**3)) / square**1.5
+    skewness = float(square_U @ error_U) / square**1.5
     low, high = (value - error * _invert(z, skewness) for z in (_WIDTH, -_WIDTH))
     return Interval(float(value), float(low), float(high))
 
