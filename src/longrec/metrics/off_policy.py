@@ -15,9 +15,9 @@ of the number of rows by default [2]. With pi = mu all weights are 1, and IPS an
 the mean reward plus the mean of ``expected - predicted``, whose expectation is 0 for any predictions.
 
 Intervals are over units, such as users: rows of one user are alike. They are those of ``skewed_interval``, since the
-products w r are skewed. In simulations they cover nearer to 95 % than normal and percentile bootstrap intervals, and
-need no draws. No interval knows of large weights that the log happens not to have, and so estimates of a small
-effective sample size are refused.
+products w r are skewed. In simulations they cover 94 to 97 % with light weights and about 91 % with heavy-tailed ones,
+more than normal and percentile bootstrap intervals, and need no draws. No interval knows of large weights that the log
+happens not to have, and so estimates of a small effective sample size are refused.
 
 Slates: each row is one position of a page. Weights of single positions assume that the reward of a row depends on its
 own item and position alone (position-wise independence [6]), not on the rest of the page.
