@@ -20,6 +20,7 @@ GUIDES = {
     "tokenize": "[Semantic IDs](../guide/semantic-ids.md), [all settings](tokenize.md)",
     "evaluate": "[Evaluate and compare](../guide/evaluation.md)",
     "compare": "[Evaluate and compare](../guide/evaluation.md)",
+    "offpolicy": "[Off-policy estimates](../guide/off-policy.md)",
     "bench": "[The length of histories](../guide/history-length.md)",
     "diagnose": "[Diagnose semantic IDs](../guide/diagnosis.md)",
     "export": "[Export and serve](../guide/serving.md)",

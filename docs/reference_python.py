@@ -26,6 +26,8 @@ FURTHER = (
     "longrec.semantic_ids.diagnostics.diagnosis.Diagnosis",
     "longrec.metrics.Interval",
     "longrec.metrics.Comparison",
+    "longrec.metrics.PolicyValue",
+    "longrec.metrics.PolicyEstimate",
     "longrec.evaluation.results.PipelineEvaluation",
     "longrec.evaluation.candidate_log.CandidateReport",
     "longrec.serve.interface.Client",

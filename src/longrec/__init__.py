@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from longrec.features.schema import Condition, Feature, History, Label, Schema, TimeColumn
     from longrec.fitting import fit
     from longrec.metrics.own import Metric
+    from longrec.off_policy_command import estimate_policy
     from longrec.prepared_log import PreparedLog, prepare
     from longrec.serve.client import client
     from longrec.serve.local_pipeline import Pipeline, open_pipeline
@@ -52,6 +53,7 @@ _MODULES = {
     "longrec.features.schema": ("Condition", "Feature", "History", "Label", "Schema", "TimeColumn"),
     "longrec.fitting": ("fit",),
     "longrec.metrics.own": ("Metric",),
+    "longrec.off_policy_command": ("estimate_policy",),
     "longrec.prepared_log": ("PreparedLog", "prepare"),
     "longrec.serve.client": ("client",),
     "longrec.serve.local_pipeline": ("Pipeline", "open_pipeline"),
@@ -89,6 +91,7 @@ __all__ = [
     "diagnose",
     "encode",
     "errors",
+    "estimate_policy",
     "evaluate",
     "evaluate_pipeline",
     "export",

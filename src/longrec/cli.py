@@ -17,7 +17,16 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from longrec import __version__, audits, command_output, diagnose_command, help_pages, length_command, tokenize_command
+from longrec import (
+    __version__,
+    audits,
+    command_output,
+    diagnose_command,
+    help_pages,
+    length_command,
+    off_policy_command,
+    tokenize_command,
+)
 from longrec.errors import LongRecError, StoppedRun, UnknownName
 from longrec.evaluation.command import add_options as add_pipeline_options
 from longrec.former_names import refuse_former_names
@@ -198,6 +207,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--n-resamples", type=int, default=300, metavar="N", help="number of bootstrap draws")
     parser.add_argument("--no-report", action="store_true", help="write no HTML report")
     add_common_rows(parser)
+    about = "estimate what another policy would have earned, from a log of random draws with their propensities"
+    off_policy_command.add_options(add("offpolicy", off_policy_command.run_off_policy, about))
     parser = add("report", command_output.report, "write an HTML report of a run, or of several side by side")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders; the first is the baseline")
     parser.add_argument("--into", metavar="FILE", help="the file (default: report.html in the run folder)")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 GROUPS: Mapping[str, Sequence[str]] = {
     "data": ("check", "audit", "prepare", "import", "synthetic"),
-    "models": ("train", "evaluate", "predict", "compare", "report", "bench", "models", "cite"),
+    "models": ("train", "evaluate", "predict", "compare", "offpolicy", "report", "bench", "models", "cite"),
     "two stages": ("compress", "encode"),
     "semantic IDs": ("tokenize", "diagnose"),
     "serving": ("export", "serve", "trace", "candidates", "catalog", "events", "stream", "warm"),

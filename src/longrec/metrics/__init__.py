@@ -43,7 +43,10 @@ from longrec.metrics.diversity import (
     novelty,
 )
 from longrec.metrics.exposure import draw_exposure, summarize_exposure
+from longrec.metrics.importance import effective_sample_size, importance_weights
 from longrec.metrics.interval import Interval, rename_metric
+from longrec.metrics.off_policy import estimate_policy_value
+from longrec.metrics.policy_value import PolicyEstimate, PolicyValue
 from longrec.metrics.popularity import (
     item_shares,
     list_novelty,
@@ -65,6 +68,7 @@ from longrec.metrics.ratios import UserSums, difference_of_ratios, ratio_interva
 from longrec.metrics.relevant import RelevantRanks
 from longrec.metrics.resamples import MetricDraws, UserResamples, compare_draws, compare_lists, summarize_lists
 from longrec.metrics.sampled import sample_ranks
+from longrec.metrics.skewed_interval import skewed_interval
 from longrec.metrics.slices import Slices, slice_by_quantile, slice_by_share
 
 __all__ = [
@@ -78,6 +82,8 @@ __all__ = [
     "Impressions",
     "Interval",
     "MetricDraws",
+    "PolicyEstimate",
+    "PolicyValue",
     "RelevantRanks",
     "Slices",
     "UserResamples",
@@ -94,11 +100,14 @@ __all__ = [
     "difference_of_ratios",
     "draw_exposure",
     "ece",
+    "effective_sample_size",
     "entropy_of_exposure",
+    "estimate_policy_value",
     "gauc",
     "gini",
     "grouped_auc",
     "hit_rate_at_k",
+    "importance_weights",
     "intra_list_diversity",
     "item_shares",
     "list_average_precision",
@@ -128,6 +137,7 @@ __all__ = [
     "recall_at_k",
     "rename_metric",
     "sample_ranks",
+    "skewed_interval",
     "slice_by_quantile",
     "slice_by_share",
     "summarize_exposure",
