@@ -67,9 +67,11 @@ FIT: dict[str, Any] = {
     "lr": 3e-3,
     "l2": 0.0,
     "epochs": 30,
-    "patience": 4,
+    "patience": 2,
+    "val_checks_per_epoch": 1,
     "checkpoint_seconds": None,
 }
+"""A validation ranks by beam search and costs as much as half an epoch, so there is one per epoch."""
 NEXT: dict[str, Any] = {"epochs": 6, "lr": 5e-4}
 """Settings of the second training that differ."""
 REWARDS = {"is_click": 1.0, "long_view": 2.0, "is_like": 5.0}

@@ -10,6 +10,10 @@ catalog, also those that are held out. Every arm lists the 200 best items for ea
     share of lists      share of the held-out items among the first k of the lists; their share of the catalog is 5 %
     coverage@10         share of the catalog, and of the held-out items, that is in the first 10 of any list
 
+What knows the held-out items: the vectors of the text, whose TF-IDF and SVD are fitted to the text of all items, and
+published codes, which come from the text of all items. No event of them is in training, and tokenizers are fitted
+without them. Codes that only held-out items have are the token of unseen values.
+
 Items with equal scores are in a random order, which differs between requests. A model that has never seen an item
 gives all such items one score, so that their order in the table would decide. ``random`` is the expectation of a random
 order of all items that a request may get.
