@@ -357,12 +357,14 @@ def main() -> None:
         print(table(arguments.data))
         return
     for name in arguments.tasks:
-        trained = next_item_logs.build_task(name, arguments.data, WORK).trained
+        trained, possible = next_item_logs.build_task(name, arguments.data, WORK).trained, list_arms(name)
+        if odd := sorted(set(arguments.arms or ()) - set(possible)):
+            raise SystemExit(f"{name} has no {', '.join(odd)}; it has {', '.join(possible)}")
         for seed in arguments.seeds:
             if arguments.blend:
                 blend(name, seed, arguments.data)
                 continue
-            for arm in arguments.arms or list_arms(name):
+            for arm in arguments.arms or possible:
                 if arm not in FLOORS or not seed:
                     run(name, arm, seed, arguments.data)
                 if trained and (WORK / "runs" / f"{trained}-{arm}-{seed}" / "results.json").exists():
