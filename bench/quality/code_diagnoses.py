@@ -42,7 +42,7 @@ def diagnose_codes(codes: str, name: str, data: Path, work: Path) -> dict[str, A
         table, _ = item_codes.write_items(codes, log, data, work)
         folder, levels = item_codes.find_folder(codes, log, work), PUBLISHED_LEVELS.get(codes)
         options: dict[str, Any] = {} if levels is None else {"levels": levels, "size": item_codes.SIZES["size"]}
-        found = longrec.diagnose(
+        diagnosis = longrec.diagnose(
             str(folder if levels is None else table),
             vectors=str(_write_vectors(codes, log, data, work)),
             log=str(item_codes.write_training(log, data, work)),
@@ -52,21 +52,21 @@ def diagnose_codes(codes: str, name: str, data: Path, work: Path) -> dict[str, A
             **options,
         )
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(_take_figures(found)))
+        out.write_text(json.dumps(_take_figures(diagnosis)))
     figures: dict[str, Any] = json.loads(out.read_text())
     return figures
 
 
-def _take_figures(found: Any) -> dict[str, Any]:
-    overlaps = [one.overlap for one in found.levels]
-    retention, matching = found.retention, found.matching
+def _take_figures(diagnosis: Any) -> dict[str, Any]:
+    overlaps = [one.overlap for one in diagnosis.levels]
+    retention, matching = diagnosis.retention, diagnosis.matching
     at = retention.cuts.index(CUT)
     return {
-        "twins": found.collisions.rate,
-        "active": [one.usage.active for one in found.levels],
-        "sizes": [one.usage.size for one in found.levels],
-        "perplexity": [one.usage.perplexity for one in found.levels],
-        "gini": [one.usage.gini for one in found.levels],
+        "twins": diagnosis.collisions.rate,
+        "active": [one.usage.active for one in diagnosis.levels],
+        "sizes": [one.usage.size for one in diagnosis.levels],
+        "perplexity": [one.usage.perplexity for one in diagnosis.levels],
+        "gini": [one.usage.gini for one in diagnosis.levels],
         "overlap": [None if one is None else one.overlap for one in overlaps],
         "capacity": [None if one is None else one.capacity for one in overlaps],
         "auc": matching.aucs[UNIFORM][WEIGHTED],

@@ -1,6 +1,7 @@
 """Several tasks of one generator on KuaiRand-Pure: click, long view and like, then rewards and preferences.
 
     python bench/quality/generation_tasks.py --data FOLDER [--codes CODES.parquet] [--arms bos plain] [--seeds 1]
+        [--users COUNT]
     python bench/quality/generation_tasks.py --table
     python bench/quality/generation_tasks.py --data FOLDER --toy
 
@@ -17,6 +18,7 @@ read the rows of clicks alone. A page of the app in one hour stands for a reques
 
 Without ``--codes`` (columns ``video_id``, ``code_1``, ... as ``longrec tokenize`` writes them), codes are residual
 k-means of the singular vectors of the clicks of training. A finished run is not repeated. Test is read once per run.
+``--users`` takes the first so many users, whose runs are kept apart. The CPU time is estimated before anything runs.
 """
 
 from __future__ import annotations
@@ -50,6 +52,13 @@ WORK = machine.CACHE / "work" / "generation_tasks"
 TASKS = ("click", "long_view", "like")
 LEVELS, SIZE = 3, 64
 """Codes of an item, and codes of a level, if they are not given."""
+TOY_USERS = 1_500
+VALID_ROWS = 1_500
+"""Targets of valid that are ranked after each epoch, drawn once."""
+COSTS = {"target": 4.2e-4, "pair_target": 7.5e-4, "search": 5.5e-3}
+"""CPU seconds at the sizes of ``BASE`` on one thread: to train on a target of the log (a quarter has no history
+and is left out), the same with pairs of a page, and to rank a target by a beam search."""
+USUAL_EPOCHS = 12
 DELAY = "5m"
 """Time until feedback is available: longer than almost all videos play."""
 BASE: dict[str, Any] = {"name": "unirec", "attributes": ["tag"], "static": False}
@@ -58,9 +67,11 @@ FIT: dict[str, Any] = {
     "lr": 3e-3,
     "l2": 0.0,
     "epochs": 30,
-    "patience": 4,
+    "patience": 2,
+    "val_checks_per_epoch": 1,
     "checkpoint_seconds": None,
 }
+"""A validation ranks by beam search and costs as much as half an epoch, so there is one per epoch."""
 NEXT: dict[str, Any] = {"epochs": 6, "lr": 5e-4}
 """Settings of the second training that differ."""
 REWARDS = {"is_click": 1.0, "long_view": 2.0, "is_like": 5.0}
@@ -74,6 +85,28 @@ ARMS: dict[str, dict[str, Any]] = {
     "both": {"rewards": REWARDS, "levels": PREFERRED},
     "strong": {"rewards": REWARDS, "levels": PREFERRED, "dpo_weight": 1.0, "beta": 0.5},
 }
+
+
+def choose_users(arguments: argparse.Namespace) -> int | None:
+    """Return the number of users, None for all."""
+    users: int | None = TOY_USERS if arguments.toy else arguments.users
+    return users
+
+
+def estimate_seconds(arm: str, arguments: argparse.Namespace) -> tuple[float, float]:
+    """Return the CPU seconds of a run by ``COSTS``: if it stops after ``USUAL_EPOCHS``, and after all epochs."""
+    some = "" if (users := choose_users(arguments)) is None else f"AND user_id < {users}"
+    counts = duckdb.sql(f"""
+        SELECT split, sum(is_click::INT + long_view::INT + is_like::INT) AS targets
+        FROM '{arguments.data}/impressions.parquet' WHERE NOT is_repeat {some} GROUP BY split
+    """).fetchall()
+    targets = {split: float(count) for split, count in counts}
+    aligned = "name" not in ARMS[arm]
+    cost = COSTS["pair_target" if "levels" in ARMS[arm] else "target"]
+    epoch = targets["train"] * cost + min(targets["valid"], VALID_ROWS) * COSTS["search"]
+    most = NEXT["epochs"] if aligned else FIT["epochs"]
+    usual = min(most, USUAL_EPOCHS)
+    return tuple(epochs * epoch + targets["test"] * COSTS["search"] for epochs in (usual, most))
 
 
 def build_query(data: Path, users: int | None) -> str:
@@ -154,7 +187,7 @@ def build_data(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
         FROM '{data}/videos.parquet' JOIN '{codes}' USING (video_id)
     """
     return {
-        "log": {"query": build_query(data, 1_500 if arguments.toy else None)},
+        "log": {"query": build_query(data, choose_users(arguments))},
         "items": {"query": items},
         "schema": build_schema(len(names)),
         "split": {"by": "column", "column": "split"},
@@ -181,7 +214,7 @@ def run(arm: str, seed: int, arguments: argparse.Namespace, work: Path) -> Run:
         "data": build_data(arguments, work),
         "model": model,
         "fit": fit,
-        "evaluate": {"k": [10, 50], "recall_k": [200], "seen": "keep", "n_resamples": 100, "valid_rows": 3_000},
+        "evaluate": {"k": [10, 50], "recall_k": [200], "seen": "keep", "n_resamples": 100, "valid_rows": VALID_ROWS},
     }
     began = time.process_time()
     finished = longrec.train(config, quiet=True)
@@ -238,6 +271,21 @@ def read_tasks(log: Any, rows: NDArray[np.int64]) -> NDArray[Any]:
     return names[log.events.columns["task"].take(rows).astype(np.int64) - FIRST]
 
 
+def print_estimate(arguments: argparse.Namespace, work: Path) -> None:
+    """Print the CPU time of the runs that are not finished. Arms of a second training need ``bos`` first."""
+    arms = list(arguments.arms)
+    if "bos" not in arms and any("name" not in ARMS[arm] for arm in arms):
+        arms.insert(0, "bos")
+    total = np.zeros(2)
+    for seed in arguments.seeds:
+        for arm in arms:
+            if not (work / "runs" / f"{arm}-{seed}" / "results.json").exists():
+                usual, most = estimate_seconds(arm, arguments)
+                total += (usual, most)
+                print(f"{arm}-{seed}: about {usual / 60:.0f} CPU-minutes, at most {most / 60:.0f}")
+    print(f"together: about {total[0] / 60:.0f} CPU-minutes, at most {total[1] / 60:.0f}", flush=True)
+
+
 def main() -> None:
     """Run the arms, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -245,11 +293,15 @@ def main() -> None:
     parser.add_argument("--codes", type=Path)
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--users", type=int, help="users with smaller ids than this alone")
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    work = WORK / "toy" if arguments.toy else WORK
+    users = choose_users(arguments)
+    work = WORK / ("toy" if arguments.toy else "all" if users is None else f"users_{users}")
+    if not arguments.table and not arguments.toy:
+        print_estimate(arguments, work)
     for seed in arguments.seeds if not arguments.table else ():
         for arm in arguments.arms:
             run(arm, seed, arguments, work)

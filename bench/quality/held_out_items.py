@@ -3,16 +3,22 @@
     python bench/quality/held_out_items.py beauty_held --data FOLDER [--arms ARM ...] [--write FILE]
 
 It reads the finished runs of ``next_item.py`` on a task with held-out items and trains nothing. All items are in the
-catalog, also those that are held out. Every arm lists the 200 best items for each target of test.
+catalog, also those that are held out. Every arm lists the 200 best items for 5,000 targets of test, drawn once. Hits
+are of all targets.
 
     HR@k, held-out      share of the targets that are held-out items which are in the first k of their list
     HR@k, others        the same of all other targets
     share of lists      share of the held-out items among the first k of the lists; their share of the catalog is 5 %
-    coverage@10         share of the catalog, and of the held-out items, that is in the first 10 of any list
+    coverage@10         share of the catalog, and of the held-out items, that is in the first 10 of any of these lists
+
+What knows the held-out items: the vectors of the text, whose TF-IDF and SVD are fitted to the text of all items, and
+published codes, which come from the text of all items. No event of them is in training, and tokenizers are fitted
+without them. Codes that only held-out items have are the token of unseen values.
 
 Items with equal scores are in a random order, which differs between requests. A model that has never seen an item
 gives all such items one score, so that their order in the table would decide. ``random`` is the expectation of a random
-order of all items that a request may get.
+order of all items that a request may get. Hits of generators are those of their own test, where equal scores are at mid
+rank: besides items of one path, only those that the search did not reach have equal scores.
 """
 
 from __future__ import annotations
@@ -36,6 +42,8 @@ from longrec.training.finished_run import open_run
 from longrec.training.full_ranking import Exclusions, list_top
 
 CUTS = (10, 50, 200)
+LIST_ROWS = 5_000
+"""Targets whose lists are measured for shares and coverage: a generator needs a search for each."""
 NEAR = 1e-5
 """Scores that differ by less, relative to their size, count as equal."""
 
@@ -71,18 +79,35 @@ class HeldOutTask(recall.Task):
         self.is_held_out = np.append(False, np.isin(keys, held_out))
         """Of each row of the item table. Row 0 is no item."""
         self.target_held_out = self.is_held_out[self.item]
+        count = min(LIST_ROWS, len(self.rows))
+        self.listed = np.sort(np.random.default_rng(0).choice(len(self.rows), count, replace=False))
+        """Indices of the targets whose lists are measured."""
         learned = np.concatenate([self.log.rows_of("train"), self.log.rows_of("valid")])
         if self.is_held_out[self.log.events.columns["item"].take(learned)].any():
             raise SystemExit(f"{name}: a held-out item is in training or validation")
 
     def list_items(self, arm: str, seed: int) -> NDArray[np.int32]:
-        """Return the lists of a run, int32 ``[N, 200]``, with equal scores in a random order."""
+        """Return the lists of a run for the targets ``listed``, int32 ``[n, 200]``, equal scores in a random order."""
+        if arm not in next_item.GENERATED:
+            return self._list_rows(arm, seed, np.arange(len(self.rows)))[self.listed]
+        return self._list_rows(arm, seed, self.listed)
+
+    def rank_targets(self, arm: str, seed: int) -> NDArray[Any]:
+        """Return the rank of each target, float or int ``[N]``, 200 or more for one that is not listed."""
+        if arm not in next_item.GENERATED:
+            return recall.find_targets(self._list_rows(arm, seed, np.arange(len(self.rows))), self.item)
+        table = open_run(next_item.WORK / "runs" / f"{self.name}-{arm}-{seed}").predictions()
+        if not np.array_equal(table["row"].to_numpy(), self.rows):
+            raise SystemExit(f"{arm}: its targets are not those of {self.name}")
+        return table["rank"].to_numpy()
+
+    def _list_rows(self, arm: str, seed: int, chosen: NDArray[np.int64]) -> NDArray[np.int32]:
         path = next_item.WORK / "lists" / f"{self.name}-{arm}-{seed}-random_ties.npy"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             _, log, _ = next_item._open_task(self.name, self.data, arm)
             model = RandomTies(open_run(next_item.WORK / "runs" / f"{self.name}-{arm}-{seed}").model())
-            np.save(path, list_top(model, log, self.rows, self.job.evaluate, recall.COUNT))
+            np.save(path, list_top(model, log, self.rows[chosen], self.job.evaluate, recall.COUNT))
         lists: NDArray[np.int32] = np.load(path)
         return lists
 
@@ -116,7 +141,7 @@ def write_table(task: HeldOutTask, arms: Sequence[str] | None = None) -> str:
     order = [arm for arm in next_item.ARMS if task.find_seeds(arm)]
     for arm in order if arms is None else [arm for arm in order if arm in arms]:
         lists = task.list_items(arm, task.find_seeds(arm)[0])
-        rank = recall.find_targets(lists, task.item)
+        rank = task.rank_targets(arm, task.find_seeds(arm)[0])
         low, high = next_item._interval((rank[held] < 10).astype(float), task.user[held])
         shares = [float(task.is_held_out[lists[:, :k]].mean()) for k in (10, recall.COUNT)]
         listed = np.bincount(lists[:, :10].ravel(), minlength=task.catalog + 1)[1:] > 0

@@ -6,8 +6,8 @@ Vectors are those of ``item_embedding.parquet``, TF-IDF and SVD of the text of a
     rq_kmeans_both      both, each of length 1, one after the other
 
 Tokenizers that read events read those of training alone: all but the last two of each user, or the newest event and
-the target of each published row of training. SASRec reads those of training alone too. Of a task
-with held-out items (``next_item_logs.py``), a tokenizer is fitted without them, and encodes them afterwards.
+the target of each published row of training. SASRec reads those of training alone too. Of a task with held-out items
+(``next_item_logs.py``), a tokenizer is fitted without them, and encodes them afterwards.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
 }
 BEHAVIOR = ("rq_kmeans_behavior", "rq_kmeans_both")
 """Codes that need the item vectors of a run. A held-out item has none."""
+READ_EVENTS = ("capacity", "drq_contrast")
+"""Codes of tokenizers that read events."""
 BEHAVIOR_RUN = "softmax-0"
 """Arm and seed of that run, under N1."""
 PUBLISHED: dict[str, dict[str, str]] = {
@@ -55,12 +57,18 @@ CODES = (*(codes for published in PUBLISHED.values() for codes in published), *T
 
 
 def list_codes(name: str) -> tuple[str, ...]:
-    """Return the codes that the items of a task can have. A log without vectors of items has none."""
-    log, protocol = name.split("_")[:2] if "_" in name else (name, "")
+    """Return the codes that the items of a task can have.
+
+    A log without vectors of items has none. Codes from events are those of leave one out, whose training goes beyond
+    the end of that of N4.
+    """
+    log, _, protocol = name.partition("_")
     if log not in PUBLISHED:
         return ()
-    with_behavior = log == "beauty" and protocol != next_item_logs.HELD
-    return (*PUBLISHED[log], *(codes for codes in TOKENIZERS if with_behavior or codes not in BEHAVIOR))
+    left_out: tuple[str, ...] = BEHAVIOR if log != "beauty" or protocol == next_item_logs.HELD else ()
+    if protocol == "n4":
+        left_out = (*BEHAVIOR, *READ_EVENTS)
+    return (*PUBLISHED[log], *(codes for codes in TOKENIZERS if codes not in left_out))
 
 
 def write_items(codes: str, name: str, data: Path, work: Path) -> tuple[Path, list[str]]:
@@ -124,7 +132,7 @@ def describe(codes: str, name: str, data: Path, work: Path) -> dict[str, Any]:
     else:
         vectors["items"] = str(source / "item_embedding.parquet")
     config = {"vectors": vectors, **TOKENIZERS[codes]}
-    if codes in ("capacity", "drq_contrast"):
+    if codes in READ_EVENTS:
         config["events"] = {
             "log": str(write_training(name, data, work)),
             "time": {"column": "position", "unit": "step"},

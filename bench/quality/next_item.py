@@ -208,15 +208,41 @@ def list_arms(name: str) -> list[str]:
 
 
 def measure_elsewhere(trained: Run, name: str, arm: str, data: Path) -> NDArray[np.float32]:
-    """Return the ranks of a run on the test rows of another task over the same events."""
+    """Return the ranks of a run on the test rows of another task over the same events.
+
+    Only targets whose requests differ are ranked again.
+    """
     out = WORK / "ranks" / f"{name}-{trained.name}.npy"
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
         job, log, rows = _open_task(name, data, arm)
-        np.save(out, rank_targets(trained.model(), log, rows["test"], job.evaluate))  # type: ignore[arg-type]
-        print(f"{out.stem}: {next_item_metrics(np.load(out))}", flush=True)
-    ranks: NDArray[np.float32] = np.load(out)
-    return ranks
+        ranks = trained.predictions()["rank"].to_numpy().astype(np.float32)
+        again = find_other_requests(name, arm, data)
+        ranks[again] = rank_targets(trained.model(), log, rows["test"][again], job.evaluate)  # type: ignore[arg-type]
+        np.save(out, ranks)
+        print(f"{out.stem}: {next_item_metrics(ranks)}", flush=True)
+    measured: NDArray[np.float32] = np.load(out)
+    return measured
+
+
+def find_other_requests(name: str, arm: str, data: Path) -> NDArray[np.int64]:
+    """Return the indices of the targets whose history has other events in a task than in the task it is trained on.
+
+    The events before a target are the same in both, and a strict history leaves out the newest ones. So a history with
+    as many events, before its maximum length, is the same. An arm that reads times has other requests everywhere.
+    """
+    trained = next_item_logs.build_task(name, data, WORK).trained
+    logs = [_open_task(task, data, arm) for task in (name, trained)]
+    (_, log, rows), (_, other, other_rows) = ((job, one, own["test"]) for job, one, own in logs)
+    for one in ("user", "item"):
+        columns = [log.user(rows), other.user(other_rows)]
+        if one == "item":
+            columns = [log.events.columns[one].take(rows), other.events.columns[one].take(other_rows)]
+        if not np.array_equal(*columns):
+            raise SystemExit(f"{name} and {trained} have other targets")
+    ranges = [log.history_range("seen", rows), other.history_range("seen", other_rows)]
+    lengths = [stop - first for first, stop in ranges]
+    return np.flatnonzero(np.ones(len(rows), bool) if arm in EVENT_TIMES else lengths[0] != lengths[1])
 
 
 def _open_task(name: str, data: Path, arm: str = "covisit") -> tuple[Any, Any, dict[str, NDArray[np.int64]]]:
@@ -337,12 +363,14 @@ def main() -> None:
         print(table(arguments.data))
         return
     for name in arguments.tasks:
-        trained = next_item_logs.build_task(name, arguments.data, WORK).trained
+        trained, possible = next_item_logs.build_task(name, arguments.data, WORK).trained, list_arms(name)
+        if odd := sorted(set(arguments.arms or ()) - set(possible)):
+            raise SystemExit(f"{name} has no {', '.join(odd)}; it has {', '.join(possible)}")
         for seed in arguments.seeds:
             if arguments.blend:
                 blend(name, seed, arguments.data)
                 continue
-            for arm in arguments.arms or list_arms(name):
+            for arm in arguments.arms or possible:
                 if arm not in FLOORS or not seed:
                     run(name, arm, seed, arguments.data)
                 if trained and (WORK / "runs" / f"{trained}-{arm}-{seed}" / "results.json").exists():

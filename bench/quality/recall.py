@@ -73,9 +73,16 @@ class Task:
             run, log = open_run(next_item.WORK / "runs" / f"{self.trained}-{arm}-{seed}"), self.log
             if arm in next_item.GENERATED or arm in next_item.EVENT_TIMES:  # whose histories have further columns
                 _, log, _ = next_item._open_task(self.name, self.data, arm)
-            np.save(path, list_top(run.model(), log, self.rows, self.job.evaluate, COUNT))  # type: ignore[arg-type]
-        lists: NDArray[np.int32] = np.load(path)
-        return lists
+            own = path.with_name(f"{self.trained}-{arm}-{seed}.npy")
+            if self.trained != self.name and own.exists():  # only requests that differ are searched again
+                lists, again = np.load(own), next_item.find_other_requests(self.name, arm, self.data)
+            else:
+                lists, again = np.zeros((len(self.rows), COUNT), np.int32), np.arange(len(self.rows))
+            model: Any = run.model()
+            lists[again] = list_top(model, log, self.rows[again], self.job.evaluate, COUNT)
+            np.save(path, lists)
+        stored: NDArray[np.int32] = np.load(path)
+        return stored
 
     def find_ranks(self, arm: str) -> NDArray[np.int64]:
         """Return the rank of each target by the runs of an arm, int64 ``[seeds, N]``, 200 for one not listed."""

@@ -1,6 +1,6 @@
 """Tables of the study of semantic IDs and generators, from the finished runs of ``next_item.py``.
 
-    python bench/quality/semantic_id_tables.py --data FOLDER [--measure ARM ...] [--write FILE]
+    python bench/quality/semantic_id_tables.py --data FOLDER [--measure ARM ...] [--lists ARM ...] [--write FILE]
 
 It trains nothing, and leaves out what is not finished:
 
@@ -9,8 +9,9 @@ It trains nothing, and leaves out what is not finished:
     3  the generator without one of its members, with differences to the full model, paired by target
     4  items held out of training
 
-Ranks under N2, and lists of 200, need a search of their own for every target. They are computed once, for ``covisit``,
-``popularity`` and ``softmax``, and for the arms that ``--measure`` names. Others have blank cells until then.
+Ranks under N2, lists of 200 and lists with held-out items need searches of their own. They are computed once, for
+``covisit``, ``popularity`` and ``softmax``, and for the arms that ``--measure`` (ranks) and ``--lists`` name. Others
+are left out until then. Under N2 only the targets whose requests differ from N1 are searched again.
 """
 
 from __future__ import annotations
@@ -58,13 +59,14 @@ class Quality:
     """The ranks of the targets of test of one task, by arm. They are read, or measured where this is allowed.
 
     Args:
-        measured: arms that may be measured.
+        measured: arms whose ranks may be measured.
+        listed: arms whose lists may be measured.
     """
 
-    def __init__(self, name: str, data: Path, measured: Sequence[str]) -> None:
+    def __init__(self, name: str, data: Path, measured: Sequence[str], listed: Sequence[str]) -> None:
         self.task, self.name, self.data = recall.Task(name, data), name, data
         self.elsewhere = self.task.trained != name
-        self.measured = measured
+        self.measured, self.listed = measured, listed
         self._ranks: dict[str, NDArray[Any] | None] = {}
 
     def find_folder(self, arm: str) -> Path:
@@ -98,7 +100,7 @@ class Quality:
         """Return the lists of an arm, int32 ``[N, 200]``, or None."""
         if not (self.find_folder(arm) / "results.json").exists():
             return None
-        return self.task.list_items(arm, SEED) if self._find_path(arm).exists() or arm in self.measured else None
+        return self.task.list_items(arm, SEED) if self._find_path(arm).exists() or arm in self.listed else None
 
     def _find_path(self, arm: str) -> Path:
         return next_item.WORK / "lists" / f"{self.name}-{arm}-{SEED}.npy"
@@ -227,12 +229,12 @@ def read_token_hits(folder: Path) -> str:
     )
 
 
-def write_held_out(data: Path, measured: Sequence[str]) -> list[str]:
+def write_held_out(data: Path, listed: Sequence[str]) -> list[str]:
     """Return the table of the held-out items."""
     runs = next_item.WORK / "runs"
     arms = [arm for arm in next_item.ARMS if (runs / f"{HELD_TASK}-{arm}-{SEED}" / "results.json").exists()]
     lists = next_item.WORK / "lists"
-    arms = [arm for arm in arms if arm in measured or (lists / f"{HELD_TASK}-{arm}-{SEED}-random_ties.npy").exists()]
+    arms = [arm for arm in arms if arm in listed or (lists / f"{HELD_TASK}-{arm}-{SEED}-random_ties.npy").exists()]
     return [held_out_items.write_table(held_out_items.HeldOutTask(HELD_TASK, data), arms)] if arms else []
 
 
@@ -255,9 +257,9 @@ def _list_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [recall._row(head), recall._row(["---"] * len(head)), *map(recall._row, rows)]
 
 
-def write_tables(data: Path, measure: Sequence[str]) -> str:
+def write_tables(data: Path, measure: Sequence[str] = (), lists: Sequence[str] = ()) -> str:
     """Return all tables in Markdown."""
-    measured = (*CHEAP, *measure)
+    measured, listed = (*CHEAP, *measure), (*CHEAP, *lists)
     about = (
         "`bench/quality/semantic_id_tables.py` over runs of `bench/quality/next_item.py`, longrec "
         f"{longrec.__version__}, one thread. Full ranking, ties at mid rank, model chosen by NDCG@10 on valid, test "
@@ -270,10 +272,10 @@ def write_tables(data: Path, measure: Sequence[str]) -> str:
     for task in TASKS:
         trained = f"{task.split('_')[0]}_n1" if task.endswith("_n2") else task
         if list((next_item.WORK / "runs").glob(f"{trained}-*/results.json")):
-            qualities.append(Quality(task, data, measured))
+            qualities.append(Quality(task, data, measured, listed))
     for write in (write_quality, write_unions, write_ablations):
         blocks += [write(quality) for quality in qualities]
-    blocks.append(write_held_out(data, measured))
+    blocks.append(write_held_out(data, listed))
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
@@ -281,11 +283,12 @@ def main() -> None:
     """Print or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--measure", nargs="*", default=[], help="further arms whose N2 ranks and lists are computed")
+    parser.add_argument("--measure", nargs="*", default=[], help="further arms whose ranks under N2 are computed")
+    parser.add_argument("--lists", nargs="*", default=[], help="further arms whose lists are computed")
     parser.add_argument("--write", type=Path, help="file for the tables")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    text = write_tables(arguments.data, arguments.measure)
+    text = write_tables(arguments.data, arguments.measure, arguments.lists)
     print(text, flush=True)
     if arguments.write:
         arguments.write.write_text(text)
