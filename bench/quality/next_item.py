@@ -109,6 +109,8 @@ MOVIELENS_FIT: dict[str, dict[str, Any]] = {
     "comirec_dr": {"epochs": 10, "batch_size": 4096},
 }
 """Shorter training of the arms whose epochs cost most on MovieLens, and batches that fit into memory."""
+OFFICE_FIT: dict[str, Any] = {"epochs": 40, "schedule": {"name": "cosine", "steps": 760}, "check_val_every_n_epoch": 4}
+"""Training of generators on Office, whose epochs have 19 batches."""
 MOVIELENS_VALID_ROWS = 20_000
 """Rows of valid of MovieLens that are measured. All 100,000 of N4 cost more than training."""
 GENERATED_VALID_ROWS = 2_000
@@ -147,6 +149,7 @@ def run(name: str, arm: str, seed: int, data: Path) -> Run:
             fit |= {"patience": 10 if arm == "bce" else 3, "epochs": epochs, "check_val_every_n_epoch": 5}
         if arm in GENERATED:
             evaluate["valid_rows"] = GENERATED_VALID_ROWS
+            fit |= OFFICE_FIT if name.startswith("office") else {}
     config = {
         "name": folder.name,
         "data": build_data(name, arm, data),
