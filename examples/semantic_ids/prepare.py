@@ -32,8 +32,8 @@ WIDTH = 32
 """Width of the vectors of the shop."""
 TABLES = """
 CREATE TABLE every AS
-    SELECT item_id, text, category_l1, category, embedding
-    FROM '{data}/items.parquet' JOIN '{data}/item_embedding.parquet' USING (item_id) ORDER BY item_id;
+    SELECT item_id, text, category_l1, category, vectors.embedding
+    FROM '{data}/items.parquet' AS items JOIN '{data}/item_embedding.parquet' AS vectors USING (item_id);
 CREATE TABLE events AS SELECT user_id, item_id, timestamp FROM '{data}/interactions.parquet'
     WHERE timestamp IS NOT NULL;
 """

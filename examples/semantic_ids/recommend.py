@@ -1,6 +1,6 @@
 """Ask the bundle for the next items of a user, as its server answers.
 
-    python recommend.py --user 7
+    python recommend.py --user 11
 
 Prints the items as text, and how many arrivals are on the pages of 100 users.
 """
@@ -19,11 +19,13 @@ PAGES = 100
 def main() -> None:
     """Print a page of items."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--user", type=int, default=7, help="key of the user")
+    parser.add_argument("--user", type=int, default=11, help="key of the user")
     parser.add_argument("--k", type=int, default=8, help="items of a page")
     options = parser.parse_args()
-    texts = dict(duckdb.sql("SELECT item_id, text FROM 'items.parquet' UNION FROM (SELECT item_id, text FROM 'arrivals.parquet')").fetchall())
-    arrivals = {key for (key,) in duckdb.sql("SELECT item_id FROM 'arrivals.parquet'").fetchall()}
+    texts, arrivals = (
+        dict(duckdb.sql(f"SELECT item_id, text FROM '{name}.parquet'").fetchall()) for name in ("items", "arrivals")
+    )
+    texts |= arrivals
     taken = f"SELECT item_id FROM 'log.parquet' WHERE user_id = {options.user} ORDER BY timestamp DESC LIMIT 4"
     users = duckdb.sql(f"SELECT DISTINCT user_id FROM 'log.parquet' ORDER BY user_id LIMIT {PAGES}").fetchall()
     print(f"user {options.user} took, the latest first")

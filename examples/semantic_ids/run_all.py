@@ -43,18 +43,18 @@ def main(arguments: Sequence[str]) -> int:
         "longrec train": [one for one in settings if one not in of_method],
     }
     for step in STEPS:
-        own = next((words for start, words in further.items() if step.startswith(start)), [])
-        command, *words = [*shlex.split(step), *own]
-        print(f"\n$ {shlex.join([command, *words])}", flush=True)
-        if code := longrec(words) if command == "longrec" else run_script(words):
+        own = next((extra for start, extra in further.items() if step.startswith(start)), [])
+        command, *rest = [*shlex.split(step), *own]
+        print(f"\n$ {shlex.join([command, *rest])}", flush=True)
+        if code := longrec(rest) if command == "longrec" else run_script(rest):
             return code
     return 0
 
 
-def run_script(words: Sequence[str]) -> int:
+def run_script(arguments: Sequence[str]) -> int:
     """Run a script of this folder in this process."""
-    with patch.object(sys, "argv", list(words)):
-        runpy.run_path(str(Path(__file__).with_name(words[0])), run_name="__main__")
+    with patch.object(sys, "argv", list(arguments)):
+        runpy.run_path(str(Path(__file__).with_name(arguments[0])), run_name="__main__")
     return 0
 
 
