@@ -49,6 +49,7 @@ INCLUDED = {
     "examples/instance_tokens/README.md": "project/instance-tokens-study.md",
     "examples/movielens/README.md": "project/movielens.md",
     "examples/notebook/README.md": "project/notebook.md",
+    "examples/semantic_ids/README.md": "project/semantic-ids-example.md",
 }
 MODEL_PAGES = "\n\n```{toctree}\n:hidden:\n:glob:\n\nmodels/*\n```\n"
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")

@@ -75,7 +75,7 @@ def diagnose(
     """
     from longrec.semantic_ids.diagnostics.code_tables import is_tokenized, read_codes
     from longrec.semantic_ids.diagnostics.diagnosis_page import write_diagnosis
-    from longrec.semantic_ids.diagnostics.material_reader import read_material
+    from longrec.semantic_ids.diagnostics.material_reader import Window, read_material
     from longrec.semantic_ids.diagnostics.measure import diagnose_material
 
     _check_options(weights, sigma, sigma_of)
@@ -94,12 +94,7 @@ def diagnose(
         log=log,
         against=other,
         vector=vector,
-        item=item,
-        user=user,
-        time=time,
-        order=order,
-        split=split,
-        until=until,
+        window=Window(item, user, time, order, split, until),
     )
     if weights == "exposure" and material.exposure is None:
         raise ConfigError("diagnose", ["weights: exposure needs a log"])

@@ -73,6 +73,10 @@ NOT_RUN = {
     ("examples/instance_tokens/README.md", "$ longrec compress"): "needs a public log",
     ("examples/instance_tokens/README.md", "$ python study.py"): "needs a public log",
     ("examples/movielens/README.md", "$ longrec train"): "needs MovieLens-1M",
+    ("examples/semantic_ids/README.md", "$ python prepare.py"): "tests/test_semantic_ids_example.py runs them, smaller",
+    ("examples/semantic_ids/README.md", "$ longrec serve"): "a bundle of the commands above",
+    ("examples/semantic_ids/README.md", "$ longrec tokenize"): "tables of the commands above",
+    ("examples/semantic_ids/README.md", "$ longrec train"): "a run of the commands above, and another one",
 }
 
 

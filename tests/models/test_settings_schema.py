@@ -105,5 +105,5 @@ def test_the_file_is_json_schema() -> None:
     assert din["properties"]["attention"]["items"] == {"minimum": 1, "type": "integer"}
     assert din["additionalProperties"] is False
     assert {one for name in content for one in content[name]} == {
-        "reads_history", "history_optional", "is_retriever", "is_encoder", "is_reranker", "settings",
+        "reads_history", "history_optional", "is_retriever", "is_encoder", "is_reranker", "monitors", "settings",
     }  # fmt: skip

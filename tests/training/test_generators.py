@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,14 @@ import pytest
 from longrec.data.log import Log
 from longrec.data.next_item_loader import NextItemLoader
 from longrec.models.unirec import UniRec
+from longrec.reporting.tables import metrics_table
+from longrec.training import token_hits
+from longrec.training.evaluate import compare, evaluate
 from longrec.training.finished_run import Run, read_log
 from longrec.training.fit import train
 from longrec.training.full_ranking import list_top, rank_targets
 from longrec.training.settings import EvaluateConfig
-from longrec.training.token_hits import measure_token_hits
+from longrec.training.token_hits import list_token_hits, measure_token_hits
 
 USERS, EVENTS, ITEMS, NEW = 50, 8, 24, 4
 
@@ -100,6 +105,38 @@ def test_hits_of_tokens_are_measured_per_step(run: Run, log: Log) -> None:
     assert all(share > 0.9 for share in hits.values())
     assert measure_token_hits(model, log, log.rows_of("test"), 99)["token_hr@99_code_2"] == 1
     assert "token_hr@3_code_1" in (run.folder / "metrics.jsonl").read_text()
+
+
+def test_results_have_the_hits_of_tokens_with_intervals(run: Run, log: Log) -> None:
+    """Those of valid are those of its validation, and `evaluate` and `compare` read what training has predicted."""
+    names = [f"token_hr@3_{field.name}" for field in load(run).path]
+    last = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])
+    for split, stored in (("valid", run.results["valid"]), ("test", run.results)):
+        own = measure_token_hits(load(run), log, log.rows_of(split))
+        assert {name: stored["metrics"][name]["value"] for name in names} == pytest.approx(own)
+        if split == "valid":
+            assert {name: last[name] for name in names} == pytest.approx(own)
+    evaluation = evaluate(run)
+    assert all(evaluation.metrics[name].to_dict() == run.results["metrics"][name] for name in names)
+    assert "Token HR@3 of code_2" in metrics_table({"x": evaluation.metrics})
+    other = run.folder.parent / "y"
+    shutil.copytree(run.folder, other)
+    assert compare([run, other]).differences["y"][names[0]].interval.value == 0
+    path = other / "predictions" / "test.parquet"  # as a run without tokens has it
+    pq.write_table(pq.read_table(path).drop_columns(names), path)
+    assert names[0] not in compare([run, other]).differences["y"]
+
+
+def test_the_hits_of_each_target_are_its_own(run: Run, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of a few targets, in an order of their own, give what one batch gives."""
+    rows = log.rows_of("test")
+    expected = list_token_hits(load(run), log, rows, 1)
+    one_by_one = [list_token_hits(load(run), log, rows[at : at + 1], 1) for at in range(8)]
+    monkeypatch.setattr(token_hits, "_TARGETS", 7)
+    for name, hits in list_token_hits(load(run), log, rows, 1).items():
+        np.testing.assert_array_equal(hits, expected[name])
+        assert hits[:8].tolist() == [bool(one[name][0]) for one in one_by_one]
+    assert not all(hits.all() for hits in expected.values())
 
 
 def test_an_item_that_nobody_took_is_generated_by_its_codes(run: Run, log: Log) -> None:

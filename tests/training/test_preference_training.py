@@ -125,6 +125,30 @@ def test_preferred_items_rise_against_those_that_were_passed_over(
         assert again["pair_accuracy"] == valid["pair_accuracy"]
 
 
+def test_the_best_model_may_be_that_of_the_best_pair_accuracy(folder: Path, data: dict[str, Any], base: Run) -> None:
+    fit = {"epochs": 3, "check_val_every_n_epoch": 1, "lr": 0.001, "monitor": "pair_accuracy"}
+    run = align(folder, data, base, "monitored", fit, dpo_scope="backbone", dpo_weight=3.0, beta=0.5)
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    valid = [line for line in lines if "pair_accuracy" in line]
+    assert len(valid) == 3
+    best, other = (max(valid, key=lambda line: line[name])["step"] for name in ("pair_accuracy", "ndcg@3"))
+    assert run.results["best_step"] == best != other
+
+
+def test_a_pair_accuracy_that_cannot_be_measured_is_refused(folder: Path, data: dict[str, Any], base: Run) -> None:
+    monitor = {"monitor": "pair_accuracy"}
+    with pytest.raises(ConfigError, match=r"fit.monitor: pair_accuracy is measured on pairs; set model.dpo_weight"):
+        align(folder, data, base, "faults", monitor, dpo_weight=0, rewards={"like": 1.0})
+    with pytest.raises(ConfigError, match="fit.monitor: 'pair_acuracy' .* did you mean 'pair_accuracy'"):
+        align(folder, data, base, "faults", {"monitor": "pair_acuracy"})
+    with pytest.raises(ConfigError, match="fit.monitor: 'pair_accuracy' is no metric of its validations"):
+        train(config_of(folder, data, "faults", BASE, **monitor), quiet=True)
+    days = f"SELECT * FROM '{data['log']}' WHERE click = 1 OR time < {DAY * (REQUESTS - 4)}"
+    with pytest.raises(DataError, match="the valid split.*none with a target above another row"):
+        align(folder, {**data, "log": {"query": days}}, base, "faults", monitor)
+    assert not (folder / "runs" / "faults").exists()
+
+
 def test_the_reference_is_the_best_model_of_the_first_run(folder: Path, data: dict[str, Any], base: Run) -> None:
     """Also in a run that goes on from an aligned one."""
     first = align(folder, data, base, "first", {"epochs": 1, "check_val_every_n_epoch": 1})

@@ -122,11 +122,12 @@ def check_feedback(log: Log, levels: Sequence[str], rewards: Sequence[str]) -> N
         raise ConfigError("config", faults)
 
 
-def check_pairs(preferences: Preferences, targets: NDArray[np.int64]) -> None:
+def check_pairs(preferences: Preferences, targets: NDArray[np.int64], split: str = "train") -> None:
     """Raise an error if no target is preferred to another row of its request.
 
     Args:
-        targets: rows of the log.
+        targets: rows of the log, of the split of the preferences.
+        split: its name.
 
     Raises:
         DataError: says how many rows the requests have.
@@ -137,7 +138,7 @@ def check_pairs(preferences: Preferences, targets: NDArray[np.int64]) -> None:
     requests = int(number_requests(log, rows)[-1]) + 1
     do = "name the column of a request (request in the schema), give rows of one request one timestamp, or set"
     raise DataError(
-        "the train split",
+        f"the {split} split",
         f"{requests:,} requests of {len(rows) / requests:.3g} rows on average, none with a target above another row",
         "requests in which a target was preferred to another item, for pairs",
         f"{do} model.dpo_weight: 0",

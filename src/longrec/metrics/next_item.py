@@ -63,17 +63,20 @@ def summarize_ranks(
     *,
     n_resamples: int = 300,
     seed: int = 0,
+    further: Mapping[str, Floats] | None = None,
 ) -> dict[str, Interval]:
     """Return the metrics of ``next_item_metrics``, each with a 95 % bootstrap interval over users.
 
     Args:
         rank: ``[N]`` rank of each target.
         user: ``[N]`` the user of each target.
+        further: values of further metrics of every target, float64 ``[N]`` by name.
 
     Raises:
         DataError: if a column cannot be used, or there are fewer than two users.
     """
-    return summarize_lists(rate_targets(rank, k, recall_k), user, n_resamples=n_resamples, seed=seed)
+    values = {**rate_targets(rank, k, recall_k), **(further or {})}
+    return summarize_lists(values, user, n_resamples=n_resamples, seed=seed)
 
 
 def compare_ranks(
@@ -86,12 +89,15 @@ def compare_ranks(
     n_resamples: int = 300,
     seed: int = 0,
     split: str = "",
+    further: Mapping[str, Mapping[str, Floats]] | None = None,
 ) -> Comparison:
     """Compare runs on the same targets. Differences are paired: every resample has the same users for all runs.
 
     Args:
         ranks: run -> ``[N]`` rank of each target.
         baseline: run to compare the others with. Default: the first.
+        further: run -> values of further metrics of every target, float64 ``[N]`` by name. Those of all runs are
+            compared.
 
     Raises:
         ConfigError: if there are fewer than two runs, or no run of the name of the baseline.
@@ -101,5 +107,10 @@ def compare_ranks(
     for run, rank in ranks.items():
         if len(np.asarray(rank)) != targets:
             raise DataError(f"ranks of {run}", f"{len(np.asarray(rank)):,} ranks", f"{targets:,}, one per target")
-    rated = {run: rate_targets(rank, k, recall_k) for run, rank in ranks.items()}
+    own = further or {}
+    common = [name for name in own.get(next(iter(ranks)), {}) if all(name in own.get(run, {}) for run in ranks)]
+    rated = {
+        run: {**rate_targets(rank, k, recall_k), **{name: own[run][name] for name in common}}
+        for run, rank in ranks.items()
+    }
     return compare_lists(rated, user, baseline=baseline, n_resamples=n_resamples, seed=seed, split=split)

@@ -96,6 +96,7 @@ class Alignment(Generator):
     order_matters = True
     needs_init_from = True
     starts_from_best = True
+    monitors = ("pair_accuracy",)
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {
             "base": {

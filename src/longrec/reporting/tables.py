@@ -37,6 +37,7 @@ RANK_LABELS: dict[str, tuple[str, str]] = {
     "hr": ("HR", "share of targets in the list; higher is better"),
     "mrr": ("MRR", "mean of 1 / rank of the target; higher is better"),
     "recall": ("Recall", "share of targets in a longer list; higher is better"),
+    "token_hr": ("Token HR", "share of targets whose token is among the best, given those before; higher is better"),
 }
 """Metrics of ranks, whose keys end in their cut, such as ``hr@10``."""
 LIST_LABELS: dict[str, tuple[str, str]] = {
@@ -176,9 +177,13 @@ def format_metric_name(key: str) -> str:
     ('AUC', 'Log loss of buy', 'HR@10')
     >>> format_metric_name("ndcg@5.base"), format_metric_name("ndcg@5.gain")
     ('NDCG@5 of base', 'gain in NDCG@5')
+    >>> format_metric_name("token_hr@3_code_1")
+    'Token HR@3 of code_1'
     """
     metric, _, task = key.partition(".")
     base, at, cut = metric.partition("@")
+    if base == "token_hr":
+        cut, _, task = cut.partition("_")
     if base.startswith(SAMPLED):
         return f"sampled {format_metric_name(key.removeprefix(SAMPLED))}"
     if label := (RANK_LABELS | LIST_LABELS).get(base):

@@ -116,7 +116,8 @@ def predict(
     Returns:
         The file. Of a ranker, one row per sample with row, user (row of the user in the log), time, label, score. For
         each further task of the model also label.TASK (null if not available) and score.TASK. Of a retriever, one row
-        per target with row, user, time, item (row of the item in the log) and rank.
+        per target with row, user, time, item (row of the item in the log) and rank. Of a generator also whether each
+        token of the target is among the best three, as ``token_hr@3_code_1``.
 
     Raises:
         RunError: no finished run, a split without rows, or a missing prepared log.

@@ -246,7 +246,8 @@ def _run(
             artifact.save(model, into)
 
     assert job.fit.monitor is not None
-    lower = {**objective.settings.monitors(job.evaluate), **hooks.monitors}[job.fit.monitor] == "min"
+    directions = {**objective.settings.monitors(job.evaluate), **hooks.monitors}
+    lower = directions.get(job.fit.monitor) == "min"  # of the model's own metrics, higher ones are better
     settings = flatten({"model": job.model, "fit": job.fit.model_dump(mode="json")})
     if isinstance(model, FittedRetriever):
         _fit_statistics(model, log)

@@ -356,7 +356,7 @@ def _complete_fit(
     if facts.is_reranker:
         objective = ListSettings()
     faults += objective.find_faults(fit, evaluate)
-    monitors = objective.monitors(evaluate)
+    monitors = {**objective.monitors(evaluate), **dict.fromkeys(facts.monitors, "max")}
     if fit.monitor is not None and fit.monitor not in (*monitors, *own_monitors):
         near = nearest(fit.monitor, monitors)
         hint = f"did you mean {near!r}?" if near else f"{name} has {', '.join(monitors)}"

@@ -76,8 +76,8 @@ class FitConfig(Strict):
         None,
         min_length=1,
         description="validation metric that selects the best checkpoint: log_loss, auc or gauc of a ranker (the last "
-        "two ignore calibration), ndcg@K, hr@K or mrr of a retriever or a re-ranker; default: log_loss of a ranker, "
-        "ndcg@K of a retriever or a re-ranker",
+        "two ignore calibration), ndcg@K, hr@K or mrr of a retriever or a re-ranker, pair_accuracy of alignment; "
+        "default: log_loss of a ranker, ndcg@K of a retriever or a re-ranker",
     )
     patience: int = Setting(
         5, ge=0, description="validations without improvement before training stops; 0 never stops early"

@@ -86,6 +86,8 @@ class Model(nn.Module, metaclass=ModelType):
         needs_init_from: True if training has to start from the run of another model (``fit.init_from``).
         starts_from_best: True if training that starts from the run of another model (``fit.init_from``) reads its best
             weights, which are those that are served, and not the last ones, which belong to the state of its optimizer.
+        monitors: metrics of its validations, besides those of its objective, that can select the best model. Higher is
+            better.
         needs_training_window: True if it computes statistics of the training window first, see ``fit_statistics``.
         statistics: names of the tensors that ``fit_statistics`` computes, which may have a row per id.
         variants: settings that the conformance suite runs besides the defaults.
@@ -103,6 +105,7 @@ class Model(nn.Module, metaclass=ModelType):
     targets: tuple[str, ...] = ()
     needs_init_from: bool = False
     starts_from_best: bool = False
+    monitors: tuple[str, ...] = ()
     needs_training_window: bool = False
     statistics: tuple[str, ...] = ()
     variants: ClassVar[tuple[dict[str, Any], ...]] = ()

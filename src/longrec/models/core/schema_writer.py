@@ -83,6 +83,7 @@ def describe_models() -> dict[str, Any]:
         schema = facts.config.model_json_schema(schema_generator=_Generator)
         content[name] = {
             **{key: getattr(facts, key) for key in FACTS},
+            **({"monitors": list(facts.monitors)} if facts.monitors else {}),
             "settings": _drop_titles(schema),
         }
     return content

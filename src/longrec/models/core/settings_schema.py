@@ -45,6 +45,7 @@ class ModelFacts:
         is_retriever: True for a model that ranks a catalog.
         is_encoder: True for a model that writes tokens per user.
         is_reranker: True for a model that orders lists again.
+        monitors: metrics of its validations, besides those of its objective, that can select the best model.
     """
 
     config: type[Strict]
@@ -53,6 +54,7 @@ class ModelFacts:
     is_retriever: bool
     is_encoder: bool
     is_reranker: bool = False
+    monitors: tuple[str, ...] = ()
 
 
 def find_facts(name: str) -> ModelFacts:
@@ -74,7 +76,8 @@ def build_facts(name: str) -> ModelFacts | None:
     if content is None:
         return None
     config = build_config(name, content["settings"])
-    return ModelFacts(config, **{key: content[key] for key in FACTS if key in content})
+    facts = {key: content[key] for key in FACTS if key in content}
+    return ModelFacts(config, **facts, monitors=tuple(content.get("monitors", ())))
 
 
 def read_facts(model: Any) -> ModelFacts:
@@ -86,7 +89,7 @@ def read_facts(model: Any) -> ModelFacts:
         "is_encoder": issubclass(model, Encoder),
         "is_reranker": issubclass(model, Reranker),
     }
-    return ModelFacts(model.Config, model.reads_history, model.history_optional, **kinds)
+    return ModelFacts(model.Config, model.reads_history, model.history_optional, **kinds, monitors=model.monitors)
 
 
 def read_schema() -> dict[str, Any]:

@@ -9,7 +9,7 @@ Shapes: N items, L levels, D dimensions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,24 @@ _TICKS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 """Ticks of a unit per second."""
 
 
+@dataclass(frozen=True)
+class Window:
+    """Columns of a log, and the end of its training window.
+
+    Attributes:
+        item, user, time, order, split: columns. None: by their names.
+        until: end of the training window: a number in the unit of the column of the time, or a date such as 2026-01-31
+            (UTC). Events from then on are left out.
+    """
+
+    item: str | None = None
+    user: str | None = None
+    time: str | None = None
+    order: str | None = None
+    split: str | None = None
+    until: float | str | None = None
+
+
 def read_material(
     source: Codes,
     label: str,
@@ -55,12 +73,7 @@ def read_material(
     log: Any = None,
     against: Codes | None = None,
     vector: str | None = None,
-    item: str | None = None,
-    user: str | None = None,
-    time: str | None = None,
-    order: str | None = None,
-    split: str | None = None,
-    until: float | str | None = None,
+    window: Window,
 ) -> Material:
     """Return the material of a diagnosis.
 
@@ -72,9 +85,7 @@ def read_material(
         log: events of users: a file, a frame, or the folder of a prepared log.
         against: codes of another version.
         vector: list column of the vectors. Default: the only list column of numbers.
-        item, user, time, order, split: columns of the log (``item`` also of the vectors). Default: by their names.
-        until: end of the training window: a number in the unit of the column of the time, or a date such as
-            2026-01-31 (UTC). Events from then on are left out.
+        window: columns of the log (``item`` also of the vectors), and the end of its training window.
 
     Raises:
         DataError: a table that cannot be used, or that has no item of the codes.
@@ -86,15 +97,14 @@ def read_material(
     settings = _read_settings(vectors) if is_config else None
     if vectors is not None:
         keys, x, where = (
-            _read_vectors(vectors, item, vector) if settings is None else _compute_vectors(settings, source)
+            _read_vectors(vectors, window.item, vector) if settings is None else _compute_vectors(settings, source)
         )
         source, x_ND = _match_vectors(source, keys, x, where, notes)
         material = _add_vectors(replace(material, codes=source.codes), source, x_ND, notes)
     elif source.tokenizer is not None:
         material = replace(material, codebooks=_to_list(source.tokenizer.codebooks))
     if log is not None:
-        named = {"item": item, "user": user, "time": time, "order": order, "split": split}
-        material = _add_log(material, source.items, log, named, until, notes)
+        material = _add_log(material, source.items, log, window, notes)
     elif settings is not None and settings.events is not None:
         material = _add_events(material, source.items, settings.events, notes)
     return replace(material, churn=churn, notes=tuple(notes))
@@ -197,14 +207,8 @@ def _match_vectors(source: Codes, keys: pa.Array, x_ND: Floats, where: str, note
     return kept, x_ND[at_N[present]]
 
 
-def _add_log(
-    material: Material,
-    items: pa.Array,
-    log: Any,
-    named: dict[str, str | None],
-    until: float | str | None,
-    notes: list[str],
-) -> Material:
+def _add_log(material: Material, items: pa.Array, log: Any, window: Window, notes: list[str]) -> Material:
+    until, named = window.until, {role: column for role, column in vars(window).items() if role != "until"}
     if isinstance(log, (str, Path)) and (Path(log) / "log.json").exists():
         from longrec.data.log import Log
 

@@ -34,7 +34,7 @@ from longrec.training.objective_settings import NextItemSettings
 from longrec.training.objectives.objective import Evaluation, Loader, Objective
 from longrec.training.pair_accuracy import measure_pairs
 from longrec.training.settings import EvaluateConfig, FitConfig
-from longrec.training.token_hits import measure_token_hits
+from longrec.training.token_hits import list_token_hits, measure_token_hits, read_token_hits
 
 
 class NextItem(Objective):
@@ -82,6 +82,12 @@ class NextItem(Objective):
             check_feedback(log, model.levels, list(model.config.rewards))
             if model.levels:
                 check_pairs(Preferences(log, model.levels, {}), self.rows_of(log, "train"))
+            rows = self.rows_of(log, "valid")
+            if fit.monitor in model.monitors and len(rows):
+                if not model.levels:
+                    fault = f"fit.monitor: {fit.monitor} is measured on pairs; set model.dpo_weight above 0"
+                    raise ConfigError("config", [fault])
+                check_pairs(Preferences(log, model.levels, {}, split="valid"), rows, "valid")
 
     def build_loader(self, model: Model, log: Log, fit: FitConfig) -> Loader:
         """Return batches of sequences if the model and the log allow, else of requests."""
@@ -138,13 +144,14 @@ class NextItem(Objective):
         evaluate: EvaluateConfig,
         progress: Progress,
     ) -> dict[str, Any]:
-        """Return items and ranks of the targets."""
+        """Return items and ranks of the targets, and of a generator whether each of their tokens is a hit."""
         assert isinstance(model, Retriever)
         ranks = rank_targets(model, log, rows, evaluate, bf16=fit.bf16, progress=progress)
-        return {"item": log.events.columns["item"].take(rows), "rank": ranks}
+        hits = list_token_hits(model, log, rows, bf16=fit.bf16) if isinstance(model, Generator) else {}
+        return {"item": log.events.columns["item"].take(rows), "rank": ranks, **hits}
 
     def measure(self, table: pa.Table, run: str, model: str, split: str, config: EvaluateConfig) -> Evaluation:
-        """Compute HR, NDCG, MRR and recall with intervals over users."""
+        """Compute HR, NDCG, MRR and recall with intervals over users, and the hits of tokens of a generator."""
         rank, user = table["rank"].to_numpy(), table["user"].to_numpy()
         return Evaluation(
             run=run,
@@ -155,7 +162,13 @@ class NextItem(Objective):
             positives=len(rank),
             users_skipped=0,
             metrics=summarize_ranks(
-                rank, user, config.k, config.recall_k, n_resamples=config.n_resamples, seed=config.seed
+                rank,
+                user,
+                config.k,
+                config.recall_k,
+                n_resamples=config.n_resamples,
+                seed=config.seed,
+                further=read_token_hits(table),
             ),
             objective=self.name,
             protocol=describe_protocol(config),
@@ -172,7 +185,7 @@ class NextItem(Objective):
         n_resamples: int,
         seed: int,
     ) -> Comparison:
-        """Compare the ranks of runs.
+        """Compare the ranks of runs, and the hits of those tokens that all of them have.
 
         Raises:
             ConfigError: ``resample: row``. A user's targets are alike.
@@ -181,6 +194,7 @@ class NextItem(Objective):
             raise ConfigError("compare", [f"resample {resample!r}: ranks are compared over users; set it to 'user'"])
         first = next(iter(tables.values()))
         ranks = {name: table["rank"].to_numpy() for name, table in tables.items()}
+        hits = {name: read_token_hits(table) for name, table in tables.items()}
         return compare_ranks(
             ranks,
             first["user"].to_numpy(),
@@ -190,6 +204,7 @@ class NextItem(Objective):
             n_resamples=n_resamples,
             seed=seed,
             split=split,
+            further=hits,
         )
 
     def collect_warnings(self, model: Model, log: Log, fit: FitConfig) -> list[str]:
