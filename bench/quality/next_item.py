@@ -69,6 +69,7 @@ GENERATED: dict[str, tuple[str, dict[str, Any]]] = {
     "unirec_two_attributes": (item_codes.ABLATED, {"attributes": [item_codes.LEVEL_1, item_codes.ATTRIBUTE]}),
     "unirec_random_attribute": (item_codes.ABLATED, {"attributes": [item_codes.RANDOM]}),
     "unirec_no_summary": (item_codes.ABLATED, {"pairs": []}),
+    "unirec_two_codes": (item_codes.ABLATED, {"codes": ["code_1", "code_2"]}),
     "tiger_like": (
         item_codes.ABLATED,
         {"attributes": [], "pairs": [], "head": "linear", "self_attention": True, "encoder_layers": 2},
