@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import torch
@@ -17,9 +19,22 @@ from torch import Tensor
 Kernel = Literal["traced", "plain", "cpu", "cuda"]
 
 
+_captures: ContextVar[bool] = ContextVar("captures", default=False)
+
+
 def is_traced() -> bool:
     """Return True while torch captures a program."""
-    return torch.compiler.is_compiling()
+    return torch.compiler.is_compiling() or _captures.get()
+
+
+@contextmanager
+def capture() -> Iterator[None]:
+    """Return the context of a capture that torch does not know as one, such as ``make_fx``."""
+    before = _captures.set(True)
+    try:
+        yield
+    finally:
+        _captures.reset(before)
 
 
 def disable_autocast() -> ExitStack:
