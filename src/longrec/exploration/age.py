@@ -54,6 +54,7 @@ class Age(Explorer):
     """
 
     settings: AgeSettings
+    differentiates = True
 
     def __init__(self, model: Ranker, settings: AgeSettings, gate: Gate | None = None) -> None:
         super().__init__(model, settings)

@@ -86,6 +86,7 @@ class WeightGradient(Explorer):
     """
 
     settings: GradientSettings
+    differentiates = True
 
     def __init__(self, model: Ranker, settings: GradientSettings) -> None:
         super().__init__(model, settings)

@@ -59,15 +59,16 @@ class ClickFunction:
         model = self.model
         if isinstance(model, TopRanker) and type(model).interact is TopRanker.interact:
             x_CI = torch.cat(model.read(self.batch, self._replace(self.vectors)), 1)
-            represent = lambda: model.top.hidden(x_CI)  # noqa: E731
+            represent, scans = lambda: model.top.hidden(x_CI), True
         else:
-            represent = lambda: model.interact(self.batch, self._replace(self.vectors))  # noqa: E731
+            represent, scans = lambda: model.interact(self.batch, self._replace(self.vectors)), False
 
         def run(mask_QU: Tensor) -> Tensor:
             return torch.sigmoid(self._run(represent, mask_QU))
 
         if kernels.is_traced():
-            p_NC: Tensor = torch.vmap(run)(masks_NQU)
+            with kernels.capture(scans=scans):
+                p_NC: Tensor = torch.vmap(run)(masks_NQU)
             return p_NC
         return torch.stack([run(mask_QU) for mask_QU in masks_NQU])
 

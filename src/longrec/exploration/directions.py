@@ -38,8 +38,9 @@ def find_pgd_direction(
     """
     r_C1 = radius_C.unsqueeze(1)
     d_CD = torch.zeros_like(h_CD)
-    for _ in range(steps):
-        d_CD = d_CD + (_LENGTH / steps) * r_C1 * normalize(gradient(h_CD + d_CD))
+    for number in range(steps):
+        at_CD = h_CD + d_CD if number else h_CD  # so that a program has the first forward pass once
+        d_CD = d_CD + (_LENGTH / steps) * r_C1 * normalize(gradient(at_CD))
         length_C1 = torch.linalg.vector_norm(d_CD, dim=1, keepdim=True)
         d_CD = torch.where(length_C1 > r_C1, normalize(d_CD) * r_C1, d_CD)
     return normalize(d_CD)

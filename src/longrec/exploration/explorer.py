@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -46,9 +47,11 @@ class Explorer(nn.Module):
         model: the ranker, of which the served one is used.
         noise: what ``forward`` reads besides the batch.
         column: index of the explored task among the logits of the model.
+        differentiates: it computes gradients, so that its program needs those of the model.
     """
 
     noise: tuple[Noise, ...] = ()
+    differentiates: ClassVar[bool] = False
 
     def __init__(self, model: Ranker, settings: TaskSettings) -> None:
         super().__init__()

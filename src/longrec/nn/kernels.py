@@ -19,22 +19,36 @@ from torch import Tensor
 Kernel = Literal["traced", "plain", "cpu", "cuda"]
 
 
-_captures: ContextVar[bool] = ContextVar("captures", default=False)
+_captured: ContextVar[Literal["no", "scans", "no scans"]] = ContextVar("captured", default="no")
 
 
 def is_traced() -> bool:
     """Return True while torch captures a program."""
-    return torch.compiler.is_compiling() or _captures.get()
+    return torch.compiler.is_compiling() or _captured.get() != "no"
+
+
+def is_vectorized() -> bool:
+    """Return True while a capture runs functions over a further dimension (``vmap``), which not all operators allow."""
+    return _captured.get() != "no"
+
+
+def allows_scans() -> bool:
+    """Return False while a capture takes gradients or runs over a further dimension, which no scan allows."""
+    return _captured.get() != "no scans"
 
 
 @contextmanager
-def capture() -> Iterator[None]:
-    """Return the context of a capture that torch does not know as one, such as ``make_fx``."""
-    before = _captures.set(True)
+def capture(*, scans: bool) -> Iterator[None]:
+    """Return the context of a capture that takes gradients or runs functions over a further dimension.
+
+    Args:
+        scans: a recurrence may be captured, because neither reaches it.
+    """
+    before = _captured.set("scans" if scans else "no scans")
     try:
         yield
     finally:
-        _captures.reset(before)
+        _captured.reset(before)
 
 
 def disable_autocast() -> ExitStack:
