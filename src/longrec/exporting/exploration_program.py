@@ -84,14 +84,14 @@ class ExplorerProgram(ProgramModule):
             NotImplementedError: if the explorer needs the gradient of a recurrence.
         """
         if not self.model.differentiates:
-            return _Vectorized(self)
+            return _Vectorized(self).eval()
         from torch.fx.experimental import _config as symbolic_config
         from torch.fx.experimental.proxy_tensor import make_fx
 
         # Without it, sizes that are equal in the example would be one size for ever.
         with kernels.capture(scans=False), symbolic_config.patch(use_duck_shape=False):
             graph = make_fx(self, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*arguments)
-        return _Captured(merge_equal_nodes(graph))
+        return _Captured(merge_equal_nodes(graph)).eval()
 
 
 class _Vectorized(nn.Module):
