@@ -55,11 +55,11 @@ def list_rankers() -> list[str]:
 
 
 def build_age(model: Ranker, args: argparse.Namespace) -> Age:
-    """Return AGE with a gate of random weights that is open for most candidates."""
+    """Return AGE with a gate of random weights that is open for almost all candidates."""
     width = sum(x.shape[1] for x in model.embed(shared(3, 3, fields=model.fields)).candidate.values())
     gate = Gate(width)
     with torch.no_grad():
-        gate.network.output_bias.fill_(-1.0)
+        gate.network.output_bias.fill_(-20.0)
     settings = AgeSettings(
         uncertainty=args.uncertainty,
         direction=args.direction,
@@ -171,8 +171,8 @@ def report(figures: list[dict[str, Any]], args: argparse.Namespace) -> str:
     about = (
         f"Programs of AGE ({args.uncertainty}, {args.draws} draws, {args.direction}"
         + (f" of {args.steps} steps" if args.direction == "pgd" else "")
-        + f"), CPU time of a request of {CANDIDATES} candidates with {EVENTS} events, one thread. `ucb`: AGE would need "
-        "the gradient of a recurrence, and the masks alone were measured."
+        + f"), CPU time of a request of {CANDIDATES} candidates with {EVENTS} events, one thread. `ucb`: AGE "
+        "would need the gradient of a recurrence, and the masks alone were measured."
     )
     return f"# Exploration\n\n{about}\n\n{machine.format_table(head, rows)}"
 

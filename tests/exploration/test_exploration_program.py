@@ -48,7 +48,7 @@ def compare(module: ExplorerProgram, run: Callable[[dict[str, Any]], Any], sizes
     ("name", "settings"),
     [
         ("din", {"direction": "fgm", "uncertainty": "ucb"}),
-        ("bst", {"direction": "fgm"}),
+        ("bst", {"direction": "fgm", "masks": "candidate"}),
         ("lr", {"steps": 2, "uncertainty": "ucb", "scope": "all"}),
     ],
 )

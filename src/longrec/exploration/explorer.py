@@ -98,16 +98,17 @@ class Explorer(nn.Module):
 
     def set_mask_noise(self, settings: MaskSettings, draws: int) -> None:
         """Declare the noise of ``draws`` masks."""
+        self.draws = draws
         self.noise = (Noise(MASKS, settings.masks, draws * self.masks.width, "mask", settings.dropout),)
 
     def list_masks(self, noise: Mapping[str, Tensor]) -> Float[Tensor, "N Q U"]:
         """Return the masks among the noise, draw by draw."""
-        return noise[MASKS].unflatten(1, (-1, self.masks.width)).transpose(0, 1)
+        return noise[MASKS].reshape(-1, self.draws, self.masks.width).transpose(0, 1)
 
 
 @contextmanager
 def evaluate(module: nn.Module) -> Iterator[None]:
-    """Return the context in which a module is in evaluation mode. Afterwards each submodule is in its own mode again."""
+    """Return the context in which a module is in evaluation mode. Each submodule then returns to its own mode."""
     training: Sequence[nn.Module] = [one for one in module.modules() if one.training]
     for one in training:
         one.training = False

@@ -63,4 +63,4 @@ def _draw(noise: Noise, seed: int, entries: int) -> NDArray[np.float32]:
 def _draw_uniform(bits: np.random.PCG64, shape: tuple[int, int]) -> NDArray[np.float64]:
     """Return 53 random bits as a number in [0, 1) per entry."""
     raw = np.asarray(bits.random_raw(shape[0] * shape[1]), np.uint64)
-    return ((raw >> np.uint64(11)) * 2.0**-53).reshape(shape)
+    return ((raw >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(shape)

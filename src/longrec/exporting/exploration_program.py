@@ -15,7 +15,7 @@ recurrence reads the candidate is refused.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from numpy.typing import NDArray
@@ -88,7 +88,7 @@ class ExplorerProgram(ProgramModule):
         from torch.fx.experimental.proxy_tensor import make_fx
 
         # Without it, sizes that are equal in the example would be one size for ever.
-        with kernels.capture(scans=False), symbolic_config.patch(use_duck_shape=False):
+        with kernels.capture(scans=False), cast(Any, symbolic_config).patch(use_duck_shape=False):
             graph = make_fx(self, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*arguments)
         return _Captured(merge_equal_nodes(graph)).eval()
 
