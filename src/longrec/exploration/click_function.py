@@ -15,6 +15,7 @@ from torch import Tensor
 
 from longrec.errors import ConfigError
 from longrec.exploration.masks import Masks
+from longrec.exploration.vectorize import vectorize
 from longrec.features.batch import Batch
 from longrec.models.core.kinds import Ranker
 from longrec.models.core.multi_task import LABEL
@@ -68,8 +69,7 @@ class ClickFunction:
 
         if kernels.is_traced():
             with kernels.capture(scans=scans):
-                p_NC: Tensor = torch.vmap(run)(masks_NQU)
-            return p_NC
+                return vectorize(run, masks_NQU)
         return torch.stack([run(mask_QU) for mask_QU in masks_NQU])
 
     def gradient(self, vectors_CD: Float[Tensor, "C D"]) -> Float[Tensor, "C D"]:

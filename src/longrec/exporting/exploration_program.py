@@ -81,6 +81,7 @@ class ExplorerProgram(ProgramModule):
 
         Raises:
             NotImplementedError: if the explorer needs the gradient of a recurrence.
+            RuntimeError: if an operator of the model fixes a size that differs between requests.
         """
         if not self.model.differentiates:
             return _Vectorized(self).eval()
@@ -90,7 +91,15 @@ class ExplorerProgram(ProgramModule):
         # Without it, sizes that are equal in the example would be one size for ever.
         with kernels.capture(scans=False), cast(Any, symbolic_config).patch(use_duck_shape=False):
             graph = make_fx(self, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*arguments)
+        self._check_sizes(graph)
         return _Captured(merge_equal_nodes(graph)).eval()
+
+    def _check_sizes(self, graph: fx.GraphModule) -> None:
+        """Check that no operator fixed a size that differs between requests, which would fail for other requests."""
+        for entry, node in zip(self.inputs, graph.graph.find_nodes(op="placeholder"), strict=True):
+            for size, example in zip(entry.shape, node.meta["val"].shape, strict=True):
+                if size == -1 and (isinstance(example, int) or example.node.maybe_as_int() is not None):
+                    raise RuntimeError(f"an operator fixes the size of {entry.name} at {example}")
 
 
 class _Vectorized(nn.Module):
