@@ -1,6 +1,7 @@
 """``vmap`` in a captured program, with sizes that stay dynamic.
 
-The rule of torch for a concatenation fixes the number of rows, so that the program would accept no other number.
+The rules of torch for a concatenation and a selection fix the number of rows, so that the program would accept no
+other number.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ def vectorize(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 class _DynamicSizes(TorchFunctionMode):
-    """Concatenation by sums of padded tensors, where one has the further dimension."""
+    """Concatenation by sums of padded tensors and selection by indexing, where one has the further dimension."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is torch.cat and any(torch._C._functorch.is_batchedtensor(tensor) for tensor in args[0]):
             return _concatenate(*args, **(kwargs or {}))
+        if func is Tensor.index_select and torch._C._functorch.is_batchedtensor(args[0]):
+            x, dim, index = args
+            return x[(*[slice(None)] * dim, index)]
         return func(*args, **(kwargs or {}))
 
 
