@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from longrec.errors import BundleError
 from longrec.exploration.age import Age
 from longrec.exploration.baselines import EpsilonGreedy
+from longrec.exploration.explorer import Scores
 from longrec.exploration.gate import Gate, read_item
 from longrec.exploration.settings import AgeSettings, EpsilonGreedySettings
+from longrec.exploration.vectorize import vectorize
 from longrec.exporting.exploration_program import EXPLORATION_OUTPUT, PROBABILITY_OUTPUT, ExplorerProgram
 from longrec.exporting.program import run_torch, trace_module
 from longrec.exporting.runtime import Program
 from longrec.exporting.weights import write_program
+from longrec.features.batch import Batch
 from longrec.models.core.kinds import Ranker
+from longrec.nn import kernels
+from longrec.nn.activation import BatchNorm
 from longrec.testing.batches import FEW, shared
 
 Build = Callable[[str], Ranker]
@@ -48,7 +55,7 @@ def compare(module: ExplorerProgram, run: Callable[[dict[str, Any]], Any], sizes
     ("name", "settings"),
     [
         ("din", {"direction": "fgm", "uncertainty": "ucb"}),
-        ("bst", {"direction": "fgm", "masks": "candidate"}),
+        ("mmoe", {"direction": "fgm", "masks": "candidate"}),
         ("lr", {"steps": 2, "uncertainty": "ucb", "scope": "all"}),
     ],
 )
@@ -87,3 +94,28 @@ def test_the_noise_of_a_request_and_of_candidates_are_inputs(ranker: Build) -> N
     assert [(entry.name, entry.group, entry.shape) for entry in each.inputs[-1:]] == [("n.masks", "item", [-1, 8])]
     explorer = EpsilonGreedy(ranker("din"), EpsilonGreedySettings())
     assert [entry.name for entry in ExplorerProgram(explorer).inputs[-2:]] == ["n.chance", "n.order"]
+
+
+def test_sizes_stay_dynamic_where_masks_run_as_one_batch() -> None:
+    norm, index = BatchNorm(3).eval(), torch.tensor([5, 0, 1])
+
+    def run(x_NH: Tensor, masks: Tensor) -> Tensor:
+        return vectorize(lambda mask: torch.cat([x_NH, norm(x_NH * mask)], 1).index_select(1, index).sum(1), masks)
+
+    with kernels.capture(scans=False), torch.no_grad():
+        graph = make_fx(run, tracing_mode="symbolic", _allow_non_fake_inputs=True)(torch.randn(5, 3), torch.randn(2, 3))
+        x, masks = torch.randn(9, 3), torch.randn(2, 3)
+        expected = [torch.cat([x, norm(x * mask)], 1)[:, index].sum(1) for mask in masks]
+        torch.testing.assert_close(graph(x, masks), torch.stack(expected))
+
+
+def test_a_size_that_an_operator_fixes_is_refused(ranker: Build) -> None:
+    class Fixing(EpsilonGreedy):
+        differentiates = True
+
+        def explore(self, batch: Batch, noise: Mapping[str, Tensor]) -> Scores:
+            scores = super().explore(batch, noise)
+            return Scores(scores.probability.view(int(batch.size)), scores.score)
+
+    with pytest.raises(BundleError, match=r"Fixing over model lr: .*an operator fixes the size of f\.item at 5"):
+        trace_module(ExplorerProgram(Fixing(ranker("lr"), EpsilonGreedySettings())).eval())
