@@ -36,11 +36,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": {"features"},
     "generation": {"index"},
     "models": {"features", "nn", "generation"},
+    "exploration": {"features", "nn", "models"},
     "data": {"features", "store"},
     "index": set(),
     "pipeline": {"features", "store", "models", "index"},
     "training": {"features", "metrics", "nn", "store", "data", "models", "pipeline", "reporting"},
-    "exporting": {"features", "store", "models", "pipeline", "index", "generation"},
+    "exporting": {"features", "store", "nn", "models", "pipeline", "index", "generation", "exploration"},
     "serve": {"features", "store", "pipeline", "exporting", "index", "generation"},
     "semantic_ids": {
         "features", "metrics", "nn", "data", "models", "training", "exporting", "reporting", "auditing",

@@ -21,13 +21,20 @@ def install() -> None:
     jaxtyping.install_import_hook(["longrec.nn", "longrec.models"], "shape_checks.checked")
 
 
+def is_traced() -> bool:
+    """Return True while a program is traced."""
+    from longrec.nn import kernels  # after the hook
+
+    return kernels.is_traced()
+
+
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """``beartype``, silent while a program is traced: a traced length is no int, and a look at it would fix it."""
     strict = beartype(function)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return (function if torch.compiler.is_compiling() else strict)(*args, **kwargs)
+        return (function if is_traced() else strict)(*args, **kwargs)
 
     return call
 
@@ -62,7 +69,7 @@ def jaxtyped(function: Any = None, *, typechecker: Any) -> Any:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if is_traced():
             return function(*args, **kwargs)
         form = (form_of(args), *kwargs, form_of(kwargs.values())) if kwargs else form_of(args)
         seen = passed.get(form)

@@ -43,9 +43,18 @@ class ProgramModule(nn.Module):
         self.model, self.inputs = model, tuple(inputs)
 
     @property
+    def subject(self) -> str:
+        """Name of the program in messages."""
+        return f"model {type(self.model).__name__}"
+
+    @property
     def compared(self) -> list[str]:
         """Names of the outputs that an exported program must return like torch. Default the first."""
         return [self.outputs[0]]
+
+    def capture(self, arguments: Sequence[Tensor]) -> nn.Module:
+        """Return the module that the exporter traces. By default this one."""
+        return self
 
     def make_random_tensors(self, candidates: int, events: int | Sequence[int], seed: int) -> dict[str, NDArray[Any]]:
         """Make valid random inputs, see ``inputs.make_random_tensors``."""
@@ -168,7 +177,7 @@ def trace_module(module: ProgramModule) -> ONNXProgram:
     try:
         with _silence_exporter(), torch.no_grad():
             program = torch.onnx.export(
-                module,
+                module.capture(arguments),
                 arguments,
                 dynamo=True,
                 dynamic_shapes=(shapes,),
@@ -183,7 +192,7 @@ def trace_module(module: ProgramModule) -> ONNXProgram:
             cause = cause.__cause__
         reason = " ".join(str(cause).split())[:600]
         raise BundleError(
-            f"model {type(module.model).__name__}",
+            module.subject,
             f"it cannot be traced: {reason}",
             "operations that torch.onnx.export supports, in a shared batch",
         ) from error

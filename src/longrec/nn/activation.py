@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from longrec.nn import kernels
+
 ActivationName = Literal[
     "relu", "prelu", "dice", "sigmoid", "tanh", "gelu", "leaky_relu", "elu", "selu", "swish", "linear"
 ]
@@ -61,6 +63,10 @@ class BatchNorm(nn.BatchNorm1d):
             self._batches += 1
             self.num_batches_tracked.add_(1)
         mean, var = self.running_mean, self.running_var
+        if kernels.is_vectorized() and mean is not None and var is not None:
+            # As written, because vmap of the operator fixes the number of rows.
+            scale = torch.rsqrt(var + self.eps) if self.weight is None else self.weight * torch.rsqrt(var + self.eps)
+            return x_NH * scale + (-mean * scale if self.bias is None else self.bias - mean * scale)
         return nn.functional.batch_norm(x_NH, mean, var, self.weight, self.bias, by_batch, momentum, self.eps)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import torch
@@ -17,9 +19,36 @@ from torch import Tensor
 Kernel = Literal["traced", "plain", "cpu", "cuda"]
 
 
+_captured: ContextVar[Literal["no", "scans", "no scans"]] = ContextVar("captured", default="no")
+
+
 def is_traced() -> bool:
     """Return True while torch captures a program."""
-    return torch.compiler.is_compiling()
+    return torch.compiler.is_compiling() or _captured.get() != "no"
+
+
+def is_vectorized() -> bool:
+    """Return True while a capture runs functions over a further dimension (``vmap``), which not all operators allow."""
+    return _captured.get() != "no"
+
+
+def allows_scans() -> bool:
+    """Return False while a capture takes gradients or runs over a further dimension, which no scan allows."""
+    return _captured.get() != "no scans"
+
+
+@contextmanager
+def capture(*, scans: bool) -> Iterator[None]:
+    """Return the context of a capture that takes gradients or runs functions over a further dimension.
+
+    Args:
+        scans: a recurrence may be captured, because neither reaches it.
+    """
+    before = _captured.set("scans" if scans else "no scans")
+    try:
+        yield
+    finally:
+        _captured.reset(before)
 
 
 def disable_autocast() -> ExitStack:

@@ -104,7 +104,14 @@ def run_steps(
         start: the state before the first step.
         inputs: ``[T, ...]`` each.
         moves_T: bool: steps that update the state. The others leave it unchanged.
+
+    Raises:
+        NotImplementedError: if a capture takes the gradient, or runs over a further dimension.
     """
+    if not kernels.allows_scans():
+        raise NotImplementedError(
+            "it reads a history step by step where a program takes gradients, or runs once per mask"
+        )
     if kernels.is_traced():
 
         def masked_step(state: State, at: tuple[Tensor, ...]) -> tuple[State, Tensor]:

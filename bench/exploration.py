@@ -1,0 +1,181 @@
+"""Benchmark of the programs of explorers, for every ranking model.
+
+    python bench/exploration.py [--models din bst] [--direction pgd] [--steps 5] [--uncertainty ucb] [--draws 20]
+
+Each model has its default settings, random weights and the few fields of the conformance suite. Reported per model:
+
+- parity: the largest difference between torch and onnxruntime over six shapes, of the probability and of the
+  exploration score of AGE, with a gate and strong perturbations (strength 0.3, masks of rate 0.1);
+- CPU milliseconds of one request of 100 candidates with 100 events (onnxruntime, one thread, median) in the plain
+  program, and in the program with exploration, which returns the plain probability too;
+- CPU seconds of the export of both programs.
+
+A model that AGE refuses, because its program would need the gradient of a recurrence, is measured with the upper
+confidence bound of Monte Carlo dropout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import machine
+import torch
+
+from longrec.errors import BundleError
+from longrec.exploration.age import Age
+from longrec.exploration.baselines import UCB
+from longrec.exploration.explorer import Explorer
+from longrec.exploration.gate import Gate
+from longrec.exploration.settings import AgeSettings, UCBSettings
+from longrec.exporting import parity
+from longrec.exporting.exploration_program import ExplorerProgram
+from longrec.exporting.inputs import list_inputs
+from longrec.exporting.program import ProgramModule, SharedModel, trace_module
+from longrec.exporting.runtime import Program
+from longrec.exporting.weights import write_program
+from longrec.models.core.catalog import names
+from longrec.models.core.kinds import Ranker
+from longrec.models.core.registry import find
+from longrec.testing.batches import shared
+from longrec.testing.case import Case
+
+CANDIDATES, EVENTS, STRENGTH, RATE = 100, 100, 0.3, 0.1
+
+
+def list_rankers() -> list[str]:
+    """Return the names of all ranking models."""
+    return [name for name in names() if issubclass(find(name), Ranker)]
+
+
+def build_age(model: Ranker, args: argparse.Namespace) -> Age:
+    """Return AGE with a gate of random weights that is open for almost all candidates."""
+    width = sum(x.shape[1] for x in model.embed(shared(3, 3, fields=model.fields)).candidate.values())
+    gate = Gate(width)
+    with torch.no_grad():
+        gate.network.output_bias.fill_(-20.0)
+    settings = AgeSettings(
+        uncertainty=args.uncertainty,
+        direction=args.direction,
+        steps=args.steps,
+        draws=args.draws,
+        dropout=RATE,
+        strength=STRENGTH,
+    )
+    return Age(model, settings, gate)
+
+
+def export(module: ProgramModule, folder: Path) -> tuple[Program, float]:
+    """Export a program, and return it with the CPU seconds."""
+    began = time.process_time()
+    path = folder / f"{type(module).__name__}.onnx"
+    write_program(trace_module(module.eval()), path)
+    return Program(path), time.process_time() - began
+
+
+def median_ms(work: Callable[[], Any], least: float) -> float:
+    """Return the median CPU milliseconds of one call, over at least ``least`` seconds and 10 calls."""
+    times: list[float] = []
+    for _ in range(3):
+        work()
+    while sum(times) < least or len(times) < 10:
+        began = time.process_time()
+        work()
+        times.append(time.process_time() - began)
+    return statistics.median(times) * 1_000
+
+
+def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures of one model."""
+    case = Case(name)
+    model = case.lively(case.few).served().eval()
+    assert isinstance(model, Ranker)
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        inputs = list_inputs(model.fields, histories=model.reads_history)
+        plain, plain_s = export(SharedModel(model, inputs), folder)
+        explorer: Explorer = build_age(model, args)
+        refused = ""
+        module = ExplorerProgram(explorer)
+        try:
+            program, export_s = export(module, folder)
+        except BundleError as error:
+            refused = error.found
+            module = ExplorerProgram(UCB(model, UCBSettings(draws=args.draws, dropout=RATE)))
+            try:
+                program, export_s = export(module, folder)
+            except BundleError as second:
+                return {"model": name, "explorer": "none", "refused": refused, "masks": second.found}
+        worst = max(parity.check_shapes(module, program).values())
+        tensors = module.make_random_tensors(CANDIDATES, EVENTS, 0)
+        probability, score = program.run_outputs(tensors, module.outputs)
+        return {
+            "model": name,
+            "explorer": "ucb" if refused else "age",
+            "refused": refused,
+            "parity": worst,
+            "moved": float(abs(score - probability).max()),
+            "plain_ms": median_ms(lambda: plain.run(tensors), args.seconds),
+            "explore_ms": median_ms(lambda: program.run_outputs(tensors, module.outputs), args.seconds),
+            "plain_export_s": plain_s,
+            "explore_export_s": export_s,
+        }
+
+
+def main() -> None:
+    """Measure, then write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=list_rankers())
+    parser.add_argument("--uncertainty", default="ucb", choices=["ucb", "thompson"])
+    parser.add_argument("--direction", default="pgd", choices=["pgd", "fgm"])
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=1.0, help="CPU seconds of each measurement, at least")
+    parser.add_argument("--lines", action="store_true", help="only print one line of JSON per model")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    parity.TOLERANCE = 1.0  # the difference is reported, whatever it is
+    figures = []
+    for name in args.models:
+        figures.append(measure(name, args))
+        print(json.dumps(figures[-1]), flush=True)
+    if not args.lines:
+        machine.write("exploration", report(figures, args))
+
+
+def report(figures: list[dict[str, Any]], args: argparse.Namespace) -> str:
+    """Return the table, by model."""
+    rows = []
+    for own in figures:
+        if "parity" not in own:
+            rows.append([own["model"], "refused", "", "", "", "", ""])
+            continue
+        rows.append(
+            [
+                own["model"],
+                own["explorer"],
+                f"{own['parity']:.0e}",
+                f"{own['plain_ms']:.2f}",
+                f"{own['explore_ms']:.2f}",
+                f"{own['explore_ms'] / own['plain_ms']:.1f}",
+                f"{own['plain_export_s']:.1f}, {own['explore_export_s']:.1f}",
+            ]
+        )
+    head = ["model", "explorer", "parity", "plain, ms", "with exploration, ms", "ratio", "export, CPU s"]
+    about = (
+        f"Programs of AGE ({args.uncertainty}, {args.draws} draws, {args.direction}"
+        + (f" of {args.steps} steps" if args.direction == "pgd" else "")
+        + f"), CPU time of a request of {CANDIDATES} candidates with {EVENTS} events, one thread. `ucb`: AGE "
+        "would need the gradient of a recurrence, and the masks alone were measured."
+    )
+    return f"# Exploration\n\n{about}\n\n{machine.format_table(head, rows)}"
+
+
+if __name__ == "__main__":
+    main()

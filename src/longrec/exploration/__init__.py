@@ -1,0 +1,1 @@
+"""Exploration: scores that rank uncertain candidates higher, over any trained ranker, beside the plain probability."""
