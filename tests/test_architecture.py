@@ -25,8 +25,8 @@ BASE = {
 TOP = {
     "__init__", "__main__", "audits", "catalog_command", "cli", "command_output", "commands", "demo",
     "diagnose_command", "entry", "events_command", "exports", "fitting", "former_names", "help_pages", "imports",
-    "length_command", "listings", "new_row_options", "off_policy_command", "pipeline_commands", "prepared_log", "settings_text",
-    "stream_command", "tokenize_command", "warm_command",
+    "length_command", "listings", "new_row_options", "off_policy_command", "pipeline_commands", "prepared_log",
+    "settings_text", "stream_command", "tokenize_command", "warm_command",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     "features": set(),
