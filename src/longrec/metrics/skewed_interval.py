@@ -13,7 +13,7 @@ JRSS B 54, 1992.
 
 Departure: an end is that of the normal interval where it is further out. The estimate of the skewness depends on the
 few largest contributions. Where these have both signs, as those of a ratio, it moves the interval to the wrong side
-often enough to cover less than the normal one. ``bench/quality/off_policy.py --simulate`` measures coverage.
+often enough to cover less than the normal one. ``bench/quality/off_policy.py`` measures coverage.
 
 Shapes: U units (users, requests or rows).
 """
