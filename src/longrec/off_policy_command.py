@@ -52,7 +52,7 @@ def estimate_policy(
         DataError: a table or column that cannot be used, a propensity that is 0, null or above 1, a shown item without
             a probability of the target policy, or an effective sample size below ``min_effective``.
     """
-    from longrec.evaluation.policy_log import read_joined, read_log
+    from longrec.evaluation.policy_log import read_log
     from longrec.metrics.off_policy import estimate_policy_value
 
     options = {"target": target, "predicted": predicted, "expected": expected}
@@ -69,7 +69,7 @@ def estimate_policy(
             raise ConfigError("offpolicy", ["expected: is computed from predicted of the policy table; leave it out"])
         joined = {"request": request or "request", "item": item or "item"}
         joined |= {} if position is None else {"position": position}
-        values = read_joined(log, policy, numbers, keys, joined, probabilities)
+        values = read_log(log, numbers, keys, policy, joined, probabilities)
     unit = "user" if user is not None else "request" if request is not None else None
     return estimate_policy_value(
         values["reward"],

@@ -27,51 +27,31 @@ _WAY_OUT = "name the columns with options, such as --reward click"
 Values = dict[str, np.ndarray]
 
 
-def read_log(log: Any, numbers: Mapping[str, str], keys: Mapping[str, str]) -> Values:
-    """Return the columns of a log, in the order of its rows. Null numbers are NaN.
-
-    Args:
-        log: a file, a folder, a pattern, or a frame.
-        numbers, keys: role -> column.
-
-    Raises:
-        DataError: a missing column, text in a column of numbers, or a null key.
-    """
-    return _read(log, None, numbers, keys, {}, {})
-
-
-def read_joined(
+def read_log(
     log: Any,
-    policy: Any,
     numbers: Mapping[str, str],
     keys: Mapping[str, str],
-    joined: Mapping[str, str],
-    probabilities: Mapping[str, str],
+    policy: Any = None,
+    joined: Mapping[str, str] | None = None,
+    probabilities: Mapping[str, str] | None = None,
 ) -> Values:
-    """Return the columns of a log and those of the table of a target policy, in the order of the rows of the log.
+    """Return the columns of a log, and those of the table of a target policy, in the order of the rows of the log.
+
+    Null numbers are NaN.
 
     Args:
-        log, policy: a file, a folder, a pattern, or a frame.
+        log, policy: a file, a folder, a pattern, or a frame. None: the log has the probabilities.
         numbers, keys: role -> column of the log.
         joined: role -> column of the keys that join both: request, item, and position if the table has it.
         probabilities: role -> column of the table: ``target``, and ``predicted`` if it has predictions. With these,
             ``expected`` is computed: the sum of target x predicted over the candidates of a request (and position).
 
     Raises:
-        DataError: as ``read_log``; keys of different types, a repeated key, a row of the log that the table lacks, or
-            probabilities of a request whose sum is not 1 where ``expected`` is computed.
+        DataError: a missing column, text in a column of numbers, or a null key. Of a table also keys of different
+            types, a repeated key, a row of the log that the table lacks, or probabilities of a request whose sum is
+            not 1 where ``expected`` is computed.
     """
-    return _read(log, policy, numbers, keys, joined, probabilities)
-
-
-def _read(
-    log: Any,
-    policy: Any,
-    numbers: Mapping[str, str],
-    keys: Mapping[str, str],
-    joined: Mapping[str, str],
-    probabilities: Mapping[str, str],
-) -> Values:
+    joined, probabilities = joined or {}, probabilities or {}
     con = duckdb.connect()
     try:
         hide_progress(con)
