@@ -11,7 +11,9 @@ import argparse
 import json
 import os
 import resource
+import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +139,15 @@ def auc(label: Any, score: Any) -> float:
 def emit(result: dict[str, Any]) -> None:
     """Print the line that the caller reads."""
     print("RESULT " + json.dumps(result), flush=True)
+
+
+def median_ms(work: Callable[[], Any], least: float = 1.0) -> float:
+    """Return the median CPU milliseconds of one call, over at least ``least`` seconds and 10 calls."""
+    times: list[float] = []
+    for _ in range(3):
+        work()
+    while sum(times) < least or len(times) < 10:
+        began = time.process_time()
+        work()
+        times.append(time.process_time() - began)
+    return statistics.median(times) * 1_000

@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import clock
 import machine
 import torch
 
@@ -79,18 +78,6 @@ def export(module: ProgramModule, folder: Path) -> tuple[Program, float]:
     return Program(path), time.process_time() - began
 
 
-def median_ms(work: Callable[[], Any], least: float) -> float:
-    """Return the median CPU milliseconds of one call, over at least ``least`` seconds and 10 calls."""
-    times: list[float] = []
-    for _ in range(3):
-        work()
-    while sum(times) < least or len(times) < 10:
-        began = time.process_time()
-        work()
-        times.append(time.process_time() - began)
-    return statistics.median(times) * 1_000
-
-
 def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of one model."""
     case = Case(name)
@@ -121,8 +108,8 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
             "refused": refused,
             "parity": worst,
             "moved": float(abs(score - probability).max()),
-            "plain_ms": median_ms(lambda: plain.run(tensors), args.seconds),
-            "explore_ms": median_ms(lambda: program.run_outputs(tensors, module.outputs), args.seconds),
+            "plain_ms": clock.median_ms(lambda: plain.run(tensors), args.seconds),
+            "explore_ms": clock.median_ms(lambda: program.run_outputs(tensors, module.outputs), args.seconds),
             "plain_export_s": plain_s,
             "explore_export_s": export_s,
         }

@@ -23,7 +23,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -131,18 +130,6 @@ def repeat_rows(batch: Batch) -> Batch:
     return replace(batch, layout=Layout.grouped(1, np.zeros(batch.size, np.int64))).ungroup()
 
 
-def median_ms(work: Any, least: float = 1.0) -> float:
-    """Return the median CPU milliseconds of one call, over at least a second."""
-    times: list[float] = []
-    for _ in range(3):
-        work()
-    while sum(times) < least or len(times) < 10:
-        began = time.process_time()
-        work()
-        times.append(time.process_time() - began)
-    return statistics.median(times) * 1_000
-
-
 def measure_requests(model: Ranker, fields: Fields) -> dict[str, float]:
     """Measure the request in the program and in torch."""
     import onnxruntime
@@ -166,9 +153,9 @@ def measure_requests(model: Ranker, fields: Fields) -> dict[str, float]:
         scores = session.run(None, feed)[0]
         assert np.allclose(scores, torch.sigmoid(one).numpy(), atol=1e-3)
         return {
-            "inference_ms_100": median_ms(lambda: session.run(None, feed)),
-            "torch_shared_ms": median_ms(lambda: model(batch)),
-            "torch_repeated_ms": median_ms(lambda: model(again)),
+            "inference_ms_100": clock.median_ms(lambda: session.run(None, feed)),
+            "torch_shared_ms": clock.median_ms(lambda: model(batch)),
+            "torch_repeated_ms": clock.median_ms(lambda: model(again)),
         }
 
 
