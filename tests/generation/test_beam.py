@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from longrec.generation.beam import Beams, DeviceTrie, score_leaves, search_beams
+from longrec.generation.child_rule import ChildRule
 from longrec.generation.trie import Trie
 
 SIZES, REQUESTS = (4, 5, 6), 3
 CPU = torch.device("cpu")
+RULES = [ChildRule(), ChildRule(True), ChildRule(False, 0.3, 1), ChildRule(True, 0.2, 2), ChildRule(True, 0.4)]
 
 
 class Table:
@@ -38,33 +40,33 @@ def make_trie(count: int = 50) -> Trie:
     return Trie.build(np.random.default_rng(0).integers(0, SIZES, (count, 3)), np.arange(count), SIZES)
 
 
-def score(table: Table, trie: Trie, request: int, path: list[int], renormalize: bool) -> float:
+def score(table: Table, trie: Trie, request: int, path: list[int], rule: ChildRule) -> float:
     """The score of a path, from the definition."""
     total = 0.0
     for step, token in enumerate(path):
-        logs = table.logs[step][(request, *path[:step])]
-        total += float(logs[token])
-        if renormalize:
-            children = {p[step] for p in trie.paths.tolist() if p[:step] == path[:step]}
-            total -= math.log(sum(math.exp(float(logs[child])) for child in children))
+        chances = table.logs[step][(request, *path[:step])].exp().tolist()
+        children = {p[step] for p in trie.paths.tolist() if p[:step] == path[:step]}
+        chance = chances[token] / (sum(chances[child] for child in children) if rule.renormalize else 1)
+        share = rule.smoothing if step >= rule.first else 0.0
+        total += math.log((1 - share) * chance + share / len(children))
     return total
 
 
-@pytest.mark.parametrize("renormalize", [False, True])
-def test_a_beam_wider_than_the_paths_equals_exhaustive_scoring(renormalize: bool) -> None:
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_beam_wider_than_the_paths_equals_exhaustive_scoring(rule: ChildRule) -> None:
     table, trie = Table(), make_trie()
-    exact = score_leaves(table, trie, REQUESTS, CPU, renormalize=renormalize)
-    beams = search_beams(table, DeviceTrie.of(trie, CPU), REQUESTS, 10_000, renormalize=renormalize)
+    exact = score_leaves(table, trie, REQUESTS, CPU, rule)
+    beams = search_beams(table, DeviceTrie.of(trie, CPU), REQUESTS, 10_000, rule)
     leaves = trie.leaf_paths().tolist()
     for request in range(REQUESTS):
-        expected = [score(table, trie, request, path, renormalize) for path in leaves]
+        expected = [score(table, trie, request, path, rule) for path in leaves]
         torch.testing.assert_close(exact[request], torch.tensor(expected), rtol=1e-5, atol=1e-5)
         assert beams.leaf[request].sort().values.tolist() == list(range(trie.leaves))
         assert beams.paths[request].tolist() == [leaves[leaf] for leaf in beams.leaf[request].tolist()]
         assert bool((beams.score[request].diff() <= 0).all())
     torch.testing.assert_close(beams.score, exact.gather(1, beams.leaf), rtol=1e-5, atol=1e-5)
     total = exact.exp().sum(1)
-    assert torch.allclose(total, torch.ones(REQUESTS), atol=1e-5) if renormalize else bool((total < 0.999).all())
+    assert torch.allclose(total, torch.ones(REQUESTS), atol=1e-5) if rule.renormalize else bool((total < 0.999).all())
 
 
 def by_hand(table: Table, trie: Trie, request: int, width: int) -> list[tuple[float, list[int]]]:
@@ -119,3 +121,20 @@ def test_an_empty_trie_has_no_path() -> None:
     assert beams.leaf.shape == beams.score.shape == (REQUESTS, 0)
     assert beams.paths.shape == (REQUESTS, 0, 3)
     assert score_leaves(Table(), trie, REQUESTS, CPU).shape == (REQUESTS, 0)
+
+
+def test_smoothing_finds_an_item_whose_last_token_has_no_probability() -> None:
+    """A model that has never seen an item gives its last token no chance, however likely its prefix is."""
+
+    class Learned(Table):
+        def extend(self, prefix_RWt: Tensor, parent_RW: Tensor | None) -> Tensor:
+            logs = torch.full((*prefix_RWt.shape[:2], SIZES[prefix_RWt.shape[2]]), -30.0)
+            logs[..., 1] = 0.0
+            return logs
+
+    paths = np.array([[1, 1, 1], [1, 1, 2], *([0, token, token] for token in range(5))])
+    trie = DeviceTrie.of(Trie.build(paths, np.arange(len(paths)), SIZES), CPU)
+    for rule, expected in ((ChildRule(), -30.0), (ChildRule(smoothing=0.1, first=2), math.log(0.05))):
+        beams = search_beams(Learned(), trie, 1, 10, rule)
+        at = beams.paths[0].tolist().index([1, 1, 2])
+        assert float(beams.score[0, at]) == pytest.approx(expected, abs=1e-5)

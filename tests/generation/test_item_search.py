@@ -12,6 +12,7 @@ from torch import Tensor
 
 from longrec.generation import item_search
 from longrec.generation.beam import DeviceTrie, search_beams
+from longrec.generation.child_rule import ChildRule
 from longrec.generation.item_search import Tokens, plan_search, search_paths
 from longrec.generation.trie import Trie
 
@@ -42,14 +43,16 @@ def make_trie(count: int = ITEMS) -> Trie:
     return Trie.build(np.random.default_rng(0).integers(0, SIZES, (count, 3)), np.arange(count), SIZES)
 
 
-@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize(
+    "rule", [ChildRule(), ChildRule(True), ChildRule(False, 0.3, 1), ChildRule(True, 0.2)], ids=str
+)
 @pytest.mark.parametrize("width", [1, 3, 7, 1_000])
-def test_it_is_the_search_for_batches(width: int, renormalize: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_the_search_for_batches(width: int, rule: ChildRule, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(item_search, "_AT_ONCE", 5)  # beams in several blocks
     table, trie = Table(), make_trie()
-    beams = search_beams(table, DeviceTrie.of(trie, torch.device("cpu")), REQUESTS, width, renormalize=renormalize)
+    beams = search_beams(table, DeviceTrie.of(trie, torch.device("cpu")), REQUESTS, width, rule)
     for request in range(REQUESTS):
-        leaf, score = search_paths(partial(table.score_tokens, request), trie, width, renormalize=renormalize)
+        leaf, score = search_paths(partial(table.score_tokens, request), trie, width, rule)
         real = beams.leaf[request] >= 0
         assert leaf.tolist() == beams.leaf[request][real].tolist()
         np.testing.assert_allclose(score, beams.score[request][real].numpy(), atol=1e-6)

@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 
 import longrec as lr
 from longrec.errors import RequestError
-from longrec.exporting.bundle import Bundle
+from longrec.exporting.bundle import Bundle, write_manifest
+from longrec.exporting.generator_programs import describe_generator
 from longrec.exporting.item_columns import read_item_columns
 from longrec.exporting.offline import build_golden_retrieval
 from longrec.exporting.write import CatalogOptions, export
 from longrec.features.batch import Targets
+from longrec.models.unirec import UniRec
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.deadline import Deadline, Late
 from longrec.pipeline.stage import Query
@@ -93,6 +95,25 @@ def test_a_served_list_is_that_of_the_model(shop: GeneratorShop) -> None:
             answer = client.recommend(**shop.request(row, 7, exclude_seen=True))
             assert [item.id for item in answer] == keys
             assert all(unseen[shop.log.items.keys.find(key, "item")] for key in keys)
+
+
+@pytest.mark.parametrize("rule", [{"renormalize": True}, {"smoothing": 0.2}, {"renormalize": True, "smoothing": 0.4}])
+def test_the_rule_for_the_children_of_a_beam_is_that_of_the_model(
+    shop: GeneratorShop, tmp_path: Path, rule: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores of a rule differ from log-probabilities. The programs of the bundle stay the same."""
+    folder, settings = tmp_path / "unirec.bundle", shop.model.config.model_dump()
+    shutil.copytree(shop.bundle, folder)
+    manifest = Bundle.open(folder).manifest
+    monkeypatch.setattr(shop.model, "config", UniRec.Config(**{**settings, **rule}))
+    write_manifest(folder, msgspec.structs.replace(manifest, generator=describe_generator(shop.model)))
+    with lr.client(folder) as client:
+        for row in ROWS[:4]:
+            keys, scores = shop.generate(row, 7)
+            answer = client.recommend(**shop.request(row, 7))
+            assert [item.id for item in answer] == keys
+            assert [item.score for item in answer] == close(scores)
+            assert np.abs(scores - score_by_teacher_forcing(shop, row, keys)).max() > 0.01
 
 
 def test_programs_answer_tensors(shop: GeneratorShop) -> None:

@@ -84,6 +84,7 @@ class GeneratorFacts(msgspec.Struct, frozen=True):
         attributes: how many of them are attributes. Others are codes, and an item without one is not generated.
         beam_width: beams of a search, or k if that is more. None: all paths, so that it is exact.
         renormalize: the probabilities of the children of each beam add up to 1.
+        smoothing: share of the probability of each code but the first that all servable ones get alike.
     """
 
     path: list[str]
@@ -91,6 +92,7 @@ class GeneratorFacts(msgspec.Struct, frozen=True):
     attributes: int
     beam_width: int | None
     renormalize: bool
+    smoothing: float = 0.0
 
 
 class StateFacts(msgspec.Struct, frozen=True):

@@ -125,6 +125,7 @@ def describe_generator(model: Generator) -> GeneratorFacts:
         attributes=model.attributes,
         beam_width=None if config.search == "exact" else config.beam_width,
         renormalize=config.renormalize,
+        smoothing=config.smoothing,
     )
 
 

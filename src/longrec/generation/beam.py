@@ -2,8 +2,8 @@
 
 The score of a path is the sum of the log-probabilities of its tokens. They are taken after the softmax over all tokens
 of a step, and tokens that are no child in the trie are left out afterwards. So the scores of different beams are
-comparable, and equal those of teacher forcing. With ``renormalize`` the probabilities of the children of each beam add
-up to 1 instead.
+comparable, and equal those of teacher forcing. A rule can renormalize or smooth them over the children of a beam
+(``child_rule.py``).
 
 Only the children of live beams are gathered. A path is one leaf of the trie, so no path occurs twice.
 
@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from longrec.generation.child_rule import PLAIN, ChildRule
 from longrec.generation.trie import Trie
 
 _NUMBERS = 4_000_000
@@ -70,7 +71,7 @@ class Beams:
     paths: Tensor
 
 
-def search_beams(steps: Steps, trie: DeviceTrie, requests: int, width: int, *, renormalize: bool = False) -> Beams:
+def search_beams(steps: Steps, trie: DeviceTrie, requests: int, width: int, rule: ChildRule = PLAIN) -> Beams:
     """Return the best paths of each request that a beam of a width reaches.
 
     It returns the best paths of all if the width is at least the number of nodes of every depth.
@@ -80,7 +81,7 @@ def search_beams(steps: Steps, trie: DeviceTrie, requests: int, width: int, *, r
     score = torch.zeros(requests, 1, device=device)
     prefix = torch.zeros(requests, 1, 0, dtype=torch.int64, device=device)
     parent: Tensor | None = None
-    for token_m, start_n in zip(trie.tokens, trie.starts):
+    for step, (token_m, start_n) in enumerate(zip(trie.tokens, trie.starts)):
         if not len(token_m):  # no item at all
             empty = node[:, :0]
             return Beams(empty, score[:, :0], empty.unsqueeze(2).expand(-1, -1, len(trie.tokens)))
@@ -96,8 +97,10 @@ def search_beams(steps: Steps, trie: DeviceTrie, requests: int, width: int, *, r
         child = torch.where(real, first.gather(1, beam) + slot_M - (end - count).gather(1, beam), 0)
         token = token_m[child]
         log = log_RWV.flatten(1).gather(1, beam * log_RWV.shape[2] + token)
-        if renormalize:
+        if rule.renormalize:
             log = log - _add_children(log.masked_fill(~real, -torch.inf), beam, node.shape[1]).gather(1, beam)
+        if rule.smooths(step):
+            log = rule.smooth(log, count.gather(1, beam).clamp(min=1), torch)
         total = (score.gather(1, beam) + log).masked_fill(~real, -torch.inf)
         best = total.topk(min(width, most), 1)
         chosen = best.indices
@@ -116,7 +119,7 @@ def _add_children(log_RM: Tensor, beam_RM: Tensor, width: int) -> Tensor:
     return top + torch.zeros_like(top).scatter_add(1, beam_RM, share).log()
 
 
-def score_leaves(steps: Steps, trie: Trie, requests: int, device: torch.device, *, renormalize: bool = False) -> Tensor:
+def score_leaves(steps: Steps, trie: Trie, requests: int, device: torch.device, rule: ChildRule = PLAIN) -> Tensor:
     """Return the exact score of every path of a trie for every request, float32 ``[R, L]``, in the order of leaves.
 
     Each node is computed once, in blocks of nodes.
@@ -136,9 +139,11 @@ def score_leaves(steps: Steps, trie: Trie, requests: int, device: torch.device, 
             first, stop = int(starts[at]), int(starts[min(at + block, len(starts) - 1)])
             node = torch.searchsorted(start_n, torch.arange(first, stop, device=device), right=True) - 1 - at
             log_Rm = log_RnV.flatten(1).index_select(1, node * log_RnV.shape[2] + token_m[first:stop])
-            if renormalize:
+            if rule.renormalize:
                 beam_Rm = node.expand(requests, -1)
                 log_Rm = log_Rm - _add_children(log_Rm, beam_Rm, log_RnV.shape[1]).index_select(1, node)
+            if rule.smooths(step):
+                log_Rm = rule.smooth(log_Rm, start_n.diff()[at + node], torch)
             blocks.append(score_Rn[:, own].index_select(1, node) + log_Rm)
         score_Rn = torch.cat(blocks, 1)
     return score_Rn

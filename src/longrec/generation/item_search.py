@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from longrec.generation.child_rule import PLAIN, ChildRule
 from longrec.generation.trie import Trie
 from longrec.index.top import select_top
 
@@ -79,18 +80,18 @@ def search_paths(
     score_tokens: ScoreTokens,
     trie: Trie,
     width: int,
+    rule: ChildRule = PLAIN,
     *,
-    renormalize: bool = False,
     check: Callable[[], None] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the leaves of the best paths that a beam of a width reaches, and their scores, the best first.
 
     Args:
-        renormalize: the probabilities of the children of each beam add up to 1.
+        rule: how the children of a beam are scored.
         check: function that is called before each step. What it raises ends the search.
     """
     node, score, prefix = np.zeros(1, np.int64), np.zeros(1, np.float32), list[NDArray[np.int32]]()
-    for token_m, start_n in zip(trie.tokens, trie.starts):
+    for step, (token_m, start_n) in enumerate(zip(trie.tokens, trie.starts)):
         if check is not None:
             check()
         first, stop = start_n[node], start_n[node + 1]
@@ -99,8 +100,10 @@ def search_paths(
             return node[:0], score[:0]
         token = token_m[child]
         log = _score_children(score_tokens, prefix, len(node), token, np.cumsum(stop - first), beam)
-        if renormalize:
+        if rule.renormalize:
             log = log - _add_children(log, np.cumsum(stop - first) - (stop - first), beam)
+        if rule.smooths(step):
+            log = rule.smooth(log, (stop - first)[beam].astype(np.float32), np)
         total = score[beam] + log
         best = select_top(total, width)
         beam, node, score = beam[best], child[best], total[best]

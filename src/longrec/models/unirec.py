@@ -142,7 +142,7 @@ class UniRec(Generator):
         },
         {
             **{"embedding_dim": 16, "pairs": [], "head": "linear", "self_attention": True, "encoder_layers": 1},
-            **{"static": False, "search": "exact", "renormalize": True, "layers": 1},
+            **{"static": False, "search": "exact", "renormalize": True, "smoothing": 0.1, "layers": 1},
         },
     )
 

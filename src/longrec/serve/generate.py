@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from longrec.errors import LongRecError
 from longrec.exporting.inputs import ENCODE, STEP, TOKEN
+from longrec.generation.child_rule import ChildRule
 from longrec.generation.item_search import Tokens, plan_search, search_paths
 from longrec.generation.trie import Trie
 from longrec.serve.open_model import OpenModel
@@ -31,6 +32,7 @@ class ItemGenerator:
         self._facts, self._encode = facts, model.programs[ENCODE]
         self._steps = [model.programs[f"{STEP}{step + 1}"] for step in range(len(facts.path))]
         self._names = [f"{TOKEN}{name}" for name in facts.path]
+        self._rule = ChildRule(facts.renormalize, facts.smoothing, facts.attributes + 1)
         self._recent: tuple[tuple[Any, ...], Trie] | None = None
 
     def search(
@@ -59,7 +61,7 @@ class ItemGenerator:
             partial(self._score_tokens, memory),
             search.trie,
             search.width,
-            renormalize=self._facts.renormalize,
+            self._rule,
             check=check,
         )
         return search.list_items(leaf, score, count)

@@ -33,6 +33,7 @@ from longrec.features.fields import Field as FieldOf
 from longrec.features.fields import Fields
 from longrec.features.sampling import Sampling
 from longrec.generation.beam import DeviceTrie, Steps, score_leaves, search_beams
+from longrec.generation.child_rule import ChildRule
 from longrec.generation.trie import Trie
 from longrec.models.core.finder import name_of_class
 from longrec.models.core.kinds import Retriever
@@ -67,6 +68,13 @@ class GeneratorConfig(Strict):
     beam_width: Width = Field(256, description="beams of a search; exact from the number of distinct paths on")
     renormalize: bool = Field(
         False, description="probabilities over the servable children of a beam, instead of all tokens of a step"
+    )
+    smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the probability of each code but the first that all servable ones after a prefix get "
+        "alike, so that items without events are generated; read in searches alone",
     )
 
 
@@ -164,6 +172,11 @@ class Generator(Retriever):
         return _PlainSteps(self, memory)
 
     @property
+    def rule(self) -> ChildRule:
+        """Return how a search scores the children of a beam."""
+        return ChildRule(self.config.renormalize, self.config.smoothing, self.attributes + 1)
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """V of each step."""
         return tuple(field.rows for field in self.path)
@@ -224,7 +237,7 @@ class Generator(Retriever):
     def score_catalog(self, batch: Batch, catalog: Mapping[str, Column]) -> Float[Tensor, "R I"]:
         """Return the score of every item for every request. ``FLOOR`` for items that the search did not reach.
 
-        An exported program scores all items, and never renormalizes.
+        An exported program scores all items, and neither renormalizes nor smooths.
         """
         if kernels.is_traced():
             return self._score_traced(batch, self.stack_tokens(catalog))
@@ -262,14 +275,14 @@ class Generator(Retriever):
     def _search(self, memory: Any, requests: int, trie: Trie, width: int) -> tuple[Tensor, Tensor]:
         device = next(self.parameters()).device
         steps, tokens = self.open_search(memory), DeviceTrie.of(trie, device)
-        beams = search_beams(steps, tokens, requests, width, renormalize=self.config.renormalize)
+        beams = search_beams(steps, tokens, requests, width, self.rule)
         return beams.leaf, beams.score
 
     def _score_items(self, memory: Any, batch: Batch, trie: Trie, catalog: Mapping[str, Column]) -> Tensor:
         requests, device = count_requests(batch), next(self.parameters()).device
         if self.config.search == "exact":
             steps = self.open_search(memory)
-            score_RL = score_leaves(steps, trie, requests, device, renormalize=self.config.renormalize)
+            score_RL = score_leaves(steps, trie, requests, device, self.rule)
         else:
             leaf_RW, score_RW = self._search(memory, requests, trie, self.config.beam_width)
             floor = score_RW.new_full((requests, trie.leaves + 1), FLOOR)
