@@ -1,6 +1,7 @@
 """Held-out items: whether models recommend items that training has never seen.
 
-    python bench/quality/held_out_items.py beauty_held --data FOLDER [--arms ARM ...] [--write FILE]
+    python bench/quality/held_out_items.py beauty_held --data FOLDER [--arms ARM ...] [--smoothing S ...] [--write FILE]
+    python bench/quality/held_out_items.py beauty_held --data FOLDER --arms ARM --smoothing 0 0.1 0.3 --valid
 
 It reads the finished runs of ``next_item.py`` on a task with held-out items and trains nothing. All items are in the
 catalog, also those that are held out. Every arm lists the 200 best items for 5,000 targets of test, drawn once. Hits
@@ -19,6 +20,9 @@ Items with equal scores are in a random order, which differs between requests. A
 gives all such items one score, so that their order in the table would decide. ``random`` is the expectation of a random
 order of all items that a request may get. Hits of generators are those of their own test, where equal scores are at mid
 rank: besides items of one path, only those that the search did not reach have equal scores.
+
+``--smoothing`` searches with ``model.smoothing`` of a generator, which training does not read. ``--valid`` prints hits
+on 2,000 rows of valid by the smoothing, to choose it there.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ from torch import Tensor
 from longrec.config import Strict
 from longrec.models.core.kinds import Retriever
 from longrec.training.finished_run import open_run
-from longrec.training.full_ranking import Exclusions, list_top
+from longrec.training.full_ranking import Exclusions, list_top, rank_targets
 
 CUTS = (10, 50, 200)
 LIST_ROWS = 5_000
@@ -86,14 +90,28 @@ class HeldOutTask(recall.Task):
         if self.is_held_out[self.log.events.columns["item"].take(learned)].any():
             raise SystemExit(f"{name}: a held-out item is in training or validation")
 
-    def list_items(self, arm: str, seed: int) -> NDArray[np.int32]:
+    def open_model(self, arm: str, seed: int, smoothing: float = 0.0) -> Any:
+        """Return the model of a run, which searches with a smoothing if that is not 0."""
+        model: Any = open_run(next_item.WORK / "runs" / f"{self.name}-{arm}-{seed}").model()
+        if smoothing:
+            model.config = model.config.model_copy(update={"smoothing": smoothing})
+        return model
+
+    def list_items(self, arm: str, seed: int, smoothing: float = 0.0) -> NDArray[np.int32]:
         """Return the lists of a run for the targets ``listed``, int32 ``[n, 200]``, equal scores in a random order."""
         if arm not in next_item.GENERATED:
             return self._list_rows(arm, seed, np.arange(len(self.rows)))[self.listed]
-        return self._list_rows(arm, seed, self.listed)
+        return self._list_rows(arm, seed, self.listed, smoothing)
 
-    def rank_targets(self, arm: str, seed: int) -> NDArray[Any]:
+    def rank_targets(self, arm: str, seed: int, smoothing: float = 0.0) -> NDArray[Any]:
         """Return the rank of each target, float or int ``[N]``, 200 or more for one that is not listed."""
+        if smoothing:
+            path = next_item.WORK / "ranks" / f"{self.name}-{arm}-{seed}-smoothing_{smoothing:g}.npy"
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.save(path, self.search_targets(arm, seed, self.rows, smoothing))
+            ranks: NDArray[Any] = np.load(path)
+            return ranks
         if arm not in next_item.GENERATED:
             return recall.find_targets(self._list_rows(arm, seed, np.arange(len(self.rows))), self.item)
         table = open_run(next_item.WORK / "runs" / f"{self.name}-{arm}-{seed}").predictions()
@@ -101,12 +119,20 @@ class HeldOutTask(recall.Task):
             raise SystemExit(f"{arm}: its targets are not those of {self.name}")
         return table["rank"].to_numpy()
 
-    def _list_rows(self, arm: str, seed: int, chosen: NDArray[np.int64]) -> NDArray[np.int32]:
-        path = next_item.WORK / "lists" / f"{self.name}-{arm}-{seed}-random_ties.npy"
+    def search_targets(
+        self, arm: str, seed: int, rows: NDArray[np.int64], smoothing: float = 0.0
+    ) -> NDArray[np.float64]:
+        """Return the rank of the target of each row of the log by searches."""
+        _, log, _ = next_item._open_task(self.name, self.data, arm)
+        return rank_targets(self.open_model(arm, seed, smoothing), log, rows, self.job.evaluate)
+
+    def _list_rows(self, arm: str, seed: int, chosen: NDArray[np.int64], smoothing: float = 0.0) -> NDArray[np.int32]:
+        own = f"-smoothing_{smoothing:g}" if smoothing else ""
+        path = next_item.WORK / "lists" / f"{self.name}-{arm}-{seed}{own}-random_ties.npy"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             _, log, _ = next_item._open_task(self.name, self.data, arm)
-            model = RandomTies(open_run(next_item.WORK / "runs" / f"{self.name}-{arm}-{seed}").model())
+            model = RandomTies(self.open_model(arm, seed, smoothing))
             np.save(path, list_top(model, log, self.rows[chosen], self.job.evaluate, recall.COUNT))
         lists: NDArray[np.int32] = np.load(path)
         return lists
@@ -119,7 +145,7 @@ class HeldOutTask(recall.Task):
         return counts
 
 
-def write_table(task: HeldOutTask, arms: Sequence[str] | None = None) -> str:
+def write_table(task: HeldOutTask, arms: Sequence[str] | None = None, smoothings: Sequence[float] = ()) -> str:
     """Return the table of a task in Markdown."""
     held, others = task.target_held_out, ~task.target_held_out
     share = task.is_held_out.sum() / task.catalog
@@ -139,9 +165,11 @@ def write_table(task: HeldOutTask, arms: Sequence[str] | None = None) -> str:
     blank = [*[f"{one:.4f}" for one in chance], "", *[f"{one:.4f}" for one in chance]]
     lines.append(recall._row(["random", *blank, f"{share:.4f}", f"{share:.4f}", "", "", f"{chance[0]:.4f}"]))
     order = [arm for arm in next_item.ARMS if task.find_seeds(arm)]
-    for arm in order if arms is None else [arm for arm in order if arm in arms]:
-        lists = task.list_items(arm, task.find_seeds(arm)[0])
-        rank = task.rank_targets(arm, task.find_seeds(arm)[0])
+    chosen = [(arm, 0.0) for arm in order if arms is None or arm in arms]
+    chosen += [(arm, s) for arm, _ in chosen if arm in next_item.GENERATED for s in smoothings]
+    for arm, smoothing in chosen:
+        lists = task.list_items(arm, task.find_seeds(arm)[0], smoothing)
+        rank = task.rank_targets(arm, task.find_seeds(arm)[0], smoothing)
         low, high = next_item._interval((rank[held] < 10).astype(float), task.user[held])
         shares = [float(task.is_held_out[lists[:, :k]].mean()) for k in (10, recall.COUNT)]
         listed = np.bincount(lists[:, :10].ravel(), minlength=task.catalog + 1)[1:] > 0
@@ -154,7 +182,18 @@ def write_table(task: HeldOutTask, arms: Sequence[str] | None = None) -> str:
             f"{listed[task.is_held_out[1:]].mean():.4f}",
             f"{(rank < 10).mean():.4f}",
         ]
-        lines.append(recall._row([arm, *figures]))
+        lines.append(recall._row([f"{arm}, smoothing {smoothing:g}" if smoothing else arm, *figures]))
+    return "\n".join(lines)
+
+
+def write_valid(task: HeldOutTask, arms: Sequence[str], smoothings: Sequence[float]) -> str:
+    """Return hits on 2,000 rows of valid by the smoothing, in Markdown. No target there is a held-out item."""
+    rows = np.sort(np.random.default_rng(0).choice(task.log.rows_of("valid"), next_item.GENERATED_VALID_ROWS, False))
+    lines = [recall._row(["arm", "smoothing", *(f"HR@{k}, valid" for k in CUTS)]), recall._row(["---"] * 5)]
+    for arm in arms:
+        for smoothing in smoothings:
+            rank = task.search_targets(arm, 0, rows, smoothing)
+            lines.append(recall._row([arm, f"{smoothing:g}", *(f"{(rank < k).mean():.4f}" for k in CUTS)]))
     return "\n".join(lines)
 
 
@@ -163,11 +202,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="+")
     parser.add_argument("--arms", nargs="*")
+    parser.add_argument("--smoothing", nargs="*", type=float, default=[], help="further rows of generators")
+    parser.add_argument("--valid", action="store_true", help="hits on valid by the smoothing, and nothing else")
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--write", type=Path, help="file for the tables")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    tables = [write_table(HeldOutTask(name, arguments.data), arguments.arms) for name in arguments.tasks]
+    tables = []
+    for name in arguments.tasks:
+        task, write = HeldOutTask(name, arguments.data), write_valid if arguments.valid else write_table
+        tables.append(write(task, arguments.arms, arguments.smoothing))
     print("\n\n".join(tables), flush=True)
     if arguments.write:
         arguments.write.write_text("\n\n".join(tables) + "\n")
