@@ -41,6 +41,20 @@ class UnknownKeys:
     items: list[Any] = field(default_factory=list)
 
 
+@dataclass
+class ExploredPage:
+    """What stages note about the exploration of one page.
+
+    Attributes:
+        reserve: the page that a stage arranged, and behind it the candidates that exploration may take instead. None:
+            those of the list.
+        result: what exploration did. None without such a stage.
+    """
+
+    reserve: Candidates | None = None
+    result: Exploration | None = None
+
+
 @dataclass(frozen=True)
 class Query:
     """One request with its raw values. Each stage encodes them for its own model.
@@ -65,9 +79,7 @@ class Query:
         eligible: function of the keys of a catalog ``[I]``, which returns the mask of items that may be retrieved. None
             for all. An evaluation leaves out items that did not exist yet.
         seed: seed of the exploration, of a request that repeats an earlier one. None: the stage chooses one.
-        reserve: the page that a stage arranged, and behind it the candidates that exploration may take instead. None:
-            those of the list.
-        exploration: what exploration did. None without such a stage.
+        explored: what stages note about the exploration of the page.
     """
 
     user: int | str | None
@@ -88,8 +100,7 @@ class Query:
     fallbacks: list[str] = field(default_factory=list, compare=False)
     eligible: Callable[[NDArray[Any]], NDArray[np.bool_]] | None = field(default=None, repr=False, compare=False)
     seed: int | None = None
-    reserve: Candidates | None = field(default=None, repr=False, compare=False)
-    exploration: Exploration | None = field(default=None, compare=False)
+    explored: ExploredPage = field(default_factory=ExploredPage, repr=False, compare=False)
 
     def encode(self, encoder: QueryEncoder[Encoded]) -> Encoded:
         """Return the query as encoded by an encoder, which encodes it once."""
@@ -177,4 +188,4 @@ class Stages:
             seconds[stage.name] = spent + time.perf_counter() - began
             if query.trace is not None:
                 query.trace.record(stage.name, before, candidates, seconds[stage.name], time.process_time() - cpu)
-        yield PipelineResult(candidates, seconds, tuple(query.fallbacks), query.exploration)
+        yield PipelineResult(candidates, seconds, tuple(query.fallbacks), query.explored.result)

@@ -73,7 +73,7 @@ class ExploreStage:
         assert query.user is not None
         bucket = assign_bucket(query.user, config.control, config.salt)
         certain = np.ones(size) if self._propensities else None
-        query.exploration = Exploration(bucket, propensities=certain)
+        query.explored.result = Exploration(bucket, propensities=certain)
         if bucket == "control":
             return candidates
         if is_late(query, None if config.deadline_ms is None else config.deadline_ms / 1_000):
@@ -83,24 +83,24 @@ class ExploreStage:
             return candidates
         seed = self._choose_seed(query)
         explores = draw_uniform(seed, COIN) < config.share
-        drawn, propensities, slot = None, certain, config.position - 1
-        listed = candidates if query.reserve is None else query.reserve
+        item, propensities, slot, reserve = None, certain, config.position - 1, query.explored.reserve
+        listed = candidates if reserve is None else reserve
         allowed = self._find_allowed(listed, slot)
         if slot < size and len(allowed) and config.share > 0 and (explores or self._propensities):
             scores_A = self._scorer(listed.take(allowed), query, seed)
             weights_C = np.zeros(len(listed))
             weights_C[allowed] = compute_weights(scores_A, config.temperature)
-            drawn = draw(weights_C, draw_uniform(seed, ITEM)) if explores else None
-            page = build_page(size, slot, drawn)
+            page = build_page(size, slot, draw(weights_C, draw_uniform(seed, ITEM)) if explores else None)
             if self._propensities:
                 propensities = compute_propensities(page, slot, weights_C, config.share)
             scores_C = np.full(len(listed), np.nan, np.float32)
             scores_C[allowed] = scores_A
-            behind = [] if query.reserve is not None else [index for index in range(len(listed)) if index not in page]
-            order = np.array([*page, *behind], np.int64)
+            # Of a page that rules arranged, the item that gave way is no candidate any more.
+            behind = np.setdiff1d(np.arange(len(listed)), page) if reserve is None else np.zeros(0, np.int64)
+            order = np.concatenate([np.array(page, np.int64), behind])
             candidates = listed.with_scores(self.name, scores_C, last=False).take(order)
-        item = None if drawn is None else candidates.keys[slot : slot + 1].tolist()[0]
-        query.exploration = Exploration(bucket, seed, item, None if query.seed is not None else propensities)
+            item = candidates.keys[slot : slot + 1].tolist()[0] if explores else None
+        query.explored.result = Exploration(bucket, seed, item, None if query.seed is not None else propensities)
         return candidates
 
     def _choose_seed(self, query: Query) -> int:

@@ -68,7 +68,7 @@ class MixStage:
                 for index, own in enumerate(groups)
                 if index not in page and all(used[group] < most[group] for group in own if group in most)
             ]
-            query.reserve = candidates.take(np.array([*page, *rest], np.int64))
+            query.explored.reserve = candidates.take(np.array([*page, *rest], np.int64))
         if query.trace is not None:
             # The page is what most quotas leave: a candidate of the first k without one is there.
             passed = np.setdiff1d(np.arange(min(query.k, len(candidates))), page)
