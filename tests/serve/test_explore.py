@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -17,12 +19,20 @@ import pytest
 
 import longrec as lr
 from longrec import exports
+from longrec.cli import main
 from longrec.config import to_yaml
 from longrec.errors import BundleError, ConfigError, RequestError
+from longrec.evaluation.pipeline_evaluation import evaluate_pipeline
 from longrec.exploration.age import Age
+from longrec.exploration.ensemble import Ensemble
 from longrec.exporting.bundle import Bundle
+from longrec.exporting.inputs import Output, ProgramFacts, list_inputs
+from longrec.exporting.programs import build_programs
+from longrec.pipeline.config import PipelineConfig
 from longrec.pipeline.explore import assign_bucket
 from longrec.serve import response_schemas
+from longrec.serve.exploration_scorer import ExplorationScorer
+from longrec.serve.explore_checks import _list_task_faults
 from longrec.serve.service import Service
 from longrec.training import loaders
 from longrec.training.finished_run import open_run
@@ -129,6 +139,7 @@ def test_a_seed_repeats_a_page(shop: Shop) -> None:
         others = {pages.recommend(3, K).explore["item"] for _ in range(30)}  # type: ignore[index]
         assert len(others) > 1
         assert all(pages.recommend(3, K, seed=seed).items == page.items for _ in range(3))
+        assert pages.trace(3, K, seed=seed).page == [item.id for item in page]
         with pytest.raises(RequestError, match="seed: -1"):
             pages.recommend(3, K, seed=-1)
     with shop.open(explore=explore(share=1, seed=7)) as pages:
@@ -264,6 +275,7 @@ def test_settings_of_an_explorer_are_checked(shop: Shop) -> None:
         }.values():
             with pytest.raises(ConfigError, match=message):
                 lr.export("runs/dcn", "other.bundle", explore=settings)
+        assert main(["export", "runs/dcn", "other.bundle", "--explore", "name=ucb", "draws=0"]) == 2
         with pytest.raises(ConfigError, match="popularity is no ranker"):
             lr.export("runs/pop", "other.bundle", explore={"name": "ucb"})
 
@@ -284,6 +296,90 @@ def test_a_gate_is_fitted_to_the_training_rows(shop: Shop, monkeypatch: pytest.M
         assert explorer.gate is not None
         assert np.array_equal(rows, [log.rows_of("train")])
         plain = exports._build_explorer(run, log, model, {"name": "age", "gate": False})
+        both = exports._build_explorer(run, log, model, {"name": "ensemble", "runs": ["runs/dcn"]})
     assert isinstance(plain, Age)
     assert plain.gate is None
     assert len(rows) == 1
+    inputs = list_inputs(model.fields, histories=False)
+    with pytest.raises(BundleError, match="states and an explorer"):
+        build_programs(model, inputs, True, explorer)
+    assert isinstance(both, Ensemble)
+    assert len(both.members) == 2
+
+
+def test_counts_are_those_of_the_catalog_at_the_request(shop: Shop, tmp_path: Path) -> None:
+    for name in ("dcn", "pop"):
+        shutil.copytree(shop.folder / f"{name}.bundle", tmp_path / f"{name}.bundle")
+    own = Shop(tmp_path, shop.data)
+    below = {"column": "shown", "count": 1200}
+    body = orjson.dumps({"user": 3, "k": K})
+    with contextlib.closing(Service(own.write(explore=explore(share=1, temperature=9, below=below)))) as service:
+
+        def draw() -> set[int | None]:
+            return {orjson.loads(service.answer(body, "/recommend"))["explore"]["item"] for _ in range(30)}
+
+        first = draw()
+        assert len(first) > 1
+        assert first <= set(NEW)
+        last, *others = sorted(first, key=str)
+        changes = [{"item": item, "shown": 1200} for item in NEW if item != last]
+        service.change_items(orjson.dumps({"items": changes}))
+        assert draw() == {last}
+        service.change_items(
+            orjson.dumps({"items": [{"item": last, "shown": 1200}, {"item": others[0], "shown": None}]})
+        )
+        assert draw() == {others[0]}
+
+
+def test_pages_without_a_log_are_scored_only_when_they_explore(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = list[int]()
+    score = ExplorationScorer.__call__
+
+    def count(self: ExplorationScorer, candidates: Any, query: Any, seed: int) -> Any:
+        calls.append(len(candidates))
+        return score(self, candidates, query, seed)
+
+    monkeypatch.setattr(ExplorationScorer, "__call__", count)
+    users = range(40)
+    with shop.open(explore=explore(candidates=3)) as pages:
+        explored = [pages.recommend(user, K).explore["item"] is not None for user in users]  # type: ignore[index]
+    assert calls == [3] * sum(explored)
+    assert 5 < sum(explored) < 35
+    calls.clear()
+    with shop.open(explore=explore(candidates=3), log=str(shop.folder / "other")) as pages:
+        bucket = [pages.recommend(user, K).explore for user in users]
+    assert len(calls) == len(bucket) == len(users)
+    calls.clear()
+    with shop.open(explore=explore(control=1.0), log=str(shop.folder / "other")) as pages:
+        assert {pages.recommend(user, K).explore["bucket"] for user in users} == {"control"}  # type: ignore[index]
+        assert pages.recommend(0, 1).explore["item"] is None  # type: ignore[index]
+    assert calls == []
+
+
+def test_an_explorer_of_a_task_that_no_score_reads_is_refused() -> None:
+    outputs = [Output(name, "FP32", [-1]) for name in ("score", "task.label", "task.buy", "task.like")]
+    manifest = SimpleNamespace(programs={"score": ProgramFacts("score.onnx", [], outputs)})
+    headers: Any = {"rank.bundle": SimpleNamespace(manifest=manifest)}
+    recall = {"pop": {"bundle": "pop.bundle"}}
+    for task, formula, refused in (
+        ("buy", "label * like", True),
+        ("buy", "label * buy", False),
+        ("like", "score", False),
+    ):
+        rank = {"bundle": "mmoe.bundle", "score": formula}
+        config = PipelineConfig.model_validate({"recall": recall, "rank": rank, "explore": explore()})
+        faults = list(_list_task_faults(config, headers, task))
+        assert len(faults) == refused
+        assert not refused or "explores buy, which rank.score does not read (label, like)" in faults[0]
+
+
+def test_an_evaluation_leaves_exploration_out(shop: Shop) -> None:
+    with contextlib.chdir(shop.folder):
+        own = explore(share=1)
+        plain, explored = (
+            evaluate_pipeline(shop.write(name, **content), "runs/dcn", "test", k=K, n_resamples=5, quiet=True)
+            for name, content in {"plain": {}, "exploring": {"explore": own}}.items()
+        )
+    assert list(plain.stages) == list(explored.stages)
+    assert "explore" not in explored.stages
+    np.testing.assert_array_equal(plain.stages["top"].values["hr@5"], explored.stages["top"].values["hr@5"])

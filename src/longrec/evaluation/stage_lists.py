@@ -84,8 +84,8 @@ def list_stages(
     assert service.pipeline is not None
     log, config = requests.log, service.pipeline.config
     # Explored pages are the ranker's with noise, and are measured by their log.
-    own = [stage for stage in service.get_stages(RECOMMEND).stages if stage.name != EXPLORE]
-    stages, alone = Stages(own), _build_sources_alone(service, k)
+    plain = [stage for stage in service.get_stages(RECOMMEND).stages if stage.name != EXPLORE]
+    stages, alone = Stages(plain), _build_sources_alone(service, k)
     lists: dict[str, StageLists] = {}
     bounds = np.searchsorted(requests.owner, np.arange(len(requests) + 1))
 

@@ -68,6 +68,19 @@ def read_explorer(content: Mapping[str, Any]) -> TaskSettings:
     return parse(EXPLORERS[name], {key: value for key, value in content.items() if key != "name"}, WHERE)
 
 
+def name_explorer(explorer: Explorer) -> str:
+    """Return the name of an explorer, that of its class if it is not one of these."""
+    classes: dict[type[Explorer], str] = {
+        Age: "age",
+        UCB: "ucb",
+        Thompson: "thompson",
+        Ensemble: "ensemble",
+        WeightGradient: "gradient",
+        EpsilonGreedy: "epsilon",
+    }
+    return classes.get(type(explorer), type(explorer).__name__)
+
+
 def build_explorer(
     settings: TaskSettings,
     model: Ranker,

@@ -30,7 +30,7 @@ class ExplorerFacts(msgspec.Struct, frozen=True):
     """Description of an explorer, in addition to its program.
 
     Attributes:
-        name: name of its class in lower case, such as ``age``.
+        name: its name, such as ``age``.
         task: task whose probability is explored.
         settings: its settings.
         noise: what the program reads besides the request.
@@ -49,8 +49,10 @@ class ExplorerFacts(msgspec.Struct, frozen=True):
 
 def describe_explorer(explorer: Explorer) -> ExplorerFacts:
     """Return the description of an explorer."""
+    from longrec.exploration.choice import name_explorer  # imports torch
+
     return ExplorerFacts(
-        name=type(explorer).__name__.lower(),
+        name=name_explorer(explorer),
         task=explorer.settings.task,
         settings=explorer.settings.model_dump(mode="json"),
         noise=[NoiseFacts(one.name, one.per, one.width, one.kind, one.rate) for one in explorer.noise],

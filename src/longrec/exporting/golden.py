@@ -45,7 +45,8 @@ class GoldenRequest(msgspec.Struct, frozen=True):
     @property
     def expected(self) -> NDArray[np.float64]:
         """Expected scores ``[C]`` and, with an explorer, exploration scores behind them, or vectors ``[C, W]``."""
-        return np.array(self.vectors or [*self.scores, *self.exploration], np.float64)
+        scores = np.array([*self.scores, *self.exploration], np.float64)
+        return np.array(self.vectors, np.float64) if self.vectors else scores
 
 
 @dataclass(frozen=True)

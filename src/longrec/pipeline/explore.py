@@ -89,7 +89,7 @@ def draw(weights_C: NDArray[np.float64], uniform: float) -> int:
     """Return the index of the candidate that a uniform number in [0, 1) draws. One of weight 0 is never drawn."""
     possible = np.flatnonzero(weights_C)
     at = np.searchsorted(weights_C[possible].cumsum(), uniform, side="right")
-    return int(possible[min(at, len(possible) - 1)])
+    return int(possible[min(int(at), len(possible) - 1)])
 
 
 def build_page(size: int, slot: int, drawn: int | None) -> list[int]:

@@ -38,7 +38,8 @@ def _list_task_faults(config: PipelineConfig, headers: Mapping[str, BundleHeader
         return
     read = Formula(formula).names
     outputs = [output.name for output in headers["rank.bundle"].manifest.programs[SCORE].outputs]
-    same = {one for one, output in list_formula_names(outputs).items() if output == list_formula_names(outputs)[task]}
+    names = list_formula_names(outputs)
+    same = {one for one, output in names.items() if output == names.get(task)}
     if not same & set(read) and "score" not in read:
         do = f"export the explorer with task={read[0]}" if read else "name a task in rank.score"
         yield f"explore.bundle: explores {task}, which rank.score does not read ({', '.join(read)}); {do}"
