@@ -26,6 +26,7 @@ from longrec.pipeline.config import (
     RecallSource,
     RerankConfig,
 )
+from longrec.pipeline.explore_config import Below, ExploreConfig
 from longrec.pipeline.mix_config import Cap, MixConfig, Quota, Slot
 from longrec.semantic_ids.drq import DRQSettings
 from longrec.semantic_ids.rq_kmeans import RQKMeansSettings
@@ -174,6 +175,8 @@ PIPELINE = (
     Section("quotas", "mix.quotas.", Quota, _RULES),
     Section("slots", "mix.slots.", Slot, _RULES),
     Section("caps", "mix.caps.", Cap, _RULES),
+    Section("explore", "explore.", ExploreConfig, "[Exploration](../guide/exploration.md)"),
+    Section("below", "explore.below.", Below, "[Exploration](../guide/exploration.md#explore-a-page)"),
     Section("log", "log.", LogConfig, "[The log](../guide/pipeline.md#the-log-of-what-was-shown)"),
 )
 SECTIONS = (*SCHEMA, *CONFIG, *TOKENS, *TOKENIZE, *PIPELINE)

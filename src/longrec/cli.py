@@ -236,6 +236,8 @@ def build_parser() -> argparse.ArgumentParser:
         "also export how an event updates the state of a user, which serve --events then keeps (hpmn, hstu, mimn, sdim)"
     )
     parser.add_argument("--states", action="store_true", help=about)
+    about = "also export an explorer of a ranker, for the section explore of a pipeline: name=age strength=0.002"
+    parser.add_argument("--explore", nargs="+", metavar="KEY=VALUE", help=about)
     parser = add("catalog", command_output.catalog, "add, withdraw and change items of a bundle without a new export")
     parser.add_argument("bundle", help="folder that export has written")
     parser.add_argument("changes", help="changes as JSON lines or Parquet: key of the item, raw columns, withdrawn")

@@ -196,9 +196,11 @@ def compare(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     """Print the command that serves a new bundle."""
     from longrec import commands
+    from longrec.config import apply_overrides
 
     own = {"index": args.index, "recall_target": args.recall_target, "recall_at": args.recall_at, "states": args.states}
-    manifest = commands.export(args.run, args.bundle, overwrite=args.overwrite, **own)
+    explore = None if args.explore is None else apply_overrides({}, args.explore)
+    manifest = commands.export(args.run, args.bundle, overwrite=args.overwrite, explore=explore, **own)
     kinds = dict.fromkeys(("ranker", "reranker", "retriever"), f"serve {args.bundle}")
     kinds |= {"encoder": f"serve RANKER.bundle --events {args.bundle}"}
     _write_result(args, manifest, f"{args.bundle}\nserve it with: longrec {kinds[manifest.kind]}")

@@ -368,6 +368,7 @@ def export(
     recall_target: float = 0.98,
     recall_at: int = 100,
     states: bool = False,
+    explore: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Export a run as a bundle, and verify that its whole online path returns the scores of the run.
 
@@ -379,11 +380,11 @@ def export(
         recall_target: share of the best ``recall_at`` items that an approximate search must return, on average over
             requests of the log.
         recall_at: number of best items.
-        states: also export how an event updates the state of a user, so that a server that records events keeps
-            states of constant size instead of reading whole histories.
+        states: also export how an event updates the state of a user, which a server then keeps instead of histories.
+        explore: also export an explorer of a ranker: its ``name`` and settings, such as ``{"name": "ucb"}``.
 
     Raises:
-        ConfigError: if a setting of the index is out of range.
+        ConfigError: if a setting of the index or the explorer has a fault, or the model cannot explore this way.
         RunError: if the run is one of a source model of tokens. Its tokens are exported instead.
         BundleError: if the folder exists, the model cannot be traced, or scores differ.
     """
@@ -396,4 +397,4 @@ def export(
         settings = IndexSettings(index, recall_target, recall_at)
         if not isinstance(run, Run) and (folder := find_source(run)) is not None:
             return export_source(folder, Path(out), overwrite)
-        return export_run(open_run(run), Path(out), overwrite, settings, states)
+        return export_run(open_run(run), Path(out), overwrite, settings, states, explore)

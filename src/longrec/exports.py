@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 
 from longrec.data.item_columns import read_item_columns
 from longrec.data.requests import build_impression
-from longrec.errors import DataError, RunError
+from longrec.errors import ConfigError, DataError, RunError
+from longrec.exploration.choice import WHERE, RunsSettings, build_explorer, read_explorer
+from longrec.exploration.explorer import Explorer
+from longrec.exploration.gate import Gate, fit_gate
 from longrec.exporting.bundle import EncoderFacts, Manifest
 from longrec.exporting.golden import GoldenRequest, Sample
 from longrec.exporting.list_program import select_apart
 from longrec.exporting.offline import (
+    build_golden_exploration,
     build_golden_list,
     build_golden_request,
     build_golden_retrieval,
@@ -36,6 +40,8 @@ from longrec.index.build import IndexSettings
 from longrec.models.core.kinds import Ranker, Reranker, Retriever, VectorRetriever
 from longrec.models.core.registry import name_of
 from longrec.serve import online_source, service
+from longrec.training.finished_run import open_run
+from longrec.training.loaders import build_loader
 from longrec.training.token_source import open_source
 
 if TYPE_CHECKING:
@@ -48,20 +54,29 @@ _RETRIEVED = 20
 """Number of items of a golden request to a retriever."""
 
 
+_GATE_BATCH = 4_096
+"""Rows of a batch that the gate of an explorer is fitted to."""
 _MEASURED = 400
 """Number of requests with which the recall of an approximate index is measured."""
 
 
 def export_run(
-    run: Run, out: Path, overwrite: bool, index: IndexSettings | None = None, states: bool = False
+    run: Run,
+    out: Path,
+    overwrite: bool,
+    index: IndexSettings | None = None,
+    states: bool = False,
+    explore: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Export a run as a bundle, and verify that its whole online path returns the scores of the run.
 
     Args:
         index: settings of the index of a vector retriever.
         states: write the programs of states of users.
+        explore: name and settings of an explorer whose program is also written, see ``exploration/choice.py``.
 
     Raises:
+        ConfigError: if a setting of the explorer has a fault, or the model cannot explore this way.
         RunError: if the run is one of a source model of tokens. Its tokens are exported instead.
         BundleError: if the folder exists, the model cannot be traced, or scores differ.
     """
@@ -73,7 +88,8 @@ def export_run(
             "a ranker, or the tokens of a token source",
             f"compress first: longrec compress {run.folder} --into tokens/v1, then longrec export tokens/v1 {out}",
         )
-    golden = _build_golden_requests(log, model)
+    explorer = None if explore is None else _build_explorer(run, log, model, explore)
+    golden = _build_golden_requests(log, model, explorer)
     source = {"run": run.name, "config": run.config.to_yaml()}
     external_stores = ExternalStores(
         {name: history.store for name, history in log.tokens.items()},
@@ -95,7 +111,31 @@ def export_run(
             partial(_compute_queries, log, model) if isinstance(model, VectorRetriever) else None,
         ),
         states=states,
+        explorer=explorer,
     )
+
+
+def _build_explorer(run: Run, log: Log, model: Model, explore: Mapping[str, Any]) -> Explorer:
+    """Return the explorer of a run. Its gate is fitted to the training rows, as the model was.
+
+    Raises:
+        ConfigError: if a setting has a fault, the model cannot explore this way, or a further run has another schema.
+    """
+    settings, name = read_explorer(explore), run.config.model["name"]
+    if not isinstance(model, Ranker):
+        raise ConfigError(WHERE, [f"model: {name} is no ranker, and explorers rank candidates of one; export a ranker"])
+    members: list[Ranker] = []
+    for folder in settings.runs if isinstance(settings, RunsSettings) else ():
+        other = open_run(folder).model()
+        if not isinstance(other, Ranker) or other.fields != model.fields:
+            raise ConfigError(WHERE, [f"runs: {folder} is no ranker of the schema of {run.name}; train it on the same"])
+        members.append(other)
+
+    def fit(task: str) -> Gate:
+        loader = build_loader(model, log, log.rows_of("train"), _GATE_BATCH)
+        return fit_gate(model, loader.epoch(0), task=task)
+
+    return build_explorer(settings, model, fit, members)
 
 
 def _read_item_columns(run: Run, log: Log) -> pa.Table | None:
@@ -183,14 +223,23 @@ def find_seen_items(log: Log, user: int, timestamp: int) -> NDArray[np.int64]:
     return columns["item"][own][seen].astype(np.int64)
 
 
-def _build_golden_requests(log: Log, model: Ranker | Reranker | Retriever) -> list[GoldenRequest]:
+def _build_golden_requests(
+    log: Log, model: Ranker | Reranker | Retriever, explorer: Explorer | None = None
+) -> list[GoldenRequest]:
     rows = _choose_golden_rows(log).tolist()
     if isinstance(model, Retriever):
         return [build_offline_retrieval(log, model, row, _RETRIEVED, not n % 2) for n, row in enumerate(rows)]
     others = sort_items_by_popularity(log)[:50]
     if isinstance(model, Reranker):
         return [build_offline_list(log, model, row, others) for row in rows]
-    return [build_offline_request(log, model, row, others) for row in rows]
+    golden = [build_offline_request(log, model, row, others) for row in rows]
+    return golden if explorer is None else [_explore(log, explorer, *one, others) for one in zip(rows, golden)]
+
+
+def _explore(log: Log, explorer: Explorer, row: int, golden: GoldenRequest, others: Iterable[int]) -> GoldenRequest:
+    """Return a golden request with its exploration scores. The row of the log is the seed."""
+    sample = Sample(**build_impression(log, row, others))
+    return build_golden_exploration(explorer, log.fitted, log.users, log.items, sample, golden, seed=row)
 
 
 def sort_items_by_popularity(log: Log) -> NDArray[np.int64]:

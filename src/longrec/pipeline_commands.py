@@ -48,6 +48,8 @@ def add_trace_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--item", metavar="KEY", help="show what each stage did with this item instead")
     context = "value of a column of the context, as YAML; other columns are null"
     parser.add_argument("--context", action="append", default=[], metavar="COLUMN=VALUE", help=context)
+    seed = "seed of a logged answer of a pipeline that explores, whose draws are repeated (default: new draws)"
+    parser.add_argument("--seed", type=int, metavar="N", help=seed)
     parser.add_argument("--picture", metavar="FILE", help="also draw the stages with their items and times, as SVG")
 
 
@@ -65,7 +67,7 @@ def trace(args: argparse.Namespace) -> None:
         item = None if args.item is None else _read_key(args.item, bundle.items.keys.numeric, "--item")
         at: Any = int(args.at) if args.at is not None and args.at.lstrip("-").isdecimal() else args.at
         context = {**dict.fromkeys(pipeline.context), **written}
-        result = pipeline.trace(user, args.k, at, context, allow_unknown=True)
+        result = pipeline.trace(user, args.k, at, context, allow_unknown=True, seed=args.seed)
     text = result.format() if item is None else result.format_item(item)
     if args.picture is not None:
         Path(args.picture).write_text(draw(result), encoding="utf-8")

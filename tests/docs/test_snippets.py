@@ -67,6 +67,8 @@ NOT_RUN = {
     ("docs/guide/pipeline.md", "$ longrec trace"): "three bundles; tests/serve trace requests",
     ("docs/guide/pipeline.md", "import duckdb"): "needs a log of what was shown; tests/serve join one",
     ("docs/guide/pipeline.md", "import longrec"): "three bundles; tests/serve open pipelines",
+    ("docs/guide/exploration.md", "$ longrec export"): "a run; tests/serve export an explorer and explore pages",
+    ("docs/guide/exploration.md", "$ longrec offpolicy"): "a joined log; tests/serve estimate from one",
     ("examples/pipeline/README.md", "$ python make_log.py"): "three trainings and exports",
     ("examples/pipeline/README.md", "$ longrec candidates"): "needs the bundles of the commands above",
     ("examples/pipeline/README.md", "$ curl"): "a server of the commands above",

@@ -25,7 +25,8 @@ from longrec.evaluation.requests import Contexts, Requests
 from longrec.exporting.inputs import USERS_PROGRAM
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.config import PipelineConfig
-from longrec.pipeline.stage import Query
+from longrec.pipeline.stage import Query, Stages
+from longrec.pipeline.stage_columns import EXPLORE
 from longrec.pipeline.trace import SOURCE, Trace
 from longrec.progress import Progress
 from longrec.serve.item_attributes import ItemVectors
@@ -82,7 +83,9 @@ def list_stages(
     """
     assert service.pipeline is not None
     log, config = requests.log, service.pipeline.config
-    stages, alone = service.get_stages(RECOMMEND), _build_sources_alone(service, k)
+    # Explored pages are the ranker's with noise, and are measured by their log.
+    plain = [stage for stage in service.get_stages(RECOMMEND).stages if stage.name != EXPLORE]
+    stages, alone = Stages(plain), _build_sources_alone(service, k)
     lists: dict[str, StageLists] = {}
     bounds = np.searchsorted(requests.owner, np.arange(len(requests) + 1))
 

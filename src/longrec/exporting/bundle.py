@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import BundleError
+from longrec.exporting.explorer_facts import ExplorerFacts
 from longrec.exporting.golden import GoldenRequest
 from longrec.exporting.inputs import ENCODE, OUTPUT, SCORE, TOKEN_OUTPUT, Input, ProgramFacts, rename_input
 from longrec.exporting.scale import Scale
@@ -131,6 +132,7 @@ class Manifest(msgspec.Struct, frozen=True):
         index: description of the index of a vector retriever. None for another kind, and of earlier versions.
         generator: description of a generator. None for another kind.
         states: description of the states of users, by history. Empty for a bundle without them.
+        explorer: description of the explorer of a ranker. None without one.
         events_per_candidate: False if a candidate costs the same however many events its history has, as with a state.
     """
 
@@ -150,6 +152,7 @@ class Manifest(msgspec.Struct, frozen=True):
     index: IndexFacts | None = None
     generator: GeneratorFacts | None = None
     states: dict[str, StateFacts] = {}
+    explorer: ExplorerFacts | None = None
     events_per_candidate: bool = True
 
     def __repr__(self) -> str:

@@ -31,17 +31,22 @@ class GoldenRequest(msgspec.Struct, frozen=True):
         scores: expected probabilities of a ranker, or scores of the items of a retriever.
         vectors: expected tokens of an encoder, on the scale of the store.
         items: expected keys of a retriever.
+        seed: seed of the noise of ``exploration``.
+        exploration: expected exploration scores of a ranker with an explorer.
     """
 
     request: dict[str, Any]
     scores: list[float] = []
     vectors: list[list[float]] = []
     items: list[int | str] = []
+    seed: int | None = None
+    exploration: list[float] = []
 
     @property
     def expected(self) -> NDArray[np.float64]:
-        """Expected scores ``[C]``, or vectors ``[C, W]``."""
-        return np.array(self.vectors or self.scores, np.float64)
+        """Expected scores ``[C]`` and, with an explorer, exploration scores behind them, or vectors ``[C, W]``."""
+        scores = np.array([*self.scores, *self.exploration], np.float64)
+        return np.array(self.vectors, np.float64) if self.vectors else scores
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from longrec.exploration.explorer import Explorer
+from longrec.exploration.noise import draw_noise
 from longrec.exporting.catalog import read_catalog
 from longrec.exporting.golden import (
     GoldenRequest,
@@ -47,6 +50,22 @@ def build_golden_request(
     with torch.no_grad():
         scores = torch.sigmoid(model.eval()(build_ragged_batch(fitted, users, items, sample)))
     return GoldenRequest(build_request(fitted, users, items, sample), scores.tolist())
+
+
+def build_golden_exploration(
+    explorer: Explorer,
+    fitted: FittedSchema,
+    users: EntityTable,
+    items: EntityTable,
+    sample: Sample,
+    golden: GoldenRequest,
+    seed: int,
+) -> GoldenRequest:
+    """Return the golden request of an impression with the exploration scores of its items for the noise of a seed."""
+    drawn = draw_noise(explorer.noise, seed, len(sample.items))
+    noise = {one.name: torch.from_numpy(drawn[one.name]).expand(len(sample.items), -1) for one in explorer.noise}
+    scores = explorer(build_ragged_batch(fitted, users, items, sample), noise)
+    return msgspec.structs.replace(golden, seed=seed, exploration=scores.score.tolist())
 
 
 def build_golden_list(

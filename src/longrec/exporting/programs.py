@@ -9,6 +9,9 @@ Generator          encode    one request -> its memory
                    step.T    the memory and W prefixes -> log-probabilities of the next token [W, V]
 other retrievers   score     one request and the I items of the catalog -> scores [I]
 
+A ranker with an explorer also has ``explore``: one request, its C candidates and noise -> probabilities and exploration
+scores [C] each.
+
 Of a ranker with states, ``score`` also reads the state before the events, and ``update.HISTORY`` maps the states of B
 users and events of each to the next states.
 """
@@ -20,8 +23,19 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from longrec.errors import BundleError
+from longrec.exploration.explorer import Explorer
+from longrec.exporting.exploration_program import ExplorerProgram
 from longrec.exporting.generator_programs import build_generator_programs
-from longrec.exporting.inputs import ENCODE, ITEMS_PROGRAM, OUTPUT, SCORE, USERS_PROGRAM, VECTORS_OUTPUT, Input
+from longrec.exporting.inputs import (
+    ENCODE,
+    EXPLORE,
+    ITEMS_PROGRAM,
+    OUTPUT,
+    SCORE,
+    USERS_PROGRAM,
+    VECTORS_OUTPUT,
+    Input,
+)
 from longrec.exporting.list_program import ListProgram
 from longrec.exporting.program import ProgramModule, SharedModel, build_retrieval_batch
 from longrec.exporting.states import build_update_programs, list_state_inputs
@@ -67,20 +81,26 @@ class CatalogScores(ProgramModule):
         return self.model.score_catalog(batch, items)[0].float()
 
 
-def build_programs(model: Model, inputs: Sequence[Input], states: bool = False) -> dict[str, ProgramModule]:
+def build_programs(
+    model: Model, inputs: Sequence[Input], states: bool = False, explorer: Explorer | None = None
+) -> dict[str, ProgramModule]:
     """Return the programs of a model by name, ready to be traced.
 
     Args:
         states: also the programs that update states of users, see ``exporting/states.py``.
+        explorer: also the program of this explorer of the model.
 
     Raises:
-        BundleError: if a program would have no inputs.
+        BundleError: if a program would have no inputs, or an explorer would read states.
     """
     items = [entry for entry in inputs if entry.group == "item"]
     request = [entry for entry in inputs if entry.group != "item"]
     if not items:
         raise BundleError("schema", "no feature of the item", "a feature with side: item, so that candidates differ")
     programs: dict[str, ProgramModule]
+    if states and explorer is not None:
+        do = "export two bundles, one with states and one that explores"
+        raise BundleError("export", "states and an explorer, which reads whole histories", "one of both", do)
     if states:
         assert isinstance(model, StatefulRanker)
         score = SharedModel(model, [*inputs, *list_state_inputs(model)])
@@ -99,4 +119,6 @@ def build_programs(model: Model, inputs: Sequence[Input], states: bool = False) 
         programs = {SCORE: ListProgram(model, inputs)}
     else:
         programs = {ENCODE if isinstance(model, Encoder) else SCORE: SharedModel(model, inputs)}
+    if explorer is not None:
+        programs[EXPLORE] = ExplorerProgram(explorer)
     return {name: program.eval() for name, program in programs.items()}

@@ -19,9 +19,11 @@ import numpy as np
 import pyarrow as pa
 
 from longrec.errors import BundleError
+from longrec.exploration.explorer import Explorer
 from longrec.exporting import bundle
 from longrec.exporting.bundle import EncoderFacts, Manifest
 from longrec.exporting.catalog import check_catalog
+from longrec.exporting.explorer_facts import describe_explorer
 from longrec.exporting.generator_programs import describe_generator
 from longrec.exporting.golden import GoldenRequest
 from longrec.exporting.inputs import ITEMS_PROGRAM, ProgramFacts, list_inputs
@@ -94,6 +96,7 @@ def export(
     encoder: EncoderFacts | None = None,
     catalog: CatalogOptions | None = None,
     states: bool = False,
+    explorer: Explorer | None = None,
 ) -> Manifest:
     """Write a bundle, or nothing if a check fails.
 
@@ -113,6 +116,7 @@ def export(
         encoder: description of an encoder. None for another kind.
         catalog: raw columns of the items, and settings of the index of a vector retriever.
         states: write the programs of states of users, see ``exporting/states.py``.
+        explorer: write the program of this explorer of the model too.
 
     Raises:
         BundleError: if the folder exists, the schema is not the model's, the model cannot be traced or has no states
@@ -141,6 +145,7 @@ def export(
                 encoder,
                 catalog or CatalogOptions(),
                 states,
+                explorer,
             )
             manifest = writer.write_files(golden, replay, progress)
         if out.exists():
@@ -163,6 +168,7 @@ class _BundleWriter:
     encoder: EncoderFacts | None
     catalog: CatalogOptions
     states: bool = False
+    explorer: Explorer | None = None
 
     def write_files(self, golden: Sequence[GoldenRequest], replay: ReplayFunction, progress: Progress) -> Manifest:
         """Write every file and check the scores of the bundle."""
@@ -237,7 +243,7 @@ class _BundleWriter:
             The descriptions of the programs, the largest difference at every shape, and the description of the index.
         """
         inputs = list_inputs(self.fitted.fields(), histories=self.model.reads_history)
-        modules = build_programs(self.model, inputs, self.states)
+        modules = build_programs(self.model, inputs, self.states, self.explorer)
         files = write_programs({name: trace_module(module) for name, module in modules.items()}, self.build)
         progress.advance(note="traced, comparing with the model")
         facts, shapes, index = dict[str, ProgramFacts](), dict[str, float](), None
@@ -291,6 +297,7 @@ class _BundleWriter:
             index=index,
             generator=describe_generator(self.model) if isinstance(self.model, Generator) else None,
             states=self._describe_states(),
+            explorer=None if self.explorer is None else describe_explorer(self.explorer),
             events_per_candidate=not self.states
             and (not isinstance(self.model, Ranker) or self.model.events_per_candidate),
             **locations,

@@ -73,10 +73,15 @@ class Candidates:
             for name, values in self.columns.items()
         }
 
-    def with_scores(self, name: str, scores: NDArray[Any]) -> Candidates:
-        """Return the same candidates with the scores of a stage, which become the last ones."""
+    def with_scores(self, name: str, scores: NDArray[Any], *, last: bool = True) -> Candidates:
+        """Return the same candidates with the scores of a stage.
+
+        Args:
+            last: they become the last ones, which ``score`` returns. Else the first ones.
+        """
         others = {stage: values for stage, values in self.scores.items() if stage != name}
-        return replace(self, scores={**others, name: np.asarray(scores, np.float32)})
+        own = {name: np.asarray(scores, np.float32)}
+        return replace(self, scores={**others, **own} if last else {**own, **others})
 
     def with_ranks(self, source: str) -> Candidates:
         """Return the same candidates, which are the list of a source, best first, with their ranks in it."""

@@ -10,13 +10,14 @@ from pydantic import Field, StringConstraints, model_validator
 
 from longrec.config import Strict, apply_overrides, parse
 from longrec.errors import ConfigError, nearest
+from longrec.pipeline.explore_config import ExploreConfig
 from longrec.pipeline.formula import Formula
 from longrec.pipeline.merge_order import Order
 from longrec.pipeline.mix_config import MixConfig
 from longrec.yaml_reader import read_yaml
 
 SUFFIXES = (".yaml", ".yml")
-SECTIONS = ("recall", "filter", "merge", "prerank", "rank", "rerank", "mix", "log")
+SECTIONS = ("recall", "filter", "merge", "prerank", "rank", "rerank", "mix", "explore", "log")
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=60)]
 _Deadline = Annotated[float | None, Field(gt=0)]
 DEADLINE = (
@@ -191,12 +192,17 @@ class PipelineConfig(Strict):
     rank: RankConfig | None = Field(None, description="The ranker.")
     rerank: tuple[RerankConfig, ...] = Field((), description="Methods that rearrange the list, applied in order.")
     mix: MixConfig | None = Field(None, description="Rules for the page that is shown.")
+    explore: ExploreConfig | None = Field(
+        None, description="One position of the page that an uncertain item fills at random."
+    )
     log: LogConfig | None = Field(None, description="Where the shown items are logged.")
 
     @model_validator(mode="after")
     def _check_sources(self) -> PipelineConfig:
         faults = [f"{path}: {_describe_unknown(name, self.recall)}" for path, name in self._list_used_sources()
                   if name not in self.recall]  # fmt: skip
+        if self.explore is not None and self.explore.bundle is None and self.rank is None:
+            faults.append("explore.bundle: is required without a section rank, whose bundle is the default")
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -234,7 +240,8 @@ def cut_pipeline(config: PipelineConfig, before: str) -> PipelineConfig:
     if before not in RANKERS:
         raise ConfigError("before", [f"no section of a ranker named {before!r}; known: {', '.join(RANKERS)}"])
     prerank = None if before == "prerank" else config.prerank
-    return config.model_copy(update={"prerank": prerank, "rank": None, "rerank": (), "mix": None, "log": None})
+    none = {"explore": None, "log": None}
+    return config.model_copy(update={"prerank": prerank, "rank": None, "rerank": (), "mix": None, **none})
 
 
 def is_pipeline(content: Any) -> bool:

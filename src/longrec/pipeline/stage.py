@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.pipeline.candidates import Candidates
+from longrec.pipeline.explore import Exploration
 from longrec.pipeline.recent_event import RecentEvent
 from longrec.pipeline.trace import Trace
 
@@ -40,6 +41,20 @@ class UnknownKeys:
     items: list[Any] = field(default_factory=list)
 
 
+@dataclass
+class ExploredPage:
+    """What stages note about the exploration of one page.
+
+    Attributes:
+        reserve: the page that a stage arranged, and behind it the candidates that exploration may take instead. None:
+            those of the list.
+        result: what exploration did. None without such a stage.
+    """
+
+    reserve: Candidates | None = None
+    result: Exploration | None = None
+
+
 @dataclass(frozen=True)
 class Query:
     """One request with its raw values. Each stage encodes them for its own model.
@@ -63,6 +78,8 @@ class Query:
         fallbacks: stages that were left out because they were late, see ``pipeline/deadline.py``.
         eligible: function of the keys of a catalog ``[I]``, which returns the mask of items that may be retrieved. None
             for all. An evaluation leaves out items that did not exist yet.
+        seed: seed of the exploration, of a request that repeats an earlier one. None: the stage chooses one.
+        explored: what stages note about the exploration of the page.
     """
 
     user: int | str | None
@@ -82,6 +99,8 @@ class Query:
     began: float = field(default_factory=time.perf_counter, repr=False, compare=False)
     fallbacks: list[str] = field(default_factory=list, compare=False)
     eligible: Callable[[NDArray[Any]], NDArray[np.bool_]] | None = field(default=None, repr=False, compare=False)
+    seed: int | None = None
+    explored: ExploredPage = field(default_factory=ExploredPage, repr=False, compare=False)
 
     def encode(self, encoder: QueryEncoder[Encoded]) -> Encoded:
         """Return the query as encoded by an encoder, which encodes it once."""
@@ -128,11 +147,13 @@ class PipelineResult:
         candidates: remaining candidates, in their final order.
         stage_seconds: duration of each stage, by its name.
         fallbacks: stages that were left out because they were late.
+        exploration: what exploration did. None without such a stage.
     """
 
     candidates: Candidates
     stage_seconds: Mapping[str, float]
     fallbacks: Sequence[str] = ()
+    exploration: Exploration | None = None
 
 
 class Stages:
@@ -167,4 +188,4 @@ class Stages:
             seconds[stage.name] = spent + time.perf_counter() - began
             if query.trace is not None:
                 query.trace.record(stage.name, before, candidates, seconds[stage.name], time.process_time() - cpu)
-        yield PipelineResult(candidates, seconds, tuple(query.fallbacks))
+        yield PipelineResult(candidates, seconds, tuple(query.fallbacks), query.explored.result)

@@ -25,7 +25,7 @@ from longrec.pipeline.trace import SOURCE
 
 ORIGINS = "source"
 """Column of the sources of a candidate."""
-MERGE, PRERANK, RANK = "merge", "prerank", "rank"
+MERGE, PRERANK, RANK, EXPLORE = "merge", "prerank", "rank", "explore"
 _SCORE, _RANK = "score_", "rank_"
 
 
@@ -61,16 +61,17 @@ def list_score_names(config: PipelineConfig) -> list[str]:
     merged = [MERGE] if len(config.recall) > 1 else []
     rankers = [name for name, own in ((PRERANK, config.prerank), (RANK, config.rank)) if own is not None]
     rerankers = [name for name, one in zip(list_rerank_names(config), config.rerank) if one.method == "model"]
-    return [*(f"{SOURCE}{name}" for name in config.recall), *merged, *rankers, *rerankers]
+    explorers = [] if config.explore is None else [EXPLORE]
+    return [*(f"{SOURCE}{name}" for name in config.recall), *merged, *rankers, *rerankers, *explorers]
 
 
 def list_stage_columns(config: PipelineConfig, before: str) -> dict[str, str]:
     """Return the columns that the stages before a stage fill, each with the stage or the source that it is of.
 
     Args:
-        before: ``prerank``, ``rank``, or the name of a stage of re-ranking.
+        before: ``prerank``, ``rank``, the name of a stage of re-ranking, or ``explore``.
     """
-    order = [*(f"{SOURCE}{name}" for name in config.recall), MERGE, PRERANK, RANK, *list_rerank_names(config)]
+    order = [*(f"{SOURCE}{name}" for name in config.recall), MERGE, PRERANK, RANK, *list_rerank_names(config), EXPLORE]
     earlier = order[: order.index(before)]
     scored = [stage for stage in list_score_names(config) if stage in earlier]
     return {

@@ -53,6 +53,8 @@ class PipelineTrace:
     def find(self, item: Any) -> list[dict[str, Any]]:
         """Return what each stage did with an item: its rank and score after the stage, or why it was dropped.
 
+        An item that rules of the page left out may be explored behind them.
+
         The list ends with the stage that dropped the item for good.
         """
         steps, is_candidate = list[dict[str, Any]](), False
@@ -61,8 +63,10 @@ class PipelineTrace:
             if stage.is_source:
                 result = "retrieved" if rank is not None else "not retrieved"
                 is_candidate |= rank is not None
-            elif not is_candidate:
+            elif not is_candidate and rank is None:
                 break
+            elif not is_candidate:
+                result, is_candidate = "explored", True
             else:
                 result = "kept" if rank is not None else "dropped"
                 is_candidate = rank is not None

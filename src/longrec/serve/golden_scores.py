@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 from longrec.errors import BundleError
 from longrec.exporting.bundle import Bundle
 from longrec.exporting.golden import GoldenRequest
+from longrec.serve.exploration_scorer import ExplorationScorer
+from longrec.serve.open_model import OpenModel
 from longrec.serve.pipelines import RANK
+from longrec.serve.request_json import decode_request
+from longrec.serve.request_time import parse_request_time
 from longrec.serve.responses import Answer
 
 MAX_DRIFT = 1e-4
@@ -25,6 +29,11 @@ class ReplayService(Protocol):
     @property
     def route(self) -> str:
         """The route of the requests."""
+        ...
+
+    @property
+    def served(self) -> OpenModel:
+        """The opened bundle."""
         ...
 
     def decode_and_answer(self, route: str, body: bytes) -> Answer:
@@ -54,7 +63,7 @@ def check_scores(service: ReplayService, bundle: Bundle) -> float:
 
 def compute_drift(golden: GoldenRequest, scores: NDArray[Any]) -> float:
     """Return the largest difference of scores: of probabilities, or as a share of the largest score of a retriever."""
-    expected = np.array(golden.scores)
+    expected = golden.expected
     if expected.shape != scores.shape:
         return float("inf")
     size = max(1.0, float(np.abs(expected).max(initial=0.0))) if golden.items else 1.0
@@ -64,6 +73,8 @@ def compute_drift(golden: GoldenRequest, scores: NDArray[Any]) -> float:
 def score_golden(service: ReplayService, golden: Sequence[GoldenRequest]) -> list[NDArray[np.float64]]:
     """Return the service's score of every candidate (or expected item) of golden requests, in their order.
 
+    Those of a request with a seed are followed by the exploration scores of its candidates.
+
     An expected item that was not retrieved gets the lowest score that was, which is about its own if two items at the
     end have equal scores. If another number of items was retrieved, the scores of those are returned.
     """
@@ -72,9 +83,19 @@ def score_golden(service: ReplayService, golden: Sequence[GoldenRequest]) -> lis
         ranked = service.decode_and_answer(service.route, orjson.dumps(one.request)).pipeline_result.candidates
         scores = dict(zip(ranked.keys.tolist(), ranked.score.tolist()))
         if service.route == RANK:
-            answers.append(np.array([scores[key] for key in one.request.get("candidates", range(len(scores)))]))
+            own = [scores[key] for key in one.request.get("candidates", range(len(scores)))]
+            explored = [] if one.seed is None else _explore(service.served, one.request, one.seed).tolist()
+            answers.append(np.array([*own, *explored]))
             continue
         same = len(scores) == len(one.items)
         lowest = min(scores.values(), default=0.0)
         answers.append(np.array([scores.get(key, lowest) for key in one.items] if same else list(scores.values())))
     return answers
+
+
+def _explore(model: OpenModel, content: dict[str, Any], seed: int) -> NDArray[np.float32]:
+    """Return the exploration scores of the candidates of a request, in their order."""
+    schema = model.bundle.fitted.schema
+    request = decode_request(orjson.dumps(content), schema)
+    query = request.build_query(parse_request_time(request.at, schema.time, 0))
+    return ExplorationScorer(model)(request.build_candidates(), query, seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from longrec.pipeline.candidates import Candidates
+from longrec.pipeline.explore import Exploration
 from longrec.pipeline.stage_columns import list_score_names, name_rank_column, name_score_column
 from longrec.serve.impressions import ImpressionWriter, Row, build_arrow_schema
 from longrec.serve.pipelines import OpenedPipeline
@@ -44,6 +45,7 @@ class ImpressionLog:
             time is not None and time.unit == "step",
             [name_score_column(name) for name in list_score_names(pipeline.config)],
             [name_rank_column(source) for source in pipeline.config.recall],
+            explores=pipeline.config.explore is not None,
         )
         target = folder / settings.folder
         writer = ImpressionWriter(target, schema, settings.flush_seconds, settings.rotate_seconds)
@@ -75,9 +77,11 @@ class ImpressionLog:
             if name in candidates.scores
         }
         ranks = {name_rank_column(name): own.tolist() for name, own in candidates.ranks.items()}
+        explored = _list_explored(answer.pipeline_result.exploration, candidates)
         return [
             {
                 **shared,
+                **explored[number],
                 "item": key,
                 "position": number + 1,
                 "source": source,
@@ -91,3 +95,16 @@ class ImpressionLog:
         """Write all rows."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _list_explored(exploration: Exploration | None, candidates: Candidates) -> list[Row]:
+    """Return what the rows of a page say about exploration. Nothing without such a stage."""
+    if exploration is None:
+        return [{} for _ in range(len(candidates))]
+    shared = {"bucket": exploration.bucket, "seed": exploration.seed}
+    own = exploration.propensities
+    propensities = [None] * len(candidates) if own is None else own.tolist()
+    return [
+        {**shared, "explored": key == exploration.item, "propensity": propensity}
+        for key, propensity in zip(candidates.keys.tolist(), propensities, strict=True)
+    ]

@@ -39,7 +39,13 @@ Row = dict[str, Any]
 
 
 def build_arrow_schema(
-    text_users: bool, text_items: bool, steps: bool, score_columns: Iterable[str], rank_columns: Iterable[str] = ()
+    text_users: bool,
+    text_items: bool,
+    steps: bool,
+    score_columns: Iterable[str],
+    rank_columns: Iterable[str] = (),
+    *,
+    explores: bool = False,
 ) -> pa.Schema:
     """Return the columns of the log.
 
@@ -48,7 +54,9 @@ def build_arrow_schema(
         steps: True for a log whose timestamps are steps.
         score_columns: names of the columns of scores.
         rank_columns: names of the columns of ranks in the lists of sources.
+        explores: also bucket, seed, and whether the item was explored.
     """
+    explored = [pa.field("bucket", pa.string()), pa.field("seed", pa.int64()), pa.field("explored", pa.bool_())]
     return pa.schema(
         [
             pa.field("request", pa.string()),
@@ -62,6 +70,7 @@ def build_arrow_schema(
             pa.field("propensity", pa.float32()),
             pa.field("new_user", pa.bool_()),
             pa.field("fallbacks", pa.string()),
+            *(explored if explores else []),
             *(pa.field(name, pa.float32()) for name in score_columns),
             *(pa.field(name, pa.int32()) for name in rank_columns),
         ]

@@ -50,6 +50,8 @@ class Ranking(Sequence[RankedItem]):
         new_items: items that the log does not contain (only with ``allow_unknown``).
         request: identity of a request for recommendations, the same in the log of shown items.
         fallbacks: stages of a pipeline that were left out because they were late.
+        explore: what exploration did, with the keys ``bucket``, ``seed`` and ``item`` (the explored one). None of a
+            pipeline without exploration.
     """
 
     items: tuple[RankedItem, ...]
@@ -58,6 +60,7 @@ class Ranking(Sequence[RankedItem]):
     new_items: tuple[int | str, ...]
     request: str | None = None
     fallbacks: tuple[str, ...] = ()
+    explore: Mapping[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -154,6 +157,7 @@ class Client(ABC):
         allow_unknown: bool = False,
         recent: Sequence[Mapping[str, Any]] | None = None,
         user_context: Mapping[str, Any] | None = None,
+        seed: int | None = None,
     ) -> Ranking:
         """Return the k best items for a user.
 
@@ -162,17 +166,18 @@ class Client(ABC):
             exclude_seen: leave out the items of the events of the user that the bundle stores. Default True, or
                 ``filter.seen`` of a pipeline.
             allow_unknown: recommend to a user that the log does not contain.
+            seed: seed of an earlier answer of a pipeline that explores, whose draws are repeated.
 
         Raises:
             RequestError: if the request is invalid, or a ranker is served without a retriever.
         """
         body = encode_recommend_request(
-            user, k, at, context, history, exclude_seen, allow_unknown, recent, user_context
+            user, k, at, context, history, exclude_seen, allow_unknown, recent, user_context, seed
         )
         answer = parse_response(self._request("/recommend", body))
         items = tuple(RankedItem(item["id"], item["score"], item["via"], item["scores"]) for item in answer["items"])
         is_new, fallbacks = answer["unknown"]["user"], tuple(answer["fallbacks"])
-        return Ranking(items, answer["at"], is_new, (), answer["request"], fallbacks)
+        return Ranking(items, answer["at"], is_new, (), answer["request"], fallbacks, answer.get("explore"))
 
     def event(
         self,
@@ -315,12 +320,14 @@ def encode_recommend_request(
     allow_unknown: bool = False,
     recent: Sequence[Mapping[str, Any]] | None = None,
     user_context: Mapping[str, Any] | None = None,
+    seed: int | None = None,
 ) -> bytes:
     """Return the JSON of a request for recommendations."""
     request: dict[str, Any] = {"user": user, "k": k, "context": context or {}}
     request.update({"at": _format_time(at)} if at is not None else {})
     request.update({"history": history} if history is not None else {})
     request.update({"exclude_seen": exclude_seen} if exclude_seen is not None else {})
+    request.update({"seed": seed} if seed is not None else {})
     request.update(_describe_user(recent, user_context))
     request.update({"allow_unknown": True} if allow_unknown else {})
     return _encode_body(request)

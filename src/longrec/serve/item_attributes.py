@@ -74,6 +74,16 @@ def is_attribute(fitted: FittedSchema, name: str) -> bool:
     return name in schema.features and schema.side(name) == "item" and schema.features[name].kind in KINDS
 
 
+def read_numbers(model: OpenModel, column: str, keys: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the number of items in a raw column of the catalog as it is now, float64 ``[C]``.
+
+    A null, and an item that the bundle does not know, count as 0.
+    """
+    numbers = model.catalog.read_numbers(column)
+    rows = model.encoder.find_items(keys) if len(keys) else np.zeros(0, np.int64)
+    return np.where(rows > 0, numbers[rows - 1], 0.0)
+
+
 def build_indicators(values: list[tuple[int, ...]]) -> NDArray[np.float64]:
     """Return a vector per item with a one for each of its values, ``[C, V]``.
 

@@ -92,6 +92,7 @@ class LiveCatalog:
         self.changes, self.table = changes, table
         self._keys: NDArray[Any] | None = None
         self._conditions: ItemConditions | None = None
+        self._numbers: dict[str, NDArray[np.float64]] = {}
         self._tensors: dict[str, NDArray[Any]] | None = None
 
     def __len__(self) -> int:
@@ -140,6 +141,15 @@ class LiveCatalog:
         columns = self.table.columns if self.changes.items else self._columns
         own = self.list_columns()
         return {} if columns is None else {name: columns[name][row - 1].as_py() for name in names if name in own}
+
+    def read_numbers(self, column: str) -> NDArray[np.float64]:
+        """Return a raw column of numbers of all items, float64 ``[I]``, 0 for null. It must not be changed."""
+        if column not in self._numbers:
+            columns = self.table.columns if self.changes.items else self._columns
+            assert columns is not None
+            numbers = columns[column].combine_chunks().cast(pa.float64()).fill_null(0.0)
+            self._numbers[column] = np.asarray(numbers.to_numpy(zero_copy_only=False))
+        return self._numbers[column]
 
     def match(self, condition: str, where: str = "where") -> NDArray[np.bool_]:
         """Return the mask of the items that meet a condition on raw columns, bool ``[I]``. It must not be changed.

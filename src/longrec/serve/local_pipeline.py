@@ -68,13 +68,14 @@ class Pipeline(LocalClient):
         context: Mapping[str, Any] | None = None,
         exclude_seen: bool | None = None,
         allow_unknown: bool = False,
+        seed: int | None = None,
     ) -> PipelineTrace:
         """Return what every stage did for a request, with the same arguments as ``recommend``. Nothing is logged.
 
         Raises:
             RequestError: if the request is invalid.
         """
-        body = encode_recommend_request(user, k, at, context, None, exclude_seen, allow_unknown)
+        body = encode_recommend_request(user, k, at, context, None, exclude_seen, allow_unknown, seed=seed)
         answer, trace = self._service.trace(decode_recommend_request(body))
         return PipelineTrace(self._service.model, user, answer.at, trace.stages, answer.new_user)
 

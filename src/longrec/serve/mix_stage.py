@@ -30,6 +30,8 @@ class MixStage:
         counters: counts of items for the two kinds of caps.
         per_second: units of timestamps per second: 1,000 for milliseconds, 1 for steps.
         name: name of the stage.
+        explores: an explore stage follows. The query then holds the candidates that it may take without breaking a
+            quota of most items.
     """
 
     def __init__(
@@ -39,7 +41,10 @@ class MixStage:
         counters: Mapping[str, CountItems],
         per_second: int,
         name: str = "mix",
+        *,
+        explores: bool = False,
     ) -> None:
+        self._explores = explores
         self.config, self.name, self._attributes, self._counters = config, name, attributes, counters
         self._spans = [parse_duration(cap.within) * per_second // 1_000 for cap in config.caps]
         self._values = {
@@ -56,6 +61,14 @@ class MixStage:
         groups, least, most = self._list_groups(candidates, query)
         slots: dict[int, Hashable] = {slot.position: ("slot", at) for at, slot in enumerate(self.config.slots)}
         page = arrange(groups, query.k, least, most, slots)
+        if self._explores:
+            used = Counter(group for index in page[:-1] for group in groups[index])  # the last item gives way
+            rest = [
+                index
+                for index, own in enumerate(groups)
+                if index not in page and all(used[group] < most[group] for group in own if group in most)
+            ]
+            query.explored.reserve = candidates.take(np.array([*page, *rest], np.int64))
         if query.trace is not None:
             # The page is what most quotas leave: a candidate of the first k without one is there.
             passed = np.setdiff1d(np.arange(min(query.k, len(candidates))), page)

@@ -15,6 +15,7 @@ from longrec.pipeline.formula import Formula
 from longrec.pipeline.mix_config import Selection
 from longrec.pipeline.stage_columns import list_rerank_names, list_stage_columns
 from longrec.serve.bundle_headers import BundleHeader
+from longrec.serve.explore_checks import list_explore_faults
 from longrec.serve.item_attributes import KINDS, encode_value, is_attribute
 from longrec.serve.item_conditions import ItemConditions
 from longrec.serve.rank_stage import list_formula_names
@@ -29,6 +30,9 @@ def list_bundles(config: PipelineConfig) -> dict[str, str]:
         if own is not None:
             bundles[f"{section}.bundle"] = own.bundle
     bundles |= {f"rerank.{at}.bundle": one.bundle for at, one in enumerate(config.rerank) if one.bundle is not None}
+    if config.explore is not None:
+        default = "" if config.rank is None else config.rank.bundle
+        bundles["explore.bundle"] = config.explore.bundle or default
     return bundles
 
 
@@ -69,6 +73,7 @@ def check_pipeline(config: PipelineConfig, folder: Path, where: str) -> dict[str
         faults += _list_filter_faults(config, headers)
         faults += _list_rerank_faults(config, headers)
         faults += _list_mix_faults(config, headers)
+        faults += list_explore_faults(config, headers)
     if faults:
         raise ConfigError(where, faults)
     return headers

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from longrec.pipeline.config import (
     read_pipeline,
 )
 from longrec.pipeline.deadline import Deadline
+from longrec.pipeline.explore_config import ExploreConfig
 from longrec.pipeline.formula import Formula
 from longrec.pipeline.merge_order import MergeStage
 from longrec.pipeline.rank import TopStage
@@ -39,7 +41,9 @@ from longrec.serve.diversity_stages import (
     SpacingStage,
     VectorSimilarity,
 )
-from longrec.serve.item_attributes import ItemAttribute, ItemVectors, is_attribute
+from longrec.serve.exploration_scorer import ExplorationScorer
+from longrec.serve.explore_stage import ExploreStage
+from longrec.serve.item_attributes import ItemAttribute, ItemVectors, is_attribute, read_numbers
 from longrec.serve.mix_stage import MixStage, count_keys
 from longrec.serve.open_model import OpenModel
 from longrec.serve.pipeline_checks import list_bundles
@@ -123,6 +127,8 @@ class OpenedPipeline:
                 inner = inner[int(one) if isinstance(inner, list) else one]
             inner.pop("bundle")
         content.pop("log")
+        if content["explore"] is None:  # as before there was such a section
+            content.pop("explore")
         digest = hashlib.sha256(orjson.dumps([content, bundles], option=orjson.OPT_SORT_KEYS)).hexdigest()
         return cls(config, models, ShownItems(max(spans)) if spans else None, digest)
 
@@ -162,6 +168,8 @@ class OpenedPipeline:
             yield _with_deadline(self._build_rerank(one, at, name), one.deadline_ms, one.count)
         if config.mix is not None:
             yield self._build_mix()
+        if config.explore is not None:
+            yield self._build_explore(config.explore)
         yield TopStage()
 
     def _build_merge(self, config: MergeConfig) -> MergeStage:
@@ -207,7 +215,14 @@ class OpenedPipeline:
         assert config is not None
         attributes = {name: self._get_attribute(name) for _, name in config.list_attributes()}
         counters = {"shown": self._count_shown, "events": self._count_events}
-        return MixStage(config, attributes, counters, _get_units_per_second(self.primary.bundle))
+        per_second, explores = _get_units_per_second(self.primary.bundle), self.config.explore is not None
+        return MixStage(config, attributes, counters, per_second, explores=explores)
+
+    def _build_explore(self, config: ExploreConfig) -> ExploreStage:
+        model = self.models["explore.bundle"]
+        scorer = ExplorationScorer(model, self._fill(model, "explore"))
+        counts = None if config.below is None else partial(read_numbers, model, config.below.column)
+        return ExploreStage(config, scorer, counts, propensities=self.config.log is not None)
 
     def _get_attribute(self, name: str) -> ItemAttribute:
         owner = next(model for model in self.models.values() if is_attribute(model.bundle.fitted, name))

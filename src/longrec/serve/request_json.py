@@ -12,6 +12,7 @@ import numpy as np
 from longrec.errors import RequestError, nearest, quote
 from longrec.features.schema import Schema
 from longrec.pipeline.candidates import Candidates
+from longrec.pipeline.explore import SEED_BITS
 from longrec.pipeline.recent_event import RecentEvent
 from longrec.pipeline.stage import Query
 from longrec.pipeline.trace import Trace
@@ -105,6 +106,7 @@ class RecommendRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         exclude_seen: leave out the items of the events of the user that the bundle stores. Default true, or
             ``filter.seen`` of a pipeline.
         allow_unknown: accept a user that the log does not contain.
+        seed: seed of an earlier answer of a pipeline that explores, whose draws are repeated.
     """
 
     user: Key
@@ -116,6 +118,7 @@ class RecommendRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     user_context: dict[str, Any] = {}
     exclude_seen: bool | None = None
     allow_unknown: bool = False
+    seed: int | None = None
 
     def build_query(
         self,
@@ -143,6 +146,7 @@ class RecommendRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             recent,
             self.user_context,
             trace=trace,
+            seed=self.seed,
         )
 
 
@@ -249,6 +253,9 @@ def decode_recommend_request(body: bytes) -> RecommendRequest:
     request = decode_json(_RECOMMENDATIONS, body, RecommendRequest.__struct_fields__)
     if not 1 <= request.k <= MAX_ITEMS:
         raise RequestError("k", f"{request.k:,} items", f"1 to {MAX_ITEMS:,}", "ask for fewer items", 422)
+    if request.seed is not None and not 0 <= request.seed < 2**SEED_BITS:
+        do = "send the seed of an earlier answer, or none"
+        raise RequestError("seed", str(request.seed), f"0 to 2 ** {SEED_BITS} - 1", do, 422)
     return request
 
 

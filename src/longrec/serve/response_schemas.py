@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -113,6 +113,20 @@ class UnknownUser(Exact):
     user: bool
 
 
+class ExploreResponse(Exact):
+    """What exploration did to a page.
+
+    Attributes:
+        bucket: bucket of the user, whose pages in ``control`` never explore.
+        seed: seed of the draws, which a request may repeat. None if nothing was drawn.
+        item: key of the explored item. None if the page did not explore.
+    """
+
+    bucket: Literal["control", "explore"]
+    seed: int | None
+    item: Key | None
+
+
 class RecommendResponse(Exact):
     """Items, best first.
 
@@ -121,6 +135,7 @@ class RecommendResponse(Exact):
         request: identity of the request, the same in the log of shown items.
         at: timestamp of the request.
         fallbacks: stages that were left out because they were late.
+        explore: what exploration did, of a pipeline that explores.
     """
 
     model: str
@@ -130,6 +145,7 @@ class RecommendResponse(Exact):
     items: list[RecommendedItem]
     unknown: UnknownUser
     fallbacks: list[str]
+    explore: ExploreResponse | msgspec.UnsetType = msgspec.UNSET
 
 
 class UnknownEventKeys(Exact):

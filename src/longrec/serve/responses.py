@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import orjson
 
 from longrec.pipeline.candidates import Candidates
+from longrec.pipeline.explore import Exploration
 from longrec.pipeline.stage import PipelineResult
 from longrec.serve.request_json import Key
 
@@ -88,6 +89,7 @@ class RecommendResponse:
             item["scores"] = {name: value for name, value in scores if value == value}  # without those of other sources
         return orjson.dumps(
             {
+                **_describe_exploration(self.pipeline_result.exploration),
                 "model": self.model,
                 "request": self.request,
                 "user": self.user,
@@ -97,6 +99,12 @@ class RecommendResponse:
                 "fallbacks": self.pipeline_result.fallbacks,
             }
         )
+
+
+def _describe_exploration(exploration: Exploration | None) -> dict[str, Any]:
+    if exploration is None:
+        return {}
+    return {"explore": {"bucket": exploration.bucket, "seed": exploration.seed, "item": exploration.item}}
 
 
 def _list_items(ranked: Candidates) -> list[dict[str, Any]]:
