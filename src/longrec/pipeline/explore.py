@@ -47,7 +47,7 @@ class Exploration:
 
 
 def assign_bucket(user: int | str, control: float, salt: str) -> Bucket:
-    """Return the bucket of a user, the same for ever.
+    """Return the bucket of a user, permanently.
 
     Args:
         control: share of the users in the control bucket. A larger one contains a smaller one.
