@@ -102,7 +102,7 @@ def test_sizes_stay_dynamic_where_masks_run_as_one_batch() -> None:
     def run(x_NH: Tensor, masks: Tensor) -> Tensor:
         return vectorize(lambda mask: torch.cat([x_NH, norm(x_NH * mask)], 1).index_select(1, index).sum(1), masks)
 
-    with kernels.capture(scans=False), torch.no_grad():
+    with kernels.capture(), torch.no_grad():
         graph = make_fx(run, tracing_mode="symbolic", _allow_non_fake_inputs=True)(torch.randn(5, 3), torch.randn(2, 3))
         x, masks = torch.randn(9, 3), torch.randn(2, 3)
         expected = [torch.cat([x, norm(x * mask)], 1)[:, index].sum(1) for mask in masks]

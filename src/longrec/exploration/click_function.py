@@ -60,16 +60,15 @@ class ClickFunction:
         model = self.model
         if isinstance(model, TopRanker) and type(model).interact is TopRanker.interact:
             x_CI = torch.cat(model.read(self.batch, self._replace(self.vectors)), 1)
-            represent, scans = lambda: model.top.hidden(x_CI), True
+            represent = lambda: model.top.hidden(x_CI)  # noqa: E731
         else:
-            represent, scans = lambda: model.interact(self.batch, self._replace(self.vectors)), False
+            represent = lambda: model.interact(self.batch, self._replace(self.vectors))  # noqa: E731
 
         def run(mask_QU: Tensor) -> Tensor:
             return torch.sigmoid(self._run(represent, mask_QU))
 
         if kernels.is_traced():
-            with kernels.capture(scans=scans):
-                return vectorize(run, masks_NQU)
+            return vectorize(run, masks_NQU)
         return torch.stack([run(mask_QU) for mask_QU in masks_NQU])
 
     def gradient(self, vectors_CD: Float[Tensor, "C D"]) -> Float[Tensor, "C D"]:
