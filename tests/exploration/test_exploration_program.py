@@ -57,6 +57,7 @@ def compare(module: ExplorerProgram, run: Callable[[dict[str, Any]], Any], sizes
         ("din", {"direction": "fgm", "uncertainty": "ucb"}),
         ("mmoe", {"direction": "fgm", "masks": "candidate"}),
         ("lr", {"steps": 2, "uncertainty": "ucb", "scope": "all"}),
+        ("dupn", {"direction": "fgm", "uncertainty": "ucb"}),
     ],
 )
 def test_the_graph_of_age_equals_torch_at_other_sizes(ranker: Build, name: str, settings: dict[str, Any]) -> None:
@@ -80,12 +81,6 @@ def test_the_program_of_age_equals_torch(ranker: Build, tmp_path: Path) -> None:
     again = {**tensors, "n.masks": np.ones_like(tensors["n.masks"])}
     probability, score = program.run_outputs(again, program.outputs)
     np.testing.assert_allclose(probability, score, atol=1e-7)  # masks that drop nothing explore nothing
-
-
-@pytest.mark.parametrize("name", ["dien", "dupn"])
-def test_a_recurrence_is_refused_by_name(ranker: Build, name: str) -> None:
-    with pytest.raises(BundleError, match=f"Age over model {name}: it cannot be traced: it reads a history step by"):
-        trace_module(ExplorerProgram(age(ranker(name))).eval())
 
 
 def test_the_noise_of_a_request_and_of_candidates_are_inputs(ranker: Build) -> None:

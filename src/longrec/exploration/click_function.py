@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -60,9 +61,9 @@ class ClickFunction:
         model = self.model
         if isinstance(model, TopRanker) and type(model).interact is TopRanker.interact:
             x_CI = torch.cat(model.read(self.batch, self._replace(self.vectors)), 1)
-            represent = lambda: model.top.hidden(x_CI)  # noqa: E731
+            represent = partial(model.top.hidden, x_CI)
         else:
-            represent = lambda: model.interact(self.batch, self._replace(self.vectors))  # noqa: E731
+            represent = partial(model.interact, self.batch, self._replace(self.vectors))
 
         def run(mask_QU: Tensor) -> Tensor:
             return torch.sigmoid(self._run(represent, mask_QU))

@@ -8,8 +8,8 @@ captured by ``make_fx`` with symbolic sizes, gradients and all, and the captured
 of an explorer compute alike, such as the reading of the history, is in that graph once. Masks run as one batch over the
 layers above the first masked one (``vmap``).
 
-The derivative of a recurrence is a scan in the other direction, which the exporter cannot write. A model whose
-recurrence reads the candidate is refused.
+The derivative of a recurrence is written as a scan in the other direction (``nn/scans.py``). A recurrence that no
+candidate enters needs none, and is in the graph once. Refused are masks on what a recurrence reads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
@@ -116,7 +115,7 @@ class _Captured(nn.Module):
 
 @contextmanager
 def freeze(module: nn.Module) -> Iterator[None]:
-    """Return the context in which no parameter requires a gradient, so that none of a parameter is captured."""
+    """Return the context in which no parameter requires a gradient: recurrences without a candidate then have none."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad = False

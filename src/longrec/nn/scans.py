@@ -111,17 +111,16 @@ class _Scan(torch.autograd.Function):
         keys = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
 
         def body(*now: Tensor) -> list[Tensor]:
-            d, at = list(now[:width]), now[width : -len(own)] if own else now[width:]
+            d, at = list(now[:width]), now[width : len(now) - len(own)]
             for (number, _), g in zip(own, now[len(now) - len(own) :]):
                 d[number] = d[number] + g
             with torch._C._ForceDispatchKeyGuard(*keys), torch.enable_grad():
-                leaves = [x.detach() for x in at]
+                leaves = tuple(x.detach() for x in at)
                 variables = [*leaves[:width], *(leaves[width + number] for number in wanted)]
                 for x in variables:
                     x.requires_grad_()
-                found = torch.autograd.grad(step(tuple(leaves[:width]), tuple(leaves[width:])), variables, d, allow_unused=True)
-            filled = [torch.zeros_like(x) if g is None else g for x, g in zip(variables, found)]
-            return [x.clone() for x in filled]
+                slopes = torch.autograd.grad(step(leaves[:width], leaves[width:]), variables, d, allow_unused=True)
+            return [torch.zeros_like(x) if g is None else g.clone() for x, g in zip(variables, slopes)]
 
         reversed_inputs = tuple(x.flip(0) for x in (*before, *inputs, *(g for _, g in own)))
         outputs = _run(body, ends, reversed_inputs)
