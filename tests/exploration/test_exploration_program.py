@@ -57,6 +57,7 @@ def compare(module: ExplorerProgram, run: Callable[[dict[str, Any]], Any], sizes
         ("din", {"direction": "fgm", "uncertainty": "ucb"}),
         ("mmoe", {"direction": "fgm", "masks": "candidate"}),
         ("lr", {"steps": 2, "uncertainty": "ucb", "scope": "all"}),
+        ("dupn", {"direction": "fgm", "uncertainty": "ucb"}),
     ],
 )
 def test_the_graph_of_age_equals_torch_at_other_sizes(ranker: Build, name: str, settings: dict[str, Any]) -> None:
@@ -82,12 +83,6 @@ def test_the_program_of_age_equals_torch(ranker: Build, tmp_path: Path) -> None:
     np.testing.assert_allclose(probability, score, atol=1e-7)  # masks that drop nothing explore nothing
 
 
-@pytest.mark.parametrize("name", ["dien", "dupn"])
-def test_a_recurrence_is_refused_by_name(ranker: Build, name: str) -> None:
-    with pytest.raises(BundleError, match=f"Age over model {name}: it cannot be traced: it reads a history step by"):
-        trace_module(ExplorerProgram(age(ranker(name))).eval())
-
-
 def test_the_noise_of_a_request_and_of_candidates_are_inputs(ranker: Build) -> None:
     one, each = (ExplorerProgram(age(ranker("din"), masks=masks)) for masks in ("request", "candidate"))
     assert [(entry.name, entry.group, entry.shape) for entry in one.inputs[-1:]] == [("n.masks", "user", [1, 8])]
@@ -102,7 +97,7 @@ def test_sizes_stay_dynamic_where_masks_run_as_one_batch() -> None:
     def run(x_NH: Tensor, masks: Tensor) -> Tensor:
         return vectorize(lambda mask: torch.cat([x_NH, norm(x_NH * mask)], 1).index_select(1, index).sum(1), masks)
 
-    with kernels.capture(scans=False), torch.no_grad():
+    with kernels.capture(), torch.no_grad():
         graph = make_fx(run, tracing_mode="symbolic", _allow_non_fake_inputs=True)(torch.randn(5, 3), torch.randn(2, 3))
         x, masks = torch.randn(9, 3), torch.randn(2, 3)
         expected = [torch.cat([x, norm(x * mask)], 1)[:, index].sum(1) for mask in masks]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -60,16 +61,15 @@ class ClickFunction:
         model = self.model
         if isinstance(model, TopRanker) and type(model).interact is TopRanker.interact:
             x_CI = torch.cat(model.read(self.batch, self._replace(self.vectors)), 1)
-            represent, scans = lambda: model.top.hidden(x_CI), True
+            represent = partial(model.top.hidden, x_CI)
         else:
-            represent, scans = lambda: model.interact(self.batch, self._replace(self.vectors)), False
+            represent = partial(model.interact, self.batch, self._replace(self.vectors))
 
         def run(mask_QU: Tensor) -> Tensor:
             return torch.sigmoid(self._run(represent, mask_QU))
 
         if kernels.is_traced():
-            with kernels.capture(scans=scans):
-                return vectorize(run, masks_NQU)
+            return vectorize(run, masks_NQU)
         return torch.stack([run(mask_QU) for mask_QU in masks_NQU])
 
     def gradient(self, vectors_CD: Float[Tensor, "C D"]) -> Float[Tensor, "C D"]:

@@ -8,21 +8,22 @@ captured by ``make_fx`` with symbolic sizes, gradients and all, and the captured
 of an explorer compute alike, such as the reading of the history, is in that graph once. Masks run as one batch over the
 layers above the first masked one (``vmap``).
 
-The derivative of a recurrence is a scan in the other direction, which the exporter cannot write. A model whose
-recurrence reads the candidate is refused.
+The derivative of a recurrence is written as a scan in the other direction (``nn/scans.py``). A recurrence that no
+candidate enters needs none, and is in the graph once. Refused are masks on what a recurrence reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from longrec.exploration.explorer import Explorer
 from longrec.exploration.noise import draw_noise
+from longrec.exporting.captured_graph import merge_equal_nodes
 from longrec.exporting.inputs import Input, list_inputs, make_random_tensors
 from longrec.exporting.program import ProgramModule, build_shared_batch
 from longrec.models.core.registry import name_of
@@ -77,19 +78,18 @@ class ExplorerProgram(ProgramModule):
         return scores.probability, scores.score
 
     def capture(self, arguments: Sequence[Tensor]) -> nn.Module:
-        """Return what the exporter traces: the explorer, or its graph with gradients.
+        """Return what the exporter traces: the graph of the explorer, with its gradients.
 
         Raises:
-            NotImplementedError: if the explorer needs the gradient of a recurrence.
+            NotImplementedError: if masks change what a recurrence reads.
             RuntimeError: if an operator of the model fixes a size that differs between requests.
         """
-        if not self.model.differentiates:
-            return _Vectorized(self).eval()
         from torch.fx.experimental import _config as symbolic_config
         from torch.fx.experimental.proxy_tensor import make_fx
 
         # Without it, sizes that are equal in the example would be one size for ever.
-        with kernels.capture(scans=False), cast(Any, symbolic_config).patch(use_duck_shape=False):
+        sizes = cast(Any, symbolic_config).patch(use_duck_shape=False)
+        with kernels.capture(), sizes, freeze(self):
             graph = make_fx(self, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*arguments)
         self._check_sizes(graph)
         return _Captured(merge_equal_nodes(graph)).eval()
@@ -100,18 +100,6 @@ class ExplorerProgram(ProgramModule):
             for size, example in zip(entry.shape, node.meta["val"].shape, strict=True):
                 if size == -1 and (isinstance(example, int) or example.node.maybe_as_int() is not None):
                     raise RuntimeError(f"an operator fixes the size of {entry.name} at {example}")
-
-
-class _Vectorized(nn.Module):
-    """A program without gradients, captured with operators that run over a further dimension."""
-
-    def __init__(self, program: ProgramModule) -> None:
-        super().__init__()
-        self.program = program
-
-    def forward(self, *tensors: Tensor) -> Any:
-        with kernels.capture(scans=True):
-            return self.program(*tensors)
 
 
 class _Captured(nn.Module):
@@ -125,23 +113,14 @@ class _Captured(nn.Module):
         return self.captured(*tensors)
 
 
-def merge_equal_nodes(module: fx.GraphModule) -> fx.GraphModule:
-    """Return a graph in which equal operators of equal inputs are one node.
-
-    The forward pass of a gradient is then that of the plain score.
-    """
-    from torch.fx.passes.dialect.common.cse_pass import CSEPass
-
-    first: dict[Any, fx.Node] = {}
-    for node in list(module.graph.nodes):
-        if node.op == "get_attr" and first.setdefault(node.target, node) is not node:
-            node.replace_all_uses_with(first[node.target])
-            module.graph.erase_node(node)
-        elif node.target is torch.ops.aten.detach.default:  # it changes no value
-            node.replace_all_uses_with(node.args[0])
-            module.graph.erase_node(node)
-    result = CSEPass()(module)
-    merged = module if result is None else result.graph_module
-    merged.graph.eliminate_dead_code()
-    merged.recompile()
-    return merged
+@contextmanager
+def freeze(module: nn.Module) -> Iterator[None]:
+    """Return the context in which no parameter requires a gradient: recurrences without a candidate then have none."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad = False
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad = True

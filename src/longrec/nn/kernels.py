@@ -19,32 +19,26 @@ from torch import Tensor
 Kernel = Literal["traced", "plain", "cpu", "cuda"]
 
 
-_captured: ContextVar[Literal["no", "scans", "no scans"]] = ContextVar("captured", default="no")
+_captured: ContextVar[bool] = ContextVar("captured", default=False)
 
 
 def is_traced() -> bool:
     """Return True while torch captures a program."""
-    return torch.compiler.is_compiling() or _captured.get() != "no"
+    return torch.compiler.is_compiling() or _captured.get()
 
 
 def is_vectorized() -> bool:
-    """Return True while a capture runs functions over a further dimension (``vmap``), which not all operators allow."""
-    return _captured.get() != "no"
+    """Return True while a capture takes gradients and runs functions over a further dimension (``vmap``).
 
-
-def allows_scans() -> bool:
-    """Return False while a capture takes gradients or runs over a further dimension, which no scan allows."""
-    return _captured.get() != "no scans"
+    Not all operators allow these.
+    """
+    return _captured.get()
 
 
 @contextmanager
-def capture(*, scans: bool) -> Iterator[None]:
-    """Return the context of a capture that takes gradients or runs functions over a further dimension.
-
-    Args:
-        scans: a recurrence may be captured, because neither reaches it.
-    """
-    before = _captured.set("scans" if scans else "no scans")
+def capture() -> Iterator[None]:
+    """Return the context of a capture that takes gradients or runs functions over a further dimension."""
+    before = _captured.set(True)
     try:
         yield
     finally:

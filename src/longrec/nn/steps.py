@@ -17,9 +17,8 @@ from torch._higher_order_ops.scan import scan
 
 from longrec.nn import kernels
 from longrec.nn.host_plans import expand_rows, invert, put
+from longrec.nn.scans import State, scan_states
 from longrec.nn.segments import Segments
-
-State = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -106,17 +105,16 @@ def run_steps(
         moves_T: bool: steps that update the state. The others leave it unchanged.
 
     Raises:
-        NotImplementedError: if a capture takes the gradient, or runs over a further dimension.
+        NotImplementedError: if a capture runs over a further dimension that an input has.
     """
-    if not kernels.allows_scans():
-        raise NotImplementedError(
-            "it reads a history step by step where a program takes gradients, or runs once per mask"
-        )
     if kernels.is_traced():
 
-        def masked_step(state: State, at: tuple[Tensor, ...]) -> tuple[State, Tensor]:
+        def masked_step(state: State, at: tuple[Tensor, ...]) -> State:
             *step_inputs, real = at
-            state = tuple(old + real * (new - old) for old, new in zip(state, step(state, *step_inputs)))
+            return tuple(old + real * (new - old) for old, new in zip(state, step(state, *step_inputs)))
+
+        def emitting_step(state: State, at: tuple[Tensor, ...]) -> tuple[State, Tensor]:
+            state = masked_step(state, at)
             return state, state[0].clone()
 
         # A step without an update comes first, because programs cannot scan an empty history.
@@ -125,7 +123,10 @@ def run_steps(
         real_T = torch.cat([first, rest if moves_T is None else moves_T.to(rest.dtype)])
         # As wide as a state: if T is dynamic, the exporter treats all sizes of 1 as one dynamic size.
         real_T1H = real_T.view(-1, 1, 1).expand(-1, 1, start[0].shape[1])
-        state, states_TBH = scan(masked_step, start, (*inputs, real_T1H))
+        if kernels.is_vectorized():
+            (last, *_), (states_TBH, *_) = scan_states(masked_step, start, (*inputs, real_T1H))
+            return last, states_TBH[1:]
+        state, states_TBH = scan(emitting_step, start, (*inputs, real_T1H))
         return state[0], states_TBH[1:]
     state, states = start, []
     for *step_inputs, moves in zip(*inputs, [True] * len(inputs[0]) if moves_T is None else moves_T.tolist()):
