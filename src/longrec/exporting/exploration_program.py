@@ -92,7 +92,7 @@ class ExplorerProgram(ProgramModule):
         # Without it, sizes that are equal in the example would be one size for ever.
         sizes = cast(Any, symbolic_config).patch(use_duck_shape=False)
         # The exporter neither writes these nor takes them apart, because torch has a second formula of them.
-        formulas = get_decompositions([torch.ops.aten.silu_backward, torch.ops.aten.mish_backward])
+        formulas = cast(Any, get_decompositions([torch.ops.aten.silu_backward, torch.ops.aten.mish_backward]))
         with kernels.capture(), sizes, freeze(self):
             graph = make_fx(self, formulas, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*arguments)
         self._check_sizes(graph)
