@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
@@ -84,13 +85,16 @@ class ExplorerProgram(ProgramModule):
             NotImplementedError: if masks change what a recurrence reads.
             RuntimeError: if an operator of the model fixes a size that differs between requests.
         """
+        from torch._decomp import get_decompositions
         from torch.fx.experimental import _config as symbolic_config
         from torch.fx.experimental.proxy_tensor import make_fx
 
         # Without it, sizes that are equal in the example would be one size for ever.
         sizes = cast(Any, symbolic_config).patch(use_duck_shape=False)
+        # The exporter neither writes these nor takes them apart, because torch has a second formula of them.
+        formulas = cast(Any, get_decompositions([torch.ops.aten.silu_backward, torch.ops.aten.mish_backward]))
         with kernels.capture(), sizes, freeze(self):
-            graph = make_fx(self, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*arguments)
+            graph = make_fx(self, formulas, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*arguments)
         self._check_sizes(graph)
         return _Captured(merge_equal_nodes(graph)).eval()
 
