@@ -90,7 +90,9 @@ class Explorer(nn.Module):
         drawn = draw_noise(self.noise, seed, batch.layout.candidates, batch.layout.requests)
         device = next(self.model.parameters()).device
         with torch.inference_mode(False):
-            return self(batch, {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in drawn.items()})
+            return self(
+                batch, {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in drawn.items()}
+            )
 
     def read(self, batch: Batch, scope: Scope = "item") -> ClickFunction:
         """Return the logit of the explored task as a function of the candidates' embeddings and of masks."""
