@@ -1,8 +1,9 @@
 """Environments with a known click probability, for ``exploration_simulation.py``.
 
-    drifting   synthetic: items come and go, the tastes of groups of users drift
-    kuairand   the click model of ``exploration_click_model.py`` is the truth: users, pages and candidates are those of
-               rows of the real log, in the order of time
+    drifting        synthetic: items come and go, the tastes of groups of users drift
+    drifting, rare  the same, but a few items are far better than all others, so that finding them pays
+    kuairand        the click model of ``exploration_click_model.py`` is the truth: users, pages and candidates are
+                    those of rows of the real log, in the order of time
 
 All policies of a seed get the same requests, candidates and uniform numbers. A shown item is clicked if the number of
 the request is below its true probability.
@@ -33,6 +34,9 @@ ALIVE, LIFE, ROUND = 200, 40, 1_000
 """Of ``drifting``: items alive at a time, rounds that an item lives, and requests of a round."""
 MEMORY = 0.97
 """Correlation of the tastes of two rounds that follow each other."""
+RARE, GAIN = 0.08, 2.5
+"""Of ``drifting, rare``: share of the items that are better, and how much, as a logit."""
+CANDIDATES = {"drifting": 10, "drifting, rare": 20, "kuairand": 10}
 NEARBY = 1_500
 """Of ``kuairand``: candidates are the videos of rows at most so far from the row of the request."""
 REQUEST_FIELDS, ITEM_FIELDS = ("active", "category_1", "tab"), ("video", "tag", "duration", "upload")
@@ -97,11 +101,14 @@ class Environment:
         return replace(self, truth=np.full_like(self.truth, 0.5))
 
 
-def draw_drifting(seed: int, served: int, held_out: int, candidates: int) -> Environment:
+def draw_drifting(seed: int, served: int, held_out: int, candidates: int, rare: bool = False) -> Environment:
     """Draw the synthetic environment.
 
-    logit = -2.2 + segment + quality + taste of the group at this round . vector of the item. The vector is that of the
+    logit = base + segment + quality + taste of the group at this round . vector of the item. The vector is that of the
     category plus one of the item's own, so that a new item is like its category but for what only its clicks tell.
+
+    Args:
+        rare: most qualities are about equal, and a few are ``GAIN`` higher. Else they are normal.
     """
     random = np.random.default_rng([seed, 1])
     total = served + held_out
@@ -110,7 +117,10 @@ def draw_drifting(seed: int, served: int, held_out: int, candidates: int) -> Env
     items = len(born)
     category = random.integers(0, CATEGORIES, items)
     vector_ID = random.normal(0, 0.7, (CATEGORIES, WIDTH))[category] + random.normal(0, 0.5, (items, WIDTH))
-    quality_I = random.normal(0, 0.8, items)
+    if rare:
+        quality_I = np.where(random.random(items) < RARE, GAIN, 0.0) + random.normal(0, 0.3, items)
+    else:
+        quality_I = random.normal(0, 0.8, items)
     taste = random.normal(0, 0.6, (GROUPS, WIDTH))
     group, segment = random.integers(0, GROUPS, total), random.integers(0, SEGMENTS, total)
     base_G = np.linspace(-0.5, 0.5, SEGMENTS)
@@ -124,7 +134,7 @@ def draw_drifting(seed: int, served: int, held_out: int, candidates: int) -> Env
         order = np.argpartition(random.random((rows.stop - start, len(alive))), candidates, axis=1)[:, :candidates]
         chosen[rows] = alive[order]
         affinity = np.einsum("rd,rkd->rk", taste[group[rows]], vector_ID[chosen[rows]])
-        logit = -2.2 + base_G[segment[rows], None] + quality_I[chosen[rows]] + affinity
+        logit = (-3.0 if rare else -2.2) + base_G[segment[rows], None] + quality_I[chosen[rows]] + affinity
         truth[rows] = 1 / (1 + np.exp(-logit))
     fields = Fields(
         (
@@ -180,9 +190,9 @@ def draw_kuairand(model: ClickModel, seed: int, served: int, held_out: int, cand
     return Environment(fields, requests, items, chosen, truth, chance, served)
 
 
-def draw(name: str, seed: int, served: int, held_out: int, candidates: int, data: Path | None) -> Environment:
+def draw(name: str, seed: int, served: int, held_out: int, data: Path | None) -> Environment:
     """Draw the environment of this name and seed."""
-    if name == "drifting":
-        return draw_drifting(seed, served, held_out, candidates)
+    if name != "kuairand":
+        return draw_drifting(seed, served, held_out, CANDIDATES[name], rare=name == "drifting, rare")
     assert data is not None, "kuairand needs --data"
-    return draw_kuairand(ClickModel.open(data), seed, served, held_out, candidates)
+    return draw_kuairand(ClickModel.open(data), seed, served, held_out, CANDIDATES[name])

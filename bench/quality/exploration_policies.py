@@ -2,7 +2,8 @@
 
 A policy scores the candidates of a round of requests, shows the one with the largest score, sees its click, and takes
 the training steps of the round on these impressions alone. All nets are ``fnn`` with ReLU layers of 64 and 32 units,
-embeddings of 8 numbers, one optimizer and the same steps. They start untrained.
+embeddings of 8 numbers, one optimizer and the same steps. They start untrained. ``count bonus`` is no explorer of this
+project. It adds c / sqrt(1 + impressions of the item) to the prediction, and so shows what knowing the counts is worth.
 
 Shapes: R requests of a round, K candidates of each, S impressions of a training step.
 """
@@ -74,6 +75,7 @@ POLICIES: dict[str, Policy] = {
     "ucb": Policy("ucb", MASKS, (0.3, 1.0, 3.0)),
     "gradient-ts": Policy("gradient", {"uncertainty": "thompson"}, (0.01, 0.03, 0.1)),
     "gradient-ucb": Policy("gradient", {"uncertainty": "ucb"}, (0.03, 0.1, 0.3)),
+    "count bonus": Policy("count", {}, (0.1, 0.3, 1.0)),
     "ensemble-ts": Policy("ensemble", {"uncertainty": "thompson"}, (0.5, 1.0, 2.0), members=MEMBERS),
 }
 
@@ -93,6 +95,8 @@ class Learner:
         ]
         self.optimizers = [build_optimizers(net, FIT) for net in self.nets]
         self.gate: Gate | None = None
+        self.bonus = (strength or 0.0) if policy.kind == "count" else 0.0
+        self.counts = np.zeros(environment.candidates.max() + 1)
         self.explorer = self._build_explorer({} if strength is None else {policy.key: strength})
         self.plain = self.explorer if policy.kind == "ensemble" else EpsilonGreedy(self.nets[0], _settings_of_greedy())
 
@@ -100,6 +104,7 @@ class Learner:
         settings, net = {**self.policy.settings, **strength}, self.nets[0]
         builders: dict[str, Callable[[], Explorer]] = {
             "epsilon": lambda: EpsilonGreedy(net, EpsilonGreedySettings(**settings)),
+            "count": lambda: EpsilonGreedy(net, _settings_of_greedy()),
             "ucb": lambda: UCB(net, UCBSettings(**settings)),
             "thompson": lambda: Thompson(net, ThompsonSettings(**settings)),
             "gradient": lambda: WeightGradient(net, GradientSettings(**settings)),
@@ -127,7 +132,10 @@ class Learner:
         if self.policy.kind is None:
             random = np.random.default_rng([self.seed, rows.start, 3])
             return random.integers(0, candidates.shape[1], len(candidates))
-        chosen: Ints = self.score(rows).score.numpy().reshape(candidates.shape).argmax(1)
+        scores = self.score(rows).score.numpy().reshape(candidates.shape)
+        if self.bonus:
+            scores = scores + self.bonus / np.sqrt(1 + self.counts[candidates])
+        chosen: Ints = scores.argmax(1)
         return chosen
 
     def predict(self, rows: slice) -> Floats:
@@ -141,6 +149,7 @@ class Learner:
 
         The members of an ensemble weigh impressions by their own Poisson numbers (the online bootstrap).
         """
+        np.add.at(self.counts, self.environment.candidates[rows, shown], 1)
         for number, net in enumerate(self.nets):
             random = np.random.default_rng([self.seed, int(rows[0]), 4, number])
             for step in np.array_split(random.permutation(len(rows)), STEPS):

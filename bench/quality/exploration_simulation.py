@@ -1,6 +1,6 @@
 """Regret of the explorers where the click probability is known: AGE, Thompson sampling, upper bounds and others.
 
-    python bench/quality/exploration_simulation.py --data KUAIRAND_FOLDER [--environments drifting kuairand]
+    python bench/quality/exploration_simulation.py --data KUAIRAND_FOLDER [--environments drifting kuairand ...]
         [--policies thompson age-ts ...] [--seeds 10]
     python bench/quality/exploration_simulation.py --data KUAIRAND_FOLDER --table [FILE]
 
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from exploration_environments import ROUND, Environment, Ints, draw
+from exploration_environments import CANDIDATES, ROUND, Environment, Ints, draw
 from exploration_policies import POLICIES, Learner, replay, serve
 from exploration_report import write_tables
 from numpy.typing import NDArray
@@ -39,12 +39,15 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 import machine
 
 WORK = machine.CACHE / "work" / "exploration"
-SERVED, HELD_OUT, CANDIDATES = 100_000, 5_000, 10
+SERVED, HELD_OUT = 100_000, 5_000
 TUNING_SEED, TUNING_SERVED = 100, 40_000
 NEW = 30
 FIRST = ("greedy", "random", "epsilon-greedy", "thompson", "age-ts")
 """Policies that run first for all seeds. They decide the question of the study."""
-ORDER = (*FIRST, *(name for name in POLICIES if name not in FIRST))
+LAST = ("ensemble-ts", "age-ts, no gate")
+"""Policies that run last, because they cost the most or answer another question."""
+GROUPS = (FIRST, tuple(name for name in POLICIES if name not in FIRST + LAST), LAST)
+ORDER = tuple(name for group in GROUPS for name in group)
 
 
 def count_new(environment: Environment, shown: Ints) -> float:
@@ -115,13 +118,14 @@ class Study:
         """Return the environment of a seed. The last one is kept in memory."""
         key = name, seed, served
         if key not in self._environments:
-            self._environments = {key: draw(name, seed, served, HELD_OUT, CANDIDATES, self.data)}
+            self._environments = {key: draw(name, seed, served, HELD_OUT, self.data)}
         return self._environments[key]
 
     def find(self, environment: str, policy: str, strength: float | None, seed: int, served: int) -> Path:
         """Return the file of a run, without its suffix."""
-        text = "" if strength is None else f"={strength:g}"
-        return self.work / environment / f"{served}" / f"{policy.replace(', ', '-').replace(' ', '-')}{text}_{seed}"
+        value = "" if strength is None else f"={strength:g}"
+        folder, name = (text.replace(", ", "-").replace(" ", "-") for text in (environment, policy))
+        return self.work / folder / f"{served}" / f"{name}{value}_{seed}"
 
     def finish(self, environment: str, policy: str, strength: float | None, seed: int, served: int) -> dict[str, Any]:
         """Return the figures of a run, which runs unless it is finished."""
@@ -162,10 +166,10 @@ class Study:
 
 
 def run_study(study: Study, environments: list[str], policies: list[str], seeds: int) -> None:
-    """Tune, then run the deciding policies of all environments, then the others, seed by seed."""
+    """Tune and run group by group, each seed by seed."""
     began = time.monotonic()
-    for group in (set(FIRST), set(ORDER) - set(FIRST)):
-        own = [name for name in ORDER if name in group and name in policies]
+    for group in GROUPS:
+        own = [name for name in group if name in policies]
         strengths = {(e, name): study.choose_strength(e, name) for e in environments for name in own}
         jobs = [(e, name, seed) for seed in range(seeds) for e in environments for name in own]
         for number, (environment, name, seed) in enumerate(jobs):
@@ -178,7 +182,7 @@ def main() -> None:
     """Run what is left, or write the table of the finished runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of KuaiRand-Pure, 14 days")
-    parser.add_argument("--environments", nargs="*", default=["drifting", "kuairand"])
+    parser.add_argument("--environments", nargs="*", default=list(CANDIDATES), choices=CANDIDATES)
     parser.add_argument("--policies", nargs="*", default=list(ORDER), choices=ORDER)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--served", type=int, default=SERVED, help="requests that each policy serves")

@@ -82,13 +82,21 @@ def test_choices_depend_on_clicks_of_shown_items_in_earlier_rounds_alone(environ
     assert (changed[100:] != shown[100:]).any()
 
 
-def test_requests_candidates_and_clicks_are_those_of_the_seed(environment: Environment) -> None:
-    again, other = (draw_drifting(seed, SERVED, HELD, CANDIDATES) for seed in (SEED, SEED + 1))
+@pytest.mark.parametrize("rare", [False, True])
+def test_requests_candidates_and_clicks_are_those_of_the_seed(rare: bool) -> None:
+    environment, again, other = (draw_drifting(seed, SERVED, HELD, CANDIDATES, rare) for seed in (SEED, SEED, SEED + 1))
     for key in ("candidates", "truth", "chance"):
         assert (getattr(again, key) == getattr(environment, key)).all()
         assert (getattr(other, key) != getattr(environment, key)).any()
     ordered = np.sort(environment.candidates, 1)
     assert (ordered[:, 1:] != ordered[:, :-1]).all()
+
+
+def test_a_count_bonus_explores_what_was_shown_least(environment: Environment) -> None:
+    learner = build(environment, "count bonus")
+    learner.bonus, first = 1e6, environment.candidates[:, 0]
+    learner.counts[np.setdiff1d(environment.candidates, first[0])] = 9
+    assert learner.choose(slice(0, 1)).tolist() == [0]
 
 
 def test_items_are_new_until_they_were_shown_often_enough(monkeypatch: pytest.MonkeyPatch) -> None:
