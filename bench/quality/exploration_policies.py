@@ -55,6 +55,7 @@ class Policy:
         strengths: settings that are tried on the tuning seed.
         key: setting that is the strength.
         members: nets.
+        shift: added to the seed of its weights and its noise.
     """
 
     kind: str | None
@@ -62,11 +63,13 @@ class Policy:
     strengths: tuple[float, ...] = ()
     key: str = "strength"
     members: int = 1
+    shift: int = 0
 
 
 POLICIES: dict[str, Policy] = {
     "random": Policy(None, {}),
     "greedy": Policy("epsilon", {"epsilon": 0.0}),
+    "greedy, again": Policy("epsilon", {"epsilon": 0.0}, shift=500),
     "epsilon-greedy": Policy("epsilon", {}, (0.01, 0.03, 0.1), "epsilon"),
     "thompson": Policy("thompson", MASKS, (0.3, 1.0, 3.0)),
     "age-ts": Policy("age", {**AGE, "uncertainty": "thompson"}, (0.3, 3.0, 30.0)),
@@ -88,9 +91,11 @@ class Learner:
     """
 
     def __init__(self, environment: Environment, policy: Policy, strength: float | None, seed: int) -> None:
-        self.environment, self.policy, self.seed = environment, policy, seed
+        self.environment, self.policy, self.seed = environment, policy, seed + policy.shift
         self.nets: list[Ranker] = [
-            FNN(environment.fields, embedding_dim=8, mlp=(64, 32), activation="relu", seed=1_000 * seed + number).eval()
+            FNN(
+                environment.fields, embedding_dim=8, mlp=(64, 32), activation="relu", seed=1_000 * self.seed + number
+            ).eval()
             for number in range(policy.members)
         ]
         self.optimizers = [build_optimizers(net, FIT) for net in self.nets]

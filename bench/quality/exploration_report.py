@@ -49,11 +49,10 @@ def show(interval: tuple[float, float, float], sign: str = "") -> str:
     return f"{mean:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
 
 
-def subtract(runs: Runs, policy: str, other: str, key: str = "regret", other_key: str = "") -> NDArray[np.float64]:
+def subtract(runs: Runs, policy: str, other: str, key: str = "regret") -> NDArray[np.float64]:
     """Return a figure of one policy less that of another one, by the seeds that both finished."""
-    own, theirs = ({one["seed"]: one for one in runs[name]} for name in (policy, other))
-    both = sorted(own.keys() & theirs.keys())
-    return np.array([own[seed][key] - theirs[seed][other_key or key] for seed in both if key in own[seed]])
+    own, theirs = ({one["seed"]: one[key] for one in runs.get(name, ()) if key in one} for name in (policy, other))
+    return np.array([own[seed] - theirs[seed] for seed in sorted(own.keys() & theirs.keys())])
 
 
 def write_table(runs: Runs) -> str:
@@ -65,10 +64,10 @@ def write_table(runs: Runs) -> str:
         mean = {key: float(np.mean([one[key] for one in own])) for key in ("new", "auc", "pcoc", "cpu")}
         quarters = np.mean([one["quarters"] for one in own], 0)
         pairs = [
-            "" if policy == other or not runs[other] else show(find_interval(subtract(runs, policy, other)), "+")
+            "" if policy == other or not runs.get(other) else show(find_interval(subtract(runs, policy, other)), "+")
             for other in ("greedy", "thompson")
         ]
-        gain = subtract(runs, policy, "greedy", "bucket_greedy_value", "greedy_value")
+        gain = subtract(runs, policy, "greedy, again", "bucket_greedy_value")
         rows.append(
             [
                 policy,
@@ -81,7 +80,7 @@ def write_table(runs: Runs) -> str:
                 f"{100 * mean['new']:.1f}",
                 f"{mean['auc']:.3f}",
                 f"{mean['pcoc']:.3f}",
-                show(find_interval(gain), "+") if len(gain) else "",
+                show(find_interval(gain), "+") if len(gain) and gain.any() else "",
                 f"{mean['cpu']:.1f}",
             ]
         )

@@ -13,8 +13,8 @@ finished run is not repeated. Reported per policy, over seeds:
 - AUC and predicted over true clicks of the final net, on every candidate of requests after the served ones, which are
   drawn without any policy;
 - fair buckets: net B learns from the even requests of the greedy policy and the odd ones of this policy, net A from the
-  even and odd ones of the greedy policy. Neither explores. Reported is the true probability of what B shows on the
-  requests after the served ones, less that of what A shows.
+  same even ones and the odd ones of a second greedy policy, whose net started from other weights. Neither explores.
+  Reported is the true probability of what B shows on the requests after the served ones, less that of what A shows.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ WORK = machine.CACHE / "work" / "exploration"
 SERVED, HELD_OUT = 100_000, 5_000
 TUNING_SEED, TUNING_SERVED = 100, 40_000
 NEW = 30
-FIRST = ("greedy", "random", "epsilon-greedy", "thompson", "age-ts")
+FIRST = ("greedy", "greedy, again", "random", "epsilon-greedy", "thompson", "age-ts")
 """Policies that run first for all seeds. They decide the question of the study."""
 LAST = ("ensemble-ts", "age-ts, no gate")
 """Policies that run last, because they cost the most or answer another question."""
