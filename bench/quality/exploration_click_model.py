@@ -112,7 +112,7 @@ class ClickModel:
             for rows in np.array_split(random.permutation(np.flatnonzero(~held)), (~held).sum() // 512):
                 for optimizer in optimizers.values():
                     optimizer.zero_grad(set_to_none=True)
-                self.net.loss(self._batch(self.log, rows)).backward()  # type: ignore[no-untyped-call]
+                self.net.loss(self._batch(self.log, rows)).backward()
                 for optimizer in optimizers.values():
                     optimizer.step()
         self.net.eval()
@@ -124,10 +124,10 @@ class ClickModel:
         def evaluate() -> torch.Tensor:
             search.zero_grad()
             loss = torch.nn.functional.binary_cross_entropy_with_logits(scale[0] * z + scale[1], y.double())
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             return loss
 
-        search.step(evaluate)  # type: ignore[arg-type, no-untyped-call]
+        search.step(evaluate)
         self.platt = float(scale.detach()[0]), float(scale.detach()[1])
         rows = np.arange(len(self.later["label"]))
         p, label = self._calibrate(self._logit(self.later, rows)), self.later["label"]

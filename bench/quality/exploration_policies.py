@@ -165,13 +165,13 @@ class Learner:
                 self._step(net, self.optimizers[number], batch)
                 if self.gate is not None:
                     self.gate_optimizer.zero_grad(set_to_none=True)
-                    self.gate.loss(net, batch).backward()  # type: ignore[no-untyped-call]
+                    self.gate.loss(net, batch).backward()
                     self.gate_optimizer.step()
 
     def _step(self, net: Ranker, optimizers: dict[str, torch.optim.Optimizer], batch: Batch) -> None:
         for optimizer in optimizers.values():
             optimizer.zero_grad(set_to_none=True)
-        net.loss(batch).backward()  # type: ignore[no-untyped-call]
+        net.loss(batch).backward()
         for optimizer in optimizers.values():
             optimizer.step()
 

@@ -28,6 +28,7 @@ HEAD = [
     "less Thompson",
     "first quarter",
     "last quarter",
+    "last quarter less greedy",
     "new, %",
     "AUC",
     "PCOC",
@@ -67,6 +68,9 @@ def write_table(runs: Runs) -> str:
             "" if policy == other or not runs.get(other) else show(find_interval(subtract(runs, policy, other)), "+")
             for other in ("greedy", "thompson")
         ]
+        late = [{**one, "late": one["quarters"][-1]} for one in own]
+        base = [{**one, "late": one["quarters"][-1]} for one in runs.get("greedy", ())]
+        later = subtract({policy: late, "greedy": base}, policy, "greedy", "late")
         gain = subtract(runs, policy, "greedy, again", "bucket_greedy_value")
         rows.append(
             [
@@ -77,6 +81,7 @@ def write_table(runs: Runs) -> str:
                 *pairs,
                 f"{100 * quarters[0]:.2f}",
                 f"{100 * quarters[-1]:.2f}",
+                show(find_interval(later), "+") if len(later) and policy != "greedy" else "",
                 f"{100 * mean['new']:.1f}",
                 f"{mean['auc']:.3f}",
                 f"{mean['pcoc']:.3f}",
