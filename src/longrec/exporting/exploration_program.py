@@ -25,13 +25,11 @@ from torch import Tensor, fx, nn
 from longrec.exploration.explorer import Explorer
 from longrec.exploration.noise import draw_noise
 from longrec.exporting.captured_graph import merge_equal_nodes
-from longrec.exporting.inputs import Input, list_inputs, make_random_tensors
+from longrec.exporting.inputs import NOISE, Input, list_inputs, make_random_tensors
 from longrec.exporting.program import ProgramModule, build_shared_batch
 from longrec.models.core.registry import name_of
 from longrec.nn import kernels
 
-NOISE = "n."
-"""Prefix of the names of the inputs with noise."""
 PROBABILITY_OUTPUT, EXPLORATION_OUTPUT = "probability", "exploration"
 """Outputs: float32 ``[C]`` each. The first one for billing, calibration and records, the second one to rank by."""
 

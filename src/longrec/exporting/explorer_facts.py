@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from numpy.typing import NDArray
 
 from longrec.exploration.noise import Noise, draw_noise
+from longrec.exporting.inputs import NOISE
 
 if TYPE_CHECKING:
     from longrec.exploration.explorer import Explorer
-
-NOISE_INPUT = "n."
-"""Prefix of the names of the inputs with noise, the same as in ``exploration_program.py``, which needs torch."""
-
-
-class NoiseFacts(msgspec.Struct, frozen=True):
-    """One array of noise that the program reads, see ``exploration/noise.py``."""
-
-    name: str
-    per: Literal["request", "candidate"]
-    width: int
-    kind: Literal["uniform", "normal", "mask"]
-    rate: float = 0.0
 
 
 class ExplorerFacts(msgspec.Struct, frozen=True):
@@ -39,12 +27,12 @@ class ExplorerFacts(msgspec.Struct, frozen=True):
     name: str
     task: str
     settings: dict[str, Any]
-    noise: list[NoiseFacts]
+    noise: list[Noise]
 
     def draw(self, seed: int, candidates: int) -> dict[str, NDArray[Any]]:
         """Return the noise inputs of a request: ``[1, W]`` or ``[C, W]`` each, by the name of the input."""
-        drawn = draw_noise((Noise(**msgspec.structs.asdict(one)) for one in self.noise), seed, candidates)
-        return {f"{NOISE_INPUT}{name}": array for name, array in drawn.items()}
+        drawn = draw_noise(self.noise, seed, candidates)
+        return {f"{NOISE}{name}": array for name, array in drawn.items()}
 
 
 def describe_explorer(explorer: Explorer) -> ExplorerFacts:
@@ -55,7 +43,7 @@ def describe_explorer(explorer: Explorer) -> ExplorerFacts:
         name=name_explorer(explorer),
         task=explorer.settings.task,
         settings=explorer.settings.model_dump(mode="json"),
-        noise=[NoiseFacts(one.name, one.per, one.width, one.kind, one.rate) for one in explorer.noise],
+        noise=list(explorer.noise),
     )
 
 

@@ -23,6 +23,8 @@ SCORE, ENCODE, USERS_PROGRAM, ITEMS_PROGRAM = "score", "encode", "users", "items
 """Names of programs, see ``exporting/programs.py``."""
 EXPLORE = "explore"
 """Name of the program of an explorer, whose outputs are the plain probability and the exploration score."""
+NOISE = "n."
+"""Prefix of the inputs of an explorer with noise."""
 START, POSITIONS = "s.", "p."
 """Prefixes of the names of inputs: the states before a history, and the positions of the events that update them."""
 MEMORY, TOKEN, STEP = "m.", "t.", "step."
