@@ -29,6 +29,11 @@ class ChildRule:
     smoothing: float = 0.0
     first: int = 0
 
+    @classmethod
+    def of(cls, renormalize: bool, smoothing: float, attributes: int) -> ChildRule:
+        """Return the rule of a generator whose path begins with attributes. It smooths from the second code on."""
+        return cls(renormalize, smoothing, attributes + 1)
+
     def smooths(self, step: int) -> bool:
         """Return True if the children of prefixes of ``step`` tokens are smoothed."""
         return self.smoothing > 0 and step >= self.first

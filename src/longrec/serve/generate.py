@@ -32,7 +32,7 @@ class ItemGenerator:
         self._facts, self._encode = facts, model.programs[ENCODE]
         self._steps = [model.programs[f"{STEP}{step + 1}"] for step in range(len(facts.path))]
         self._names = [f"{TOKEN}{name}" for name in facts.path]
-        self._rule = ChildRule(facts.renormalize, facts.smoothing, facts.attributes + 1)
+        self._rule = ChildRule.of(facts.renormalize, facts.smoothing, facts.attributes)
         self._recent: tuple[tuple[Any, ...], Trie] | None = None
 
     def search(

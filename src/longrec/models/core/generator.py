@@ -174,7 +174,7 @@ class Generator(Retriever):
     @property
     def rule(self) -> ChildRule:
         """Return how a search scores the children of a beam."""
-        return ChildRule(self.config.renormalize, self.config.smoothing, self.attributes + 1)
+        return ChildRule.of(self.config.renormalize, self.config.smoothing, self.attributes)
 
     @property
     def sizes(self) -> tuple[int, ...]:
