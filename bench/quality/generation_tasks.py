@@ -8,6 +8,7 @@
 A log of impressions becomes a log of tasks, with one row per impression and task and the label of this task. Histories
 read the rows of clicks alone. A page of the app in one hour stands for a request, because the log has none.
 
+    popularity, covisit    floors: the most frequent targets of all tasks, and the counting rule over the history
     plain    next-token training on all tasks together
     bos      the same with a vector of the task in the input of the first step
     longer   bos, then as many steps again of next-token training: what the next ones are compared with
@@ -16,8 +17,9 @@ read the rows of clicks alone. A page of the app in one hour stands for a reques
     both     bos, then both
     strong   both, with the loss of pairs at weight 1 and beta 0.5, where the paper's are 0.15 and 0.1
 
-Without ``--codes`` (columns ``video_id``, ``code_1``, ... as ``longrec tokenize`` writes them), codes are residual
-k-means of the singular vectors of the clicks of training. A finished run is not repeated. Test is read once per run.
+Without ``--codes`` (columns ``video_id``, ``code_1``, ... as ``longrec tokenize`` writes them), codes are those of
+``rq_kmeans`` over the singular vectors of the clicks of training. A finished run is not repeated. Test is read once
+per run.
 ``--users`` takes the first so many users, whose runs are kept apart. The CPU time is estimated before anything runs.
 """
 
@@ -55,6 +57,15 @@ LEVELS, SIZE = 3, 64
 TOY_USERS = 1_500
 VALID_ROWS = 1_500
 """Targets of valid that are ranked after each epoch, drawn once."""
+FLOORS = ("popularity", "covisit")
+"""Arms that learn nothing, and cost seconds."""
+COMPARED = {
+    **dict.fromkeys(("popularity", "covisit", "plain", "longer"), "bos"),
+    **dict.fromkeys(("rft", "dpo", "both", "strong"), "longer"),
+}
+"""Arms that an arm is compared with. A second training is compared with one as long."""
+PAIRS = {"pairs, test": "pair_accuracy", "pairs before": "pair_accuracy_reference"}
+"""Columns of the accuracy of pairs, after and before the second training."""
 COSTS = {"target": 4.2e-4, "pair_target": 7.5e-4, "search": 5.5e-3}
 """CPU seconds at the sizes of ``BASE`` on one thread: to train on a target of the log (a quarter has no history
 and is left out), the same with pairs of a page, and to rank a target by a beam search."""
@@ -77,6 +88,8 @@ NEXT: dict[str, Any] = {"epochs": 6, "lr": 5e-4}
 REWARDS = {"is_click": 1.0, "long_view": 2.0, "is_like": 5.0}
 PREFERRED = ["is_click", "long_view", "is_like"]
 ARMS: dict[str, dict[str, Any]] = {
+    "popularity": {"name": "popularity"},
+    "covisit": {"name": "covisit"},
     "plain": BASE,
     "bos": {**BASE, "tasks": ["task"]},
     "longer": {"rewards": REWARDS, "reward_weight": 1e-9, "dpo_weight": 0},
@@ -101,6 +114,8 @@ def estimate_seconds(arm: str, arguments: argparse.Namespace) -> tuple[float, fl
         FROM '{arguments.data}/impressions.parquet' WHERE NOT is_repeat {some} GROUP BY split
     """).fetchall()
     targets = {split: float(count) for split, count in counts}
+    if arm in FLOORS:
+        return 0.0, 0.0
     aligned = "name" not in ARMS[arm]
     cost = COSTS["pair_target" if "levels" in ARMS[arm] else "target"]
     epoch = targets["train"] * cost + min(targets["valid"], VALID_ROWS) * COSTS["search"]
@@ -149,11 +164,12 @@ def build_schema(levels: int) -> dict[str, Any]:
     }
 
 
-def write_codes(data: Path, out: Path, size: int = SIZE) -> Path:
-    """Write codes of all videos, from the clicks of training, and return the file."""
-    if out.exists():
-        return out
-    out.parent.mkdir(parents=True, exist_ok=True)
+def write_codes(data: Path, work: Path) -> Path:
+    """Write codes of all videos, from the clicks of training, and return the file. Videos without clicks are twins."""
+    out, vectors = work / "tokens", work / "vectors.parquet"
+    if (out / "items.parquet").exists():
+        return out / "items.parquet"
+    work.mkdir(parents=True, exist_ok=True)
     query = f"SELECT user_id, video_id FROM '{data}/impressions.parquet' WHERE split = 'train' AND is_click = 1"
     clicks = duckdb.sql(query).fetchnumpy()
     user, video = (torch.from_numpy(clicks[name].astype(np.int64)) for name in ("user_id", "video_id"))
@@ -162,26 +178,24 @@ def write_codes(data: Path, out: Path, size: int = SIZE) -> Path:
     counts = torch.sparse_coo_tensor(torch.stack([at, user]), torch.ones(len(at)), (len(every), int(user.max()) + 1))
     torch.manual_seed(0)
     u, s, _ = torch.svd_lowrank(counts.coalesce(), q=32, niter=4)
-    residual = torch.nn.functional.normalize(u * s.sqrt(), dim=1)
-    codes = {}
-    for level in range(1, LEVELS + 1):
-        centers = residual[torch.randperm(len(residual))[:size]]
-        for _ in range(10):
-            nearest = torch.cdist(residual, centers).argmin(1)
-            sums = torch.zeros_like(centers).index_add(0, nearest, residual)
-            filled = nearest.bincount(minlength=size).unsqueeze(1)
-            centers = torch.where(filled > 0, sums / filled.clamp(min=1), centers)
-        residual = residual - centers[nearest]
-        codes[f"code_{level}"] = nearest.numpy().astype(np.int32)
-    pq.write_table(pa.table({"video_id": every, **codes}), out)
-    return out
+    directions = torch.nn.functional.normalize(u * s.sqrt(), dim=1)
+    pq.write_table(pa.table({"video_id": every, "vector": list(directions.numpy())}), vectors)
+    config = {
+        "vectors": {"items": str(vectors), "item": "video_id", "column": "vector"},
+        "method": {"name": "rq_kmeans", "levels": LEVELS, "size": SIZE},
+    }
+    longrec.tokenize(config, into=out, quiet=True)
+    return out / "items.parquet"
 
 
 def build_data(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Return the data section."""
     data = arguments.data.resolve()
-    codes = arguments.codes or write_codes(data, work / "codes.parquet")
-    names = sorted(name for name in pq.read_schema(codes).names if name.startswith("code_"))
+    codes, names = arguments.codes, [f"code_{level}" for level in range(1, LEVELS + 1)]
+    if codes:
+        names = sorted(name for name in pq.read_schema(codes).names if name.startswith("code_"))
+    else:
+        codes = write_codes(data, work)
     items = f"""
         SELECT video_id, coalesce(tags[1], -1) AS tag, {", ".join(names)}
         FROM '{data}/videos.parquet' JOIN '{codes}' USING (video_id)
@@ -201,13 +215,16 @@ def run(arm: str, seed: int, arguments: argparse.Namespace, work: Path) -> Run:
     if (folder / "results.json").exists():
         return open_run(folder)
     small = {"embedding_dim": 16, "layers": 1, "hidden": 16, "beam_width": 50} if arguments.toy else {}
-    fit: dict[str, Any] = {**FIT, "runs": str(work / "runs"), "seed": seed, "tensorboard": "off", "mlflow": "off"}
-    model = {**ARMS[arm], **small}
+    fit: dict[str, Any] = {"runs": str(work / "runs"), "seed": seed, "tensorboard": "off", "mlflow": "off"}
+    model = dict(ARMS[arm])
+    if arm not in FLOORS:
+        fit |= FIT
+        model |= small
     if "name" not in ARMS[arm]:
         base = run("bos", seed, arguments, work)
         model = {"name": "alignment", "base": {**ARMS["bos"], **small}, **ARMS[arm]}
         fit |= {**NEXT, "init_from": str(base.folder)}
-    if arguments.toy:
+    if arguments.toy and arm not in FLOORS:
         fit |= {"epochs": 2, "check_val_every_n_epoch": 1}
     config = {
         "name": folder.name,
@@ -229,7 +246,7 @@ def run(arm: str, seed: int, arguments: argparse.Namespace, work: Path) -> Run:
 
 
 def build_table(work: Path) -> str:
-    """Return one line per arm and task, with intervals over users of the difference to ``bos``."""
+    """Return one line per arm and task, with intervals over users of the difference to its arm of ``COMPARED``."""
     folders = [folder.parent for folder in sorted(work.glob("runs/*/figures.json"))]
     runs = {folder.name: open_run(folder) for folder in folders}
     first = next(iter(runs.values()))
@@ -238,27 +255,25 @@ def build_table(work: Path) -> str:
     ranks: dict[str, list[NDArray[Any]]] = {}
     for name, one in runs.items():
         ranks.setdefault(name.rpartition("-")[0], []).append(one.predictions()["rank"].to_numpy())
-    lines = ["| arm | task | seeds | HR@10 | HR@50 | NDCG@10 | HR@50 less bos | pairs, test | pairs before |"]
-    lines.append("| --- " * 9 + "|")
+    head = ("arm", "task", "seeds", "HR@10", "HR@50", "NDCG@10", "compared with", "HR@50 less it", *PAIRS)
+    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for arm in [arm for arm in ARMS if arm in ranks]:
         figures = [json.loads((work / "runs" / f"{arm}-{s}" / "figures.json").read_text()) for s in _seeds(work, arm)]
-        pairs = [f"{np.mean([one[key] for one in figures]):.4f}" if key in figures[0] else "" for key in _PAIRS]
+        pairs = [f"{np.mean([one[key] for one in figures]):.4f}" if key in figures[0] else "" for key in PAIRS.values()]
         for name in (*TASKS, "all"):
             rows = np.ones(len(task), bool) if name == "all" else task == name
             values = [next_item_metrics(one[rows], (10, 50), (200,)) for one in ranks[arm]]
             mean = {key: float(np.mean([one[key] for one in values])) for key in values[0]}
-            difference = ""
-            if arm != "bos" and "bos" in ranks:
-                hits = [np.stack(ranks[which])[:, rows] < 50 for which in (arm, "bos")]
+            other, difference = COMPARED.get(arm, ""), ""
+            if other in ranks:
+                hits = [np.stack(ranks[which])[:, rows] < 50 for which in (arm, other)]
                 moved = hits[0].mean(0) - hits[1].mean(0)
                 low, high = _interval(moved, user[rows])
                 difference = f"{moved.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
             cells = [arm, name, str(len(values)), *(f"{mean[key]:.4f}" for key in ("hr@10", "hr@50", "ndcg@10"))]
+            cells.append(other if other in ranks else "")
             lines.append("| " + " | ".join([*cells, difference, *(pairs if name == "all" else ["", ""])]) + " |")
     return "\n".join(lines)
-
-
-_PAIRS = ("pair_accuracy", "pair_accuracy_reference")
 
 
 def _seeds(work: Path, arm: str) -> list[str]:
