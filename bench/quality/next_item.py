@@ -69,6 +69,7 @@ GENERATED: dict[str, tuple[str, dict[str, Any]]] = {
     "unirec_two_attributes": (item_codes.ABLATED, {"attributes": [item_codes.LEVEL_1, item_codes.ATTRIBUTE]}),
     "unirec_random_attribute": (item_codes.ABLATED, {"attributes": [item_codes.RANDOM]}),
     "unirec_no_summary": (item_codes.ABLATED, {"pairs": []}),
+    "unirec_encoder": (item_codes.ABLATED, {"attributes": [], "encoder_layers": 1, "dropout": 0.4}),
     "unirec_two_codes": (item_codes.ABLATED, {"codes": ["code_1", "code_2"]}),
     "tiger_like": (
         item_codes.ABLATED,
@@ -97,6 +98,10 @@ ARM_FIT: dict[str, dict[str, Any]] = {
             **{"schedule": {"name": "cosine", "steps": 3100}},
         },
     ),
+}
+ARM_FIT["unirec_encoder"] = {
+    **ARM_FIT["unirec_no_attribute"],
+    **{"epochs": 16, "schedule": {"name": "cosine", "steps": 4100}},
 }
 """Settings of training that differ for an arm. They were chosen on valid of Beauty N1."""
 MOVIELENS: dict[str, Any] = {"epochs": 60, "batch_size": 8192}

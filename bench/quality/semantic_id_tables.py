@@ -41,7 +41,8 @@ CHEAP = ("popularity", "covisit", "softmax")
 FULL = f"unirec_{item_codes.ABLATED}"
 ABLATIONS: dict[str, str] = {
     **dict.fromkeys(("unirec_no_attribute", "unirec_level_1", "unirec_two_attributes"), FULL),
-    **dict.fromkeys(("unirec_random_attribute", "unirec_no_summary", "unirec_two_codes", "tiger_like"), FULL),
+    **dict.fromkeys(("unirec_random_attribute", "unirec_no_summary", "unirec_two_codes", "unirec_encoder"), FULL),
+    "tiger_like": FULL,
     "unirec_capacity": "unirec_rq_kmeans",
 }
 """Arms that change one thing, and the arms that they are compared with."""
