@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from longrec import exports
 from longrec.cli import main
 from longrec.config import to_yaml
 from longrec.errors import BundleError, ConfigError, RequestError
+from longrec.evaluation.compare import compare_pipelines
 from longrec.evaluation.pipeline_evaluation import evaluate_pipeline
 from longrec.exploration.age import Age
 from longrec.exploration.ensemble import Ensemble
@@ -373,7 +375,7 @@ def test_an_explorer_of_a_task_that_no_score_reads_is_refused() -> None:
         assert not refused or "explores buy, which rank.score does not read (label, like)" in faults[0]
 
 
-def test_an_evaluation_leaves_exploration_out(shop: Shop) -> None:
+def test_an_evaluation_leaves_exploration_out_and_says_so(shop: Shop, tmp_path: Path) -> None:
     with contextlib.chdir(shop.folder):
         own = explore(share=1)
         plain, explored = (
@@ -383,3 +385,10 @@ def test_an_evaluation_leaves_exploration_out(shop: Shop) -> None:
     assert list(plain.stages) == list(explored.stages)
     assert "explore" not in explored.stages
     np.testing.assert_array_equal(plain.stages["top"].values["hr@5"], explored.stages["top"].values["hr@5"])
+    sentence = "explore: left out, so that all lists are those of pages that do not explore"
+    assert sentence in explored.format().splitlines()
+    assert "explore" not in plain.protocol
+    folders = [one.save(tmp_path / one.pipeline) for one in (plain, explored)]
+    assert json.loads((folders[1] / "results.json").read_text())["protocol"]["explore"] == sentence.partition(": ")[2]
+    (warning,) = compare_pipelines(folders, n_resamples=5).warnings
+    assert warning == sentence.replace("explore: left", "exploring: explore is left")
