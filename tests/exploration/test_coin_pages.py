@@ -110,7 +110,7 @@ def measure(scores: np.ndarray, coin: np.ndarray) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("name", EXPLORERS)
-def test_no_explorer_tells_a_coin_before_it_is_known(coins: Coins, name: str) -> None:
+def test_no_explorer_knows_a_coin_too_early(coins: Coins, name: str) -> None:
     with contextlib.chdir(coins.folder):
         log, model = coins.run.log(), coins.run.model()
         explorer = exports._build_explorer(coins.run, log, model, {"name": name, **EXPLORERS[name]})

@@ -240,6 +240,8 @@ def test_a_late_stage_leaves_the_page(shop: Shop, tmp_path: Path) -> None:
         assert page.explore == {"bucket": "explore", "seed": None, "item": None}
         assert [stage.late for stage in pages.trace(3, K).stages][-2:] == [True, False]
     assert pq.read_table(tmp_path)["propensity"].to_pylist() == [1] * K
+    with shop.open(recall={"pop": {"bundle": "pop.bundle", "deadline_ms": 1e-6}}, explore=explore(position=1)) as pages:
+        assert pages.recommend(3, K).items == []  # all sources are late
 
 
 def test_the_check_reports_all_faults(shop: Shop) -> None:
@@ -261,9 +263,12 @@ def test_the_check_reports_all_faults(shop: Shop) -> None:
     path = shop.write("faults", explore=explore(below={"column": "kind", "count": 3}))
     with pytest.raises(ConfigError, match="kind has the type string; expected numbers"):
         lr.check(path)
+    path = shop.write("faults", explore=explore(below={"column": "item", "count": 3}))
+    with pytest.raises(ConfigError, match="item is the key of the items; with numbers: shown"):
+        lr.check(path)
     path = shop.write("faults", rank=None, explore=explore())
     path.write_text(path.read_text().replace("rank: null\n", ""))
-    with pytest.raises(ConfigError, match=r"explore\.bundle: is required without a section rank"):
+    with pytest.raises(ConfigError, match=r"\n  explore\.bundle: is required without"):
         lr.check(path)
 
 
