@@ -241,7 +241,7 @@ def test_a_late_stage_leaves_the_page(shop: Shop, tmp_path: Path) -> None:
         assert [stage.late for stage in pages.trace(3, K).stages][-2:] == [True, False]
     assert pq.read_table(tmp_path)["propensity"].to_pylist() == [1] * K
     with shop.open(recall={"pop": {"bundle": "pop.bundle", "deadline_ms": 1e-6}}, explore=explore(position=1)) as pages:
-        assert pages.recommend(3, K).items == []  # all sources are late
+        assert len(pages.recommend(3, K)) == 0  # all sources are late
 
 
 def test_the_check_reports_all_faults(shop: Shop) -> None:
