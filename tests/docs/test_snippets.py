@@ -70,6 +70,7 @@ NOT_RUN = {
     ("docs/guide/exploration.md", "$ longrec export"): "a run; tests/serve export an explorer and explore pages",
     ("docs/guide/exploration.md", "$ longrec offpolicy"): "a joined log; tests/serve estimate from one",
     ("examples/pipeline/README.md", "$ python make_log.py"): "three trainings and exports",
+    ("examples/pipeline/README.md", "$ python show_pages.py"): "tests/exploration estimate from such a log",
     ("examples/pipeline/README.md", "$ longrec candidates"): "needs the bundles of the commands above",
     ("examples/pipeline/README.md", "$ curl"): "a server of the commands above",
     ("examples/instance_tokens/README.md", "$ longrec compress"): "needs a public log",

@@ -147,6 +147,33 @@ def test_options_that_do_not_fit_are_refused() -> None:
         lr.estimate_policy(join(log, policy), reward="request")
 
 
+def test_a_repeated_row_is_refused(here: Path) -> None:
+    """A second click on an item repeats its row in a careless join."""
+    log, policy = tables()
+    log["position"] = 1
+    own = pd.concat([join(log, policy), join(log, policy).iloc[[7]]])
+    with pytest.raises(DataError, match="2 rows of request r7, position 1; expected one row per request and position"):
+        lr.estimate_policy(own, reward="click", request="request", position="position")
+    with pytest.raises(
+        DataError, match=r"2 rows of request r7, item \d; expected one row per request and item"
+    ) as raised:
+        lr.estimate_policy(pd.concat([log, log.iloc[[7]]]), policy, reward="click")
+    assert "join one reward per shown item" in raised.value.do
+    assert lr.estimate_policy(own, reward="click", position="position").rows == len(log) + 1
+
+
+def test_faults_name_no_schema(here: Path) -> None:
+    log, policy = tables()
+    own = join(log, policy)
+    with pytest.raises(
+        DataError, match=r"no column 'pages' \(position\); expected these columns; the file has request"
+    ):
+        lr.estimate_policy(own, reward="click", position="pages")
+    with pytest.raises(DataError, match="column 'propensity': numbers stored as text; expected numbers") as raised:
+        lr.estimate_policy(own.astype({"propensity": str}), reward="click")
+    assert raised.value.do == "write numbers"
+
+
 def test_the_impression_log_of_a_server_needs_propensities() -> None:
     log, policy = tables()
     schema = build_arrow_schema(text_users=False, text_items=False, steps=False, score_columns=["click"])

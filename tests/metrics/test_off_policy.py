@@ -212,6 +212,12 @@ def test_few_units_are_refused_though_there_are_many_rows() -> None:
         estimate_policy_value(**log)
 
 
+def test_one_unit_is_no_small_sample() -> None:
+    log = {**draw(), "unit": np.zeros(400, int)}
+    with pytest.raises(DataError, match="a single user; expected at least 2 users, over which intervals are"):
+        estimate_policy_value(**log)
+
+
 def test_a_target_that_shows_nothing_of_the_log_is_refused() -> None:
     log = draw()
     with pytest.raises(DataError, match=r"effective sample size of 0\.0 rows"):
@@ -220,8 +226,9 @@ def test_a_target_that_shows_nothing_of_the_log_is_refused() -> None:
 
 def test_rewards_without_variation_are_refused() -> None:
     log = draw()
-    with pytest.raises(DataError, match="rewards that are all 0"):
+    with pytest.raises(DataError, match="rewards that are all 0 .*; expected rewards that differ") as raised:
         estimate_policy_value(np.zeros(400), log["propensity"], log["target"])
+    assert "min_effective" not in str(raised.value)
     only_elsewhere = np.where(np.arange(400) < 20, 1.0, 0.0)
     target = np.where(np.arange(400) < 20, 0.0, log["target"])
     with pytest.raises(DataError, match="rewards that are all 0 where the target is above 0"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from longrec import exports
 from longrec.cli import main
 from longrec.config import to_yaml
 from longrec.errors import BundleError, ConfigError, RequestError
+from longrec.evaluation.compare import compare_pipelines
 from longrec.evaluation.pipeline_evaluation import evaluate_pipeline
 from longrec.exploration.age import Age
 from longrec.exploration.ensemble import Ensemble
@@ -238,6 +240,8 @@ def test_a_late_stage_leaves_the_page(shop: Shop, tmp_path: Path) -> None:
         assert page.explore == {"bucket": "explore", "seed": None, "item": None}
         assert [stage.late for stage in pages.trace(3, K).stages][-2:] == [True, False]
     assert pq.read_table(tmp_path)["propensity"].to_pylist() == [1] * K
+    with shop.open(recall={"pop": {"bundle": "pop.bundle", "deadline_ms": 1e-6}}, explore=explore(position=1)) as pages:
+        assert len(pages.recommend(3, K)) == 0  # all sources are late
 
 
 def test_the_check_reports_all_faults(shop: Shop) -> None:
@@ -259,9 +263,12 @@ def test_the_check_reports_all_faults(shop: Shop) -> None:
     path = shop.write("faults", explore=explore(below={"column": "kind", "count": 3}))
     with pytest.raises(ConfigError, match="kind has the type string; expected numbers"):
         lr.check(path)
+    path = shop.write("faults", explore=explore(below={"column": "item", "count": 3}))
+    with pytest.raises(ConfigError, match="item is the key of the items; with numbers: shown"):
+        lr.check(path)
     path = shop.write("faults", rank=None, explore=explore())
     path.write_text(path.read_text().replace("rank: null\n", ""))
-    with pytest.raises(ConfigError, match=r"explore\.bundle: is required without a section rank"):
+    with pytest.raises(ConfigError, match=r"\n  explore\.bundle: is required without"):
         lr.check(path)
 
 
@@ -373,7 +380,7 @@ def test_an_explorer_of_a_task_that_no_score_reads_is_refused() -> None:
         assert not refused or "explores buy, which rank.score does not read (label, like)" in faults[0]
 
 
-def test_an_evaluation_leaves_exploration_out(shop: Shop) -> None:
+def test_an_evaluation_leaves_exploration_out_and_says_so(shop: Shop, tmp_path: Path) -> None:
     with contextlib.chdir(shop.folder):
         own = explore(share=1)
         plain, explored = (
@@ -383,3 +390,10 @@ def test_an_evaluation_leaves_exploration_out(shop: Shop) -> None:
     assert list(plain.stages) == list(explored.stages)
     assert "explore" not in explored.stages
     np.testing.assert_array_equal(plain.stages["top"].values["hr@5"], explored.stages["top"].values["hr@5"])
+    sentence = "explore: left out, so that all lists are those of pages that do not explore"
+    assert sentence in explored.format().splitlines()
+    assert "explore" not in plain.protocol
+    folders = [one.save(tmp_path / one.pipeline) for one in (plain, explored)]
+    assert json.loads((folders[1] / "results.json").read_text())["protocol"]["explore"] == sentence.partition(": ")[2]
+    (warning,) = compare_pipelines(folders, n_resamples=5).warnings
+    assert warning == sentence.replace("explore: left", "exploring: explore is left")

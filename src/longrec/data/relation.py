@@ -42,7 +42,7 @@ class Relation:
         view: name of the view.
         scratch: folder for the Parquet file to which text, JSON, inputs with a declared row format, and the relation of
             another connection are converted.
-        declared: declared types. Columns of other inputs are ignored.
+        declared: declared types. Columns of other inputs are ignored. None: there is no schema.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Relation:
     ) -> None:
         self.con, self.view, self.where = con, view, str(source)
         self._role = {"log": "log", "users": "users", "items": "items"}.get(view, "log")
-        self._declared = declared or ColumnTypes()
+        self._declared, self._has_schema = declared or ColumnTypes(), declared is not None
         self._headers: list[Header] = []
         self._packed_columns: dict[str, str] = {}
         self._mixed: list[str] = []
@@ -185,7 +185,7 @@ class Relation:
                 self._locate(mixed),
                 f"values of several types ({read[mixed]})",
                 "one type of all values of a key",
-                f"write one type, or set casts: {{{mixed}: text}} in the schema",
+                "write one type" + (f", or set casts: {{{mixed}: text}} in the schema" if self._has_schema else ""),
             )
         faults = []
         for column, reader in columns.items():
@@ -198,10 +198,11 @@ class Relation:
             is_row = not run_together and any(re.fullmatch(r"[-0-9.]+", column) for column in self.types)
             if is_row:
                 do = "the first line seems to be a row: name and type the cells with rows.columns"
+            expected = "columns of the schema" if self._has_schema else "these columns"
             raise DataError(
                 self.where,
                 f"no column {'; no column '.join(faults)}",
-                f"columns of the schema; the file has {', '.join(self.types)}",
+                f"{expected}; the file has {', '.join(self.types)}",
                 do if run_together or is_row else way_out,
             )
 
@@ -221,7 +222,8 @@ class Relation:
                     where,
                     f"the id {top}, which needs more than 64 bits",
                     "signed 64-bit integers or strings",
-                    f"store these ids as strings, or set casts: {{{column}: text}} in the schema",
+                    "store these ids as strings"
+                    + (f", or set casts: {{{column}: text}} in the schema" if self._has_schema else ""),
                 )
             return "BIGINT"
         if is_text(kind):
@@ -279,7 +281,7 @@ class Relation:
             return
         bad_row = self._find_row(column, "v IS NOT NULL AND try_cast(v AS DOUBLE) IS NULL")
         if bad_row is None:
-            do = f"set casts: {{{column}: float}} in the schema"
+            do = f"set casts: {{{column}: float}} in the schema" if self._has_schema else do
         else:
             if re.fullmatch(r"\s*[-+]?[0-9.]*,[0-9]+\s*", bad_row[1]):
                 do = "write decimal points instead of commas, or convert the column with a query: "

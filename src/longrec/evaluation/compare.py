@@ -11,6 +11,7 @@ import numpy as np
 from longrec.errors import ConfigError, RunError
 from longrec.evaluation.stored import StoredEvaluation
 from longrec.metrics import Comparison, MetricDraws, UserResamples, compare_draws, draw_exposure
+from longrec.pipeline.stage_columns import EXPLORE
 from longrec.training.list_metrics import find_better
 
 _SAME = ("row", "user", "time")
@@ -47,6 +48,8 @@ def compare_pipelines(folders: Sequence[str | Path], *, n_resamples: int = 300, 
     }
     comparison = compare_draws(drawn, resamples, split=str(first.results["split"]))
     warnings = [f"{name}: {text}" for name, one in zip(names, opened) for text in one.results["warnings"]]
+    explored = [(name, one.results["protocol"].get(EXPLORE)) for name, one in zip(names, opened)]
+    warnings += [f"{name}: {EXPLORE} is {text}" for name, text in explored if text is not None]
     return replace(comparison, warnings=tuple(warnings))
 
 

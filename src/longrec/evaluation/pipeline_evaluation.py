@@ -26,6 +26,8 @@ from longrec.evaluation.stage_lists import (
     read_vectors,
 )
 from longrec.metrics import rate_lists
+from longrec.pipeline.config import PipelineConfig
+from longrec.pipeline.stage_columns import EXPLORE
 from longrec.progress import Progress
 from longrec.serve.service import Service
 from longrec.training.finished_run import Run, open_run
@@ -35,6 +37,8 @@ from longrec.yaml_reader import load_yaml
 
 ROWS = 2_000
 """Number of requests that are answered by default."""
+LEFT_OUT = "left out, so that all lists are those of pages that do not explore"
+"""What is said of the stage that draws at random."""
 METRICS = ("hr", "ndcg", "recall", "precision", "mrr", "map")
 
 
@@ -124,7 +128,7 @@ def evaluate_pipeline(
         catalog=evaluator.catalog,
         n_resamples=config.n_resamples,
         seed=config.seed,
-        protocol=_describe(config, opened.config.filter.seen, targets, None if read is None else read[0], cut),
+        protocol=_describe(config, opened.config, targets, None if read is None else read[0], cut),
         warnings=tuple(warnings),
         stages=measured,
         slices=evaluator.slice(evaluator.rank(_last_stage(lists).collect()), cut),
@@ -193,7 +197,9 @@ def _warn_of_bundles(service: Service, run: Run, log: Log) -> list[str]:
     return warnings
 
 
-def _describe(config: EvaluateConfig, seen: bool, targets: Targets, vectors: str | None, k: int) -> dict[str, str]:
+def _describe(
+    config: EvaluateConfig, pipeline: PipelineConfig, targets: Targets, vectors: str | None, k: int
+) -> dict[str, str]:
     """Return what the metrics depend on, in words."""
     relevant = {
         "next": "the item of each positive row",
@@ -206,10 +212,11 @@ def _describe(config: EvaluateConfig, seen: bool, targets: Targets, vectors: str
     return {
         "relevant": relevant[targets],
         "candidates": items[config.catalog],
-        "seen": "left out by the pipeline, also where one is relevant" if seen else "not left out",
+        "seen": "left out by the pipeline, also where one is relevant" if pipeline.filter.seen else "not left out",
         "diversity": "not measured: no source has vectors"
         if vectors is None
         else f"cosine of the vectors of {vectors}",
         "popularity": "positives of train",
         "requests without a relevant item in a list": f"count as 0; lists are cut at {k}",
+        **({} if pipeline.explore is None else {EXPLORE: LEFT_OUT}),
     }

@@ -47,7 +47,8 @@ def read_log(
             ``expected`` is computed: the sum of target x predicted over the candidates of a request (and position).
 
     Raises:
-        DataError: a missing column, text in a column of numbers, or a null key. Of a table also keys of different
+        DataError: a missing column, text in a column of numbers, a null key, or a request with two rows of one
+            position (or item, if a table is joined). Of a table also keys of different
             types, a repeated key, a row of the log that the table lacks, or probabilities of a request whose sum is
             not 1 where ``expected`` is computed.
     """
@@ -59,6 +60,7 @@ def read_log(
         with tempfile.TemporaryDirectory(prefix="longrec-offpolicy-") as folder:
             shown = Relation(con, "log", _build_source(log), Path(folder))
             _check_columns(shown, numbers, {**keys, **joined})
+            _check_distinct(shown, {**keys, **joined})
             selected = [_select_numbers(numbers), _select_keys({**keys, **joined})]
             chosen = ", ".join(["row_number() OVER () - 1 AS row_number", *filter(None, selected)])
             rows = f"SELECT {chosen} FROM {shown.view}"
@@ -95,6 +97,30 @@ def _check_columns(table: Relation, numbers: Mapping[str, str], keys: Mapping[st
     for role, column in keys.items():
         table.no_nulls(column, role, "row")
         table.key_type(column)
+
+
+def _check_distinct(log: Relation, keys: Mapping[str, str]) -> None:
+    """Raise a DataError for a request with two rows of one position, or of one item: a join repeats rows."""
+    roles = [role for role in ("request", "position", "item") if role in keys]
+    roles = roles[:2] if "position" in roles else roles
+    if roles[0:1] != ["request"] or len(roles) < 2:
+        return
+    chosen = {role: keys[role] for role in roles}
+    repeated = _find_repeated(log, chosen)
+    if repeated is not None:
+        do = "join one reward per shown item: the sum or the largest of several, such as two clicks on one item"
+        raise DataError(log.where, repeated, f"one row per {' and '.join(chosen)}", do)
+
+
+def _find_repeated(table: Relation, keys: Mapping[str, str]) -> str | None:
+    """Return which values of keys have several rows, in words, or None."""
+    columns = ", ".join(map(name, keys.values()))
+    row = table.row(
+        f"SELECT {columns}, count(*) AS times FROM {table.view} GROUP BY {columns} HAVING times > 1 LIMIT 1"
+    )
+    if row is None:
+        return None
+    return f"{row[-1]} rows of {', '.join(f'{role} {value}' for role, value in zip(keys, row))}"
 
 
 def _join(
@@ -135,9 +161,6 @@ def _check_keys(log: Relation, policy: Relation, joined: Mapping[str, str]) -> N
         if types[0] != types[1]:
             where = f"{policy.where}: column {column!r}"
             raise DataError(where, f"keys of type {types[1]}", f"{types[0]}, as in the log", "write one type into both")
-    keys = ", ".join(map(name, joined.values()))
-    counted = f"SELECT {keys}, count(*) AS times FROM {policy.view} GROUP BY {keys} HAVING times > 1 LIMIT 1"
-    repeated = policy.row(counted)
+    repeated = _find_repeated(policy, joined)
     if repeated is not None:
-        which = ", ".join(f"{role} {value}" for role, value in zip(joined, repeated))
-        raise DataError(policy.where, f"{repeated[-1]} rows of {which}", f"one row per {' and '.join(joined)}")
+        raise DataError(policy.where, repeated, f"one row per {' and '.join(joined)}")

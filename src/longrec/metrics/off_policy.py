@@ -31,6 +31,7 @@ Shapes: N rows, U units.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -120,8 +121,16 @@ def estimate_policy_value(
             if small is None:
                 positions[str(key)] = own.summarize(bound)
             else:
-                warnings.append(f"position {key} is left out: {small}")
+                warnings.append(f"position {key} is left out: {small.problem}")
     return log.summarize(bound, positions, assumptions, tuple(warnings))
+
+
+class _Fault(NamedTuple):
+    """Reason why a log has no estimates: what is wrong, what was expected, and what to do."""
+
+    problem: str
+    expected: str
+    do: str
 
 
 class _Log:
@@ -149,21 +158,29 @@ class _Log:
             owner, units = number_groups(self.owner[chosen], self.unit, units)
         return _Log(self.weight[chosen], columns, owner, units, self.unit)
 
-    def find_fault(self, min_effective: float) -> str | None:
+    def find_fault(self, min_effective: float) -> _Fault | None:
         """Return why there are no estimates, or None."""
+        if self.units < 2:
+            unit = "rows" if self.unit == "row" else f"{self.unit}s, over which intervals are"
+            do = "collect more, or name another column" if self.unit != "row" else "collect more rows"
+            return _Fault(f"a single {self.unit}", f"at least 2 {unit}", do)
         for name, effective in (("row", self.effective_rows), (self.unit, self.effective_units)):
-            if effective < min_effective or self.units < 2:
+            if effective < min_effective:
                 largest = float(self.weight.max())
-                return f"an effective sample size of {effective:,.1f} {name}s, the largest weight {largest:.4g}"
+                problem = f"an effective sample size of {effective:,.1f} {name}s, the largest weight {largest:.4g}"
+                do = "collect more rows, choose a target nearer to the logging policy, or lower min_effective"
+                return _Fault(problem, f"at least {min_effective:g}", do)
         drawn = self.columns["reward"][self.weight > 0]
-        return f"rewards that are all {drawn[0]:g} where the target is above 0" if np.ptp(drawn) == 0 else None
+        if np.ptp(drawn) == 0:
+            problem = f"rewards that are all {drawn[0]:g} where the target is above 0"
+            return _Fault(problem, "rewards that differ", "check the join of rewards, such as clicks, with the log")
+        return None
 
     def check(self, min_effective: float) -> None:
         """Raise a DataError if there are no estimates."""
         fault = self.find_fault(min_effective)
         if fault is not None:
-            do = "collect more rows, choose a target nearer to the logging policy, or lower min_effective"
-            raise DataError("weights", fault, f"at least {min_effective:g} and rewards that differ", do)
+            raise DataError("off-policy estimates", fault.problem, fault.expected, fault.do)
 
     def list_warnings(self) -> list[str]:
         """Return a warning if the mean weight is not 1."""

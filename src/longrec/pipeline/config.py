@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from longrec.config import Strict, apply_overrides, parse
+from longrec.config import Strict, apply_overrides, parse, split_faults
 from longrec.errors import ConfigError, nearest
 from longrec.pipeline.explore_config import ExploreConfig
 from longrec.pipeline.formula import Formula
@@ -184,6 +185,8 @@ class LogConfig(Strict):
 class PipelineConfig(Strict):
     """A pipeline: from candidate sources to the items that a user is shown. Paths are relative to the file."""
 
+    next_fault: ClassVar[re.Pattern[str] | None] = re.compile(r"; (?=(?:merge|rerank|mix|explore)\.)")
+
     name: Name = Field("pipeline", description="Name of the pipeline. Default the name of the file.")
     recall: dict[Name, RecallSource] = Field(description="Candidate sources by name.", min_length=1, max_length=60)
     filter: FilterConfig = Field(FilterConfig(), description="Items that are no candidates.")
@@ -273,4 +276,7 @@ def read_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> PipelineCo
         do = "a pipeline has a section recall, such as {sasrec: {bundle: sasrec.bundle}}"
         raise ConfigError(str(path), [f"recall: is required; {do}"])
     stem = "".join(letter if letter.isalnum() and letter.isascii() else "_" for letter in Path(path).stem)
-    return parse(PipelineConfig, {"name": stem if stem[:1].isalpha() else "pipeline", **content}, str(path))
+    try:
+        return parse(PipelineConfig, {"name": stem if stem[:1].isalpha() else "pipeline", **content}, str(path))
+    except ConfigError as error:
+        raise ConfigError(str(path), split_faults(PipelineConfig, error.faults)) from None

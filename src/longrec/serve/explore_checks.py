@@ -69,6 +69,9 @@ def _list_column_faults(own: ExploreConfig, header: BundleHeader) -> Iterator[st
     numeric = [one for one in numeric if one != columns.column_names[0]]
     if name in numeric:
         return
+    if name == columns.column_names[0]:
+        yield f"explore.below.column: {name} is the key of the items; with numbers: {', '.join(numeric) or 'none'}"
+        return
     if name in columns.column_names:
         yield f"explore.below.column: {name} has the type {columns.schema.field(name).type}; expected numbers"
         return

@@ -41,6 +41,8 @@ class Lookup:
         Raises:
             RequestError: 422 if keys are text and the log has integers, or the reverse.
         """
+        if not len(keys):  # of no keys an array has no type
+            return np.zeros(0, np.int64)
         if not self.numeric:
             texts = keys.tolist()
             if not all(type(key) is str for key in texts):
