@@ -252,7 +252,7 @@ def build_table(work: Path) -> str:
     ranks: dict[str, list[NDArray[Any]]] = {}
     for name, one in runs.items():
         ranks.setdefault(name.rpartition("-")[0], []).append(one.predictions()["rank"].to_numpy())
-    head = ("arm", "task", "seeds", "HR@10", "HR@50", "NDCG@10", "compared with", "HR@50 less it", *PAIRS)
+    head = ("arm", "task", "seeds", "HR@10", "HR@50", "HR@200", "NDCG@10", "compared with", "HR@50 less it", *PAIRS)
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for arm in [arm for arm in ARMS if arm in ranks]:
         figures = [json.loads((work / "runs" / f"{arm}-{s}" / "figures.json").read_text()) for s in _seeds(work, arm)]
@@ -267,7 +267,12 @@ def build_table(work: Path) -> str:
                 moved = hits[0].mean(0) - hits[1].mean(0)
                 low, high = _interval(moved, user[rows])
                 difference = f"{moved.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
-            cells = [arm, name, str(len(values)), *(f"{mean[key]:.4f}" for key in ("hr@10", "hr@50", "ndcg@10"))]
+            cells = [
+                arm,
+                name,
+                str(len(values)),
+                *(f"{mean[key]:.4f}" for key in ("hr@10", "hr@50", "recall@200", "ndcg@10")),
+            ]
             cells.append(other if other in ranks else "")
             lines.append("| " + " | ".join([*cells, difference, *(pairs if name == "all" else ["", ""])]) + " |")
     return "\n".join(lines)
