@@ -35,8 +35,8 @@ Departures from the paper
     - ``code_events: join`` puts codes and other columns of an event into one vector, which halves the positions;
     - a pair with a token that is not decoded yet has no summary, where a learned constant would be a bias of the head;
     - the sum of the prefix and the summaries are normalized, so that small initial embeddings count in the head;
-    - searches can smooth codes (``smoothing``), so that items without events are generated, and can leave out of the sum
-      what leads to no servable item (``renormalize``). Both are off by default;
+    - searches can smooth codes, so that items without events are generated (``smoothing``), and can share probability
+      among servable children alone (``renormalize``). Both are off by default;
     - events and paths share the table of a feature. A task is the sum of vectors of its features, which have tables of
       their own. An unseen one is zero, so that it falls back to no task;
     - the joint training with RFT and DPO is a model over this one (models/alignment.py).
