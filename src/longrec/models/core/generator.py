@@ -251,8 +251,8 @@ class Generator(Retriever):
         """Return the scores of a beam as wide as ``beam_width``, or ``count`` if that is more, as in ``generate``."""
         trie, width = self._get_trie(catalog), max(self.config.beam_width, count)
         most = _EXACT_REQUESTS if self.config.search == "exact" else max(1, _NUMBERS // (width * max(self.sizes)))
-        parts = split_requests(batch, most)
-        return torch.cat([self._score_items(self.encode(some), some, trie, catalog, width) for some in parts])
+        blocks = split_requests(batch, most)
+        return torch.cat([self._score_items(self.encode(some), some, trie, catalog, width) for some in blocks])
 
     def generate(self, batch: Batch, trie: Trie, count: int, width: int | None = None) -> Generated:
         """Return the items of the best paths of a beam search. Items with equal paths come together.
