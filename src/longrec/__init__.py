@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # Threads that spin at a barrier cost up to 25-fold on a busy machine. This must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-__version__ = "0.16.0"
+__version__ = "0.16.1"
 
 _MODULES = {
     "longrec.audits": ("audit",),

@@ -83,8 +83,10 @@ def _fit(settings: TokenizeConfig, tokenizer: Tokenizer, into: Path, quiet: bool
         raise DataError(
             settings.vectors.run or str(settings.vectors.items),
             f"{len(source.items):,} items with {distinct:,} different vectors, for {size:,} codes of a level",
-            "more vectors than codes: a code that stands for one item alone says nothing about others",
-            f"set method.size to {max(distinct // 10, 2)} or less",
+            "at least as many different vectors as codes: a code of one item alone says nothing about others",
+            f"set method.size to {max(distinct // 10, 2)} or less"
+            if distinct > 1
+            else "give items vectors that differ",
         )
     weights, pairs, window = source.weights, None, None
     if settings.events is not None:

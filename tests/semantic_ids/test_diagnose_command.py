@@ -229,6 +229,9 @@ def test_wrong_inputs_say_what_to_do(folder: Path) -> None:
     ragged = pa.table({"item_id": [1, 2], "codes": [[1, 2], [1]]})
     far = log.set_column(1, "item_id", pa.array(np.arange(800) + 10_000))
     text = pa.table({"item_id": [str(n) for n in range(800)], "user_id": np.arange(800)})
+    text_codes = pa.table({"item_id": ["1", "2"], "codes": [[1, 2, 0, 0], [1, 1, 0, 0]]})
+    gap = pa.table({"item_id": [1, 2], "code_1": [0, 1], "code_3": [0, 1]})
+    few = pa.table({"item_id": [1], "e": [[1.0, 2.0]]})
     plain = pa.table({"item_id": [1, 2], "x": [1.0, 2.0]})
     faults: list[tuple[Any, dict[str, Any], str]] = [
         (lists, {}, "2 list columns that may be the codes: codes, more"),
@@ -236,8 +239,18 @@ def test_wrong_inputs_say_what_to_do(folder: Path) -> None:
         (ragged, {}, "lists of 1 to 2 values"),
         (pa.concat_tables([table, table]), {}, "one row per item"),
         (table.rename_columns(["a", "b"]), {}, "name it: --item COLUMN|Name it: --item COLUMN"),
-        (table, {"log": far}, "no item of the codes"),
-        (table, {"log": text}, "items of the type .*string"),
+        (table, {"log": far}, "no item of the codes, but items such as 1....; expected items such as"),
+        (table, {"log": text}, "items of the type string; expected int64, as the codes have"),
+        (table, {"against": text_codes}, "items of the type string; expected int64, as the codes have"),
+        (gap, {}, "the columns code_1, code_3; expected all levels: code_2 too"),
+        (pa.table({"item_id": [1, 2], "code_1": [0, -1]}), {}, "1 of 2 items have such a code as -1 of level 1"),
+        (pa.table({"item_id": [1, 2], "code_1": [0, 10**10]}), {}, "such a code as 10000000000 .*item 2"),
+        (pa.table({"item_id": [1, 2], "code_1": [0, None]}), {}, "int64, 1 of 2 null"),
+        (table, {"column": "code"}, r"no column 'code' \(--column\), did you mean 'codes'"),
+        (plain, {"column": "x"}, "values of type DOUBLE; expected a list of numbers per item"),
+        (table, {"vectors": table, "vector": "code"}, r"no column 'code' \(--vector\), did you mean 'codes'"),
+        (table, {"vectors": plain, "vector": "x"}, "values of type DOUBLE; expected a list of numbers per item"),
+        (table, {"vectors": few}, "the vector of 1 of the"),
         (table, {"vectors": plain}, "0 list columns that may be the vectors"),
         (folder / "one", {"vectors": pa.table({"item_id": np.arange(9), "e": list(np.ones((9, 3)))})}, "width 16"),
     ]

@@ -225,11 +225,17 @@ def set_vector(row: int, vector: Any) -> Callable[[dict[str, Any]], None]:
 
 
 BAD: Mapping[str, tuple[Callable[[dict[str, Any]], None], str]] = {
-    "NaN": (set_vector(7, [float("nan")] * 6), r"NaN or infinite, of the item 'i7' in row 8; expected finite"),
-    "null number": (set_vector(7, [None] * 6), r"null, NaN or infinite, of the item 'i7' in row 8"),
-    "missing": (set_vector(7, None), r"no vector of 1 items, first 'i7' in row 8"),
-    "width": (set_vector(7, [1.0]), r"item 'i7' in row 8 has 1 numbers; expected 6, as most items have"),
-    "twice": (lambda columns: columns["item_id"].__setitem__(7, "i3"), r"1 items in several rows, such as 'i3' in 2"),
+    "NaN": (
+        set_vector(7, [float("nan")] * 6),
+        r"NaN or infinite in the vectors of 1 item, first 'i7' in row 8; expected finite",
+    ),
+    "null number": (set_vector(7, [None] * 6), r"null, NaN or infinite in the vectors of 1 item, first 'i7' in row 8"),
+    "missing": (set_vector(7, None), r"no vector of 1 item, first 'i7' in row 8"),
+    "width": (
+        set_vector(7, [1.0]),
+        r"1 item of another width: 'i7' in row 8 has 1 numbers; expected 6, as most items have",
+    ),
+    "twice": (lambda columns: columns["item_id"].__setitem__(7, "i3"), r"1 item in several rows, such as 'i3' in 2"),
     "no key": (lambda columns: columns["item_id"].__setitem__(7, None), r"1 null value, first in row 8"),
     "weight": (lambda columns: columns["clicks"].__setitem__(7, -1), r"the weight -1.0 of the item 'i7' in row 8"),
 }
@@ -313,3 +319,15 @@ def test_the_bound_of_a_capacity_has_no_weights() -> None:
     from longrec.semantic_ids.settings import CapacityConfig
 
     assert CapacityConfig(tau=1.3, weights="events").bound() == Capacity(tau=1.3)
+
+
+def test_faults_of_vectors_have_counts_and_advice_that_helps(shop: Path) -> None:
+    def fail(vectors: list[Any], says: str) -> None:
+        pq.write_table(pa.table({"item_id": range(len(vectors)), "vector": vectors}), shop / "bad.parquet")
+        with pytest.raises(DataError, match=says):
+            run(shop, "bad", vectors={"items": str(shop / "bad.parquet"), "column": "vector"})
+
+    fail([[1.0, float(row)] if row > 1 else [1.0, float("nan")] for row in range(20)], "vectors of 2 items, first 0 in")
+    fail([[1.0, 2.0] if row else [1.0] for row in range(20)], "1 item of another width: 0 in row 1 has 1 numbers")
+    fail([[1.0, 2.0]] * 20, "1 different vectors.*\n.*ive items vectors that differ")
+    fail(["0.5 1.5"] * 20, "text that is not a list of numbers, of 20 items, such as '0.5 1.5'")

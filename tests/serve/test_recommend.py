@@ -110,7 +110,7 @@ def test_an_answer_says_all(mean: Service, good: dict[str, Any]) -> None:
 
 def test_faults_have_their_status(mean: Service, good: dict[str, Any], full: Any) -> None:
     cases = [
-        ({"k": 0}, 422, "k: 0 items; expected 1 to 1,000"),
+        ({"k": 0}, 422, "k: 0 items; expected 1 to 1,000\n  Ask for one item or more"),
         ({"k": 1_001}, 422, "k: 1,001 items"),
         ({"k": "3"}, 422, "k: a value of type text"),
         ({"candidates": [1]}, 422, "body: the unknown key 'candidates'"),

@@ -20,7 +20,7 @@ from longrec.training import token_hits
 from longrec.training.evaluate import compare, evaluate
 from longrec.training.finished_run import Run, read_log
 from longrec.training.fit import train
-from longrec.training.full_ranking import list_top, rank_targets
+from longrec.training.full_ranking import list_top, rank_targets, recommend
 from longrec.training.settings import EvaluateConfig
 from longrec.training.token_hits import list_token_hits, measure_token_hits
 
@@ -150,11 +150,28 @@ def test_an_item_that_nobody_took_is_generated_by_its_codes(run: Run, log: Log) 
 
 def test_a_beam_and_exact_scoring_rank_targets_alike(run: Run, log: Log) -> None:
     rows = log.rows_of("test")
+    config = EVALUATE.model_copy(update={"k": (1,), "recall_k": (2,)})
     exact, wide, narrow = (
-        rank_targets(load(run, **settings), log, rows, EVALUATE)
+        rank_targets(load(run, **settings), log, rows, config)
         for settings in ({"search": "exact"}, {"beam_width": 100}, {"beam_width": 2})
     )
     np.testing.assert_allclose(wide, exact, atol=1)
     top = exact < 1
     np.testing.assert_allclose(narrow[top], exact[top])
     assert narrow.max() <= ITEMS + NEW - 1
+
+
+def test_a_beam_is_as_wide_as_the_largest_cut(run: Run, log: Log) -> None:
+    """As in a server, which finds k items whatever the width. Otherwise recall@200 would be that of 64 paths."""
+    rows, config = log.rows_of("test"), EVALUATE.model_copy(update={"k": (1,), "recall_k": (ITEMS + NEW,)})
+    exact, beam = (list_top(load(run, **own), log, rows, config, 4) for own in ({"search": "exact"}, {"beam_width": 2}))
+    # A new item has the codes of one of the first, and either may be taken.
+    np.testing.assert_array_equal(np.sort((beam - 1) % ITEMS), np.sort((exact - 1) % ITEMS))
+
+
+def test_a_list_has_items_that_are_not_seen(run: Run, log: Log) -> None:
+    """The beam is wider by the seen items, as in a server."""
+    row = int(log.rows_of("test")[0])
+    config = EVALUATE.model_copy(update={"seen": "mask", "catalog": "all", "k": (2,), "recall_k": (2,)})
+    exact, beam = (recommend(load(run, **own), log, row, config, 3) for own in ({"search": "exact"}, {"beam_width": 2}))
+    assert [item for item, _ in beam] == [item for item, _ in exact]

@@ -175,6 +175,10 @@ class Alignment(Generator):
         """Return the scores of the base."""
         return self.base.score_catalog(batch, catalog)
 
+    def score_best(self, batch: Batch, catalog: Mapping[str, Column], count: int) -> Float[Tensor, "R I"]:
+        """Return the scores of a search of the base."""
+        return self.base.score_best(batch, catalog, count)
+
     def generate(self, batch: Batch, trie: Trie, count: int, width: int | None = None) -> Generated:
         """Return what the base generates."""
         return self.base.generate(batch, trie, count, width)

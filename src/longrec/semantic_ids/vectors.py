@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from longrec.data.relation import Relation, connect, name
 from longrec.data.settings import DataConfig, Source
-from longrec.errors import DataError, RunError, quote
+from longrec.errors import DataError, RunError, quote, shorten
 from longrec.semantic_ids.settings import VectorsConfig
 from longrec.semantic_ids.text_encoder import TextEncoder
 
@@ -73,6 +74,8 @@ def read_vectors(
             table.numeric(weights, "write a number for each item")
         content = _vector_sql(table, config.column) if config.column else _text_sql(config.text)
         rows = table.table(f"SELECT {key} AS item, {content} AS content, {weight} AS weight FROM {table.view}")
+        if config.column and table.types[config.column] == "VARCHAR":
+            _check_lists(table, config.column)
         where = table.where
     items, contents = rows["item"].combine_chunks(), rows["content"].combine_chunks()
     weight_N = None if weights is None else _read_weights(rows["weight"], items, f"{where}: column {weights!r}")
@@ -113,6 +116,24 @@ def _vector_sql(table: Relation, column: str) -> str:
     )
 
 
+def _check_lists(table: Relation, column: str) -> None:
+    """Raise an error for text that is not a list of numbers.
+
+    Raises:
+        DataError: if there is any.
+    """
+    text, where = name(column), f"{table.where}: column {column!r}"
+    bad = f"FROM {table.view} WHERE {text} IS NOT NULL AND try_cast({text} AS FLOAT[]) IS NULL"
+    if count := table.one(f"SELECT count(*) {bad}"):
+        shown = quote(shorten(table.one(f"SELECT {text} {bad} LIMIT 1"), 40))
+        raise DataError(
+            where,
+            f"text that is not a list of numbers, of {_count_items(count)}, such as {shown}",
+            "lists such as [0.5, -1.2]",
+            "split it with a query: {query: \"SELECT item_id, string_split(v, ' ')::FLOAT[] AS vector FROM ...\"}",
+        )
+
+
 def _text_sql(columns: tuple[str, ...]) -> str:
     return "concat_ws(' ', " + ", ".join(f"{name(column)}::VARCHAR" for column in columns) + ")"
 
@@ -124,7 +145,7 @@ def _stack_lists(lists: pa.Array, items: pa.Array, where: str) -> Tensor:
         row = int(np.flatnonzero(lengths.is_null().to_numpy(zero_copy_only=False))[0])
         raise DataError(
             where,
-            f"no vector of {lengths.null_count:,} items, first {quote(items[row].as_py())} in row {row + 1}",
+            f"no vector of {_count_items(lengths.null_count)}, first {quote(items[row].as_py())} in row {row + 1}",
             "a list of numbers for each item",
             "leave these items out with a query, or give them a vector",
         )
@@ -135,21 +156,27 @@ def _stack_lists(lists: pa.Array, items: pa.Array, where: str) -> Tensor:
     odd = np.flatnonzero(width != usual)
     if len(odd):
         row = int(odd[0])
-        what = f"item {quote(items[row].as_py())} in row {row + 1} has {width[row]} numbers"
+        what = f"{_count_items(len(odd))} of another width: {quote(items[row].as_py())} in row {row + 1} has "
+        what += f"{width[row]} numbers"
         raise DataError(where, what, f"{usual}, as most items have", "vectors of one width come from one model")
     if usual == 0:
         raise DataError(where, "empty vectors", "a list of numbers for each item")
     flat = lists.flatten()
     if flat.null_count:
-        row = int(np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False))[0]) // usual
-        raise _not_finite(items, row, where)
+        raise _not_finite(items, np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False)) // usual, where)
     return torch.from_numpy(flat.to_numpy().reshape(-1, usual).astype(np.float32))
 
 
-def _not_finite(items: pa.Array, row: int, where: str) -> DataError:
+def _count_items(count: int) -> str:
+    return f"{count:,} item{'' if count == 1 else 's'}"
+
+
+def _not_finite(items: pa.Array, rows: NDArray[np.int64], where: str) -> DataError:
+    first = int(rows[0])
     return DataError(
         where,
-        f"a number that is null, NaN or infinite, of the item {quote(items[row].as_py())} in row {row + 1}",
+        f"a number that is null, NaN or infinite in the vectors of {_count_items(len(np.unique(rows)))}, first "
+        f"{quote(items[first].as_py())} in row {first + 1}",
         "finite numbers",
         "drop these items, or compute their vectors again",
     )
@@ -174,14 +201,15 @@ def _check(
 ) -> ItemVectors:
     finite_N = vectors.isfinite().all(1)
     if not bool(finite_N.all()):
-        raise _not_finite(items, int((~finite_N).nonzero()[0]), where)
+        raise _not_finite(items, (~finite_N).nonzero().squeeze(1).numpy(), where)
     counts = items.value_counts()
     many = pc.greater(counts.field("counts"), 1)
     if pc.any(many).as_py():
         first = counts.filter(many)[0].as_py()
         raise DataError(
             where,
-            f"{pc.sum(many).as_py():,} items in several rows, such as {quote(first['values'])} in {first['counts']}",
+            f"{_count_items(pc.sum(many).as_py())} in several rows, such as {quote(first['values'])} in "
+            f"{first['counts']}",
             "one row per item",
             "keep one row of each with a query, the newest of several versions",
         )

@@ -252,7 +252,7 @@ def decode_recommend_request(body: bytes) -> RecommendRequest:
     """
     request = decode_json(_RECOMMENDATIONS, body, RecommendRequest.__struct_fields__)
     if not 1 <= request.k <= MAX_ITEMS:
-        do = f"ask for {'fewer items' if request.k > 1 else 'one item or more'}"
+        do = "ask for fewer items" if request.k > 0 else "ask for one item or more"
         raise RequestError("k", f"{request.k:,} items", f"1 to {MAX_ITEMS:,}", do, 422)
     if request.seed is not None and not 0 <= request.seed < 2**SEED_BITS:
         do = "send the seed of an earlier answer, or none"

@@ -62,7 +62,7 @@ def rank_targets(
         targets = log.events.columns["item"].take(rows[own]).astype(np.int64) - 1
         ranks[own] = _rank_block(scores, targets, exclude, rows[own])
 
-    _visit_scores(model, log, rows, rank, bf16=bf16, progress=progress)
+    _visit_scores(model, log, rows, rank, _count_wanted(config), bf16=bf16, progress=progress)
     return ranks
 
 
@@ -97,8 +97,13 @@ def list_top(
         items = (best.indices + 1).masked_fill(best.values == -torch.inf, 0)
         lists[own, : items.shape[1]] = items.cpu().numpy()
 
-    _visit_scores(model, log, rows, take_best, bf16=bf16, progress=progress)
+    _visit_scores(model, log, rows, take_best, max(count, _count_wanted(config)), bf16=bf16, progress=progress)
     return lists
+
+
+def _count_wanted(config: EvaluateConfig) -> int:
+    """Return the largest cut of the metrics: a server asked for that many items searches for as many."""
+    return max((*config.k, *config.recall_k), default=1)
 
 
 def _visit_scores(
@@ -106,11 +111,16 @@ def _visit_scores(
     log: Log,
     rows: NDArray[np.int64],
     visit: Callable[[slice, Tensor], None],
+    wanted: int,
     *,
     bf16: bool,
     progress: Progress | None,
 ) -> None:
-    """Call ``visit`` with each block of rows and its scores ``[B, I]`` of all items, which it may change."""
+    """Call ``visit`` with each block of rows and its scores ``[B, I]`` of all items, which it may change.
+
+    Args:
+        wanted: number of the best items that a search finds at least.
+    """
     device, was_training = find_device(model), model.training
     items = np.arange(1, len(log.items))
     catalog = _move(build_catalog(log, items, int(log.timestamps.take(rows).min(initial=0))), device)
@@ -118,7 +128,7 @@ def _visit_scores(
     model.eval()
     try:
         with torch.inference_mode(), precision(bf16, device):
-            score_block = _prepare_scores(model, catalog)
+            score_block = _prepare_scores(model, catalog, wanted)
             for at in range(0, len(rows), _REQUESTS):
                 some = rows[at : at + _REQUESTS]
                 score_rows = score_block(transfer(gather(log, some), device))
@@ -158,11 +168,14 @@ def recommend(
     rows, device = np.array([row], np.int64), find_device(model)
     catalog = _move(build_catalog(log, np.arange(1, len(log.items)), int(log.timestamps[row])), device)
     exclude = Exclusions(log, config)
+    seen = exclude.find_seen(rows)[1]
     with torch.inference_mode(), precision(bf16, device):
-        score_rows = _prepare_scores(model, catalog)(transfer(gather(log, rows), device))
+        # As wide as a server's search, so that items remain where the best ones are seen.
+        wanted = count + len(np.unique(seen))
+        score_rows = _prepare_scores(model, catalog, wanted)(transfer(gather(log, rows), device))
         computed = score_rows(slice(0, 1)).float()[0]
     scores = computed.clone()  # outside of inference mode, so that it may be masked in place
-    scores[torch.from_numpy(exclude.find_seen(rows)[1]).to(device)] = -torch.inf
+    scores[torch.from_numpy(seen).to(device)] = -torch.inf
     if exclude.first is not None:
         scores[torch.from_numpy(exclude.first >= log.timestamps[row]).to(device)] = -torch.inf
     best = torch.topk(scores, min(count, len(scores)))
@@ -170,7 +183,9 @@ def recommend(
     return [(item + 1, score) for item, score in pairs if score > -float("inf")]
 
 
-def _prepare_scores(model: Retriever, catalog: Mapping[str, Column]) -> Callable[[Batch], Callable[[slice], Tensor]]:
+def _prepare_scores(
+    model: Retriever, catalog: Mapping[str, Column], wanted: int
+) -> Callable[[Batch], Callable[[slice], Tensor]]:
     """Return a function that encodes a batch and returns the scores ``[B, I]`` of a slice of its requests."""
     if isinstance(model, VectorRetriever):
         v_ID = model.items(catalog)
@@ -183,7 +198,7 @@ def _prepare_scores(model: Retriever, catalog: Mapping[str, Column]) -> Callable
 
     def score(batch: Batch) -> Callable[[slice], Tensor]:
         # A copy, because the scores are masked in place, and may be a view of what the model holds.
-        return lambda own: model.score_catalog(_take_requests(batch, own), catalog).clone(
+        return lambda own: model.score_best(_take_requests(batch, own), catalog, wanted).clone(
             memory_format=torch.contiguous_format
         )
 

@@ -65,7 +65,11 @@ class GeneratorConfig(Strict):
     search: Literal["exact", "beam"] = Field(
         "beam", description="scores of evaluation: those of all items, or of the paths that a beam search reaches"
     )
-    beam_width: Width = Field(256, description="beams of a search; exact from the number of distinct paths on")
+    beam_width: Width = Field(
+        256,
+        description="beams of a search, or the number of wanted items (k, or the largest cut of evaluate) if that is "
+        "more; exact from the number of distinct paths on",
+    )
     renormalize: bool = Field(
         False, description="probabilities over the servable children of a beam, instead of all tokens of a step"
     )
@@ -241,11 +245,14 @@ class Generator(Retriever):
         """
         if kernels.is_traced():
             return self._score_traced(batch, self.stack_tokens(catalog))
-        trie = self._get_trie(catalog)
-        widest = self.config.beam_width * max(self.sizes)
-        most = _EXACT_REQUESTS if self.config.search == "exact" else max(1, _NUMBERS // widest)
-        scores = [self._score_items(self.encode(some), some, trie, catalog) for some in split_requests(batch, most)]
-        return torch.cat(scores)
+        return self.score_best(batch, catalog, 1)
+
+    def score_best(self, batch: Batch, catalog: Mapping[str, Column], count: int) -> Float[Tensor, "R I"]:
+        """Return the scores of a beam as wide as ``beam_width``, or ``count`` if that is more, as in ``generate``."""
+        trie, width = self._get_trie(catalog), max(self.config.beam_width, count)
+        most = _EXACT_REQUESTS if self.config.search == "exact" else max(1, _NUMBERS // (width * max(self.sizes)))
+        blocks = split_requests(batch, most)
+        return torch.cat([self._score_items(self.encode(some), some, trie, catalog, width) for some in blocks])
 
     def generate(self, batch: Batch, trie: Trie, count: int, width: int | None = None) -> Generated:
         """Return the items of the best paths of a beam search. Items with equal paths come together.
@@ -278,13 +285,13 @@ class Generator(Retriever):
         beams = search_beams(steps, tokens, requests, width, self.rule)
         return beams.leaf, beams.score
 
-    def _score_items(self, memory: Any, batch: Batch, trie: Trie, catalog: Mapping[str, Column]) -> Tensor:
+    def _score_items(self, memory: Any, batch: Batch, trie: Trie, catalog: Mapping[str, Column], width: int) -> Tensor:
         requests, device = count_requests(batch), next(self.parameters()).device
         if self.config.search == "exact":
             steps = self.open_search(memory)
             score_RL = score_leaves(steps, trie, requests, device, self.rule)
         else:
-            leaf_RW, score_RW = self._search(memory, requests, trie, self.config.beam_width)
+            leaf_RW, score_RW = self._search(memory, requests, trie, width)
             floor = score_RW.new_full((requests, trie.leaves + 1), FLOOR)
             leaf_RW = torch.where(leaf_RW < 0, trie.leaves, leaf_RW)
             score_RL = floor.scatter(1, leaf_RW, score_RW)

@@ -288,6 +288,10 @@ class Retriever(Model):
             catalog: features of the items, I entries each.
         """
 
+    def score_best(self, batch: Batch, catalog: Mapping[str, Column], count: int) -> Float[Tensor, "R I"]:
+        """Return the scores of ``score_catalog``. A model that searches looks for ``count`` items at least."""
+        return self.score_catalog(batch, catalog)
+
 
 class FittedRetriever(Retriever):
     """A retriever that counts and does not train: ``fit_statistics`` is all of its training."""

@@ -75,7 +75,11 @@ def format_matching(diagnosis: Diagnosis) -> str:
     table = format_grid("score of a pair", heads, heads, list(map(escape, shown)), cells, "dense even")
     rows = [f"first {at} code{'s' if at > 1 else ''}" for at in range(1, len(own.equal) + 1)]
     equal = [
-        [f"{100 * pair:.2f} %", f"{100 * random:.3f} %", f"{pair / random:,.0f} x" if random > 0 else "-"]
+        [
+            f"{100 * pair:.2f} %",
+            f"{100 * random:.3f} %",
+            f"{pair / random:,.1f} x" if random > 0 else "-",
+        ]
         for pair, random in own.equal
     ]
     columns = ["consecutive items", "random items", "ratio"]

@@ -135,7 +135,7 @@ def _check_popular_codes(measured: Diagnosis) -> Finding:
     share, what = first.top[0], "exposure" if measured.item_top is not None else "items"
     bound = BOUNDS["popular codes"]
     is_fair = share <= _FAIR * count / first.prefixes  # few codes: each has much without being popular
-    codes = "code holds" if count == 1 else "codes hold"
+    codes = f"codes hold{'s' if count == 1 else ''}"
     return _build(
         "popular codes",
         share,
@@ -255,14 +255,15 @@ def _check_latent(measured: Diagnosis) -> Iterator[Finding]:
         f"{BOUNDS['one direction'].format(own.largest)} of the variance is along one of {own.dimensions} directions "
         f"({label})",
         "Level 1 then mostly cuts one line into pieces.",
-        "Center and whiten the vectors, or train the encoder with a contrastive term.",
+        "Center and whiten the vectors (`whiten: true` of `drq`), or train the encoder with a contrastive term.",
     )
     yield _build(
         "narrow cone",
         own.cosine,
         f"Two random items have an absolute cosine of {own.cosine:.3f} on average ({label})",
         "All items point into similar directions, so that cosines say little.",
-        "Center the vectors before they are quantized. Contrastive training raises this figure: lower its weight.",
+        "Center the vectors before they are quantized (`whiten: true` of `drq`). Contrastive training raises this "
+        "figure: lower its weight.",
     )
 
 

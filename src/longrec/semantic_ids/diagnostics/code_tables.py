@@ -23,7 +23,7 @@ from longrec.auditing.column_roles import USUAL, normalize_name
 from longrec.data.relation import Relation, name
 from longrec.data.settings import Source
 from longrec.data.sql import hide_progress
-from longrec.errors import ConfigError, DataError
+from longrec.errors import ConfigError, DataError, nearest, quote
 from longrec.metrics.columns import Ints
 from longrec.semantic_ids.diagnostics.prefixes import is_suffix
 
@@ -31,6 +31,8 @@ _LIST = re.compile(r"^(?P<element>\w+)\[\d*\]$")
 WHOLE = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
 REAL = {"FLOAT", "DOUBLE"}
 """SQL types of the elements of a list column."""
+MOST_CODES = 1 << 20
+"""Largest number of codes of a level, whose usage is counted code by code."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,12 @@ def read_codes(
     with TableReader() as reader:
         table = reader.open("items", source)
         key = choose_key(table, item)
-        columns = [f"code_{at}" for at in range(1, 1 + len(table.types)) if f"code_{at}" in table.types]
+        columns = _list_code_columns(table)
         if codes is None and columns:
             rows = table.table(f"SELECT {', '.join(map(name, [key, *columns]))} FROM {table.view}")
             code_NL = np.stack([_read_whole(rows[column], table.where, column) for column in columns], 1)
         else:
-            column = codes or choose_list(table, WHOLE, "codes", "--column")
+            column = choose_list(table, codes, WHOLE, "codes", "--column")
             rows = table.table(f"SELECT {name(key)}, {name(column)} FROM {table.view}")
             code_NL = flatten_lists(rows[column], table.where, column).astype(np.int64)
     return _build_codes(rows[key].combine_chunks(), code_NL, table.where, levels, size)
@@ -103,12 +105,32 @@ def is_tokenized(source: Any) -> bool:
     return is_folder or hasattr(source, "tokenizer")
 
 
+def _list_code_columns(table: Relation) -> list[str]:
+    """Return the columns code_1 .. code_L of a table. Empty if it has none."""
+    numbers = sorted(int(column[5:]) for column in table.types if re.fullmatch(r"code_[1-9]\d*", column))
+    missing = sorted({*range(1, max(numbers, default=0) + 1)} - {*numbers})
+    if missing:
+        actual = ", ".join(f"code_{number}" for number in numbers)
+        expected = f"all levels: {', '.join(f'code_{number}' for number in missing[:5])} too"
+        raise DataError(
+            table.where, f"the columns {actual}", expected, "join the missing columns, or rename the others"
+        )
+    return [f"code_{number}" for number in numbers]
+
+
 def _build_codes(items: pa.Array, code_NL: Ints, where: str, levels: int | None, size: int | None) -> Codes:
     if not len(items) or items.null_count or len(items.unique()) < len(items):
         actual = f"{len(items):,} rows, {items.null_count:,} without a key, {len(items.unique()):,} different keys"
         raise DataError(where, actual, "one row per item")
-    if code_NL.min() < 0:
-        raise DataError(where, f"the code {code_NL.min()}", "codes from 0")
+    if code_NL.min() < 0 or code_NL.max() >= MOST_CODES:
+        bad = (code_NL < 0) | (code_NL >= MOST_CODES)
+        row, level = map(int, np.argwhere(bad)[0])
+        actual = (
+            f"{int(bad.any(1).sum()):,} of {len(items):,} items have such a code as {code_NL[row, level]} of level "
+        )
+        actual += f"{level + 1} (item {quote(items[row].as_py())})"
+        do = "leave out items without a code, and number the codes of a level from 0"
+        raise DataError(where, actual, f"codes from 0 to {MOST_CODES - 1:,}", do)
     notes = []
     if levels is None and is_suffix(code_NL):
         levels = code_NL.shape[1] - 1
@@ -175,22 +197,35 @@ def choose_key(table: Relation, named: str | None) -> str:
     return fitting[0]
 
 
-def choose_list(table: Relation, kinds: Collection[str], what: str, option: str) -> str:
-    """Return the only list column with elements of some types."""
+def choose_list(table: Relation, named: str | None, kinds: Collection[str], what: str, option: str) -> str:
+    """Return the list column with elements of some types: as named, or the only one."""
     fitting = [
         column for column, kind in table.types.items() if (match := _LIST.match(kind)) and match["element"] in kinds
     ]
-    if len(fitting) != 1:
+    if named is not None and named not in table.types:
+        near = nearest(named, table.types)
+        actual = f"no column {named!r} ({option})" + (f", did you mean {near!r}?" if near else "")
+        raise DataError(table.where, actual, f"one of {', '.join(table.types)}")
+    if named is not None and not table.types[named].endswith("]"):
+        where = f"{table.where}: column {named!r} ({option})"
+        raise DataError(where, f"values of type {table.types[named]}", "a list of numbers per item", _READ_LISTS)
+    if named is None and len(fitting) != 1:
         actual = f"{len(fitting)} list columns that may be the {what}" + (f": {', '.join(fitting)}" if fitting else "")
-        do = f"name it: {option} {fitting[0] if fitting else 'COLUMN'}"
-        raise DataError(table.where, actual, "one of them", do)
-    return fitting[0]
+        expected = "one list column" + (", or the columns code_1, code_2, ..." if what == "codes" else "")
+        expected += f"; the table has {', '.join(f'{column} ({kind})' for column, kind in table.types.items())}"
+        raise DataError(table.where, actual, expected, f"name it: {option} {fitting[0]}" if fitting else _READ_LISTS)
+    return fitting[0] if named is None else named
+
+
+_READ_LISTS = "write lists into a Parquet file, in SQL such as SELECT item_id, [a, b] AS own or text::FLOAT[] AS own"
 
 
 def _read_whole(column: pa.ChunkedArray, where: str, label: str) -> Ints:
     if column.null_count or not pa.types.is_integer(column.type):
-        actual = f"values of type {column.type}, {column.null_count:,} of them null"
-        raise DataError(f"{where}: column {label!r}", actual, "a whole number from 0 in every row")
+        nulls = f", {column.null_count:,} of {len(column):,} null" if column.null_count else ""
+        do = "leave out items without codes" if nulls else "number the codes of a level from 0, as integers"
+        actual = f"values of type {column.type}{nulls}"
+        raise DataError(f"{where}: column {label!r}", actual, "a whole number from 0 in every row", do)
     return column.to_numpy().astype(np.int64)
 
 

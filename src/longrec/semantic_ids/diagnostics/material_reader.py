@@ -23,7 +23,7 @@ from longrec.auditing.events import Events
 from longrec.auditing.prepared_events import read_prepared
 from longrec.auditing.reading import read_events
 from longrec.data.relation import name
-from longrec.errors import ConfigError, DataError
+from longrec.errors import ConfigError, DataError, quote
 from longrec.features.timestamp_grammar import guess_unit
 from longrec.metrics.columns import Floats, Ints
 from longrec.semantic_ids.diagnostics.code_tables import (
@@ -189,7 +189,7 @@ def _read_vectors(vectors: Any, item: str | None, vector: str | None) -> tuple[p
     with TableReader() as reader:
         table = reader.open("items", vectors)
         key = choose_key(table, item)
-        column = vector or choose_list(table, REAL, "vectors", "--vector")
+        column = choose_list(table, vector, REAL, "vectors", "--vector")
         rows = table.table(f"SELECT {name(key)}, {name(column)} FROM {table.view}")
     x_ND = flatten_lists(rows[column], table.where, column).astype(np.float64)
     if not np.isfinite(x_ND).all():
@@ -203,6 +203,9 @@ def _match_vectors(source: Codes, keys: pa.Array, x_ND: Floats, where: str, note
     present = at_N >= 0
     if not present.all():
         notes.append(f"{int((~present).sum()):,} of {len(at_N):,} items have no vector and are left out everywhere.")
+    if present.sum() < 2:
+        actual = f"the vector of 1 of the {len(at_N):,} items with codes"
+        raise DataError(where, actual, "a vector of each item, and at least of two", "name the column: --item COLUMN")
     kept = replace(source, items=source.items.filter(pa.array(present)), codes=source.codes[present])
     return kept, x_ND[at_N[present]]
 
@@ -234,7 +237,7 @@ def _add_log(material: Material, items: pa.Array, log: Any, window: Window, note
             "window with `--until`, or name the column of the split with `--split`."
         )
     keys = pa.array(events.item_keys)
-    number_I = _find(keys, items, where)
+    number_I = _find(keys, items, where, codes_are_second=True)
     item_E = np.where(events.item >= 0, number_I[np.maximum(events.item, 0)], -1)[taken]
     unknown = float((item_E < 0).mean()) if len(item_E) else 0.0
     if unknown:
@@ -276,16 +279,22 @@ def _compare(source: Codes, against: Codes) -> Churn:
     return measure_churn(before.astype(np.int32), after.astype(np.int32), size)
 
 
-def _find(keys: pa.Array, among: pa.Array, where: str) -> Ints:
+def _find(keys: pa.Array, among: pa.Array, where: str, *, codes_are_second: bool = False) -> Ints:
     """Return the row of each key among others, -1 where there is none. Whole numbers of any width are alike.
+
+    Args:
+        codes_are_second: the items of the codes are the others. Default: they are the keys.
 
     Raises:
         DataError: keys of two kinds, or none that is there.
     """
     both = [one.cast(pa.int64()) if pa.types.is_integer(one.type) else one.cast(pa.string()) for one in (keys, among)]
+    own, other = (among, keys) if codes_are_second else (keys, among)
     if both[0].type != both[1].type:
-        raise DataError(where, f"items of the type {among.type}", f"{keys.type}, as the codes have")
+        do = "write the keys of both in one type: numbers, or text"
+        raise DataError(where, f"items of the type {other.type}", f"{own.type}, as the codes have", do)
     at = pc.fill_null(pc.index_in(both[0], value_set=both[1]), -1).to_numpy(zero_copy_only=False).astype(np.int64)
     if (at < 0).all():
-        raise DataError(where, "no item of the codes", f"items such as {keys[0]}", "name the column: --item COLUMN")
+        actual = f"no item of the codes, but items such as {quote(other[0].as_py())}" if len(other) else "no items"
+        raise DataError(where, actual, f"items such as {quote(own[0].as_py())}", "name the column: --item COLUMN")
     return at
