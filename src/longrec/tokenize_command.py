@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ def tokenize(
         raise ConfigError(where, ["must have sections, such as vectors and method"])
     settings, tokenizer = read_settings(apply_overrides(content, overrides), where, base)
     if append is not None:
-        return _append(settings, Path(append))
+        return _append(settings, Path(append), quiet)
     assert into is not None
     return _fit(settings, tokenizer, Path(into), quiet)
 
@@ -126,7 +127,7 @@ def _fit(settings: TokenizeConfig, tokenizer: Tokenizer, into: Path, quiet: bool
     return ids
 
 
-def _append(settings: TokenizeConfig, folder: Path) -> SemanticIds:
+def _append(settings: TokenizeConfig, folder: Path, quiet: bool) -> SemanticIds:
     """Add the new items of the vectors to a folder."""
     import pyarrow.compute as pc
     import torch
@@ -152,6 +153,8 @@ def _append(settings: TokenizeConfig, folder: Path) -> SemanticIds:
     more = ids.append(source.items.filter(new), source.vectors[torch.from_numpy(new.to_numpy(zero_copy_only=False))])
     if more is not ids:
         more.write(folder)
+    elif not quiet:
+        print(f"{folder}: nothing to add, since all {len(source.items):,} items have codes", file=sys.stderr)
     return more
 
 

@@ -166,13 +166,14 @@ def test_append_encodes_new_items_alone(shop: Path, capsys: pytest.CaptureFixtur
 
     change_items(shop, add)
     assert main([*command, "--append", str(shop / "ids")]) == 0
-    assert "121 items, 2 levels of 8 codes (rq_kmeans), version 2 with 1 new items" in capsys.readouterr().out
+    assert "121 items, 2 levels of 8 codes (rq_kmeans), version 2, which added 1 item" in capsys.readouterr().out
     after = SemanticIds.open(shop / "ids")
     assert after.codes[:120].tolist() == before.codes.tolist()
     assert after.items.to_pylist()[120] == "new"
     assert after.codes[120].tolist() == before.codes[3].tolist()
     assert after.suffix[120] > before.suffix[3]
-    assert main([*command, "--append", str(shop / "ids")]) == 0
+    assert main([*command[:-1], "--append", str(shop / "ids")]) == 0
+    assert "nothing to add, since all 121 items have codes" in capsys.readouterr().err
     assert SemanticIds.open(shop / "ids").version == 2
     query = f"SELECT row_number() OVER () AS item_id, vector FROM read_parquet('{shop / 'items.parquet'}')"
     with pytest.raises(DataError, match="keys of the type int64; expected string"):

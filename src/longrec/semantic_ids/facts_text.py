@@ -18,7 +18,8 @@ def format_facts(tokenizer: Tokenizer, facts: Mapping[str, Any], version: int, a
     levels, size, _ = tokenizer.codebooks.shape
     lines = [
         f"{facts.get('items', 0):,} items, {levels} level{'s' if levels > 1 else ''} of {size:,} codes "
-        f"({tokenizer.name}), version {version}" + (f" with {added:,} new items" if added else "")
+        f"({tokenizer.name}), version {version}"
+        + (f", which added {added:,} item{'s' if added > 1 else ''}" if added else "")
     ]
     if facts.get("levels"):
         lines.append(_format_levels(facts["levels"], size))

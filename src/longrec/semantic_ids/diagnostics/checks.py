@@ -224,7 +224,7 @@ def _check_behavior(measured: Diagnosis) -> Iterator[Finding]:
     yield _build(
         "weighted match",
         aucs[WEIGHTED],
-        f"Items that follow each other share more leading codes than random items with AUC {aucs[WEIGHTED]:.3f}",
+        f"Shared leading codes tell consecutive items from random ones with AUC {aucs[WEIGHTED]:.3f}",
         "A generator profits from codes if items that users combine share prefixes. At 0.5 they do not.",
         "Use item vectors that know behavior, or `drq` with its contrastive term. Very many level-1 codes lower this "
         "figure too: fewer codes in level 1 are shared more often.",
