@@ -10,6 +10,7 @@ read the rows of clicks alone. A page of the app in one hour stands for a reques
 
     popularity, covisit    floors: the most frequent targets of all tasks, and the counting rule over the history
     plain    next-token training on all tasks together
+    plain_deep    the same, with the checkpoint of the best recall@200, since NDCG@10 can stop it after two epochs
     bos      the same with a vector of the task in the input of the first step
     longer   bos, then as many steps again of next-token training: what the next ones are compared with
     rft      bos, then rewards: click 1, long view 2, like 5
@@ -60,7 +61,7 @@ VALID_ROWS = 2_500
 FLOORS = ("popularity", "covisit")
 """Arms that learn nothing, and cost seconds."""
 COMPARED = {
-    **dict.fromkeys(("popularity", "covisit", "plain", "longer"), "bos"),
+    **dict.fromkeys(("popularity", "covisit", "plain", "plain_deep", "longer"), "bos"),
     **dict.fromkeys(("rft", "dpo", "both", "strong"), "longer"),
 }
 """Arms that an arm is compared with. A second training is compared with one as long."""
@@ -90,6 +91,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "popularity": {"name": "popularity"},
     "covisit": {"name": "covisit"},
     "plain": BASE,
+    "plain_deep": BASE,
     "bos": {**BASE, "tasks": ["task"]},
     "longer": {"rewards": REWARDS, "reward_weight": 1e-9, "dpo_weight": 0},
     "rft": {"rewards": REWARDS, "dpo_weight": 0},
@@ -217,6 +219,8 @@ def run(arm: str, seed: int, arguments: argparse.Namespace, work: Path) -> Run:
     if arm not in FLOORS:
         fit |= FIT
         model |= small
+    if arm == "plain_deep":
+        fit |= {"monitor": "recall@200"}
     if "name" not in ARMS[arm]:
         base = run("bos", seed, arguments, work)
         model = {"name": "alignment", "base": {**ARMS["bos"], **small}, **ARMS[arm]}
