@@ -10,7 +10,7 @@ read the rows of clicks alone. A page of the app in one hour stands for a reques
 
     popularity, covisit    floors: the most frequent targets of all tasks, and the counting rule over the history
     plain    next-token training on all tasks together
-    plain_deep    the same, with the checkpoint of the best recall@200, since NDCG@10 can stop it after two epochs
+    plain_deep    the same, with the checkpoint of the best NDCG@50, since NDCG@10 stops it after two epochs
     bos      the same with a vector of the task in the input of the first step
     longer   bos, then as many steps again of next-token training: what the next ones are compared with
     rft      bos, then rewards: click 1, long view 2, like 5
@@ -220,7 +220,7 @@ def run(arm: str, seed: int, arguments: argparse.Namespace, work: Path) -> Run:
         fit |= FIT
         model |= small
     if arm == "plain_deep":
-        fit |= {"monitor": "recall@200"}
+        fit |= {"monitor": "ndcg@50"}
     if "name" not in ARMS[arm]:
         base = run("bos", seed, arguments, work)
         model = {"name": "alignment", "base": {**ARMS["bos"], **small}, **ARMS[arm]}
