@@ -140,7 +140,7 @@ def test_a_popular_code_is_named_with_its_share(healthy: Material) -> None:
     share = own.exposure[own.codes[:, 0] == 3].sum() / own.exposure.sum()  # type: ignore[index,union-attr]
     finding = diagnose_material(own, max_pairs=600).find("popular codes")
     assert finding.value == pytest.approx(share)
-    assert finding.name == f"The top 1 of 12 level-1 code holds {100 * share:.1f} % of the exposure"
+    assert finding.name == f"The top 1 of 12 level-1 codes holds {100 * share:.1f} % of the exposure"
 
 
 def test_twins_with_equal_vectors_are_counted(healthy: Material) -> None:
